@@ -1,0 +1,43 @@
+"""Bayesian galaxy deblending with TensorFlow and Keras.
+
+The public names below load on first use, so that `import tfdeblend` costs milliseconds and no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tfdeblend.version import __version__
+
+if TYPE_CHECKING:
+    from tfdeblend.deblended import Deblended
+    from tfdeblend.deblender import Deblender
+    from tfdeblend.errors import DataError
+    from tfdeblend.io import read
+    from tfdeblend.observation import Observation
+    from tfdeblend.scene import Scene, Source
+
+__all__ = ["DataError", "Deblended", "Deblender", "Observation", "Scene", "Source", "__version__", "read"]
+
+_MODULES = {
+    "DataError": "errors",
+    "Deblended": "deblended",
+    "Deblender": "deblender",
+    "Observation": "observation",
+    "Scene": "scene",
+    "Source": "scene",
+    "read": "io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tfdeblend' has no attribute '{name}'")
+    value = getattr(import_module(f"tfdeblend.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,8 @@
+"""`python -m tfdeblend`."""
+
+import sys
+
+from tfdeblend.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
