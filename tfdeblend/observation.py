@@ -1,0 +1,92 @@
+"""Observation: one exposure or coadd in some bands: images, weights, psf, wcs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checks
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One image of the sky in C bands on one grid of pixels; everything is converted and checked on creation.
+
+    Args:
+        images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData` (whose
+            mask, uncertainty, wcs and unit are used). NaN and infinite pixels become 0 with weight 0, and are counted in `notes`.
+        weights: as images: inverse variance in 1/unit^2, 0 = masked. None: one value per band, from the clipped median absolute
+            deviation of its pixels, with a note.
+        psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
+        bands: C different names. None: band0, band1, ...
+        name: used in messages and in the names of outputs.
+        wcs: a WCS with a celestial part, or the text of a FITS header.
+        zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density.
+        unit: of the images, as astropy writes it; any other text is kept as it is.
+        pixel_scale: arcsec. None: from `wcs`.
+        notes: warnings of reading and checking, one line each.
+
+    Raises:
+        DataError: naming the observation, the field, what was expected and what came.
+    """
+
+    images: np.ndarray
+    # These three may be given as None, but are never None once __post_init__ has run.
+    weights: np.ndarray = None  # type: ignore[assignment]
+    psf: np.ndarray = None  # type: ignore[assignment]
+    bands: tuple[str, ...] = None  # type: ignore[assignment]
+    name: str = "observation"
+    wcs: Any = None
+    zeropoints: np.ndarray | None = None
+    unit: str | None = None
+    pixel_scale: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where, notes = str(self.name), list(self.notes)
+        pixels = checks.unwrap(where, self.images, self.weights, self.wcs, self.unit)
+        images = checks.as_images(where, pixels.images)
+        bands = checks.as_bands(where, self.bands, len(images))
+        valid = checks.valid_pixels(where, images, pixels.mask, notes)
+        if pixels.weights is None:
+            weights = checks.estimate_weights(where, images, valid, bands, notes)
+        else:
+            weights = checks.as_weights(where, pixels.weights, images.shape)
+        images, weights = checks.mask_pixels(where, images, weights, valid, bands, notes)
+        wcs = checks.as_wcs(where, pixels.wcs)
+        checked = {
+            "images": images,
+            "weights": weights,
+            "psf": checks.as_psf(where, self.psf, bands, notes),
+            "bands": bands,
+            "name": where,
+            "wcs": wcs,
+            "zeropoints": checks.as_zeropoints(where, self.zeropoints, pixels.unit, len(images)),
+            "unit": pixels.unit,
+            "pixel_scale": checks.as_pixel_scale(where, self.pixel_scale, wcs, notes),
+            "notes": tuple(notes),
+        }
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def read(cls, path: str | Path, psf: Any = None, mask_planes: Sequence[str | int] | None = None) -> Observation:
+        """Read an NPZ or FITS file; see `tfdeblend.io.read` for the arguments and the errors."""
+        from . import io
+
+        return io.read(path, psf=psf, mask_planes=mask_planes)[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,H,W)."""
+        bands, height, width = self.images.shape
+        return bands, height, width
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(C,H,W) bool: where the weights are positive."""
+        return self.weights > 0
