@@ -2,8 +2,8 @@
 
 Rows of the table are methods: ours with each prior, the bound (every source's true shape known, see
 `benchmarks.score.bound`), and peers, read from folders that hold `<scene>.npz` with `sources` (K,C,H,W) in the order
-of the scene's `peaks`, and `seconds`. A method that fails on a scene, or returns NaN there, is scored as having
-returned empty images: it does not gain by giving up.
+of the scene's `peaks`, `seconds` and `version`. A method that fails on a scene, or returns NaN there, is scored as
+having returned empty images: it does not gain by giving up.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.score import Scores, binned, bound, chi2_per_pixel, summary
+from tfdeblend.version import __version__
 
 COLUMNS = {"flux": "|flux error|", "bias": "flux bias", "colour": "|d(g-r)| mag", "l2": "relative L2"}
 
@@ -52,6 +53,7 @@ class Answers:
     sources: list[np.ndarray | str]
     seconds: float | None = None
     warm_seconds: float | None = None
+    version: str = __version__
 
 
 def bound_answers(scenes: list[TrueScene]) -> Answers:
@@ -62,7 +64,7 @@ def bound_answers(scenes: list[TrueScene]) -> Answers:
 def peer_answers(scenes: list[TrueScene], folder: Path) -> Answers:
     """What a peer left in `folder`, one `<scene>.npz` a scene."""
     found: list[np.ndarray | str] = []
-    seconds = []
+    seconds, release = [], "unknown"
     for scene in scenes:
         path = folder / scene.path.name
         if not path.exists():
@@ -71,7 +73,8 @@ def peer_answers(scenes: list[TrueScene], folder: Path) -> Answers:
         with np.load(path) as file:
             found.append(file["sources"].astype(np.float64))
             seconds.append(float(file["seconds"]))
-    return Answers(found, float(np.mean(seconds)) if seconds else None)
+            release = str(file["version"])
+    return Answers(found, float(np.mean(seconds)) if seconds else None, version=release)
 
 
 def our_answers(scenes: list[TrueScene], prior: str, warm: bool, **options) -> Answers:
@@ -103,6 +106,7 @@ def grade(scenes: list[TrueScene], answers: Answers) -> dict:
         if not problem:
             chi2.append(chi2_per_pixel(scene.images, scene.weights, model.sum(0)))
     return {
+        "version": answers.version,
         "failures": failures,
         "chi2": float(np.median(chi2)) if chi2 else None,
         "chi2_max": float(np.max(chi2)) if chi2 else None,
@@ -158,13 +162,18 @@ def _number(value: float | None) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what produced the figures, and the machine."""
-    found = {"python": platform.python_version(), "machine": f"{os.cpu_count()} cores, {platform.machine()}"}
-    for package in ("tfdeblend", "tensorflow", "keras", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    own = {"machine": machine, "python": platform.python_version(), "tfdeblend": __version__}
+    return own | {package: version(package) for package in ("tensorflow", "keras", "numpy")}
+
+
+def strict(value):
+    """`value` with infinities and NaN replaced by None, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -198,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name}: {scene_name}: {problem}", file=sys.stderr)
     if args.json:
         report = {"versions": versions(), "blends": len(scenes), "sources": sources, "methods": methods}
-        args.json.write_text(json.dumps(report, indent=1))
+        args.json.write_text(json.dumps(strict(report), indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

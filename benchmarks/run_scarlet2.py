@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,7 @@ def deblend(images: np.ndarray, weights: np.ndarray, psfs: np.ndarray, bands, ce
 
 
 def main() -> None:
-    """Write `<scene>.npz` with `sources` and `seconds` for every scene of the folder; a failure is printed."""
+    """Write `<scene>.npz` (`sources`, `seconds`, `version`) for every scene not answered yet; a failure is printed."""
     parser = argparse.ArgumentParser(description="Deblend a folder of NPZ scenes by scarlet2.")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of NPZ scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
@@ -78,6 +80,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     scarlet2.set_validation(False)
     for path in sorted(args.scenes.glob("*.npz")):
+        if (args.out / path.name).exists():
+            continue
         with np.load(path) as file:
             images, weights, psfs = (file[name] for name in ("images", "weights", "psfs"))
             bands, centers = [str(name) for name in file["filters"]], file["peaks"][:, ::-1]
@@ -88,7 +92,8 @@ def main() -> None:
             print(f"{path.name}: {error!r}")
             continue
         seconds = time.perf_counter() - start
-        np.savez_compressed(args.out / path.name, sources=sources.astype(np.float32), seconds=seconds)
+        answer: dict[str, Any] = {"sources": sources.astype(np.float32), "seconds": seconds, "version": version("scarlet2")}
+        np.savez_compressed(args.out / path.name, **answer)
         print(f"{path.name}: {seconds:.1f} s", flush=True)
 
 
