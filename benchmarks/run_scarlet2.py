@@ -92,7 +92,11 @@ def main() -> None:
             print(f"{path.name}: {error!r}")
             continue
         seconds = time.perf_counter() - start
-        answer: dict[str, Any] = {"sources": sources.astype(np.float32), "seconds": seconds, "version": version("scarlet2")}
+        answer: dict[str, Any] = {
+            "sources": sources.astype(np.float32),
+            "seconds": seconds,
+            "version": version("scarlet2"),
+        }
         np.savez_compressed(args.out / path.name, **answer)
         print(f"{path.name}: {seconds:.1f} s", flush=True)
 
