@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class Pixels(NamedTuple):
     unit: str | None
 
 
-def unwrap(where: str, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
+def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
     """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries."""
     mask = None
     if hasattr(images, "uncertainty"):  # NDData, CCDData
@@ -49,7 +50,7 @@ def unwrap(where: str, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels
     return Pixels(images, mask, weights, wcs, unit)
 
 
-def _uncertainty_weights(where: str, data: Any) -> Any:
+def _uncertainty_weights(where: str | Path, data: Any) -> Any:
     from astropy.nddata import InverseVariance
 
     try:
@@ -59,7 +60,7 @@ def _uncertainty_weights(where: str, data: Any) -> Any:
     return np.where(np.isinf(inverse), 0.0, inverse)  # zero deviation says nothing: masked
 
 
-def _as_unit(where: str, unit: Any) -> str | None:
+def _as_unit(where: str | Path, unit: Any) -> str | None:
     if unit is None or hasattr(unit, "to_string"):
         return unit if unit is None else unit.to_string()
     if isinstance(unit, np.ndarray) and unit.ndim == 0:
@@ -69,7 +70,7 @@ def _as_unit(where: str, unit: Any) -> str | None:
     return unit.strip() or None
 
 
-def _unitless_weights(where: str, weights: Any, unit: str | None) -> Any:
+def _unitless_weights(where: str | Path, weights: Any, unit: str | None) -> Any:
     from astropy import units
 
     expected = units.Unit(unit or "", parse_strict="silent") ** -2
@@ -79,7 +80,7 @@ def _unitless_weights(where: str, weights: Any, unit: str | None) -> Any:
         raise DataError(where, "weights", f"expected unit {expected}, received {weights.unit}") from error
 
 
-def numbers(where: str, field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
+def numbers(where: str | Path, field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
     """An array of numbers, native byte order; anything else (objects, text, ragged lists) is refused."""
     try:
         array = np.asarray(value)
@@ -90,7 +91,7 @@ def numbers(where: str, field: str, value: Any, kinds: str = "fiu") -> np.ndarra
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_images(where: str, images: Any) -> np.ndarray:
+def as_images(where: str | Path, images: Any) -> np.ndarray:
     """(C,H,W) numbers, none of them yet looked at."""
     if images is None:
         raise DataError(where, "images", "expected an array (bands, height, width), received none")
@@ -105,7 +106,7 @@ def as_images(where: str, images: Any) -> np.ndarray:
     return array
 
 
-def as_bands(where: str, bands: Any, count: int) -> tuple[str, ...]:
+def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
     if bands is None:
         return tuple(f"band{c}" for c in range(count))
     names = [bands] if isinstance(bands, str) else list(np.atleast_1d(np.asarray(bands, dtype=object)))
@@ -120,7 +121,7 @@ def as_bands(where: str, bands: Any, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def valid_pixels(where: str, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
+def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
     """(C,H,W) bool: finite and not masked; the non-finite are counted in `notes`."""
     finite = np.isfinite(images)
     broken = finite.size - int(finite.sum())
@@ -131,15 +132,17 @@ def valid_pixels(where: str, images: np.ndarray, mask: Any, notes: list[str]) ->
     return finite & ~as_mask(where, "mask", mask, images.shape)
 
 
-def as_mask(where: str, field: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A boolean mask (True = masked) of (C,H,W), or (H,W) for all bands, broadcast to `shape`."""
-    array = numbers(where, field, mask, kinds="b")
+    array = np.asarray(mask)
+    if array.dtype.kind != "b":
+        raise DataError(where, field, f"expected booleans, True = masked, received dtype {array.dtype}")
     if array.shape not in (shape, shape[1:]):
         raise DataError(where, field, f"expected shape {shape} as images, or {shape[1:]}, received {array.shape}")
     return np.broadcast_to(array, shape)
 
 
-def as_weights(where: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Inverse variance, finite and not negative, of the images' shape."""
     array = numbers(where, "weights", weights)
     array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
@@ -154,21 +157,23 @@ def as_weights(where: str, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def estimate_weights(where: str, images: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
-    """One inverse variance a band: 1 / sigma^2 of the sky, sigma = 1.4826 MAD of pixels clipped at 3 sigma above the median."""
+def estimate_weights(
+    where: str | Path, images: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], notes: list[str]
+) -> np.ndarray:
+    """One inverse variance a band: 1 / sigma^2 of its sky."""
     weights = np.zeros(images.shape)
     for c, band in enumerate(bands):
         if valid[c].any():
             sigma = sky_sigma(images[c][valid[c]])
             if not 0 < sigma < ABSURD:
-                raise DataError(where, "weights", f"expected weights or variance, as band {band} has no scatter to estimate it from")
+                raise DataError(where, "weights", f"expected weights or variance, as band {band} has no scatter")
             weights[c] = sigma**-2.0
     notes.append("no noise given: estimated from the median absolute deviation of the sky in each band")
     return weights
 
 
 def sky_sigma(pixels: np.ndarray) -> float:
-    """Standard deviation of the sky in a 1-D array of pixels: clipping above takes the sources out."""
+    """Standard deviation of the sky: 1.4826 MAD of a 1-D array of pixels, clipped above to take the sources out."""
     pixels = pixels.astype(float)
     for _ in range(CLIP_ROUNDS):
         median = np.median(pixels)
@@ -181,22 +186,28 @@ def sky_sigma(pixels: np.ndarray) -> float:
 
 
 def mask_pixels(
-    where: str, images: np.ndarray, weights: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], notes: list[str]
+    where: str | Path,
+    images: np.ndarray,
+    weights: np.ndarray,
+    valid: np.ndarray,
+    bands: tuple[str, ...],
+    notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32 images without absurd values and weights that are 0 where not valid; all masked is refused."""
     weights = np.where(valid, weights, 0).astype(np.float32)
-    empty = [band for band, used in zip(bands, (weights > 0).any(axis=(1, 2)), strict=True) if not used]
+    empty = [band for c, band in enumerate(bands) if not (weights[c] > 0).any()]
     if len(empty) == len(bands):
         raise DataError(where, "weights", "expected some pixels with positive weight, received an all-masked image")
     if empty:
         notes.append(f"every pixel is masked in {', '.join(empty)}")
     sane = np.isfinite(images) & (np.abs(images) <= ABSURD)
     if (~sane & (weights > 0)).any():
-        raise DataError(where, "images", f"expected values up to {ABSURD:g}, received {np.abs(images[weights > 0]).max():g}")
+        largest = np.abs(images[weights > 0]).max()
+        raise DataError(where, "images", f"expected values up to {ABSURD:g}, received {largest:g}")
     return np.where(sane, images, 0).astype(np.float32), weights
 
 
-def as_psf(where: str, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
+def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
     """(C,h,w) float32, each band divided by its sum."""
     if psf is None:
         raise DataError(where, "psf", "expected an array (bands, height, width), received none")
@@ -204,18 +215,22 @@ def as_psf(where: str, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np
     if array.ndim == 2:
         array = np.repeat(array[np.newaxis], len(bands), axis=0)
     if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape or max(array.shape[1:]) > MAX_SIDE:
-        raise DataError(where, "psf", f"expected shape ({len(bands)}, height, width) or (height, width), received {array.shape}")
+        expected = f"expected shape ({len(bands)}, height, width) or (height, width)"
+        raise DataError(where, "psf", f"{expected}, received {array.shape}")
     if not np.isfinite(array).all():
-        raise DataError(where, "psf", f"expected finite values, received {int((~np.isfinite(array)).sum())} NaN or infinite")
-    for band, total in zip(bands, array.sum(axis=(1, 2)), strict=True):
-        if abs(total - 1) > PSF_TOLERANCE:
-            raise DataError(where, "psf", f"expected a sum of 1 within {PSF_TOLERANCE:.0%}, received {total:.6g} in band {band}")
-        if abs(total - 1) > PSF_ROUNDING:
-            notes.append(f"PSF of band {band} summed to {total:.5f}: renormalised")
-    return (array / array.sum(axis=(1, 2), keepdims=True)).astype(np.float32)
+        count = int((~np.isfinite(array)).sum())
+        raise DataError(where, "psf", f"expected finite values, received {count} NaN or infinite")
+    totals = array.sum(axis=(1, 2))
+    worst = int(np.argmax(np.abs(totals - 1)))
+    if abs(totals[worst] - 1) > PSF_TOLERANCE:
+        expected = f"expected a sum of 1 within {PSF_TOLERANCE:.0%} in band {bands[worst]}"
+        raise DataError(where, "psf", f"{expected}, received {totals[worst]:.6g}")
+    if abs(totals[worst] - 1) > PSF_ROUNDING:
+        notes.append(f"PSF renormalised: summed to {', '.join(f'{total:.4f}' for total in totals)}")
+    return (array / totals[:, np.newaxis, np.newaxis]).astype(np.float32)
 
 
-def as_zeropoints(where: str, zeropoints: Any, unit: str | None, count: int) -> np.ndarray | None:
+def as_zeropoints(where: str | Path, zeropoints: Any, unit: str | None, count: int) -> np.ndarray | None:
     """(C,) AB magnitudes of flux 1, from `unit` where not given and `unit` is a flux density; None where unknown."""
     if zeropoints is None:
         known = unit_zeropoint(unit)
@@ -224,8 +239,9 @@ def as_zeropoints(where: str, zeropoints: Any, unit: str | None, count: int) -> 
     array = np.full(count, array) if array.ndim == 0 else array
     if array.shape != (count,):
         raise DataError(where, "zeropoints", f"expected shape ({count},), one a band, received {array.shape}")
-    if not (np.abs(array) <= MAX_ZEROPOINT).all():
-        raise DataError(where, "zeropoints", f"expected finite AB magnitudes, received {array[~(np.abs(array) <= MAX_ZEROPOINT)][0]:g}")
+    absurd = ~(np.abs(array) <= MAX_ZEROPOINT)  # so written that NaN is absurd too
+    if absurd.any():
+        raise DataError(where, "zeropoints", f"expected finite AB magnitudes, received {array[absurd][0]:g}")
     return array
 
 
@@ -243,7 +259,7 @@ def unit_zeropoint(unit: str | None) -> float | None:
         return None
 
 
-def as_wcs(where: str, wcs: Any) -> Any:
+def as_wcs(where: str | Path, wcs: Any) -> Any:
     """The celestial, two-dimensional part of a WCS, or of the text of a FITS header; None stays None."""
     if wcs is None:
         return None
@@ -260,7 +276,7 @@ def as_wcs(where: str, wcs: Any) -> Any:
     return wcs.celestial
 
 
-def parse_wcs(where: str, header: Any) -> Any:
+def parse_wcs(where: str | Path, header: Any) -> Any:
     """A WCS from a FITS header or its text (with or without line breaks)."""
     import warnings
 
@@ -277,7 +293,7 @@ def parse_wcs(where: str, header: Any) -> Any:
         raise DataError(where, "wcs", f"expected a readable WCS, received {type(error).__name__}: {error}") from error
 
 
-def as_pixel_scale(where: str, pixel_scale: Any, wcs: Any, notes: list[str]) -> float | None:
+def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[str]) -> float | None:
     """Side of a pixel in arcsec; from the WCS (root of the pixel's area) where not given."""
     known = None
     if wcs is not None:

@@ -62,8 +62,8 @@ class Deblended:
     def reapportioned(self) -> np.ndarray:
         """(K,C,H,W): the data less the background, shared out in proportion to the sources' models.
 
-        data * source / sum of sources where that sum is positive and the pixel is unmasked, 0 elsewhere; sources are taken as
-        zero where negative, so that every share lies between 0 and 1.
+        data * source / sum of sources where that sum is positive and the pixel is unmasked, 0 elsewhere; sources are
+        taken as zero where negative, so that every share lies between 0 and 1.
         """
         observation = self.scene.observation
         positive = np.maximum(self.sources, 0)

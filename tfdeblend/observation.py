@@ -17,10 +17,11 @@ class Observation:
     """One image of the sky in C bands on one grid of pixels; everything is converted and checked on creation.
 
     Args:
-        images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData` (whose
-            mask, uncertainty, wcs and unit are used). NaN and infinite pixels become 0 with weight 0, and are counted in `notes`.
-        weights: as images: inverse variance in 1/unit^2, 0 = masked. None: one value per band, from the clipped median absolute
-            deviation of its pixels, with a note.
+        images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData`
+            (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels become 0 with weight 0, and are
+            counted in `notes`.
+        weights: as images: inverse variance in 1/unit^2, 0 = masked. None: one value per band, from the clipped median
+            absolute deviation of its pixels, with a note.
         psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
         bands: C different names. None: band0, band1, ...
         name: used in messages and in the names of outputs.

@@ -31,8 +31,8 @@ class Scene:
     """An observation and its K sources; a source without an `id` gets its index.
 
     Raises:
-        DataError: no source, a position that is not finite or outside the image, two sources within 0.1 pixel, an unknown kind,
-            an id used twice.
+        DataError: no source, a position that is not finite or outside the image, two sources within 0.1 pixel, an
+            unknown kind, an id used twice.
     """
 
     observation: Observation
@@ -82,7 +82,8 @@ class Scene:
                 return cls.detect(observation)
             return cls.from_catalog(observation, catalog)
         except DataError as error:
-            raise DataError(path, *error.args[1:]) from error
+            field = error.args[1].replace("catalog", "catalog" if catalog is None else catalog.meta["field"])
+            raise DataError(path, field, *error.args[2:]) from error
 
     @classmethod
     def detect(cls, observation: Observation, threshold: float = 3.0) -> Scene:
@@ -91,7 +92,7 @@ class Scene:
 
         found = detect(observation, threshold)
         if not len(found):
-            raise DataError(observation.name, "catalog", f"expected sources, but detection at {threshold:g} sigma found none")
+            raise DataError(observation.name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
         return cls.from_catalog(observation, found)
 
     @classmethod
@@ -100,9 +101,9 @@ class Scene:
 
         Args:
             observation: the image that the positions belong to.
-            catalog: a Table, structured array or mapping with columns `x`, `y` (pixels, zero-based centres) or `ra`, `dec`
-                (degrees; the observation needs a WCS), optionally `kind` ("galaxy", "point"), `is_star` and `id`; or an array
-                (N,2) of (x, y); or a SkyCoord.
+            catalog: a Table, structured array or mapping with columns `x`, `y` (pixels, zero-based centres) or `ra`,
+                `dec` (degrees; the observation needs a WCS), optionally `kind` ("galaxy", "point"), `is_star` and `id`;
+                or an array (N,2) of (x, y); or a SkyCoord.
 
         Raises:
             DataError: as `Scene`, and for columns that are missing or of the wrong type.
@@ -114,29 +115,31 @@ class Scene:
         return cls(observation, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
 
     def _check_positions(self) -> None:
-        positions = self.positions
-        upper = np.array(self.observation.shape[1:]) - 0.5
+        positions, shape = self.positions, self.observation.shape[1:]
         finite = np.isfinite(positions).all(axis=1)
         if not finite.all():
-            raise DataError(self.name, "catalog", f"expected finite positions, received {int((~finite).sum())} that are not")
-        outside = ((positions < -0.5) | (positions > upper)).any(axis=1)
+            count = int((~finite).sum())
+            raise DataError(self.name, "catalog", f"expected finite positions, received {count} that are not")
+        outside = ((positions < -0.5) | (positions > np.array(shape) - 0.5)).any(axis=1)
         if outside.any():
-            y, x = positions[outside][0]
-            shape = tuple(self.observation.shape[1:])
-            raise DataError(
-                self.name, "catalog", f"expected sources inside the image of {shape}, received {int(outside.sum())} outside, such as x={x:g}, y={y:g}"
-            )
-        pair = _closest_pair(positions)
-        if pair is not None:
-            y, x = positions[pair]
-            raise DataError(self.name, "catalog", f"expected sources {CLOSEST} pixel apart, received duplicates at x={x:g}, y={y:g}")
+            received = f"received {int(outside.sum())} outside, such as {_xy(positions[outside][0])}"
+            raise DataError(self.name, "catalog", f"expected sources inside the image of {shape} pixels, {received}")
+        k = _closest_pair(positions)
+        if k is not None:
+            received = f"received duplicates at {_xy(positions[k])}"
+            raise DataError(self.name, "catalog", f"expected sources {CLOSEST} pixel apart, {received}")
 
     def _check_kinds_and_ids(self) -> None:
         for source in self.sources:
             if source.kind not in KINDS:
-                raise DataError(self.name, "catalog.kind", f"expected one of {', '.join(KINDS)}, received {source.kind!r}")
+                raise DataError(self.name, "catalog.kind", f"expected {' or '.join(KINDS)}, received {source.kind!r}")
         if len({source.id for source in self.sources}) < len(self.sources):
             raise DataError(self.name, "catalog.id", "expected a different id for each source, received duplicates")
+
+
+def _xy(position: np.ndarray) -> str:
+    y, x = position
+    return f"x={x:g}, y={y:g}"
 
 
 def _closest_pair(positions: np.ndarray) -> int | None:
@@ -167,7 +170,7 @@ def _columns(where: str, catalog: Any) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(where, "catalog", f"expected an array (N,2) of (x, y), received {error}") from error
     if array.ndim != 2 or array.shape[1] != 2:
-        raise DataError(where, "catalog", f"expected columns x and y or an array (N,2) of (x, y), received shape {array.shape}")
+        raise DataError(where, "catalog", f"expected columns x, y or an array (N,2) of (x, y), received {array.shape}")
     return {"x": array[:, 0], "y": array[:, 1]}
 
 
@@ -199,7 +202,8 @@ def _pixel_positions(observation: Observation, columns: dict[str, Any]) -> tuple
     if "x" in columns and "y" in columns:
         return _float_column(where, "x", columns), _float_column(where, "y", columns)
     if "sky" not in columns and not ("ra" in columns and "dec" in columns):
-        raise DataError(where, "catalog", f"expected columns x, y or ra, dec, received {', '.join(columns) or 'neither'}")
+        received = ", ".join(columns) or "neither"
+        raise DataError(where, "catalog", f"expected columns x, y or ra, dec, received {received}")
     if observation.wcs is None:
         raise DataError(where, "catalog", "expected columns x, y, as there is no WCS to place ra, dec by")
     from astropy.coordinates import SkyCoord
@@ -207,10 +211,13 @@ def _pixel_positions(observation: Observation, columns: dict[str, Any]) -> tuple
     sky = columns.get("sky")
     if sky is None:
         ra, dec = _float_column(where, "ra", columns), _float_column(where, "dec", columns)
-        if (np.abs(dec) > 90).any():
-            raise DataError(where, "catalog.dec", f"expected degrees from -90 to 90, received {dec[np.abs(dec) > 90][0]:g}")
+        if not (np.abs(dec) <= 90).all():
+            raise DataError(where, "catalog.dec", "expected degrees from -90 to 90, received others")
         sky = SkyCoord(ra, dec, unit="deg")
-    x, y = observation.wcs.world_to_pixel(sky)
+    try:
+        x, y = observation.wcs.world_to_pixel(sky)
+    except Exception as error:  # of astropy, its kind depending on the frame and the distortion
+        raise DataError(where, "catalog", f"expected positions that the WCS can place, received {error}") from error
     return np.asarray(x, float), np.asarray(y, float)
 
 

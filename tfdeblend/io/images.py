@@ -1,0 +1,178 @@
+"""Scenes from FITS files: the layout is described in `tfdeblend.io`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+
+from .. import checks
+from ..errors import DataError
+from .masks import PLANES, masked_pixels, variance_weights
+from .parsing import Contents, parsing
+
+SCIENCE = ("SCI", "IMAGE")
+VARIANCE = ("VAR", "VARIANCE")
+WEIGHTS = ("WHT", "WEIGHTS")
+OTHERS = (*VARIANCE, *WEIGHTS, "MASK", "PSF", "CATALOG")
+IMAGE_HDUS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+NAMES = {"weights": "WHT", "psf": "PSF", "bands": "FILTER", "zeropoints": "MAGZERO", "unit": "BUNIT"}
+TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[fits.HDUList]:
+    """All HDUs of a FITS file, their headers read, so that a truncated file shows."""
+    with parsing(path, "file"):
+        hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+    try:
+        yield hdus
+    finally:
+        hdus.close()
+
+
+def find(hdus: fits.HDUList, names: Sequence[str], kinds: tuple[type, ...] = IMAGE_HDUS) -> Any:
+    """The first HDU of one of these names and kinds, or None."""
+    for hdu in hdus:
+        if hdu.name.upper() in names and isinstance(hdu, kinds):
+            return hdu
+    return None
+
+
+def pixels(path: Path, hdu: Any) -> Any:
+    """The image of an HDU, or None; errors name the extension."""
+    if hdu is None:
+        return None
+    with parsing(path, hdu.name):
+        if hdu.data is None:
+            raise DataError(path, hdu.name, "expected an image, received none")
+        return hdu.data
+
+
+def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
+    """The contents of a FITS file; see `tfdeblend.io.read`."""
+    notes: list[str] = []
+    with opened(path) as hdus:
+        science = _science(path, hdus, notes)
+        name = science.name
+        images = _as_cube(path, name, pixels(path, science))
+        masked = _masked(path, find(hdus, ("MASK",)), images.shape, mask_planes)
+        header = _header(path, science, hdus[0])
+        psf = find(hdus, ("PSF",))
+        fields = {
+            "images": images if masked is None else np.ma.MaskedArray(images, masked),
+            "weights": _weights(path, hdus, masked, images.shape, notes),
+            "psf": pixels(path, psf),
+            "bands": band_names(header, len(images)),
+            "wcs": celestial_wcs(path, science.header, hdus[0].header),
+            "zeropoints": _per_band(header, ("MAGZERO", "ZP"), len(images)),
+            "unit": header.get("BUNIT"),
+        }
+        return Contents(fields, _catalog(path, hdus), {**NAMES, "images": name}, notes)
+
+
+def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
+    """The HDU of the image: SCI or IMAGE, else the primary, else the first image extension of no other name."""
+    named = [hdu for hdu in hdus if hdu.name.upper() in SCIENCE and isinstance(hdu, IMAGE_HDUS)]
+    if len(named) > 1:
+        notes.append(f"{len(named)} image extensions {named[0].name}: the first is read")
+    unnamed = [hdu for hdu in hdus if isinstance(hdu, IMAGE_HDUS) and hdu.name.upper() not in OTHERS]
+    for hdu in (*named, *unnamed):
+        if hdu.header.get("NAXIS", 0) > 0:
+            return hdu
+    received = ", ".join(hdu.name or "no name" for hdu in hdus[:20])
+    raise DataError(path, "SCI", f"expected an image in the primary, SCI or IMAGE, received extensions {received}")
+
+
+def _as_cube(path: Path, name: str, data: Any) -> np.ndarray:
+    try:
+        return checks.as_images(str(path), data)
+    except DataError as error:
+        raise DataError(path, name, error.args[-1]) from error
+
+
+def _header(path: Path, science: Any, primary: Any) -> dict[str, Any]:
+    """Plain values by keyword: of the image's header first, then of the primary."""
+    with parsing(path, f"header of {science.name}"):
+        values = {**dict(primary.header), **dict(science.header)}
+        return {key: value for key, value in values.items() if not isinstance(value, fits.card.Undefined)}
+
+
+def _per_band(header: dict[str, Any], keys: Sequence[str], count: int) -> Any:
+    """One value for all bands under the key, or one each under key1, key2, ...; None where there is neither."""
+    for key in keys:
+        if key in header:
+            return header[key]
+        numbered = [header.get(f"{key}{c + 1}") for c in range(count)]
+        if None not in numbered:
+            return numbered
+    return None
+
+
+def band_names(header: dict[str, Any], count: int) -> list[str] | None:
+    """Names from BANDS or FILTER ("g,r,i", "g r i" or "gri"), or FILTER1, FILTER2, ...; None where they do not say.
+
+    For one band FILTER1 and FILTER2 are two wheels, of which the one that is not clear counts, as in the headers of
+    HST.
+    """
+    for key in ("BANDS", "FILTER"):
+        text = str(header.get(key, "")).strip()
+        names = [text] if count == 1 else re.split(r"[\s,;]+", text)
+        for candidate in (names, list(text)):
+            if text and len(candidate) == count:
+                return candidate
+    numbered = [str(header.get(f"FILTER{c}", "")).strip() for c in range(1, max(count, 2) + 1)]
+    if count == 1:
+        wheels = [name for name in numbered if name and not name.upper().startswith("CLEAR")]
+        return wheels if len(wheels) == 1 else None
+    return numbered if all(numbered) else None
+
+
+def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
+    """The WCS of the first header with a celestial one, or None."""
+    for header in headers:
+        if "CTYPE1" in header:
+            wcs = checks.parse_wcs(str(path), header)
+            if wcs.has_celestial:
+                return wcs
+    return None
+
+
+def _masked(path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None) -> np.ndarray | None:
+    if hdu is None:
+        return None
+    named = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
+    if not all(isinstance(bit, int) for bit in named.values()):
+        raise DataError(path, "MASK", "expected the number of a bit under each MP_ key of the header, received others")
+    return masked_pixels(path, "MASK", pixels(path, hdu), shape, mask_planes, named or PLANES)
+
+
+def _weights(
+    path: Path, hdus: fits.HDUList, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]
+) -> Any:
+    variance, weights = find(hdus, VARIANCE), find(hdus, WEIGHTS)
+    if variance is not None and weights is not None:
+        raise DataError(path, variance.name, f"expected either a variance or weights, received {weights.name} too")
+    if variance is None:
+        return pixels(path, weights)
+    return variance_weights(path, variance.name, pixels(path, variance), masked, shape, notes)
+
+
+def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:
+    hdu = find(hdus, ("CATALOG",), TABLE_HDUS)
+    if hdu is None:
+        return None
+    with parsing(path, "CATALOG"):
+        table = Table.read(hdu, format="fits", mask_invalid=False)
+    columns = {str(name).lower() for name in table.colnames}
+    if not ({"x", "y"} <= columns or {"ra", "dec"} <= columns):
+        received = ", ".join(table.colnames[:20])
+        raise DataError(path, "CATALOG", f"expected columns x, y or ra, dec, received {received}")
+    table.meta = {"field": "CATALOG"}
+    return table

@@ -1,0 +1,89 @@
+"""Bit planes of integer masks: which pixels are not to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..errors import DataError
+
+# The planes of the HSC and LSST pipelines.
+PLANES = {
+    "BAD": 0,
+    "SAT": 1,
+    "INTRP": 2,
+    "CR": 3,
+    "EDGE": 4,
+    "DETECTED": 5,
+    "DETECTED_NEGATIVE": 6,
+    "SUSPECT": 7,
+    "NO_DATA": 8,
+}
+MASKED = ("BAD", "SAT", "EDGE", "SUSPECT", "NO_DATA")
+LAST_BIT = 62
+
+
+def masked_pixels(
+    path: Path,
+    field: str,
+    mask: Any,
+    shape: tuple[int, ...],
+    chosen: Sequence[str | int] | None = None,
+    planes: Mapping[str, int] = PLANES,
+) -> np.ndarray:
+    """(C,H,W) bool, True = masked, from booleans or bit planes of shape (C,H,W) or (H,W).
+
+    Args:
+        path, field: for messages.
+        mask: booleans (True = masked) or integers (bit planes).
+        shape: (C,H,W) of the images.
+        chosen: names or bits of the planes to mask. None: BAD, SAT, EDGE, SUSPECT and NO_DATA, as far as they exist.
+        planes: bit of each plane, by name.
+
+    Raises:
+        DataError: another shape or type, an unknown plane.
+    """
+    array = checks.numbers(path, field, mask, kinds="biu")
+    if array.dtype.kind != "b":
+        bits = [planes[name] for name in MASKED if name in planes] if chosen is None else _bits(path, chosen, planes)
+        array = array.astype(np.int64) & sum(1 << bit for bit in set(bits)) != 0
+    return checks.as_mask(path, field, array, shape)
+
+
+def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) -> list[int]:
+    bits = []
+    for plane in chosen:
+        bit = planes.get(str(plane).upper(), plane)
+        if not str(bit).isdigit() or int(bit) > LAST_BIT:
+            expected = f"expected {', '.join(planes)} or a bit up to {LAST_BIT}"
+            raise DataError(path, "mask_planes", f"{expected}, received {plane!r}")
+        bits.append(int(bit))
+    return bits
+
+
+def variance_weights(
+    path: Path, field: str, variance: Any, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]
+) -> np.ndarray:
+    """(C,H,W) inverse variance, 0 where masked or infinite; where the variance is 0 too, with a note.
+
+    Raises:
+        DataError: another shape or type, NaN or a negative value in an unmasked pixel.
+    """
+    array = checks.numbers(path, field, variance)
+    array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
+    if array.shape != shape:
+        raise DataError(path, field, f"expected shape {shape} as images, received {array.shape}")
+    used = np.ones(shape, bool) if masked is None else ~masked
+    for wrong, what in ((np.isnan(array), "NaN"), (array < 0, "negative")):
+        count = int((wrong & used).sum())
+        if count:
+            raise DataError(path, field, f"expected positive values, received {count} {what} in unmasked pixels")
+    zeros = int((used & (array == 0)).sum())
+    if zeros:
+        notes.append(f"{zeros} pixels of zero variance masked")
+    known = used & (array > 0)
+    return np.where(known, 1 / np.where(known, array, 1).astype(float), 0)
