@@ -1,0 +1,51 @@
+"""p(y | sources): the forward operator of a batch of blends, and Gaussian noise of known variance a pixel."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfdeblend.batch import BatchShape
+from tfdeblend.operators import Convolve, LinearOperator, Place, Scale
+
+tfd = tfp.distributions
+
+
+class Likelihood:
+    """y = M (P sum_i T_i s_i u_i + background) + n, n ~ N(0, 1 / weights), for B blends; padding and masked pixels weigh nothing.
+
+    Args:
+      tensors: `BlendBatch.tensors`. shape: the batch's.
+    """
+
+    def __init__(self, tensors: dict[str, tf.Tensor], shape: BatchShape):
+        self.images, self.weights = tensors["images"], tensors["weights"]
+        self.root_weights = tf.sqrt(self.weights)
+        self.place = Place(tensors["corners"], shape.stamp, shape.frame, self.images.dtype)
+        self.convolve = Convolve(tensors["kernel"], shape.fourier, shape.margin, (shape.side, shape.side))
+
+    @property
+    def operator(self) -> LinearOperator:
+        """Stamps s_i u_i [B, K, C, P, P] -> whitened images sqrt(w) P sum_i T_i s_i u_i [B, C, S, S]."""
+        return Scale(self.root_weights) @ self.convolve @ self.place
+
+    def render(self, stamps: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
+        """Stamps in flux [B, K, C, P, P], background [B, C] -> images [B, C, S, S]."""
+        return self.convolve(self.place(stamps)) + background[..., None, None]
+
+    def render_each(self, stamps: tf.Tensor) -> tf.Tensor:
+        """[B, K, Q, C or 1, P, P] -> [B, K, Q, C, S, S]: Q images of each source, every one alone; a single band is seen in all."""
+        batch, sources, images, bands, side, _ = stamps.shape
+        placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
+        return self.convolve(tf.reshape(placed, [batch, sources, images, bands, *placed.shape[-2:]]))
+
+    def chi2(self, model: tf.Tensor) -> tf.Tensor:
+        """[B]: sum of w (y - model)^2."""
+        return tf.reduce_sum(self.weights * (self.images - model) ** 2, [1, 2, 3])
+
+    def distribution(self, model: tf.Tensor) -> tfd.Distribution:
+        """p(y | model) over the unmasked pixels, to sample from and to evaluate: event [C, S, S], masked pixels 0."""
+        valid = self.weights > 0
+        sigma = 1 / tf.where(valid, self.root_weights, tf.ones_like(self.weights))
+        normal = tfd.Normal(tf.where(valid, model, tf.zeros_like(model)), sigma)
+        return tfd.Independent(tfd.Masked(normal, valid), 3)
