@@ -1,0 +1,101 @@
+"""Synthetic scenes and results, drawn with NumPy alone, for tests that need no deblender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table
+
+from tfdeblend.deblended import Deblended
+from tfdeblend.observation import Observation
+from tfdeblend.scene import Scene, Source
+
+STAMP = 15  # pixels, side
+
+
+def gaussian(shape: tuple[int, int], y: float, x: float, sigma: float) -> np.ndarray:
+    """(H, W) Gaussian of unit flux."""
+    rows, columns = np.indices(shape)
+    return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+
+
+def make_scene(
+    name: str = "blend",
+    bands: str = "grizy",
+    shape: tuple[int, int] = (40, 50),
+    sources: int = 3,
+    seed: int = 0,
+) -> tuple[Scene, np.ndarray]:
+    """A scene with noise of sigma 1 and a masked corner, and its noiseless sources (K, C, H, W)."""
+    rng = np.random.default_rng(seed)
+    positions = np.column_stack([rng.uniform(2, size - 3, sources) for size in shape])
+    fluxes = rng.lognormal(6, 1, (sources, 1)) * np.linspace(1, rng.uniform(0.5, 3, sources), len(bands)).T
+    widths = rng.uniform(1.5, 4, sources)
+    images = np.stack([gaussian(shape, y, x, width) for (y, x), width in zip(positions, widths, strict=True)])
+    truth = (fluxes[:, :, None, None] * images[:, None]).astype(np.float32)
+    weights = np.ones_like(truth[0])
+    weights[:, : shape[0] // 6, : shape[1] // 6] = 0
+    observation = Observation(
+        images=truth.sum(0) + rng.normal(size=weights.shape),
+        weights=weights,
+        psf=np.stack([gaussian((15, 15), 7, 7, 1.5)] * len(bands)),
+        bands=tuple(bands),
+        name=name,
+        zeropoints=np.full(len(bands), 27.0),
+    )
+    return Scene(observation, tuple(Source(y, x, id=str(i)) for i, (y, x) in enumerate(positions))), truth
+
+
+def make_deblended(samples: int = 0, **scene: object) -> Deblended:
+    """A perfect result, whose residual is the noise of the data."""
+    return result_of(*make_scene(**scene), samples=samples)  # type: ignore[arg-type]
+
+
+def result_of(scene: Scene, models: np.ndarray, samples: int = 0) -> Deblended:
+    """The result that takes the models (K, C, H, W) for the sources of a scene."""
+    count, bands = models.shape[:2]
+    positions = scene.positions
+    corners = np.clip(positions.astype(int) - STAMP // 2, 0, None)
+    padded = np.pad(models, ((0, 0), (0, 0), (0, STAMP), (0, STAMP)))
+    stamps = np.stack([m[:, y : y + STAMP, x : x + STAMP] for m, (y, x) in zip(padded, corners, strict=True)])
+    table = Table({"id": [source.id for source in scene.sources], "x": positions[:, 1], "y": positions[:, 0]})
+    table["kind"] = [source.kind for source in scene.sources]
+    for band, flux in zip(scene.observation.bands, models.sum((2, 3)).T, strict=True):
+        table[f"flux_{band}"], table[f"flux_err_{band}"] = flux, np.full(count, 5.0)
+    table["snr"] = models.sum((1, 2, 3)) / 10
+    table["flags"] = np.zeros(count, int)
+    table["stamp_size"], table["stamp_x0"], table["stamp_y0"] = np.full(count, STAMP), corners[:, 1], corners[:, 0]
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(samples, *stamps.shape)).astype(np.float32)
+    result = Deblended(
+        scene=scene,
+        model=models.sum(0),
+        sources=models,
+        stamps=stamps,
+        corners=corners,
+        background=np.zeros(bands, np.float32),
+        flux_cov=np.stack([25 * np.eye(count)] * bands),
+        catalog=table,
+        header={"method": "map", "prior": "sersic", "version": "0", "seed": 0, "converged": True},
+        undeclared=Table({"x": [scene.observation.shape[2] / 2], "y": [5.0], "snr": [6.0]}),
+        samples=stamps + noise if samples else None,
+    )
+    result.header["chi2"] = result.chi2  # type: ignore[index]
+    return result
+
+
+def write_scene(folder: Path, name: str = "blend", **kwargs: object) -> Path:
+    """A scene as `<folder>/<name>.npz`; keywords of `make_scene`."""
+    scene, _ = make_scene(name=name, **kwargs)  # type: ignore[arg-type]
+    observation = scene.observation
+    path = folder / f"{name}.npz"
+    np.savez(
+        path,
+        images=observation.images,
+        weights=observation.weights,
+        psfs=observation.psf,
+        filters=np.array(observation.bands),
+        peaks=scene.positions[:, ::-1],
+        zeropoints=observation.zeropoints,
+    )
+    return path

@@ -1,0 +1,227 @@
+"""What the commands promise: outputs, exit codes, resuming, failures. The deblender is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from helpers import gaussian, make_deblended, result_of, write_scene
+
+from tfdeblend import io
+from tfdeblend.cli import build_parser, main
+
+
+class StandIn:
+    """Gives every source a Gaussian of flux 100; fails on scenes named "cursed"; can be interrupted."""
+
+    done: list[str]
+    interrupt_after: int | None
+
+    def __init__(self, *settings, **more):
+        pass
+
+    def iterate(self, scenes):
+        for index, scene in enumerate(scenes):
+            if len(self.done) == self.interrupt_after:
+                raise KeyboardInterrupt
+            if scene.name.startswith("cursed"):
+                yield index, RuntimeError("did not converge\nat all")
+                continue
+            self.done.append(scene.name)
+            shape = scene.observation.shape
+            models = [np.stack([100 * gaussian(shape[1:], y, x, 2.0)] * shape[0]) for y, x in scene.positions]
+            yield index, result_of(scene, np.array(models, np.float32))
+
+
+@pytest.fixture
+def deblender(monkeypatch):
+    StandIn.done, StandIn.interrupt_after = [], None
+    monkeypatch.setitem(sys.modules, "tfdeblend.deblender", SimpleNamespace(Deblender=StandIn))
+    return StandIn
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed, name in enumerate("abc"):
+        write_scene(folder, name, seed=seed)
+    return folder
+
+
+def deblend(*args: object) -> int:
+    return main(["deblend", *map(str, args)])
+
+
+def test_writes_everything(deblender, scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert deblend(scenes, "--out", out) == 0
+    stems = {f"{name}.{suffix}" for name in "abc" for suffix in ("fits", "png")}
+    assert {path.name for path in out.iterdir()} == stems | {"catalog.ecsv", "index.html"}
+    catalog = Table.read(out / "catalog.ecsv")
+    assert list(catalog["scene"]) == [name for name in "abc" for _ in range(3)]
+    assert io.read_fits(out / "a.fits").header["prior"] == "sersic"
+    assert str(out / "catalog.ecsv") in capsys.readouterr().out
+
+
+def test_page_stands_alone_and_no_text_can_break_it(deblender, scenes, tmp_path):
+    out = tmp_path / "out"
+    (scenes / "bad<script>.npz").write_bytes(b"nothing")
+    assert deblend(scenes, "--out", out) == 1
+    page = (out / "index.html").read_text()
+    assert page.count("</script>") == 2 and "bad<script>" not in page
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    assert [scene["name"] for scene in data["scenes"]] == ["a", "b", "bad<script>", "c"]
+    assert data["scenes"][0]["figure"].startswith("data:image/png;base64,")
+    assert "http://" not in page and "https://" not in page
+
+
+def test_json_is_one_document_on_stdout(deblender, scenes, tmp_path, capsys):
+    assert deblend(scenes, "--out", tmp_path / "out", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["counts"] == {"done": 3, "skipped": 0, "failed": 0}
+    assert [scene["sources"] for scene in summary["scenes"]] == [3, 3, 3]
+    assert all(scene["chi2"] > 0 for scene in summary["scenes"])
+
+
+def test_second_run_does_only_what_is_missing(deblender, scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    deblend(scenes / "a.npz", scenes / "b.npz", "--out", out)
+    (out / "b.fits").write_bytes((out / "b.fits").read_bytes()[:5000])  # as a full disk leaves it
+    deblender.done.clear()
+    assert deblend(scenes, "--out", out, "--json") == 0
+    assert deblender.done == ["b", "c"]
+    assert json.loads(capsys.readouterr().out.split("\n", 3)[-1])["counts"] == {"done": 2, "skipped": 1, "failed": 0}
+    assert len(Table.read(out / "catalog.ecsv")) == 9
+
+
+def test_interrupted_run_keeps_what_is_done_and_goes_on(deblender, scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    deblender.interrupt_after = 2
+    assert deblend(scenes, "--out", out) == 130
+    assert "2 of 3 scenes are done" in capsys.readouterr().err
+    assert sorted(path.name for path in out.glob("*.fits")) == ["a.fits", "b.fits"]
+    deblender.interrupt_after = None
+    assert deblend(scenes, "--out", out) == 0
+    assert deblender.done == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("change", ["settings", "input"])
+def test_results_of_something_else_are_refused_unless_overwritten(deblender, scenes, tmp_path, capsys, change):
+    out = tmp_path / "out"
+    deblend(scenes, "--out", out)
+    if change == "input":
+        write_scene(scenes, "b", seed=9)
+    extra = ["--prior", "exponential"] if change == "settings" else []
+    capsys.readouterr()
+    assert deblend(scenes, "--out", out, *extra) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--overwrite" in message and change in message and ".fits" in message
+    deblender.done.clear()
+    assert deblend(scenes, "--out", out, "--overwrite", *extra) == 0
+    assert deblender.done == ["a", "b", "c"]
+
+
+def test_missing_pictures_of_earlier_results_are_drawn(deblender, scenes, tmp_path):
+    out = tmp_path / "out"
+    deblend(scenes, "--out", out, "--no-figures", "--no-report")
+    assert not list(out.glob("*.png")) and not (out / "index.html").exists()
+    deblender.done.clear()
+    assert deblend(scenes, "--out", out) == 0
+    assert len(list(out.glob("*.png"))) == 3 and deblender.done == []
+
+
+def test_bad_scenes_among_good_ones_are_told_and_the_others_done(deblender, scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    write_scene(scenes, "cursed", seed=5)
+    np.savez(scenes / "broken.npz", images=np.ones((5, 20, 20)), weights=np.ones((20, 21)))
+    assert deblend(scenes, "--out", out) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "broken.npz" in line]
+    assert len(told) == 1
+    failures = {failure["scene"]: failure for failure in json.loads((out / "failures.json").read_text())}
+    assert set(failures) == {"broken", "cursed"}
+    assert failures["cursed"]["error"].endswith("did not converge at all")
+    assert set(Table.read(out / "catalog.ecsv")["scene"]) == set("abc")
+    for name in failures:
+        (scenes / f"{name}.npz").unlink()
+    assert deblend(scenes, "--out", out) == 0
+    assert not (out / "failures.json").exists()
+
+
+@pytest.mark.parametrize("case", ["nothing", "missing", "all bad", "out is a file"])
+def test_bad_input_exits_with_2_and_one_line(deblender, scenes, tmp_path, capsys, case):
+    out, inputs = tmp_path / "out", tmp_path / "other"
+    inputs.mkdir()
+    if case == "missing":
+        inputs = tmp_path / "missing.npz"
+    elif case == "all bad":
+        (inputs / "x.npz").write_bytes(b"not a scene")
+    elif case == "out is a file":
+        inputs = scenes
+        out.write_text("")
+    assert deblend(inputs, "--out", out) == 2
+    assert "tfdeblend: error: " in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not out.is_dir()
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["deblend"], ["deblend", "x"], ["deblend", "x", "--out", "y", "--prior", "z"], ["nonsense"]]
+)
+def test_bad_usage_exits_with_2(args):
+    with pytest.raises(SystemExit) as leaving:
+        main(args)
+    assert leaving.value.code == 2
+
+
+@pytest.mark.parametrize("form", ["ecsv", "fits"])
+def test_catalogue_formats(deblender, scenes, tmp_path, form):
+    assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", form) == 0
+    assert len(Table.read(tmp_path / "out" / f"catalog.{form}")) == 9
+
+
+def test_quiet_says_nothing_but_results(deblender, scenes, tmp_path, capsys):
+    deblend(scenes, "--out", tmp_path / "out", "--quiet")
+    assert capsys.readouterr().err == ""
+
+
+def test_detect_finds_the_sources(scenes, tmp_path, capsys):
+    assert main(["detect", str(scenes / "a.npz"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["scenes"]["a"]
+    assert found and {"x", "y"} <= set(found[0])
+    assert main(["detect", str(scenes), "--out", str(tmp_path / "found.ecsv")]) == 0
+    assert set(Table.read(tmp_path / "found.ecsv")["scene"]) == set("abc")
+
+
+def test_plot_draws_saved_results(tmp_path, capsys):
+    io.write_fits(make_deblended(), tmp_path / "blend.fits")
+    (tmp_path / "bad.fits").write_bytes(b"")
+    assert main(["plot", str(tmp_path / "*.fits"), "--out", str(tmp_path / "pictures")]) == 1
+    assert (tmp_path / "pictures" / "blend.png").exists()
+    assert "bad.fits" in capsys.readouterr().err
+
+
+def test_info_describes_scenes_and_results(scenes, tmp_path, capsys):
+    io.write_fits(make_deblended(), tmp_path / "blend.fits")
+    assert main(["info", str(scenes / "a.npz"), str(tmp_path / "blend.fits"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["a"]["content"] == "scene" and told["blend"]["content"] == "result"
+    for document in told.values():
+        assert document["shape"] == [5, 40, 50] and document["sources"] == 3
+        assert document["noise"] == [1.0] * 5 and document["masked"] == pytest.approx(6 * 8 / 2000)
+        np.testing.assert_allclose(document["psf_fwhm"], 1.5 * 2.3548, rtol=0.01)
+
+
+def test_info_lists_versions_and_priors(capsys):
+    assert main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["packages"]["numpy"] == np.__version__
+    assert set(told["priors"]) == {"auto", "sersic", "exponential", "bulge-disk", "nonparametric"}
+
+
+def test_mask_planes_are_names_or_bits():
+    args = build_parser().parse_args(["deblend", "x.npz", "--mask-planes", "BAD,3", "--out", "y"])
+    assert args.mask_planes == ["BAD", 3] and args.inputs == ["x.npz"]

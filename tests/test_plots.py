@@ -1,0 +1,108 @@
+"""The pictures show what is in the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import gaussian, make_deblended
+from matplotlib.image import imread
+
+from tfdeblend.plots import ScenePlotter, Stretch, Window, arrange, residual_colours, significance
+
+
+@pytest.fixture(scope="module")
+def plotter() -> ScenePlotter:
+    return ScenePlotter()
+
+
+def unit_stretch(bands: int) -> Stretch:
+    return Stretch(np.ones(bands), softening=1.0, white=100.0)
+
+
+def test_brighter_is_brighter_and_sky_is_dark():
+    flux = np.array([-5, 0, 1, 10, 100, 1000.0])
+    colours = unit_stretch(3)(np.broadcast_to(flux, (3, 1, 6)))[0]
+    assert np.all(np.diff(colours.mean(-1)) >= 0)
+    np.testing.assert_allclose(colours[0], colours[1], atol=1e-6)
+    np.testing.assert_allclose(colours[4:], 1)
+    np.testing.assert_allclose(
+        np.ptp(colours[2:], axis=-1), 0, atol=0.02
+    )  # equal bands are grey, but for the sky's tint
+
+
+def test_red_bands_are_shown_red_also_where_saturated():
+    images = np.array([1.0, 2, 3, 4, 5])[:, None, None] * np.array([[5.0, 1000.0]])
+    red, green, blue = np.moveaxis(unit_stretch(5)(images)[0], -1, 0)
+    assert np.all(red > green) and np.all(green > blue)
+
+
+def test_zeropoints_bring_bands_to_one_unit():
+    images = np.full((3, 1, 1), 20.0) * np.array([1, 10, 100.0])[:, None, None]
+    stretch = Stretch.fit(np.tile(images, (1, 8, 8)), np.ones((3, 8, 8)), zeropoints=np.array([25, 27.5, 30.0]))
+    np.testing.assert_allclose(np.ptp(stretch(images)), 0, atol=1e-9)
+
+
+def test_significance_has_unit_variance_whatever_the_weights_and_masks():
+    rng = np.random.default_rng(1)
+    weights = rng.uniform(0.1, 10, (4, 200, 200)) * (rng.uniform(size=(4, 200, 200)) > 0.3)
+    residual = rng.normal(size=weights.shape) / np.sqrt(np.maximum(weights, 1e-9))
+    sigma = significance(np.where(weights > 0, residual, np.nan), weights)
+    assert np.isnan(sigma).mean() == pytest.approx(0.3**4, rel=0.2)
+    assert np.nanstd(sigma) == pytest.approx(1, abs=0.02)
+
+
+def test_residual_is_red_where_data_are_brighter():
+    bright, none, faint = residual_colours(np.array([[4.0, 0.0, -4.0]]))[0]
+    assert bright[0] > bright[2] and faint[2] > faint[0] and none.min() > 0.9
+
+
+def test_window_holds_the_source():
+    source = gaussian((60, 90), 30, 70, 4.0)[None] * 1e4
+    window = Window.around(source, np.array([30.0, 70.0]), floor=1.0)
+    rows, columns = np.nonzero(source[0] > 1.0)
+    assert window.y <= rows.min() and rows.max() < window.y + window.height
+    assert window.x <= columns.min() and columns.max() < window.x + window.width
+    assert window.width < 60
+
+
+@pytest.mark.parametrize("sources", [1, 3, 8, 9, 40])
+def test_panels_do_not_overlap_and_fit(sources: int):
+    views, panels, height = arrange(Window(0, 0, 60, 90), [Window(0, 0, 16, 16)] * sources)
+    covered = np.zeros((height, 1200), int)
+    for panel in [*views, *panels]:
+        covered[panel.bottom : panel.bottom + panel.height, panel.left : panel.left + panel.width] += 1
+    assert covered.max() == 1
+    assert covered.sum() == sum(panel.width * panel.height for panel in [*views, *panels])
+
+
+@pytest.mark.parametrize(
+    ("bands", "shape", "sources"),
+    [
+        ("i", (20, 20), 1),
+        ("gr", (60, 30), 2),
+        ("gri", (180, 20), 7),
+        ("ugrizy", (20, 200), 9),
+        ("grizy", (200, 200), 40),
+    ],
+)
+def test_any_scene_can_be_drawn(tmp_path, plotter, bands, shape, sources):
+    plotter.save(make_deblended(bands=bands, shape=shape, sources=sources), tmp_path / "scene.png")
+    image = imread(tmp_path / "scene.png")
+    assert image.shape[1] == 1200 and image[..., :3].std() > 0.05
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_marks_stand_on_the_sources(plotter):
+    """The pixel under a bright source's mark, found through the panel, is the brightest of the model's panel."""
+    deblended = make_deblended(shape=(40, 50), sources=1)
+    figure = plotter.draw(deblended)
+    plotter.canvas.draw()
+    bitmap = np.asarray(plotter.canvas.buffer_rgba())[::-1, :, :3].astype(float).sum(-1)
+    views, _, height = arrange(Window(0, 0, 40, 50), [Window(0, 0, 16, 16)])
+    view = views[1]
+    panel = bitmap[-height:][view.bottom : view.bottom + view.height, view.left : view.left + view.width]
+    ((x,), (y,)) = view.locate(deblended.scene.positions)
+    brightest = np.argwhere(panel == panel.max()).mean(0)
+    scale = view.width / 50
+    assert figure.texts
+    np.testing.assert_allclose(brightest, [y - view.bottom, x - view.left], atol=1.5 * scale)

@@ -1,0 +1,170 @@
+"""What the commands do: each takes the parsed arguments and returns an exit code; standard output is for results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfdeblend.errors import DataError
+from tfdeblend.version import __version__
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from tfdeblend.observation import Observation
+
+PRIORS = {
+    "auto": "the one that fits the data: sersic",
+    "sersic": "one Sersic profile a galaxy, with its own colour",
+    "exponential": "one exponential disk a galaxy",
+    "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",
+    "nonparametric": "a non-negative, smooth image a galaxy, of no given shape",
+}
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+
+
+def deblend(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.runs import Run, Settings
+
+    planes = None if args.mask_planes is None else tuple(args.mask_planes)
+    settings = Settings(args.prior, args.method, args.background, args.seed, args.detect, planes, args.psf)
+    run = Run(
+        io.find_inputs(args.inputs),
+        Path(args.out),
+        settings,
+        overwrite=args.overwrite,
+        figures=args.figures,
+        batch_size=args.batch_size,
+        quiet=args.quiet,
+    )
+    try:
+        run.go()
+    except KeyboardInterrupt:
+        kept = sum(state != "failed" for state in run.status.values())
+        print(f"tfdeblend: {kept} of {len(run.paths)} scenes are done; give the same command to go on", file=sys.stderr)
+        raise
+    summary = run.finish(args.catalog_format, args.report)
+    if args.json:
+        print_json(summary)
+    else:
+        print("scenes:", ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count))
+        for key in ("catalog", "report"):
+            if key in summary:
+                print(f"{key}: {summary[key]}")
+    return SOME_FAILED if summary["counts"]["failed"] else DONE
+
+
+def detect(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.detection import detect as find_sources
+
+    def catalog(path: Path) -> Table:
+        observation, _ = io.read(path, psf=args.psf, mask_planes=args.mask_planes)
+        tell_notes(args, observation)
+        return find_sources(observation, args.threshold)
+
+    tables, code = each(io.find_inputs(args.inputs), catalog)
+    print_catalog(args, tables)
+    return code
+
+
+def measure(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.measure import remeasure
+
+    tables, code = each(io.find_inputs(args.inputs), lambda path: remeasure(io.read_fits(path)))
+    print_catalog(args, tables)
+    return code
+
+
+def plot(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.plots import plotter
+
+    def draw(path: Path) -> str:
+        target = (Path(args.out) if args.out else path.parent) / f"{io.scene_name(path)}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        plotter().save(io.read_fits(path), target)
+        return str(target)
+
+    figures, code = each(io.find_inputs(args.inputs), draw)
+    if args.json:
+        print_json({"figures": figures})
+    else:
+        print("".join(f"{figure}\n" for figure in figures.values()), end="")
+    return code
+
+
+def info(args: argparse.Namespace) -> int:
+    from tfdeblend import describe
+
+    show = print_json if args.json else print_nested
+    if args.inputs:
+        from tfdeblend import io
+
+        reading = {"psf": args.psf, "mask_planes": args.mask_planes}
+        documents, code = each(io.find_inputs(args.inputs), lambda path: describe.file(path, **reading))
+        show(documents)
+        return code
+    packages = {} if args.priors else describe.packages()
+    show({"version": __version__, **packages, "priors": PRIORS})
+    return DONE
+
+
+def each(paths: Sequence[Path], work: Callable[[Path], Any]) -> tuple[dict[str, Any], int]:
+    """`work` of every file by scene name, and the exit code; a bad file is told in one line and the others are done."""
+    from tfdeblend.io import scene_name
+
+    results = {}
+    for path in paths:
+        try:
+            results[scene_name(path)] = work(path)
+        except DataError as error:
+            print(f"tfdeblend: {error}", file=sys.stderr)
+    failed = len(paths) - len(results)
+    return results, DONE if not failed else SOME_FAILED if results else BAD_INPUT
+
+
+def tell_notes(args: argparse.Namespace, observation: Observation) -> None:
+    if not args.quiet:
+        for note in observation.notes:
+            print(f"tfdeblend: {observation.name}: {note}", file=sys.stderr)
+
+
+def print_catalog(args: argparse.Namespace, tables: dict[str, Table]) -> None:
+    """Writes the joined catalogue to --out where given, else prints it; as JSON in any case with --json."""
+    from tfdeblend import io, records
+
+    if args.out and tables:
+        io.write_catalog(tables, args.out)
+    if args.json:
+        print_json({"catalog": args.out, "scenes": {name: records.rows(table) for name, table in tables.items()}})
+    elif args.out and tables:
+        print(f"catalog: {args.out}")
+    else:
+        for name, table in tables.items():
+            print("\n".join([name, *table.pformat(max_lines=-1, max_width=-1), ""]))
+
+
+def print_json(document: Any) -> None:
+    from tfdeblend.records import dumps
+
+    print(dumps(document))
+
+
+def print_nested(document: dict[str, Any], indent: str = "") -> None:
+    """Plain lines, a key each."""
+    from tfdeblend.records import plain
+
+    width = max(map(len, document), default=0) + 2
+    for key, value in plain(document).items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            print_nested(value, indent + "  ")
+        elif value is not None and value != []:
+            values = value if isinstance(value, list) else [value]
+            print(f"{indent}{key:{width}}" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
