@@ -63,7 +63,7 @@ class Stretch:
         """Averages the bands (C, ...), ordered from blue to red, into (red, green, blue)."""
         if len(images) < 3:
             return np.stack([images[-1], images.mean(0), images[0]])
-        return np.stack([part.mean(0) for part in np.array_split(images, 3)][::-1])
+        return np.stack([part.mean(0) for part in np.array_split(images[::-1], 3)])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Colours (H, W, 3) in [0, 1] of images (C, H, W); NaN is shown as 0."""
