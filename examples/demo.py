@@ -2,8 +2,8 @@
 
     python examples/demo.py --out demo
 
-Four bulge+disk galaxies are drawn by GalSim as the Hyper Suprime-Cam would see them: grizy, 0.168 arcsec pixels, seeing of
-0.6 to 0.75 arcsec and the noise of a deep coadd. tfdeblend sees what a survey would give: images, variance, PSFs, peaks.
+Four bulge+disk galaxies are drawn by GalSim as the Hyper Suprime-Cam would see them: grizy, 0.168 arcsec pixels,
+seeing of 0.6 to 0.75 arcsec, the noise of a deep coadd. tfdeblend gets what a survey has: images, variance, PSFs, peaks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -64,7 +64,7 @@ GALAXIES = (
 )
 
 
-def simulate(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def simulate(seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """The arrays of an NPZ scene, and the truth: each galaxy's noiseless image (K, C, H, W)."""
     height, width = SHAPE
     psfs = {band: galsim.Kolmogorov(fwhm=SEEING[band]) for band in BANDS}
@@ -100,13 +100,10 @@ def compare(result: tfdeblend.Deblended, truth: np.ndarray) -> None:
             flux, error = row[f"flux_{band}"], row[f"flux_err_{band}"]
             relative.append(flux / true - 1)
             pulls.append((flux - true) / error)
-            print(
-                f"{row['id']:>6} {band:>4} {true:9.1f} {flux:9.1f} {error:7.2f} {relative[-1]:+12.3f} {pulls[-1]:+6.1f}"
-            )
-    print(
-        f"\nmedian |flux/truth - 1| {np.median(np.abs(relative)):.3f}, rms pull {np.sqrt(np.mean(np.square(pulls))):.2f}"
-    )
-    print(f"chi2/pixel {result.chi2:.3f}")
+            measured = f"{flux:9.1f} {error:7.2f} {relative[-1]:+12.3f} {pulls[-1]:+6.1f}"
+            print(f"{row['id']:>6} {band:>4} {true:9.1f} {measured}")
+    typical, spread = np.median(np.abs(relative)), np.sqrt(np.mean(np.square(pulls)))
+    print(f"\nmedian |flux/truth - 1| {typical:.3f}, rms pull {spread:.2f}, chi2/pixel {result.chi2:.3f}")
 
 
 def main() -> None:
