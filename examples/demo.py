@@ -3,7 +3,7 @@
     python examples/demo.py --out demo
 
 Four bulge+disk galaxies are drawn by GalSim as the Hyper Suprime-Cam would see them: grizy, 0.168 arcsec pixels,
-seeing of 0.6 to 0.75 arcsec, the noise of a deep coadd. The deblender gets what a survey has: images, variance, PSFs, peaks.
+seeing of 0.6 to 0.75 arcsec, the noise of a deep coadd. The deblender is given images, variance, PSFs and peaks.
 """
 
 from __future__ import annotations

@@ -183,6 +183,12 @@ def test_catalogue_formats(deblender, scenes, tmp_path, form):
     assert len(Table.read(tmp_path / "out" / f"catalog.{form}")) == 9
 
 
+def test_parquet_without_pyarrow_is_refused_before_the_work(deblender, scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tfdeblend.commands.find_spec", lambda name: None)
+    assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", "parquet") == 2
+    assert "pyarrow" in capsys.readouterr().err and deblender.done == []
+
+
 def test_quiet_says_nothing_but_results(deblender, scenes, tmp_path, capsys):
     deblend(scenes, "--out", tmp_path / "out", "--quiet")
     assert capsys.readouterr().err == ""

@@ -95,14 +95,11 @@ def test_any_scene_can_be_drawn(tmp_path, plotter, bands, shape, sources):
 def test_marks_stand_on_the_sources(plotter):
     """The pixel under a bright source's mark, found through the panel, is the brightest of the model's panel."""
     deblended = make_deblended(shape=(40, 50), sources=1)
-    figure = plotter.draw(deblended)
-    plotter.canvas.draw()
-    bitmap = np.asarray(plotter.canvas.buffer_rgba())[::-1, :, :3].astype(float).sum(-1)
-    views, _, height = arrange(Window(0, 0, 40, 50), [Window(0, 0, 16, 16)])
+    bitmap = plotter.draw(deblended)[::-1].astype(float).sum(-1)
+    views, _, _ = arrange(Window(0, 0, 40, 50), [Window(0, 0, 16, 16)])
     view = views[1]
-    panel = bitmap[-height:][view.bottom : view.bottom + view.height, view.left : view.left + view.width]
+    panel = bitmap[view.bottom : view.bottom + view.height, view.left : view.left + view.width]
     ((x,), (y,)) = view.locate(deblended.scene.positions)
     brightest = np.argwhere(panel == panel.max()).mean(0)
     scale = view.width / 50
-    assert figure.texts
     np.testing.assert_allclose(brightest, [y - view.bottom, x - view.left], atol=1.5 * scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def deblend(args: argparse.Namespace) -> int:
     from tfdeblend import io
     from tfdeblend.runs import Run, Settings
 
+    if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
+        raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
     planes = None if args.mask_planes is None else tuple(args.mask_planes)
     settings = Settings(args.prior, args.method, args.background, args.seed, args.detect, planes, args.psf)
     run = Run(

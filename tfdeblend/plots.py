@@ -1,12 +1,11 @@
 """The pictures: observation, model, residual and every source of a scene, on one stretch.
 
-The panels are composed with NumPy and handed to Matplotlib as one bitmap, so that it draws only text and marks: a
-figure takes about a tenth of a second, and thousands of scenes can have one.
+The panels are composed with NumPy as one bitmap, on which Matplotlib draws only text and marks: a figure takes about a
+tenth of a second, and thousands of scenes can have one.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import IdentityTransform
+from PIL import Image
 
 from tfdeblend.io.results import written_whole
 
@@ -188,13 +188,12 @@ class ScenePlotter:
 
         Errors: OSError where the file cannot be written.
         """
-        buffer = io.BytesIO()
-        self.draw(deblended).savefig(buffer, format="png", pil_kwargs={"compress_level": 3})
+        picture = Image.fromarray(self.draw(deblended))
         with written_whole(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            picture.save(temporary, format="png", compress_level=3)
 
-    def draw(self, deblended: Deblended) -> Figure:
-        """Draws one scene and returns the figure, which the next call draws anew."""
+    def draw(self, deblended: Deblended) -> np.ndarray:
+        """The picture (height, width, 3) of one scene as bytes, first row on top."""
         observation, sources = deblended.scene.observation, deblended.sources
         stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
         positions = np.asarray(deblended.scene.positions, float).reshape(-1, 2)
@@ -210,13 +209,18 @@ class ScenePlotter:
             panel.paste(bitmap, stretch(source))
         self.figure.clear()
         self.figure.set_size_inches(WIDTH / DPI, height / DPI)
-        self.figure.figimage(bitmap, origin="lower")
         self._text(MARGIN, height - 24, headline(deblended), size=9, color=TEXT, weight="bold")
         self._label_views(views, positions, deblended)
         for panel, position, caption in zip(panels, positions, captions(deblended, windows), strict=True):
             self._text(panel.left, panel.bottom + panel.height + 6, caption, size=8 if len(panels) <= 24 else 7)
             self._marks(*panel.locate(position[None]), marker="+", color=FAINT, size=5)
-        return self.figure
+        renderer = self.canvas.get_renderer()
+        canvas = np.asarray(renderer.buffer_rgba())
+        canvas[..., :3] = bitmap[::-1]
+        canvas[..., 3] = 255
+        for artist in (*self.figure.texts, *self.figure.artists):
+            artist.draw(renderer)
+        return canvas[..., :3].copy()
 
     def _label_views(self, views: Sequence[Panel], positions: np.ndarray, deblended: Deblended) -> None:
         residual = f"residual in sigma, bands combined, blue -{RESIDUAL_LIMIT:.0f} to red +{RESIDUAL_LIMIT:.0f}"

@@ -108,7 +108,7 @@ def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
 
     At most `STRIPS` samples, evenly thinned.
     """
-    from matplotlib.image import imsave
+    from PIL import Image
 
     from tfdeblend.plots import Stretch, as_bytes
 
@@ -120,6 +120,7 @@ def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
     for sample in kept:
         tiles = [np.pad(stretch(source)[::-1], ((0, 0), (0, 1), (0, 0)), constant_values=0.4) for source in sample]
         buffer = io.BytesIO()
-        imsave(buffer, as_bytes(np.concatenate(tiles, 1).repeat(scale, 0).repeat(scale, 1)), format="png")
+        strip = as_bytes(np.concatenate(tiles, 1).repeat(scale, 0).repeat(scale, 1))
+        Image.fromarray(strip).save(buffer, format="png")
         uris.append(png_uri(buffer.getvalue()))
     return tuple(uris)

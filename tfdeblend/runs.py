@@ -72,7 +72,7 @@ class Run:
         todo = [path for path in self.paths if self.overwrite or not self._done_before(path, config)]
         if len(todo) < len(self.paths):
             self._say(f"{len(self.paths) - len(todo)} of {len(self.paths)} scenes were done before")
-        good = self._check(todo)
+        good = self._check(todo) if todo else {}
         if "skipped" not in self.status.values() and not good:
             raise DataError("inputs", "expected scenes, received none that can be used, for the reasons above")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -126,10 +126,8 @@ class Run:
         good: dict[Path, Scene | None] = {}
         notes: dict[str, list[str]] = defaultdict(list)
         for path in self._progress(paths, "checking"):
-            try:
-                scene = self.settings.read(path)
-            except DataError as error:
-                self._fail(path, error)
+            scene = self._read(path)
+            if scene is None:
                 continue
             good[path] = scene if len(good) < CHUNK else None
             for note in scene.observation.notes:
@@ -137,6 +135,13 @@ class Run:
         for note, names in notes.items():
             self._say(f"{', '.join(names) if len(names) < 4 else f'{len(names)} scenes'}: {note}")
         return good
+
+    def _read(self, path: Path) -> Scene | None:
+        try:
+            return self.settings.read(path)
+        except DataError as error:
+            self._fail(path, error)
+            return None
 
     def _deblend(self, good: dict[Path, Scene | None], config: str) -> None:
         from tfdeblend.deblender import Deblender
@@ -148,13 +153,15 @@ class Run:
         )
         with self._progress(None, "deblending", len(paths)) as bar:
             for start in range(0, len(paths), CHUNK):
-                chunk = paths[start : start + CHUNK]
-                scenes = [good.pop(path) or settings.read(path) for path in chunk]
-                for index, result in deblender.iterate(scenes):
+                chunk = {path: good.pop(path) or self._read(path) for path in paths[start : start + CHUNK]}
+                scenes = {path: scene for path, scene in chunk.items() if scene}
+                bar.update(len(chunk) - len(scenes))
+                for index, result in deblender.iterate(list(scenes.values())):
+                    path = list(scenes)[index]
                     if isinstance(result, Exception):
-                        self._fail(chunk[index], result)
+                        self._fail(path, result)
                     else:
-                        self._write(chunk[index], result, config)
+                        self._write(path, result, config)
                     bar.update()
 
     def _write(self, path: Path, result: Deblended, config: str) -> None:
