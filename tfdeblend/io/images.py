@@ -14,7 +14,7 @@ from astropy.table import Table
 
 from .. import checks
 from ..errors import DataError
-from .masks import PLANES, masked_pixels, variance_weights
+from .masks import LAST_BIT, PLANES, masked_pixels, variance_weights
 from .parsing import Contents, parsing
 
 SCIENCE = ("SCI", "IMAGE")
@@ -30,11 +30,26 @@ TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
 def opened(path: Path) -> Iterator[fits.HDUList]:
     """All HDUs of a FITS file, their headers read, so that a truncated file shows."""
     with parsing(path, "file"):
-        hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+        hdus = fits.open(path, memmap=False, lazy_load_hdus=True)
     try:
+        with parsing(path, "file"):
+            _read_headers(path, hdus)
         yield hdus
     finally:
         hdus.close()
+
+
+def _read_headers(path: Path, hdus: fits.HDUList) -> None:
+    """Read one header after the other: at one of negative size Astropy would go back, and round for ever."""
+    index = 0
+    while True:
+        try:
+            hdu = hdus[index]
+        except IndexError:
+            return
+        if hdu.fileinfo()["datSpan"] < 0:
+            raise DataError(path, hdu.name, "expected axes of positive length, received a negative one")
+        index += 1
 
 
 def find(hdus: fits.HDUList, names: Sequence[str], kinds: tuple[type, ...] = IMAGE_HDUS) -> Any:
@@ -148,8 +163,9 @@ def _masked(path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[
     if hdu is None:
         return None
     named = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
-    if not all(isinstance(bit, int) for bit in named.values()):
-        raise DataError(path, "MASK", "expected the number of a bit under each MP_ key of the header, received others")
+    if not all(type(bit) is int and 0 <= bit <= LAST_BIT for bit in named.values()):
+        expected = f"expected the number of a bit up to {LAST_BIT} under each MP_ key of the header"
+        raise DataError(path, "MASK", f"{expected}, received {', '.join(map(str, named.values()))}")
     return masked_pixels(path, "MASK", pixels(path, hdu), shape, mask_planes, named or PLANES)
 
 

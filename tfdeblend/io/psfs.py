@@ -36,7 +36,7 @@ def read_psf(path: Path, shape: tuple[int, int]) -> np.ndarray:
         for hdu in (images.find(hdus, ("PSF",)), *hdus):
             if isinstance(hdu, images.IMAGE_HDUS) and hdu.header.get("NAXIS", 0) > 0:
                 return images.pixels(path, hdu)
-    raise DataError(path, "PSF", "expected an image in extension PSF or the primary, or a PSFEx model, received neither")
+    raise DataError(path, "PSF", "expected an image in PSF or the primary, or a PSFEx model, received neither")
 
 
 def evaluate_psfex(path: Path, table: Any, position: tuple[float, float]) -> np.ndarray:

@@ -7,8 +7,8 @@ One file a scene, `(bands, height, width)` as in NumPy:
     RESIDUAL      (C,H,W) data - model, masked pixels NaN
     SOURCES       (K,C,H,W) each source as observed
     SOURCES_STD   (K,C,H,W) its posterior standard deviation, where sampled
-    STAMPS        (K,C,P,P) each source in the model frame, whose pixel grid is the image's: stamp pixel (0, 0) of
-                  source k is image pixel (stamp_x0, stamp_y0) of CATALOG; the header's WCS is that grid's, of the image
+    STAMPS        (K,C,P,P) each source in the model frame, whose pixel grid is the image's, as is the WCS of the
+                  header: stamp pixel (0, 0) of source k is image pixel (stamp_x0, stamp_y0) of CATALOG
     SAMPLES       (S,K,C,P,P) posterior samples in the model frame, on request
     REAPPORTIONED (K,C,H,W) the data shared out in proportion to the models
     FLUXCOV       (C,K,K) covariance of the sources' fluxes
@@ -18,6 +18,7 @@ One file a scene, `(bands, height, width)` as in NumPy:
 and, so that the file can be read back whole:
 
     IMAGES, WEIGHTS (C,H,W), PSF (C,h,w)  the observation
+    CORNERS       (K,2) the (y, x) of the image pixel under pixel [0, 0] of each stamp
     BANDS         a row a band: band, background, and zeropoint where known
     DECLARED      x, y, kind, id of the sources as they were before the fit
     NOTES         warnings of reading, a row each
@@ -108,7 +109,7 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
         "IMAGES": observation.images,
         "WEIGHTS": observation.weights,
     }
-    plain = {"FLUXCOV": deblended.flux_cov, "PSF": observation.psf}
+    plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
     hdus = [fits.ImageHDU(data, wcs, name=name) for name, data in on_sky.items() if data is not None]
     for hdu in hdus:
         if observation.unit is not None and hdu.name != "WEIGHTS":
@@ -156,15 +157,15 @@ def read_fits(path: str | Path) -> Deblended:
         contents = _Result(path, hdus)
         scene = _read_scene(contents)
         catalog = contents.table("CATALOG")
-        shape = contents.image("STAMPS").shape
-        if len(catalog) != shape[0] or not {"stamp_x0", "stamp_y0"} <= set(catalog.colnames):
-            raise DataError(path, "CATALOG", f"expected {shape[0]} rows with stamp_x0 and stamp_y0, received others")
+        if len(catalog) != len(scene.sources):
+            expected = f"expected {len(scene.sources)} rows, as in DECLARED"
+            raise DataError(path, "CATALOG", f"{expected}, received {len(catalog)}")
         return Deblended(
             scene=scene,
             model=contents.image("MODEL"),
             sources=contents.image("SOURCES"),
             stamps=contents.image("STAMPS"),
-            corners=np.stack([np.asarray(catalog["stamp_y0"]), np.asarray(catalog["stamp_x0"])], axis=1),
+            corners=contents.image("CORNERS"),
             background=np.asarray(contents.table("BANDS")["background"], float),
             flux_cov=contents.image("FLUXCOV"),
             catalog=catalog,

@@ -1,0 +1,424 @@
+"""Reading every layout of the contract, and writing results that read back the same."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+from helpers import gaussian, make_deblended
+from scene_files import BANDS, DATA, SHAPE, XY, arrays, celestial, extensions, needs_data, write_fits, write_npz
+
+from tfdeblend import io
+from tfdeblend.deblended import Deblended
+from tfdeblend.errors import DataError
+from tfdeblend.observation import Observation
+from tfdeblend.scene import Scene
+
+
+def assert_reads_as_written(observation: Observation) -> None:
+    content = arrays()
+    np.testing.assert_array_equal(observation.images, content["images"])
+    np.testing.assert_allclose(observation.weights, content["weights"], rtol=1e-6)
+    np.testing.assert_allclose(observation.psf, content["psfs"], rtol=1e-5)
+
+
+# Reading
+
+
+def test_npz(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "field.npz", unit="nJy", wcs=celestial().to_header_string(), pixel_scale=0.2)
+    scene = Scene.read(path)
+    assert_reads_as_written(scene.observation)
+    assert scene.name == "field"
+    assert scene.observation.bands == BANDS
+    assert scene.observation.unit == "nJy"
+    assert scene.observation.pixel_scale == 0.2
+    assert scene.observation.wcs.has_celestial
+    assert scene.observation.notes == ()
+    np.testing.assert_array_equal(scene.positions, XY[:, ::-1])
+
+
+def test_fits(tmp_path: Path) -> None:
+    header = {"BUNIT": "adu", "MAGZERO": 27.0, "FILTER": "gri"}
+    scene = Scene.read(write_fits(tmp_path / "field.fits", header=header))
+    assert_reads_as_written(scene.observation)
+    assert scene.observation.bands == BANDS
+    assert scene.observation.unit == "adu"
+    assert scene.observation.zeropoints is not None
+    assert scene.observation.zeropoints.tolist() == [27] * 3
+    assert scene.observation.pixel_scale == pytest.approx(0.2)
+    np.testing.assert_array_equal(scene.positions, XY[:, ::-1])
+
+
+def test_kind_is_told_by_content(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz").rename(tmp_path / "a.fits")
+    assert_reads_as_written(io.read(tmp_path / "a.fits")[0])
+
+
+def test_compressed_fits(tmp_path: Path) -> None:
+    (tmp_path / "a.fits.gz").write_bytes(gzip.compress(write_fits(tmp_path / "a.fits").read_bytes()))
+    observation = io.read(tmp_path / "a.fits.gz")[0]
+    assert_reads_as_written(observation)
+    assert observation.name == "a"
+
+
+def test_variance_instead_of_weights(tmp_path: Path) -> None:
+    variance = 1 / arrays()["weights"]
+    assert_reads_as_written(io.read(write_npz(tmp_path / "a.npz", ("weights",), variance=variance))[0])
+    assert_reads_as_written(io.read(write_fits(tmp_path / "a.fits", ("VAR",), WHT=1 / variance))[0])
+    variance[0, 0, 0], variance[0, 0, 1] = np.inf, 0
+    observation = io.read(write_npz(tmp_path / "b.npz", ("weights",), variance=variance))[0]
+    assert observation.weights[0, 0, :2].tolist() == [0, 0]
+    assert observation.notes == ("1 pixels of zero variance masked",)
+
+
+def test_broken_variance_under_the_mask_is_no_matter(tmp_path: Path) -> None:
+    variance, mask = 1 / arrays()["weights"], np.zeros(SHAPE, bool)
+    variance[0, 0, 0], mask[0, 0, 0] = np.nan, True
+    observation = io.read(write_npz(tmp_path / "a.npz", ("weights",), variance=variance, mask=mask))[0]
+    assert (observation.valid == ~mask).all()
+
+
+@pytest.mark.parametrize("noise", ["weights", "variance", "none"])
+@pytest.mark.parametrize("flat", [True, False], ids=["HW", "CHW"])
+def test_boolean_mask_and_footprint(noise: str, flat: bool, tmp_path: Path) -> None:
+    mask, footprint = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    mask[:, 3, 4], footprint[:, 5, 6] = True, True
+    masks = {"mask": mask[0] if flat else mask, "footprint": footprint[0] if flat else footprint}
+    given = {"weights": {}, "variance": {"variance": 1 / arrays()["weights"]}, "none": {}}[noise]
+    path = write_npz(tmp_path / "a.npz", () if noise == "weights" else ("weights",), **masks, **given)
+    observation = io.read(path)[0]
+    assert (observation.valid == ~(mask | footprint)).all()
+    assert len(observation.notes) == (noise == "none")
+
+
+def masked_planes(observation: Observation) -> list[int]:
+    """Of a mask whose column x has plane x set."""
+    return np.flatnonzero(~observation.valid[0, 0]).tolist()
+
+
+PLANE_BY_COLUMN = np.broadcast_to(2 ** np.arange(SHAPE[2]), SHAPE).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "masked"),
+    [(None, [0, 1, 4, 7, 8]), ((), []), (("CR", "sat"), [1, 3]), ((5, "12"), [5, 12])],
+    ids=["default", "none", "names", "bits"],
+)
+def test_bit_planes(chosen: Any, masked: list[int], tmp_path: Path) -> None:
+    npz = write_npz(tmp_path / "a.npz", mask=PLANE_BY_COLUMN)
+    for path in (npz, write_fits(tmp_path / "a.fits", MASK=PLANE_BY_COLUMN)):
+        assert masked_planes(io.read(path, mask_planes=chosen)[0]) == masked
+
+
+def test_unknown_plane(tmp_path: Path) -> None:
+    for plane in ("NONE", 63, -1):
+        with pytest.raises(DataError, match="mask_planes: expected BAD, SAT"):
+            io.read(write_npz(tmp_path / "a.npz", mask=PLANE_BY_COLUMN), mask_planes=[plane])
+
+
+def test_lsst_names(tmp_path: Path) -> None:
+    """IMAGE, VARIANCE, MASK; the planes as MP_ keys say, whatever their bits."""
+    parts = extensions()
+    renamed = {"IMAGE": parts["SCI"], "VARIANCE": parts["VAR"], "MASK": PLANE_BY_COLUMN}
+    planes = {"MASK:MP_BAD": 3, "MASK:MP_SAT": 5, "MASK:MP_CR": 6, "MASK:HIERARCH MP_NO_DATA": 9}
+    path = write_fits(tmp_path / "a.fits", ("SCI", "VAR"), header=planes, wcs=False, **renamed)
+    observation = io.read(path)[0]
+    np.testing.assert_array_equal(observation.images, parts["SCI"])
+    assert masked_planes(observation) == [3, 5, 9]
+    assert masked_planes(io.read(path, mask_planes=["CR"])[0]) == [6]
+
+
+def test_primary_of_one_band(tmp_path: Path) -> None:
+    image = fits.PrimaryHDU(arrays()["images"][0], celestial().to_header())
+    image.header["FILTER1"], image.header["FILTER2"], image.header["ZP"] = "CLEAR1L", "F814W", 25.9
+    fits.HDUList([image]).writeto(tmp_path / "a.fits")
+    fits.PrimaryHDU(arrays()["psfs"][0]).writeto(tmp_path / "a_psf.fits")
+    observation, catalog = io.read(tmp_path / "a.fits")
+    assert observation.shape == (1, *SHAPE[1:])
+    assert observation.bands == ("F814W",)
+    assert observation.zeropoints == pytest.approx([25.9])
+    assert catalog is None
+    assert len(observation.notes) == 1  # of the noise
+
+
+@pytest.mark.parametrize(
+    ("header", "bands"),
+    [
+        ({"BANDS": "g,r, i"}, BANDS),
+        ({"BANDS": "HSC-G HSC-R HSC-I"}, ("HSC-G", "HSC-R", "HSC-I")),
+        ({"FILTER": "gri"}, BANDS),
+        ({"FILTER1": "g", "FILTER2": "r", "FILTER3": "i"}, BANDS),
+        ({"FILTER": "V"}, ("band0", "band1", "band2")),
+        ({}, ("band0", "band1", "band2")),
+    ],
+)
+def test_band_names_of_a_cube(header: dict[str, str], bands: tuple[str, ...], tmp_path: Path) -> None:
+    assert io.read(write_fits(tmp_path / "a.fits", header=header))[0].bands == bands
+
+
+def test_sky_positions(tmp_path: Path) -> None:
+    ra, dec = celestial().wcs_pix2world(*XY.T, 0)
+    scene = Scene.read(write_fits(tmp_path / "a.fits", CATALOG=Table({"RA": ra, "DEC": dec, "IS_STAR": [True, False]})))
+    np.testing.assert_allclose(scene.positions, XY[:, ::-1], atol=1e-6)
+    assert [source.kind for source in scene.sources] == ["point", "galaxy"]
+
+
+def test_detection_as_asked_for(tmp_path: Path) -> None:
+    bare = write_npz(tmp_path / "a.npz", without=("peaks",))
+    assert len(Scene.read(bare).sources) == 2
+    with pytest.raises(DataError, match=r"a\.npz: catalog: expected a catalogue"):
+        Scene.read(bare, detect=False)
+    one = write_npz(tmp_path / "b.npz", peaks=XY[:1])
+    assert len(Scene.read(one).sources) == 1
+    assert len(Scene.read(one, detect=True).sources) == 2
+
+
+def test_psf_from_elsewhere(tmp_path: Path) -> None:
+    psfs = arrays()["psfs"]
+    path = write_npz(tmp_path / "a.npz", without=("psfs",))
+    write_fits(tmp_path / "extension.fits", without=("SCI",), wcs=False)
+    write_npz(tmp_path / "other.npz")
+    for psf in (psfs, tmp_path / "extension.fits", str(tmp_path / "other.npz")):
+        np.testing.assert_allclose(io.read(path, psf=psf)[0].psf, psfs, rtol=1e-5)
+    with pytest.raises(DataError, match=r"a\.npz: psfs: expected an array"):
+        io.read(path)
+    fits.PrimaryHDU(psfs).writeto(tmp_path / "a_psf.fits")
+    np.testing.assert_allclose(io.read(path)[0].psf, psfs, rtol=1e-5)
+    with pytest.raises(DataError, match=r"none\.fits: file: expected an NPZ or FITS file"):
+        io.read(path, psf=tmp_path / "none.fits")
+
+
+def write_psfex(path: Path, sampling: float) -> None:
+    """A model whose width grows linearly with x, in a table as PSFEx writes it."""
+    size = 61
+    centre = size // 2
+    narrow, wide = (gaussian((size, size), centre, centre, sigma / sampling) for sigma in (1.5, 2.0))
+    basis = np.stack([narrow, wide - narrow, 0 * narrow])[np.newaxis].astype(np.float32)
+    column = fits.Column("PSF_MASK", f"{basis.size}E", dim=f"({size},{size},3)", array=basis)
+    hdu = fits.BinTableHDU.from_columns([column])
+    hdu.name = "PSF_DATA"
+    hdu.header.update(POLNAXIS=2, POLGRP1=1, POLNAME1="X_IMAGE", POLZERO1=0.5, POLSCAL1=SHAPE[2], POLGRP2=1)
+    hdu.header.update(POLNAME2="Y_IMAGE", POLZERO2=12.5, POLSCAL2=24.0, POLNGRP=1, POLDEG1=1, PSF_SAMP=sampling)
+    hdu.header.update(PSFNAXIS=3, PSFAXIS1=size, PSFAXIS2=size, PSFAXIS3=3)
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+
+
+@pytest.mark.parametrize("sampling", [1.0, 0.5, 0.7])
+def test_psfex_model_at_the_image_s_centre(sampling: float, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", without=("psfs",))
+    write_psfex(tmp_path / "a.psf", sampling)
+    psf = io.read(path)[0].psf
+    side = psf.shape[1]
+    assert side % 2 == 1
+    narrow, wide = (gaussian((side, side), side // 2, side // 2, sigma) for sigma in (1.5, 2.0))
+    np.testing.assert_allclose(psf[1], (narrow + wide) / 2, atol=2e-4)  # the peak is 0.055
+
+
+def test_broken_psfex_model(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", without=("psfs",))
+    write_psfex(tmp_path / "a.psf", 1.0)
+    fits.delval(tmp_path / "a.psf", "POLDEG1", ext=1)
+    with pytest.raises(DataError, match=r"a\.psf: PSF_DATA: expected a readable"):
+        io.read(path)
+
+
+@needs_data
+def test_all_real_blends() -> None:
+    paths = io.find_inputs(DATA / "hsc_blends")
+    scenes = [Scene.read(path) for path in paths]
+    assert len(scenes) == 97
+    assert sum(len(scene.sources) for scene in scenes) == 634
+    assert all(scene.observation.bands == ("g", "r", "i", "z", "y") for scene in scenes)
+    assert all(scene.observation.notes == () for scene in scenes)
+
+
+@needs_data
+def test_reference_scenes() -> None:
+    scenes = {scene.name: scene for scene in map(Scene.read, io.find_inputs(DATA / "scenes" / "*.npz"))}
+    assert {name: len(scene.sources) for name, scene in scenes.items()} == {
+        "hsc_cosmos_35": 7,
+        "hsc_crowded_11": 11,
+        "lsst_sim_truth": 5,
+    }
+    truth = scenes["lsst_sim_truth"]
+    assert [source.kind for source in truth.sources].count("point") == 3
+    with np.load(DATA / "scenes" / "hsc_crowded_11.npz") as raw:
+        footprint = raw["footprint"]
+    assert not scenes["hsc_crowded_11"].observation.valid[:, footprint].any()
+
+
+@needs_data
+def test_two_surveys_and_five_pixel_scales() -> None:
+    hsc, hst = (io.read(path)[0] for path in io.find_inputs(DATA / "scenes" / "hst_hsc"))
+    assert (hsc.shape, hst.shape) == ((5, 50, 50), (1, 250, 250))
+    assert (hsc.pixel_scale, hst.pixel_scale) == (pytest.approx(0.168), pytest.approx(0.03))
+    assert any("PSF renormalised" in note for note in hsc.notes)
+    scales = [io.read(path)[0].pixel_scale for path in io.find_inputs(DATA / "scenes" / "multiresolution")]
+    assert scales == pytest.approx([0.06, 0.1, 0.11, 0.167, 0.2])
+
+
+# Which files
+
+
+def test_inputs_from_files_folders_and_globs(tmp_path: Path) -> None:
+    for name in ("b.npz", "a.fits", "a_psf.fits", "c.fits.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    names = ["a.fits", "b.npz", "c.fits.gz"]
+    assert [path.name for path in io.find_inputs(tmp_path)] == names
+    assert [path.name for path in io.find_inputs([tmp_path / "*.fits*", tmp_path / "b.npz", tmp_path])] == names
+
+
+def test_inputs_refused(tmp_path: Path) -> None:
+    for missing in (tmp_path, tmp_path / "a.npz", tmp_path / "*.npz"):
+        with pytest.raises(DataError, match="files: expected"):
+            io.find_inputs([missing])
+    with pytest.raises(DataError, match="received none"):
+        io.find_inputs([])
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "a.fits").touch()
+    with pytest.raises(DataError, match=r"a\.npz: name: expected a different name for each scene"):
+        io.find_inputs(tmp_path)
+
+
+# Results
+
+
+def result(**changes: Any) -> Deblended:
+    deblended = make_deblended(samples=2)
+    observation = replace(deblended.scene.observation, wcs=celestial(), unit="nJy", notes=("one", "two"))
+    catalog = deblended.catalog.copy()
+    catalog["stamp_x0"], catalog["stamp_y0"] = deblended.corners[:, 1], deblended.corners[:, 0]
+    scene = Scene(observation, deblended.scene.sources)
+    fields = {"scene": scene, "catalog": catalog, "sources_std": np.abs(deblended.sources) + 1}
+    return replace(deblended, **{**fields, **changes})
+
+
+def test_result_round_trip(tmp_path: Path) -> None:
+    written = result()
+    io.write_fits(written, tmp_path / "blend.fits")
+    read = io.read_fits(tmp_path / "blend.fits")
+    images = ("model", "residual", "sources", "sources_std", "stamps", "samples")
+    for name in (*images, "corners", "background", "flux_cov"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
+    for name in ("images", "weights", "zeropoints"):
+        expected = getattr(written.scene.observation, name)
+        np.testing.assert_array_equal(getattr(read.scene.observation, name), expected, err_msg=name)
+    np.testing.assert_allclose(read.scene.observation.psf, written.scene.observation.psf, rtol=1e-6)
+    for name in ("bands", "name", "unit", "pixel_scale", "notes"):
+        assert getattr(read.scene.observation, name) == getattr(written.scene.observation, name)
+    assert read.scene.sources == written.scene.sources
+    assert dict(read.header) == dict(written.header)
+    assert read.catalog.values_equal(written.catalog)
+    assert read.undeclared is not None
+    assert read.undeclared.values_equal(written.undeclared)
+    assert read.chi2 == pytest.approx(written.chi2)
+
+
+def test_optional_parts_stay_out(tmp_path: Path) -> None:
+    io.write_fits(result(samples=None, sources_std=None, undeclared=None), tmp_path / "blend.fits")
+    read = io.read_fits(tmp_path / "blend.fits")
+    assert read.samples is read.sources_std is read.undeclared is None
+
+
+def test_extensions_of_the_contract(tmp_path: Path) -> None:
+    written = result()
+    io.write_fits(written, tmp_path / "blend.fits")
+    with fits.open(tmp_path / "blend.fits") as hdus:
+        hdus.verify("exception")
+        shapes = {hdu.name: hdu.shape for hdu in hdus if isinstance(hdu, fits.ImageHDU)}
+        for name in ("MODEL", "RESIDUAL", "SOURCES", "STAMPS", "SAMPLES", "REAPPORTIONED"):
+            np.testing.assert_allclose(WCS(hdus[name].header).celestial.wcs.crval, [150, 2])
+            assert hdus[name].header["BUNIT"] == "nJy"
+        assert np.isnan(hdus["RESIDUAL"].data[~written.scene.observation.valid]).all()
+        assert hdus[0].header["METHOD"] == "map"
+        assert len(hdus["CATALOG"].data) == len(written.sources)
+    assert shapes["SOURCES"] == shapes["SOURCES_STD"] == shapes["REAPPORTIONED"] == (3, 5, 40, 50)
+    assert (shapes["SAMPLES"], shapes["FLUXCOV"]) == ((2, 3, 5, 15, 15), (5, 3, 3))
+
+
+def test_reapportioned_data_add_up(tmp_path: Path) -> None:
+    deblended = result(background=np.arange(5.0))
+    observation = deblended.scene.observation
+    shared = deblended.reapportioned.sum(axis=0)
+    bright = observation.valid & (deblended.model > 0)
+    expected = observation.images - np.arange(5.0)[:, None, None]
+    np.testing.assert_allclose(shared[bright], expected[bright], rtol=1e-4, atol=1e-4)
+    assert (shared[~observation.valid] == 0).all()
+
+
+def test_header_takes_any_text_and_number(tmp_path: Path) -> None:
+    header = {"prior": "sérsic\n" + "x" * 200, "chi2": float("nan"), "steps": np.int64(3), "a_long_keyword": 1.5}
+    io.write_fits(result(header=header), tmp_path / "blend.fits")
+    read = io.read_fits(tmp_path / "blend.fits").header
+    assert read["prior"] == "s?rsic " + "x" * 200
+    assert (read["chi2"], read["steps"], read["a_long_keyword"]) == ("nan", 3, 1.5)
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "blend.fits"
+    io.write_fits(result(), path)
+    before = path.read_bytes()
+
+    def fail(hdus: fits.HDUList, file: Any) -> None:
+        file.write(b"SIMPLE")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(fits.HDUList, "writeto", fail)
+    with pytest.raises(OSError, match="disk full"):
+        io.write_fits(result(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_result_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.fits: BANDS: expected this extension of a deblended scene"):
+        io.read_fits(write_fits(tmp_path / "a.fits"))
+    io.write_fits(result(), tmp_path / "b.fits")
+    whole = (tmp_path / "b.fits").read_bytes()
+    for length in np.linspace(1, len(whole) - 1, 20).astype(int):
+        (tmp_path / "b.fits").write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"b\.fits"):
+            io.read_fits(tmp_path / "b.fits")
+
+
+@pytest.mark.parametrize("suffix", [".ecsv", ".fits", ".parquet"])
+def test_joined_catalog(suffix: str, tmp_path: Path) -> None:
+    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        pytest.skip("pyarrow is not installed")
+    one, two = result().catalog, make_deblended(bands="gr", sources=2).catalog
+    path = tmp_path / f"catalog{suffix}"
+    io.write_catalog({"first": one, "second": two}, path)
+    table = Table.read(path)
+    table.convert_bytestring_to_unicode()
+    assert table.colnames[:2] == ["scene", "id"]
+    assert list(table["scene"]) == ["first"] * 3 + ["second"] * 2
+    np.testing.assert_array_equal(table["flux_g"], np.concatenate([one["flux_g"], two["flux_g"]]))
+    assert "scene" not in one.colnames
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_joined_catalog_refused(tmp_path: Path) -> None:
+    for tables, path, message in (
+        ({"a": Table()}, "catalog.csv", "suffix: expected one of .ecsv"),
+        ({}, "catalog.ecsv", "tables: expected at least one"),
+        ([Table({"x": [1]})], "catalog.ecsv", "scene: expected a column scene"),
+    ):
+        with pytest.raises(DataError, match=message):
+            io.write_catalog(tables, tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_parquet_without_pyarrow(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected the package pyarrow"):
+        io.write_catalog({"a": result().catalog}, tmp_path / "catalog.parquet")
+    assert not list(tmp_path.iterdir())
