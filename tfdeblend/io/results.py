@@ -265,4 +265,7 @@ def _join(path: Path, tables: Mapping[str, Table] | Sequence[Table]) -> Table:
             raise DataError(path, "scene", f"expected a column scene in each catalogue, received {received}")
         table.meta.clear()
     joined = vstack(named, metadata_conflicts="silent")
+    for name in joined.colnames:  # a band that another scene has: no number, where masks would read as zero elsewhere
+        if joined[name].dtype.kind == "f":
+            joined[name] = np.ma.filled(joined[name], np.nan)
     return _ascii(joined) if path.suffix == ".fits" else joined
