@@ -177,10 +177,16 @@ def test_bad_usage_exits_with_2(args):
     assert leaving.value.code == 2
 
 
-@pytest.mark.parametrize("form", ["ecsv", "fits"])
+@pytest.mark.parametrize("form", ["ecsv", "parquet", "fits"])
 def test_catalogue_formats(deblender, scenes, tmp_path, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
     assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", form) == 0
-    assert len(Table.read(tmp_path / "out" / f"catalog.{form}")) == 9
+    path = tmp_path / "out" / f"catalog.{form}"
+    if form == "parquet":  # astropy would need pandas to read it
+        assert pytest.importorskip("pyarrow.parquet").read_table(path).num_rows == 9
+    else:
+        assert len(Table.read(path)) == 9
 
 
 def test_parquet_without_pyarrow_is_refused_before_the_work(deblender, scenes, tmp_path, capsys, monkeypatch):
@@ -200,6 +206,20 @@ def test_detect_finds_the_sources(scenes, tmp_path, capsys):
     assert found and {"x", "y"} <= set(found[0])
     assert main(["detect", str(scenes), "--out", str(tmp_path / "found.ecsv")]) == 0
     assert set(Table.read(tmp_path / "found.ecsv")["scene"]) == set("abc")
+
+
+def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkeypatch):
+    measure = SimpleNamespace(remeasure=lambda deblended: deblended.catalog[["id", "snr"]])
+    monkeypatch.setitem(sys.modules, "tfdeblend.measure", measure)
+    for name in "ab":
+        io.write_fits(make_deblended(name=name), tmp_path / f"{name}.fits")
+    assert main(["measure", str(tmp_path / "*.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
+    assert Table.read(tmp_path / "again.ecsv").colnames == ["scene", "id", "snr"]
+    (tmp_path / "c.fits").write_bytes((tmp_path / "a.fits").read_bytes()[:20000])
+    assert main(["measure", str(tmp_path / "*.fits"), "--json"]) == 1
+    told = capsys.readouterr()
+    assert "c.fits" in told.err
+    assert [len(rows) for rows in json.loads(told.out.split("\n", 1)[1])["scenes"].values()] == [3, 3]
 
 
 def test_plot_draws_saved_results(tmp_path, capsys):
