@@ -33,10 +33,13 @@ def deblend(args: argparse.Namespace) -> int:
 
     if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
         raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
+    paths = io.find_inputs(args.inputs)
+    if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
+        raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
     planes = None if args.mask_planes is None else tuple(args.mask_planes)
     settings = Settings(args.prior, args.method, args.background, args.seed, args.detect, planes, args.psf)
     run = Run(
-        io.find_inputs(args.inputs),
+        paths,
         Path(args.out),
         settings,
         overwrite=args.overwrite,
