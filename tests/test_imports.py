@@ -16,8 +16,8 @@ PACKAGE = Path(tfdeblend.__file__).parent
 
 # Each module may import those before it.
 LAYERS = (
-    "version errors checks observation scene deblended io records batch operators likelihood profiles priors "
-    "gauss_newton optimize initialize mapfit detection measure deblender plots report describe runs commands cli"
+    "version errors checks observation scene deblended detection io records batch operators likelihood profiles priors "
+    "gauss_newton optimize initialize mapfit measure deblender plots report describe runs commands cli"
 ).split()
 
 # What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect.
