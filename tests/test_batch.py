@@ -81,7 +81,8 @@ def test_scene_shape(image: tuple[int, int], psf_side: int) -> None:
     psf = np.full((psf_side, psf_side), psf_side**-2.0)
     scene = Scene(Observation(np.ones((2, *image)), np.ones((2, *image)), psf), (Source(2, 2), Source(3, 4)))
     shape = scene_shape(scene, STAMP)
-    assert (shape.blends, shape.bands, shape.sources, shape.stamp) == (1, 2, 2, STAMP)
+    assert (shape.blends, shape.bands, shape.stamp) == (1, 2, STAMP)
+    assert shape.sources == fit_size(2, SOURCE_COUNTS)
     assert max(image) <= shape.side < 2 * max(image) or shape.side == IMAGE_SIDES[0]
     assert shape.frame == shape.side + 2 * shape.margin <= shape.fourier
     assert shape.fourier == fast_fourier_size(shape.fourier)
@@ -116,8 +117,9 @@ def test_batch_holds_the_scene() -> None:
     places = batch.corners.numpy() + shape.stamp // 2 - shape.margin + batch.centers.numpy()
     np.testing.assert_allclose(places[0, :3], scene.positions)
     assert np.abs(batch.centers).max() <= 0.5
-    np.testing.assert_array_equal(batch.is_source, [[1, 1, 1, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch.is_point, [[0, 0, 1, 0], [0, 0, 0, 0]])
+    first = np.arange(2 * shape.sources).reshape(2, -1)
+    np.testing.assert_array_equal(batch.is_source, first < 3)
+    np.testing.assert_array_equal(batch.is_point, first == 2)
 
 
 # -- the law of padding: the same blend alone, among others, and in a larger bucket
