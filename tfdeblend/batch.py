@@ -17,7 +17,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.scene import Scene
 
 IMAGE_SIDES = (32, 48, 64, 96, 128, 192)
-SOURCE_COUNTS = (2, 4, 8, 16, 24, 32)
+SOURCE_COUNTS = (4, 8, 16, 24, 32)
 MODEL_SIGMA = 0.8  # pixels: the model PSF's sigma, wherever the observed PSFs allow it
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile
 LARGEST_GAIN = 1.2  # of PSF over model PSF in Fourier space: more would amplify errors of rounding

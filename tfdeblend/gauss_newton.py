@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -33,70 +34,105 @@ class Laplace(NamedTuple):
 
 
 def assemble(
-    tangents: tf.Tensor, templates: tf.Tensor, residual: tf.Tensor, latent: tf.Tensor, used: tf.Tensor
+    columns: tf.Tensor,
+    flux: tf.Tensor,
+    residual: tf.Tensor,
+    latent: tf.Tensor,
+    bend: tf.Tensor,
+    used: tf.Tensor,
 ) -> NormalEquations:
     """Normal equations from whitened images.
 
+    The curvature is J^T J + 1 (Gauss-Newton, prior) and that part of the data's second derivative which comes from bent parametrisations,
+    gradient * theta'' / theta', where it is positive: without it the steps oscillate wherever a bounded parameter is pushed to its bound.
+
     Args:
-      tangents: [B, C, L, S, S] derivatives by the latents. templates: [B, C, Q, S, S] derivatives by fluxes and background.
-      residual: [B, C, S, S]. latent: [B, L]. used: [B, Q] 1 where a linear term is real and free, 0 where it is padding.
+      columns: [B, C, K (S + 1) + 1, S, S] unit-flux derivatives of each source by its S latents, its unit-flux image, and the constant.
+      flux: [B, K, C]. residual: [B, C, S, S]. latent: [B, K, S].
+      bend: [B, K, S] theta'' / theta' of the latents' bijectors.
+      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding.
     """
-    batch, bands, number = tangents.shape[:3]
-    flat = [tf.reshape(t, [batch, bands, t.shape[2], -1]) for t in (tangents, templates)]
-    columns = tf.concat(flat, 2)
-    gram = tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64)
-    right = tf.linalg.matvec(columns, tf.reshape(residual, [batch, bands, -1]))
-    right = tf.cast(right, tf.float64)
-    z = tf.cast(latent, tf.float64)
-    linear = gram[:, :, number:, number:]
-    scale = tf.linalg.diag_part(linear)
-    ridge = 1e-6 * scale + tf.where(scale > 0, tf.zeros_like(scale), tf.ones_like(scale))
+    batch, bands, count = columns.shape[:3]
+    sources, size = latent.shape[1:]
+    flat = tf.reshape(columns, [batch, bands, count, -1])
+    gram = tf.cast(tf.matmul(flat, flat, transpose_b=True), tf.float64)
+    right = tf.cast(tf.linalg.matvec(flat, tf.reshape(residual, [batch, bands, -1])), tf.float64)
+    # Latents first, then fluxes and the constant; derivatives by latents scale with the flux.
+    order = np.arange(count - 1).reshape(sources, size + 1)
+    order = np.concatenate([order[:, :-1].ravel(), order[:, -1], [count - 1]])
+    by_flux = tf.repeat(tf.linalg.matrix_transpose(tf.cast(flux, tf.float64)), size, axis=-1)
+    scale = tf.concat([by_flux, tf.ones([batch, bands, sources + 1], tf.float64)], -1)
+    gram = tf.gather(tf.gather(gram, order, axis=2), order, axis=3) * scale[..., None] * scale[..., None, :]
+    right = tf.gather(right, order, axis=2) * scale
+    number = sources * size
+    data_gradient = -tf.reduce_sum(right[:, :, :number], 1)
+    bent = tf.nn.relu(data_gradient * tf.cast(tf.reshape(bend, [batch, -1]), tf.float64))
     used = tf.cast(used, tf.float64)[:, None]
-    linear = linear * used[..., None] * used[..., None, :] + tf.linalg.diag(ridge * used + 1 - used)
     return NormalEquations(
-        latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.eye(number, dtype=tf.float64),
+        latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.linalg.diag(1 + bent),
         mixed=gram[:, :, :number, number:] * used[..., None, :],
-        linear=linear,
-        latent_gradient=z - tf.reduce_sum(right[:, :, :number], 1),
+        linear=regular(gram[:, :, number:, number:], used),
+        latent_gradient=tf.cast(tf.reshape(latent, [batch, -1]), tf.float64) + data_gradient,
         linear_gradient=-right[:, :, number:] * used,
     )
 
 
-def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Schur complement: curvature [B, L, L] and gradient [B, L] of the latents with the linear terms at their best,
-    linear^-1 mixed^T [B, C, Q, L] and linear^-1 linear_gradient [B, C, Q]."""
+def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
+    """[..., Q, Q] normal matrix of linear terms, made safe to factorise: unused ones apart, a ridge of 1e-6 of the diagonal."""
+    scale = tf.linalg.diag_part(gram)
+    ridge = 1e-6 * scale + tf.where(scale > 0, tf.zeros_like(scale), tf.ones_like(scale))
+    return gram * used[..., None] * used[..., None, :] + tf.linalg.diag(ridge * used + 1 - used)
+
+
+class Factors(NamedTuple):
+    """Factorised curvature: solves for a step from any gradient near the point where it was taken.
+
+    root: [B, L, L] Cholesky factor of the latents' damped Schur complement. gain: [B, C, Q, L] linear^-1 mixed^T.
+    linear_root: [B, C, Q, Q] Cholesky factors. mixed: [B, C, L, Q].
+    """
+
+    root: tf.Tensor
+    gain: tf.Tensor
+    linear_root: tf.Tensor
+    mixed: tf.Tensor
+
+
+def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Schur complement: the latents' curvature [B, L, L] with the linear terms at their best, `gain` and `linear_root` of Factors."""
     root = tf.linalg.cholesky(system.linear)
     gain = tf.linalg.cholesky_solve(root, tf.linalg.matrix_transpose(system.mixed))
-    move = tf.linalg.cholesky_solve(root, system.linear_gradient[..., None])[..., 0]
-    curvature = system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1)
-    gradient = system.latent_gradient - tf.reduce_sum(tf.linalg.matvec(system.mixed, move), 1)
-    return curvature, gradient, gain, move
+    return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, root
 
 
-def solve(system: NormalEquations, damping: tf.Tensor, longest: float = 2.0) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One damped step (Levenberg, Marquardt): (latents [B, L], linear terms [B, C, Q], distance [B]).
+def factorise(system: NormalEquations, damping: tf.Tensor) -> Factors:
+    """Factors of the curvature plus `damping` [B] times its diagonal, but at least times one, the prior's curvature (Marquardt)."""
+    curvature, gain, linear_root = eliminate(system)
+    diagonal = tf.maximum(tf.linalg.diag_part(curvature), 1.0)
+    damped = curvature + tf.linalg.diag(diagonal * (damping[:, None] + 1e-9))
+    return Factors(tf.linalg.cholesky(damped), gain, linear_root, system.mixed)
 
-    `distance` is the length of the undamped step in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the metric of the
-    curvature, free of units and of parametrisation. `damping` [B] multiplies the diagonal; no latent moves by more than `longest`.
+
+def solve(
+    factors: Factors, latent_gradient: tf.Tensor, linear_gradient: tf.Tensor, longest: float = 2.0
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The step down a gradient: (latents [B, L], linear terms [B, C, Q], distance [B]).
+
+    `distance` is the step's length in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the metric of the curvature, free of units
+    and of parametrisation. No latent moves by more than `longest`.
     """
-    curvature, gradient, gain, move = eliminate(system)
-    # Marquardt's damping acts on what the data alone say; the floor keeps the factorisation safe against rounding.
-    diagonal = tf.linalg.diag_part(curvature)
-    floor = tf.maximum(diagonal, 1.0)
-    damped = curvature + tf.linalg.diag(floor * (damping[:, None] + 1e-9))
-    root = tf.linalg.cholesky(damped)
-    step = -tf.linalg.cholesky_solve(root, gradient[..., None])[..., 0]
-    decrement = -tf.reduce_sum(step * gradient, -1)
-    linear_part = tf.reduce_sum(move * system.linear_gradient, [1, 2])
+    move = tf.linalg.cholesky_solve(factors.linear_root, linear_gradient[..., None])[..., 0]
+    reduced = latent_gradient - tf.reduce_sum(tf.linalg.matvec(factors.mixed, move), 1)
+    step = -tf.linalg.cholesky_solve(factors.root, reduced[..., None])[..., 0]
+    decrement = tf.reduce_sum(move * linear_gradient, [1, 2]) - tf.reduce_sum(step * reduced, -1)
     size = tf.reduce_max(tf.abs(step), -1, keepdims=True)
     step *= longest / tf.maximum(size, longest)
-    linear = -move - tf.linalg.matvec(gain, step[:, None, :])
-    return step, linear, tf.sqrt(tf.maximum(decrement + linear_part, 0))
+    linear = -move - tf.linalg.matvec(factors.gain, step[:, None, :])
+    return step, linear, tf.sqrt(tf.maximum(decrement, 0))
 
 
 def laplace(system: NormalEquations) -> Laplace:
     """Covariances by inverting the normal equations block by block."""
-    curvature, _, gain, _ = eliminate(system)
+    curvature, gain, _ = eliminate(system)
     batch, bands, terms, number = gain.shape
     latent = tf.linalg.inv(curvature + 1e-9 * tf.eye(number, dtype=tf.float64))
     flat = tf.reshape(gain, [batch, bands * terms, number])

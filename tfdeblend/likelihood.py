@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfdeblend.batch import BatchShape
 from tfdeblend.operators import Convolve, LinearOperator, Place, Scale
-
-tfd = tfp.distributions
 
 
 class Likelihood:
@@ -29,15 +27,20 @@ class Likelihood:
         """Stamps s_i u_i [B, K, C, P, P] -> whitened images sqrt(w) P sum_i T_i s_i u_i [B, C, S, S]."""
         return Scale(self.root_weights) @ self.convolve @ self.place
 
-    def render(self, stamps: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
-        """Stamps in flux [B, K, C, P, P], background [B, C] -> images [B, C, S, S]."""
-        return self.convolve(self.place(stamps)) + background[..., None, None]
+    def render(self, unit: tf.Tensor, flux: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
+        """Stamps of unit flux [B, K, C or 1, P, P], fluxes [B, K, C], background [B, C] -> images [B, C, S, S]."""
+        if unit.shape[2] == 1:  # one shape in all bands is placed once, and coloured then
+            frame = tf.einsum("bkyx,bkc->bcyx", self.place.each(unit)[:, :, 0], flux)
+        else:
+            frame = self.place(flux[..., None, None] * unit)
+        return self.convolve(frame) + background[..., None, None]
 
     def render_each(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, Q, C or 1, P, P] -> [B, K, Q, C, S, S]: Q images of each source, every one alone; a single band is seen in all."""
+        """[B, K, Q, C or 1, P, P] -> [B, C, K Q, S, S]: Q images of each source, every one alone; a single band is seen in all."""
         batch, sources, images, bands, side, _ = stamps.shape
         placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
-        return self.convolve(tf.reshape(placed, [batch, sources, images, bands, *placed.shape[-2:]]))
+        placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
+        return self.convolve(tf.transpose(placed, [0, 2, 1, 3, 4]))
 
     def chi2(self, model: tf.Tensor) -> tf.Tensor:
         """[B]: sum of w (y - model)^2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,16 +22,20 @@ class MapOptions:
     """Settings of the fit.
 
     adam_steps: of Adam, whose first step moves a latent by `learning_rate` standard deviations of its prior.
-    newton_steps: at most so many Gauss-Newton steps. tolerance: a blend has converged when the next undamped step would
-    be shorter than this many posterior standard deviations, over all its parameters together.
-    background: fit a constant in each band.
+    newton_rounds: at most so many times the curvature is computed, and `newton_steps` steps are taken with it.
+    tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations, over all
+    its parameters together. background: fit a constant in each band.
+    model_error: of every model's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright one's pixels,
+    and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that the fit and its errors use.
     """
 
-    adam_steps: int = 40
+    adam_steps: int = 30
     learning_rate: float = 0.1
-    newton_steps: int = 12
+    newton_rounds: int = 8
+    newton_steps: int = 4
     tolerance: float = 0.03
     background: bool = False
+    model_error: float = 0.02
 
 
 class MapState(NamedTuple):
@@ -45,7 +50,8 @@ class MapResult(NamedTuple):
     """What a fit found, as tensors, in whitened units.
 
     state: see MapState. model [B, C, S, S]; sources [B, K, C, S, S] as observed; stamps [B, K, C, P, P]; chi2 [B];
-    distance [B] to the maximum in standard deviations; steps [B]; covariance: the Laplace approximation.
+    distance [B] to the maximum in standard deviations; steps [B]; covariance: the Laplace approximation;
+    summary [B, K, 5] and its covariance [B, K, 5, 5]: see `GalaxyPrior.summary`.
     """
 
     state: MapState
@@ -56,6 +62,8 @@ class MapResult(NamedTuple):
     distance: tf.Tensor
     steps: tf.Tensor
     covariance: Laplace
+    summary: tf.Tensor
+    summary_covariance: tf.Tensor
 
 
 class MapFit:
@@ -71,7 +79,8 @@ class MapFit:
         self.adam = BatchedAdam(
             [latent, flux, flux[:1] + flux[2:]], options.adam_steps, options.learning_rate, dtype=prior.dtype
         )
-        self._run = tf.function(self._fit, autograph=True)
+        self._equations = tf.function(self._normal_equations, autograph=False)
+        self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, batch: BlendBatch, start: np.ndarray | None = None) -> MapResult:
         """Fits `batch`, whose shape must be this fit's.
@@ -87,34 +96,54 @@ class MapFit:
 
     # -- the forward model of latents and fluxes
 
-    def _mixture(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> profiles.Mixture:
+    def _frame(self, tensors: dict[str, tf.Tensor]) -> Frame:
         like = tf.ones_like(tensors["is_point"])
         arcsec, model_sigma = (tensors[name][:, None] * like for name in ("arcsec", "model_sigma"))
-        return self.prior.mixture(latent, Frame(tensors["centers"], arcsec, tensors["is_point"], model_sigma))
+        return Frame(tensors["centers"], arcsec, tensors["is_point"], model_sigma)
+
+    def mixture(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> profiles.Mixture:
+        """The unit-flux sources of latents [B, K, S], around their stamps' centres."""
+        return self.prior.mixture(latent, self._frame(tensors))
 
     def _stamps(self, state: MapState, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, K, C, P, P] in flux."""
-        unit = profiles.render(self._mixture(state.latent, tensors), self.shape.stamp)
+        unit = profiles.render(self.mixture(state.latent, tensors), self.shape.stamp)
         return (state.flux * tensors["is_source"][..., None])[..., None, None] * unit
+
+    def _model(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, C, S, S]: the rendered scenes."""
+        unit = profiles.render(self.mixture(state.latent, tensors), self.shape.stamp)
+        return likelihood.render(unit, state.flux * tensors["is_source"][..., None], state.background)
 
     def _loss(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B]: -log posterior up to a constant."""
-        model = likelihood.render(self._stamps(state, tensors), state.background)
+        model = self._model(state, likelihood, tensors)
         return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(state.latent**2, [1, 2]))
 
     # -- the fit
 
     def _fit(self, tensors: dict[str, tf.Tensor], first: tf.Tensor) -> MapResult:
-        likelihood = Likelihood(tensors, self.shape)
-        state = self._solve_fluxes(first, likelihood, tensors)
+        exact = Likelihood(tensors, self.shape)
+        unit = profiles.render(self.mixture(first, tensors), self.shape.stamp)
+        state = self.solve_fluxes(unit, exact, tensors)._replace(latent=first)
+        likelihood = self._tolerant(state, exact, tensors)
         state, adam_steps = self._adam(state, likelihood, tensors)
+        likelihood = self._tolerant(state, exact, tensors)
         state, distance, newton_steps = self._newton(state, likelihood, tensors)
         stamps = self._stamps(state, tensors)
-        model = likelihood.render(stamps, state.background)
-        sources = likelihood.render_each(stamps[:, :, None])[:, :, 0]
-        covariance = gauss_newton.laplace(self._equations(state, likelihood, tensors))
+        model = self._model(state, likelihood, tensors)
+        sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        covariance = gauss_newton.laplace(self._equations(state, model, likelihood.weights, tensors))
+        summary, spread = self._summary(state, covariance.latent, tensors)
         steps = adam_steps + newton_steps
-        return MapResult(state, model, sources, stamps, likelihood.chi2(model), distance, steps, covariance)
+        chi2 = exact.chi2(model)
+        return MapResult(state, model, sources, stamps, chi2, distance, steps, covariance, summary, spread)
+
+    def _tolerant(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> Likelihood:
+        """The likelihood with the model's own error added to the noise's variance, at the model's present brightness."""
+        model = self._model(state._replace(background=tf.zeros_like(state.background)), likelihood, tensors)
+        weights = likelihood.weights / (1 + likelihood.weights * (self.options.model_error * model) ** 2)
+        return Likelihood(tensors | {"weights": weights}, self.shape)
 
     def _adam(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
         # A flux's natural unit: its size, but never less than its error, so that a flux that starts at zero can move.
@@ -132,93 +161,137 @@ class MapFit:
         return state_of(best), steps
 
     def _newton(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Levenberg-Marquardt: steps that do not lower the loss are taken back, and the damping raised."""
+        """Damped Gauss-Newton: rounds of several steps with one curvature, which costs as much as ten gradients."""
         batch = self.shape.blends
-        loss = self._loss(state, likelihood, tensors)
-        damping = tf.fill([batch], tf.constant(1e-3, tf.float64))
+        damping = tf.fill([batch], tf.constant(1e-4, tf.float64))
         distance = tf.fill([batch], tf.constant(float("inf"), tf.float64))
         steps, active = tf.zeros([batch], tf.int32), tf.fill([batch], True)
-        for _ in tf.range(self.options.newton_steps):
-            if not tf.reduce_any(active):
-                break
-            trial, distance_now = self._newton_step(state, damping, likelihood, tensors)
-            distance = tf.where(active, distance_now, distance)
-            trial_loss = self._loss(trial, likelihood, tensors)
-            better = active & (trial_loss <= loss)
-            state = MapState(*(tf.where(_expand(better, old), new, old) for new, old in zip(trial, state, strict=True)))
-            loss = tf.where(better, trial_loss, loss)
-            damping = tf.clip_by_value(tf.where(better, damping / 8, damping * 8), 1e-7, 1e6)
-            steps += tf.cast(active, tf.int32)
-            active &= distance > self.options.tolerance
+        model = self._model(state, likelihood, tensors)
+
+        def advance(count, state, model, damping, distance, steps, active):
+            factors = gauss_newton.factorise(self._equations(state, model, likelihood.weights, tensors), damping)
+            inner = [0, state, model, distance, steps, active, tf.zeros([batch], tf.int32)]
+            step = functools.partial(self._newton_step, factors, likelihood, tensors)
+            inner = tf.while_loop(lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[4]), step, inner)
+            _, state, model, distance, steps, active, taken = inner
+            worked = taken > self.options.newton_steps // 2
+            damping = tf.clip_by_value(tf.where(worked, damping / 30, damping * 30), 1e-8, 1e3)
+            return count + 1, state, model, damping, distance, steps, active
+
+        def unfinished(count, *rest):
+            return (count < self.options.newton_rounds) & tf.reduce_any(rest[-1])
+
+        start = [0, state, model, damping, distance, steps, active]
+        _, state, _, _, distance, steps, _ = tf.while_loop(unfinished, advance, start)
         return state, distance, steps
 
-    def _newton_step(self, state: MapState, damping: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        system = self._equations(state, likelihood, tensors)
-        latent_step, linear_step, distance = gauss_newton.solve(system, damping)
-        dtype, sources = self.prior.dtype, self.shape.sources
-        linear = tf.cast(linear_step, dtype)
-        trial = MapState(
-            state.latent + tf.reshape(tf.cast(latent_step, dtype), state.latent.shape),
-            state.flux + tf.linalg.matrix_transpose(linear[..., :sources]),
-            state.background + linear[..., sources],
-        )
-        return trial, distance
+    def _newton_step(self, factors, likelihood, tensors, count, state, model, distance, steps, active, taken):
+        """One step down the gradient in the metric of `factors`, then to the minimum of the parabola through the step's start,
+        slope and end (Gauss-Newton may underestimate the curvature and overshoot); not taken if the loss rises."""
+        gradient = self._gradient(state, likelihood, tensors)
+        latent, linear, distance_now = gauss_newton.solve(factors, *gradient)
+        slope = tf.reduce_sum(latent * gradient[0], 1) + tf.reduce_sum(linear * gradient[1], [1, 2])
+        slope = tf.cast(slope, self.prior.dtype)
+        distance = tf.where(active, distance_now, distance)
+        active &= distance > self.options.tolerance
+        step = self._state_of(latent, linear)
+        full = MapState(*(old + move for old, move in zip(state, step, strict=True)))
+        rise = self._rise(state, model, full, self._model(full, likelihood, tensors), likelihood)
+        length = tf.clip_by_value(-slope / tf.maximum(2 * (rise - slope), 1e-20), 0.05, 1.5)
+        trial = MapState(*(old + _expand(length, old) * move for old, move in zip(state, step, strict=True)))
+        trial_model = self._model(trial, likelihood, tensors)
+        better = active & (self._rise(state, model, trial, trial_model, likelihood) <= 0)
+        state = MapState(*(tf.where(_expand(better, old), new, old) for new, old in zip(trial, state, strict=True)))
+        model = tf.where(_expand(better, model), trial_model, model)
+        steps, taken = steps + tf.cast(active, tf.int32), taken + tf.cast(better, tf.int32)
+        return count + 1, state, model, distance, steps, active, taken
 
-    def _solve_fluxes(self, latent: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> MapState:
-        """The best fluxes and background for the shapes given."""
-        zero = tf.zeros([self.shape.blends, self.shape.sources, self.shape.bands], self.prior.dtype)
-        state = MapState(latent, zero, zero[:, 0])
-        system = self._equations(state, likelihood, tensors)
-        root = tf.linalg.cholesky(system.linear)
-        best = tf.cast(-tf.linalg.cholesky_solve(root, system.linear_gradient[..., None])[..., 0], self.prior.dtype)
-        sources = self.shape.sources
-        return MapState(latent, tf.linalg.matrix_transpose(best[..., :sources]), best[..., sources])
+    def _gradient(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
+        """Of the loss, float64: by the latents [B, L] and by the linear terms [B, C, Q], as NormalEquations order them."""
+        with tf.GradientTape() as tape:
+            tape.watch(state)
+            loss = self._loss(state, likelihood, tensors)
+        by_latent, by_flux, by_background = (tf.cast(g, tf.float64) for g in tape.gradient(loss, state))
+        if not self.options.background:
+            by_background = tf.zeros_like(by_background)
+        linear = tf.concat([tf.linalg.matrix_transpose(by_flux), by_background[..., None]], -1)
+        return tf.reshape(by_latent, [self.shape.blends, -1]), linear
 
-    def _equations(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> NormalEquations:
-        batch, sources, bands, side = self.shape.blends, self.shape.sources, self.shape.bands, self.shape.side
-        mixture = self._mixture(state.latent, tensors)
-        directions = self._directions(state.latent, tensors)
+    def _state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
+        """Latents [B, L] and linear terms [B, C, Q], as the normal equations order them, as a state."""
+        latent, linear = tf.cast(latent, self.prior.dtype), tf.cast(linear, self.prior.dtype)
+        fluxes = tf.linalg.matrix_transpose(linear[..., : self.shape.sources])
+        shape = [self.shape.blends, self.shape.sources, self.prior.size]
+        return MapState(tf.reshape(latent, shape), fluxes, linear[..., self.shape.sources])
+
+    def _rise(self, old: MapState, old_model: tf.Tensor, new: MapState, new_model: tf.Tensor, likelihood: Likelihood):
+        """[B]: how much the loss rises from old to new, free of the cancellation in a difference of two large sums."""
+        both = old_model + new_model - 2 * likelihood.images
+        data = tf.reduce_sum(likelihood.weights * (new_model - old_model) * both, [1, 2, 3])
+        return 0.5 * (data + tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2]))
+
+    def solve_fluxes(self, unit: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> MapState:
+        """The best fluxes and background for stamps of unit flux [B, K, C or 1, P, P]; latents zero."""
+        columns = self._columns(unit[:, :, None], likelihood, tensors)
+        flat = tf.reshape(columns, [*columns.shape[:3], -1])
+        data = tf.reshape(likelihood.root_weights * likelihood.images, [*columns.shape[:2], -1])
+        used = tf.cast(self._used(tensors), tf.float64)[:, None]
+        gram = gauss_newton.regular(tf.cast(tf.matmul(flat, flat, transpose_b=True), tf.float64), used)
+        right = tf.cast(tf.linalg.matvec(flat, data), tf.float64) * used
+        best = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), right[..., None])[..., 0]
+        latent = tf.zeros([self.shape.blends, self.shape.sources * self.prior.size], tf.float64)
+        return self._state_of(latent, best)
+
+    def _normal_equations(
+        self, state: MapState, model: tf.Tensor, weights: tf.Tensor, tensors: dict[str, tf.Tensor]
+    ) -> NormalEquations:
+        likelihood = Likelihood(tensors | {"weights": weights}, self.shape)
+        mixture = self.mixture(state.latent, tensors)
+        slopes = self._jacobian(lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state, tensors)
         stamp = self.shape.stamp
-        images = tf.concat(
-            [
-                profiles.render_tangents(mixture, directions, stamp),
-                profiles.render(mixture, stamp)[:, :, None],
-            ],
-            2,
-        )
-        rendered = likelihood.render_each(images * tensors["is_source"][..., None, None, None, None])
-        whitened = rendered * likelihood.root_weights[:, None, None]  # [B, K, S + 1, C, side, side]
-        tangents = whitened[:, :, :-1] * state.flux[:, :, None, :, None, None]
-        tangents = tf.reshape(tangents, [batch, sources * self.prior.size, bands, side, side])
-        constant = likelihood.root_weights[:, :, None]
-        templates = tf.concat([tf.transpose(whitened[:, :, -1], [0, 2, 1, 3, 4]), constant], 2)
-        model = likelihood.render(self._stamps(state, tensors), state.background)
-        residual = likelihood.root_weights * (likelihood.images - model)
-        free = tf.fill([batch, 1], tf.constant(float(self.options.background), self.prior.dtype))
+        tangents = profiles.render_tangents(mixture, *slopes, stamp)
+        images = tf.concat([tangents, profiles.render(mixture, stamp)[:, :, None]], 2)
         return gauss_newton.assemble(
-            tf.transpose(tangents, [0, 2, 1, 3, 4]),
-            templates,
-            residual,
-            tf.reshape(state.latent, [batch, -1]),
-            tf.concat([tensors["is_source"], free], 1),
+            self._columns(images, likelihood, tensors),
+            state.flux,
+            likelihood.root_weights * (likelihood.images - model),
+            state.latent,
+            self.prior.bend(state.latent),
+            self._used(tensors),
         )
 
-    def _directions(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> list[profiles.Mixture]:
-        """The mixtures' derivatives by each latent; a source depends on its own latents only, so one sweep serves all."""
-        directions = []
-        for axis in range(self.prior.size):
-            ones = tf.broadcast_to(tf.one_hot(axis, self.prior.size, dtype=latent.dtype), latent.shape)
-            with tf.autodiff.ForwardAccumulator(latent, ones) as forward:
-                mixture = self._mixture(latent, tensors)
-            directions.append(
-                profiles.Mixture(
-                    *(
-                        forward.jvp(part, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-                        for part in mixture
-                    )
-                )
-            )
-        return directions
+    def _columns(self, images: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Whitened images [B, C, K Q + 1, S, S] of stamps [B, K, Q, C or 1, P, P], and of the constant."""
+        rendered = likelihood.render_each(images * tensors["is_source"][..., None, None, None, None])
+        whitened = rendered * likelihood.root_weights[:, :, None]
+        return tf.concat([whitened, likelihood.root_weights[:, :, None]], 2)
+
+    def _used(self, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, K + 1]: 1 for the fluxes of real sources, and for the background where it is fitted."""
+        free = tf.fill([self.shape.blends, 1], tf.constant(float(self.options.background), self.prior.dtype))
+        return tf.concat([tensors["is_source"], free], 1)
+
+    def _jacobian(self, function, state: MapState, tensors: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Derivatives [B, K, S, ...] of function(latent, frame) by each latent. A source depends on its own latents only, so
+        one forward sweep over S copies of every source, each pushed along another axis, gives them all."""
+        size = self.prior.size
+        latent = tf.tile(state.latent[:, :, None], [1, 1, size, 1])
+        frame = Frame(*(tf.stack([part] * size, 2) for part in self._frame(tensors)))
+        axes = tf.broadcast_to(tf.eye(size, dtype=latent.dtype), latent.shape)
+        with tf.autodiff.ForwardAccumulator(latent, axes) as forward:
+            outputs = function(latent, frame)
+        zero = tf.UnconnectedGradients.ZERO
+        return [forward.jvp(output, unconnected_gradients=zero) for output in tf.nest.flatten(outputs)]
+
+    def _summary(self, state: MapState, covariance: tf.Tensor, tensors: dict[str, tf.Tensor]):
+        """Shapes of all sources and their covariance, by linear propagation."""
+        batch, sources, size = self.shape.blends, self.shape.sources, self.prior.size
+        (slopes,) = self._jacobian(self.prior.summary, state, tensors)  # [B, K, S, 5]
+        blocks = tf.reshape(covariance, [batch, sources, size, sources, size])
+        own = tf.einsum("bksku->bksu", blocks)
+        slopes = tf.cast(slopes, tf.float64)
+        spread = tf.matmul(tf.matmul(slopes, own, transpose_a=True), slopes)
+        return self.prior.summary(state.latent, self._frame(tensors)), spread
 
 
 def _expand(flag: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

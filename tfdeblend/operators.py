@@ -167,13 +167,13 @@ class Convolve(LinearOperator):
         self.kernel, self.side, self.margin, self.image = kernel, side, margin, image
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
-        """[B, ..., C, F, F] -> [B, ..., C, H, W]; the kernel broadcasts over axes between batch and band."""
+        """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band. One band alone is seen in all of the kernel's."""
         full = self._filter(x, self._kernel(x))
         m, (height, width) = self.margin, self.image
         return full[..., m : m + height, m : m + width]
 
     def transpose(self, y: tf.Tensor) -> tf.Tensor:
-        """[B, ..., C, H, W] -> [B, ..., C, F, F], F = H + 2 margin."""
+        """[B, C, ..., H, W] -> [B, C, ..., F, F], F = H + 2 margin."""
         m, (height, width) = self.margin, self.image
         far = [[0, 0]] * (len(y.shape) - 2) + [[m, m], [m, m]]
         full = self._filter(tf.pad(y, far), tf.math.conj(self._kernel(y)))
@@ -181,7 +181,7 @@ class Convolve(LinearOperator):
 
     def _kernel(self, x: tf.Tensor) -> tf.Tensor:
         extra = len(x.shape) - len(self.kernel.shape)
-        return tf.reshape(self.kernel, self.kernel.shape[:1] + [1] * extra + self.kernel.shape[1:])
+        return tf.reshape(self.kernel, self.kernel.shape[:2] + [1] * extra + self.kernel.shape[2:])
 
     def _filter(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         n = [self.side, self.side]

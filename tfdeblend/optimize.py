@@ -57,7 +57,8 @@ class BatchedAdam:
         best = [tf.convert_to_tensor(v) for v in start]
         best_value = tf.fill([batch], tf.constant(float("inf"), self.dtype))
         active, taken = tf.fill([batch], True), tf.zeros([batch], tf.int32)
-        for step in tf.range(self.steps):
+
+        def advance(step, best, best_value, active, taken):
             fraction = tf.cast(step, self.dtype) / self.steps
             level = fraction if self.level is None else self.level(fraction)
             values = [tf.convert_to_tensor(v.value) for v in self.variables]
@@ -69,13 +70,18 @@ class BatchedAdam:
             best = [tf.where(_expand(better, v), v, b) for v, b in zip(values, best, strict=True)]
             best_value = tf.where(better, value, best_value)
             largest = [tf.reduce_max(tf.reshape(tf.abs(g), [batch, -1]), 1) for g in gradients]
-            active &= tf.reduce_max(tf.stack(largest), 0) > self.tolerance
-            active &= tf.math.is_finite(value)
+            active &= (tf.reduce_max(tf.stack(largest), 0) > self.tolerance) & tf.math.is_finite(value)
             taken += tf.cast(active, tf.int32)
             safe = [tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)) for g in gradients]
             self.optimizer.apply(safe, self.variables)
             for variable, before in zip(self.variables, values, strict=True):
                 variable.assign(tf.where(_expand(active, before), variable.value, before))
+            return step + 1, best, best_value, active, taken
+
+        def unfinished(step, best, best_value, active, taken):
+            return (step < self.steps) & tf.reduce_any(active)
+
+        _, best, _, _, taken = tf.while_loop(unfinished, advance, [0, best, best_value, active, taken])
         return best, taken
 
 

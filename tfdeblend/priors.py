@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import distributions as tfd
 
 from tfdeblend import profiles
 from tfdeblend.profiles import Mixture
-
-tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 class Disc(tfb.Bijector):
@@ -94,13 +93,32 @@ class GalaxyPrior(abc.ABC):
     def unpack(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
         """Latents [..., S] -> parameters, each [..., size]."""
         pieces = tf.split(latent, [size for size, _ in self.parts.values()], axis=-1)
-        return {
-            name: bijector.forward(z) for (name, (_, bijector)), z in zip(self.parts.items(), pieces, strict=True)
-        }
+        return {name: bijector.forward(z) for (name, (_, bijector)), z in zip(self.parts.items(), pieces, strict=True)}
 
     def pack(self, theta: dict[str, tf.Tensor]) -> tf.Tensor:
         """Parameters, each [..., size] -> latents [..., S]; the inverse of `unpack`."""
         return tf.concat([bijector.inverse(theta[name]) for name, (_, bijector) in self.parts.items()], -1)
+
+    def start(self, radius: tf.Tensor, ellipticity: tf.Tensor) -> tf.Tensor:
+        """Latents [..., S] of galaxies of a rough size [...] in arcsec and ellipticity [..., 2], at most two sigma from the prior's centre."""
+        theta = self.unpack(tf.zeros([*radius.shape, self.size], self.dtype))
+        theta |= {name: radius[..., None] for name in theta if name in ("radius", "disk_radius")}
+        theta |= {name: ellipticity for name in theta if name in ("ellipticity", "disk_ellipticity")}
+        return tf.clip_by_value(self.pack(theta), -2, 2)
+
+    def bend(self, latent: tf.Tensor) -> tf.Tensor:
+        """[..., S]: theta'' / theta' of every latent, zero where a bijector mixes several: how far a step along z is from straight."""
+        pieces = tf.split(latent, [size for size, _ in self.parts.values()], axis=-1)
+        bends = []
+        for (_, bijector), z in zip(self.parts.values(), pieces, strict=True):
+            if bijector.forward_min_event_ndims:
+                bends.append(tf.zeros_like(z))
+                continue
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                log_slope = bijector.forward_log_det_jacobian(z, event_ndims=0) + tf.zeros_like(z)
+            bends.append(tape.gradient(log_slope, z, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        return tf.concat(bends, -1)
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
         """The unit-flux sources of latents [..., S], ready to render."""
@@ -114,6 +132,22 @@ class GalaxyPrior(abc.ABC):
             amplitudes.append(part.fraction[..., :, None] * amplitude[..., None, :])
             covariances.append(extent**2 * variance[..., :, None] * shape + resolution)
         return Mixture(tf.concat(amplitudes, -1), tf.concat(covariances, -2), frame.center + theta["offset"])
+
+    def summary(self, latent: tf.Tensor, frame: Frame) -> tf.Tensor:
+        """[..., 5]: (y, x) relative to stamp pixel P // 2 and half-light radius, in pixels, and e1, e2; model PSF taken off.
+
+        The radius is that of the circle which holds half of the light after averaging over bands, and over angles at equal area.
+        """
+        mixture = self.mixture(latent, frame._replace(model_sigma=tf.zeros_like(frame.model_sigma)))
+        share = tf.reduce_mean(mixture.amplitude, -2)
+        yy, yx, xx = tf.unstack(mixture.covariance, axis=-1)
+        area = tf.sqrt(tf.maximum(yy * xx - yx**2, 1e-12))
+        radius = profiles.half_light_radius(share, area)
+        moments = tf.reduce_sum(share[..., None] * mixture.covariance, -2)
+        yy, yx, xx = tf.unstack(moments, axis=-1)
+        size = yy + xx + 2 * tf.sqrt(tf.maximum(yy * xx - yx**2, 1e-12))
+        shape = tf.stack([radius, (xx - yy) / size, 2 * yx / size], -1)
+        return tf.concat([mixture.center, shape], -1)
 
     def _lognormal(self, median: float, sigma: float) -> tfb.Bijector:
         """N(0, 1) -> log-normal: median, and scatter in natural log."""

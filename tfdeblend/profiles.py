@@ -76,6 +76,21 @@ def ellipse(ellipticity: tf.Tensor) -> tf.Tensor:
     return tf.stack([1 + square - 2 * e1, 2 * e2, 1 + square + 2 * e1], -1) / (1 - square)[..., None]
 
 
+def half_light_radius(share: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """[...]: the radius that holds half of the light of concentric circular Gaussians, [..., J] each.
+
+    Newton's method on sum_j a_j exp(-r^2 / 2 v_j) = 1/2 in log r, from the share-weighted geometric mean.
+    """
+    weight = share / tf.reduce_sum(share, -1, keepdims=True)
+    log_r2 = tf.reduce_sum(weight * tf.math.log(variance), -1)
+    for _ in range(12):
+        scaled = tf.exp(log_r2)[..., None] / (2 * variance)
+        left = weight * tf.exp(-scaled)
+        slope = tf.maximum(tf.reduce_sum(left * scaled, -1), 1e-3)
+        log_r2 += tf.clip_by_value((tf.reduce_sum(left, -1) - 0.5) / slope, -1.5, 1.5)
+    return tf.exp(0.5 * log_r2)
+
+
 def coefficients(mixture: Mixture) -> tuple[tf.Tensor, tf.Tensor]:
     """A mixture as weights [..., C, J] and exponents [..., J, 6]: sum_j w_j exp(e_j . (1, y, x, y^2, yx, x^2))."""
     yy, yx, xx = tf.unstack(mixture.covariance, axis=-1)
@@ -96,7 +111,7 @@ def monomials(side: int, dtype: tf.DType) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
+def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
     """sum_j w_cj exp(e_j . basis): [..., C, J], [..., J, 6], [6, N] -> [..., C, N].
 
     The gradient re-uses the exponentials and is two matrix products; automatic differentiation would hold [..., J, N] several times.
@@ -117,23 +132,27 @@ def _evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
 def render(mixture: Mixture, side: int) -> tf.Tensor:
     """Stamps [..., C, P, P] of a mixture, in flux per pixel, sampled at pixel centres."""
     weight, exponent = coefficients(mixture)
-    flat = _evaluate(weight, exponent, monomials(side, weight.dtype))
+    flat = evaluate(weight, exponent, monomials(side, weight.dtype))
     return tf.reshape(flat, [*flat.shape[:-1], side, side])
 
 
-def render_tangents(mixture: Mixture, tangents: list[Mixture], side: int) -> tf.Tensor:
-    """Derivatives of `render` along each tangent: [..., S, C, P, P], at the price of one rendering and a matrix product."""
+def render_tangents(mixture: Mixture, d_weight: tf.Tensor, d_exponent: tf.Tensor, side: int) -> tf.Tensor:
+    """Derivatives of `render` along S directions, at the price of one rendering and a matrix product.
+
+    Args:
+      d_weight: [..., S, C, J], d_exponent: [..., S, J, 6]: derivatives of the `coefficients`.
+    Returns:
+      [..., S, C, P, P].
+    """
     weight, exponent = coefficients(mixture)
     basis = monomials(side, weight.dtype)
     gaussians = tf.exp(tf.matmul(exponent, basis))
-    images = []
-    for tangent in tangents:
-        with tf.autodiff.ForwardAccumulator(list(mixture), list(tangent)) as forward:
-            w, e = coefficients(mixture)
-        d_weight, d_exponent = forward.jvp(w), forward.jvp(e)
-        # d(w_cj G_j) = (dw_cj + w_cj sum_m de_jm basis_m) G_j
-        mixed = weight[..., :, None, :] * tf.linalg.matrix_transpose(d_exponent)[..., None, :, :]  # [..., C, 6, J]
-        per_monomial = tf.matmul(mixed, gaussians[..., None, :, :])  # [..., C, 6, N]
-        images.append(tf.matmul(d_weight, gaussians) + tf.reduce_sum(per_monomial * basis, -2))
-    flat = tf.stack(images, -3)
+    # d(w_cj G_j) = (dw_cj + w_cj sum_m de_jm basis_m) G_j
+    mixed = weight[..., None, :, None, :] * tf.linalg.matrix_transpose(d_exponent)[..., None, :, :]  # [..., S, C, 6, J]
+    shape = mixed.shape.as_list()
+    rows = tf.concat([mixed, d_weight[..., None, :]], -2)  # [..., S, C, 7, J]
+    rows = tf.reshape(rows, [*shape[:-4], shape[-4] * shape[-3] * 7, shape[-1]])
+    per_monomial = tf.matmul(rows, gaussians)
+    per_monomial = tf.reshape(per_monomial, [*shape[:-2], 7, side * side])
+    flat = tf.reduce_sum(per_monomial * tf.concat([basis, tf.ones_like(basis[:1])], 0), -2)
     return tf.reshape(flat, [*flat.shape[:-1], side, side])

@@ -1,0 +1,201 @@
+"""Deblender: scenes in, sources out. Groups scenes into buckets of one shape, fits each bucket with one compiled graph, measures."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import tensorflow as tf
+from astropy.table import Table
+
+from tfdeblend import initialize, measure
+from tfdeblend.batch import BatchShape, BlendBatch, choose_model_sigma, scene_shape
+from tfdeblend.deblended import Deblended
+from tfdeblend.detection import residual_detections
+from tfdeblend.errors import DataError
+from tfdeblend.mapfit import MapFit, MapOptions, MapResult
+from tfdeblend.nonparametric import NonparametricFit
+from tfdeblend.observation import Observation
+from tfdeblend.priors import PRIORS
+from tfdeblend.scene import Scene
+from tfdeblend.version import __version__
+
+AUTOMATIC = "sersic"
+NONPARAMETRIC, SEED = "nonparametric", "sersic"
+LARGEST_BATCH = 64
+MEMORY = 4e7  # numbers in the images' derivatives that one batch may hold
+CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
+
+
+def stamp_side(scene: Scene) -> int:
+    """P: large enough for galaxies as large as the image, up to 96 pixels."""
+    _, height, width = scene.observation.shape
+    side = max(height, width)
+    return 48 if side <= 32 else 64 if side <= 64 else 96
+
+
+@dataclass
+class Deblender:
+    """Separates the galaxies of blended images.
+
+    Args:
+      prior: "sersic", "exponential", "bulge-disk", or "nonparametric", which starts from "sersic"; "auto" is "sersic".
+      method: "map", the maximum of the posterior, with errors from its curvature there.
+      seed: recorded with the results; the MAP draws nothing.
+      background: fit a constant in each band besides the sources.
+      batch_size: scenes fitted together; None: as many as fit into memory.
+      position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
+      options: of the fit; see `MapOptions`.
+
+    Raises: ValueError for an unknown prior or method.
+    """
+
+    prior: str = "auto"
+    method: str = "map"
+    seed: int = 0
+    background: bool = False
+    batch_size: int | None = None
+    position_sigma: float = 0.5
+    options: MapOptions = MapOptions()
+    _fits: dict[BatchShape, MapFit] = field(default_factory=dict, init=False, repr=False)
+    _refinements: dict[BatchShape, NonparametricFit] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = ["auto", *PRIORS, NONPARAMETRIC]
+        if self.prior not in names:
+            raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
+        if self.method != "map":
+            raise ValueError(f"method: expected 'map', received {self.method!r}")
+
+    @property
+    def prior_name(self) -> str:
+        """The prior that is used."""
+        return AUTOMATIC if self.prior == "auto" else self.prior
+
+    def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
+        """One result for one scene, a list for several; an observation's sources are detected.
+
+        Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
+        """
+        single = isinstance(scenes, Scene | Observation)
+        several = [scenes] if isinstance(scenes, Scene | Observation) else list(scenes)
+        ready = [s if isinstance(s, Scene) else Scene.detect(s) for s in several]
+        results: dict[int, Deblended] = {}
+        for index, result in self.iterate(ready):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        ordered = [results[index] for index in range(len(ready))]
+        return ordered[0] if single else ordered
+
+    def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
+        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its DataError."""
+        buckets: dict[BatchShape, list[int]] = defaultdict(list)
+        for index, scene in enumerate(scenes):
+            buckets[scene_shape(scene, stamp_side(scene))].append(index)
+        for shape, members in sorted(buckets.items()):
+            most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
+            shape = shape._replace(blends=most)
+            for first in range(0, len(members), most):
+                chunk = members[first : first + most]
+                yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape)
+
+    def _batch_size(self, shape: BatchShape) -> int:
+        images = shape.sources * shape.bands * shape.fourier**2 * 8
+        return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
+
+    def _fit_chunk(
+        self, indices: list[int], scenes: list[Scene], shape: BatchShape
+    ) -> Iterator[tuple[int, Deblended | Exception]]:
+        began = time.perf_counter()
+        usable: dict[int, Scene] = {}
+        starts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for index, scene in zip(indices, scenes, strict=True):
+            try:
+                choose_model_sigma(scene)
+                starts[index] = initialize.moments(scene)
+                usable[index] = scene
+            except DataError as error:
+                yield index, error
+        if not usable:
+            return
+        fit = self._fit(shape)
+        batch = BlendBatch.build(list(usable.values()), shape)
+        result = fit(batch, self._start(fit, shape, [starts[index] for index in usable]))
+        if self.prior_name == NONPARAMETRIC:
+            result = self._refinement(fit)(batch, result)
+        arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
+        milliseconds = 1e3 * (time.perf_counter() - began) / len(usable)
+        for row, (index, scene) in enumerate(usable.items()):
+            yield index, self._result(scene, batch, arrays, row, milliseconds)
+
+    def _fit(self, shape: BatchShape) -> MapFit:
+        if shape not in self._fits:
+            name = SEED if self.prior_name == NONPARAMETRIC else self.prior_name
+            prior = PRIORS[name](shape.bands, self.position_sigma)
+            options = replace(self.options, background=self.background)
+            self._fits[shape] = MapFit(prior, shape, options)
+        return self._fits[shape]
+
+    def _refinement(self, seed: MapFit) -> NonparametricFit:
+        if seed.shape not in self._refinements:
+            self._refinements[seed.shape] = NonparametricFit(seed)
+        return self._refinements[seed.shape]
+
+    def _start(self, fit: MapFit, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        start = np.zeros((shape.blends, shape.sources, fit.prior.size), np.float32)
+        for row, (radius, ellipticity) in enumerate(moments):
+            guess = fit.prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
+            start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
+        return start
+
+    def _result(self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int, milliseconds: float) -> Deblended:
+        """Cuts one scene out of a batch's arrays, and puts it back into its own units."""
+        count, (bands, height, width) = len(scene.sources), scene.observation.shape
+        scale = batch.band_scale[row]
+        unit = scale[:, None, None]
+        terms = fit.covariance.linear[row]
+        flux_cov = np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)])
+        corners = batch.corners[row, :count].numpy() - batch.shape.margin
+        center = corners + batch.shape.stamp // 2
+        y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
+        errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
+        shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
+        model = (fit.model[row, :, :height, :width] * unit).astype(np.float32)
+        converged = bool(fit.distance[row] <= CONVERGED)
+        bare = Deblended(
+            scene=scene,
+            model=model,
+            sources=(fit.sources[row, :count, :, :height, :width] * unit).astype(np.float32),
+            stamps=(fit.stamps[row, :count] * unit).astype(np.float32),
+            corners=corners,
+            background=fit.state.background[row] * scale,
+            flux_cov=flux_cov,
+            catalog=Table(),
+            undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
+        )
+        header = self._header(bare, fit, row, milliseconds, converged)
+        header["modelsig"] = float(batch.model_sigma[row])
+        flux = fit.state.flux[row, :count].astype(float) * scale
+        table = measure.catalog(bare, shapes, flux, milliseconds, converged)
+        return replace(bare, header=header, catalog=table)
+
+    def _header(
+        self, result: Deblended, fit: MapResult, row: int, milliseconds: float, converged: bool
+    ) -> dict[str, str | int | float | bool]:
+        return {
+            "method": self.method,
+            "prior": self.prior_name,
+            "version": __version__,
+            "seed": self.seed,
+            "steps": int(fit.steps[row]),
+            "temperature": 1.0,
+            "chi2": result.chi2,
+            "converged": converged,
+            "distance": float(fit.distance[row]),
+            "walltime": milliseconds / 1e3,
+            **measure.describe_scene(result.scene),
+        }
