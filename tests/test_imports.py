@@ -17,7 +17,7 @@ PACKAGE = Path(tfdeblend.__file__).parent
 # Each module may import those before it.
 LAYERS = (
     "version errors checks observation scene deblended detection io records batch operators likelihood profiles priors "
-    "gauss_newton optimize initialize mapfit measure deblender plots report describe runs commands cli"
+    "gauss_newton optimize initialize mapfit nonparametric measure deblender plots report describe runs commands cli"
 ).split()
 
 # What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect.

@@ -1,7 +1,8 @@
-"""BlendBatch: scenes of any size and any number of sources, padded into a few fixed shapes, so that one compiled graph serves them all.
+"""BlendBatch: scenes of any size and any number of sources, padded into a few fixed shapes.
 
-What is padding has weight 0 (pixels), mask 0 (sources) or is empty (blends), and never changes what is real. Images are whitened
-on the way in: each band is divided by its typical noise, so that everything behind is free of the data's units.
+One compiled graph then serves all scenes of a shape. What is padding has weight 0 (pixels), mask 0 (sources) or is
+empty (blends), and never changes what is real. Images are whitened on the way in: each band is divided by its typical
+noise, so that everything behind is free of the data's units.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from tfdeblend.scene import Scene
 
 IMAGE_SIDES = (32, 48, 64, 96, 128, 192)
 SOURCE_COUNTS = (4, 8, 16, 24, 32)
-MODEL_SIGMA = 0.8  # pixels: the model PSF's sigma, wherever the observed PSFs allow it
+MODEL_SIGMA = 1.0  # pixels: the model PSF's sigma, wherever the observed PSFs allow it; wider ones alias less
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile
-LARGEST_GAIN = 1.2  # of PSF over model PSF in Fourier space: more would amplify errors of rounding
+LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
+SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 TYPICAL_SEEING = 0.7  # arcsec: the assumed FWHM where no pixel scale is known, only to scale the prior's radii
 
 
@@ -34,6 +36,7 @@ class BatchShape(NamedTuple):
     margin: int  # of the frame around the image, where light outside of the image is kept that the PSF scatters in
     fourier: int  # of the FFTs
     stamp: int
+    model_sigma: float  # pixels
 
     @property
     def frame(self) -> int:
@@ -42,7 +45,7 @@ class BatchShape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BlendBatch:
-    """B blends of at most K sources in C bands. All arrays are tensors of the batch's dtype, images in units of `band_scale`."""
+    """B blends of at most K sources in C bands. Tensors of the batch's dtype, images in units of `band_scale`."""
 
     shape: BatchShape
     images: tf.Tensor  # [B, C, S, S]
@@ -53,7 +56,6 @@ class BlendBatch:
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
     is_point: tf.Tensor  # [B, K] 1 point source, 0 galaxy
     arcsec: tf.Tensor  # [B] pixels in an arcsec
-    model_sigma: tf.Tensor  # [B] pixels
     band_scale: np.ndarray  # [B, C] float64: the noise by which each band was divided
 
     @classmethod
@@ -98,11 +100,14 @@ def fast_fourier_size(number: int) -> int:
 
 
 def scene_shape(scene: Scene, stamp: int) -> BatchShape:
-    """The bucket of a scene, for one blend: sides and counts rounded up to the few that are compiled."""
+    """The bucket of a scene, for one blend: sides and counts rounded up to the few that are compiled.
+
+    Raises: DataError for an undersampled PSF.
+    """
     bands, height, width = scene.observation.shape
     side = fit_size(max(height, width), IMAGE_SIDES)
     half = min(max(scene.observation.psf.shape[1:]) // 2 + 1, side)
-    reach = 16 * int(np.ceil(1.45 * half / 16))
+    reach = 16 * int(np.ceil(max(1.45 * half, SMALLEST_REACH) / 16))
     return BatchShape(
         blends=1,
         sources=fit_size(len(scene.sources), SOURCE_COUNTS),
@@ -111,14 +116,16 @@ def scene_shape(scene: Scene, stamp: int) -> BatchShape:
         margin=reach * 5 // 16,
         fourier=fast_fourier_size(side + reach),
         stamp=stamp,
+        model_sigma=choose_model_sigma(scene),
     )
 
 
 def transfer_function(psf: np.ndarray, model_sigma: float, side: int) -> np.ndarray:
     """F[PSF] / F[model PSF] on a side x side Fourier grid.
 
-    The model PSF is a Gaussian sampled at whole pixels, as stamps are. An even-sided PSF is centred either on the corner between its four
-    middle pixels (as GalSim draws it) or on pixel side / 2 (as an FFT shift leaves it): the one nearer to its centroid is meant.
+    The model PSF is a Gaussian sampled at whole pixels, as stamps are. An even-sided PSF is centred either on the
+    corner between its four middle pixels (as GalSim draws it) or on pixel side / 2 (as an FFT shift leaves it): the one
+    nearer to its centroid is meant.
 
     Args:
       psf: (C, h, w), summing to 1. model_sigma: pixels.
@@ -149,9 +156,17 @@ def _psf_center(profile: np.ndarray, size: int) -> float:
 
 
 def psf_fwhm(psf: np.ndarray) -> np.ndarray:
-    """(C,) full width at half maximum in pixels, from the area above half of the peak."""
-    above = (psf >= 0.5 * psf.max(axis=(1, 2), keepdims=True)).sum(axis=(1, 2))
-    return np.sqrt(4 * above / np.pi)
+    """(C,) full width at half maximum in pixels: the mean along the brightest pixel's row and column, interpolated."""
+    widths = []
+    for band in psf:
+        row, column = np.unravel_index(np.argmax(band), band.shape)
+        widths.append(np.mean([_full_width(band[row]), _full_width(band[:, column])]))
+    return np.array(widths)
+
+
+def _full_width(profile: np.ndarray) -> float:
+    fine = np.linspace(0, len(profile) - 1, 50 * len(profile))
+    return float((np.interp(fine, np.arange(len(profile)), profile) > 0.5 * profile.max()).mean() * len(profile))
 
 
 def choose_model_sigma(scene: Scene) -> float:
@@ -169,7 +184,7 @@ def choose_model_sigma(scene: Scene) -> float:
 
 
 def band_scales(scene: Scene) -> np.ndarray:
-    """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its unmasked pixels; 1 where all is masked."""
+    """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels; 1 if all is masked."""
     weights = scene.observation.weights.astype(float)
     return np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
 
@@ -195,17 +210,15 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     is_source, is_point = np.zeros(shape.sources), np.zeros(shape.sources)
     is_source[: len(scene.sources)] = 1
     is_point[: len(scene.sources)] = [source.kind == "point" for source in scene.sources]
-    sigma = choose_model_sigma(scene)
     return {
         "images": images,
         "weights": weights,
-        "kernel": transfer_function(observation.psf.astype(float), sigma, shape.fourier),
+        "kernel": transfer_function(observation.psf.astype(float), shape.model_sigma, shape.fourier),
         "corners": (whole - shape.stamp // 2 + shape.margin).astype(np.int32),
         "centers": positions - whole,
         "is_source": is_source,
         "is_point": is_point,
         "arcsec": np.array(pixels_per_arcsec(scene)),
-        "model_sigma": np.array(sigma),
         "band_scale": scale,
     }
 
@@ -223,6 +236,5 @@ def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
         "is_source": sources,
         "is_point": sources,
         "arcsec": np.array(1.0),
-        "model_sigma": np.array(MODEL_SIGMA),
         "band_scale": np.ones(shape.bands),
     }

@@ -14,11 +14,11 @@ GAUSSIAN_HALF_LIGHT = 1.1774  # half-light radius of a Gaussian of sigma 1
 
 
 def moments(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Half-light radius in arcsec (K,) and ellipticity (K, 2) of every source, free of the PSF as far as moments can be.
+    """Half-light radius in arcsec (K,) and ellipticity (K, 2) of every source, free of the PSF where moments can.
 
-    Neighbours are suppressed as scarlet does: of each pair of pixels opposite to each other across the source the fainter counts. The
-    moments are those of Bernstein and Jarvis (2002), weighted by the Gaussian that they describe. Where they fail
-    (no light, no convergence) the result is a small round source, from which every fit can start.
+    Neighbours are suppressed as scarlet does: of each pair of pixels opposite to each other across the source the
+    fainter counts. The moments are those of Bernstein and Jarvis (2002), weighted by the Gaussian that they describe.
+    Where they fail (no light, no convergence) the result is a small round source, from which every fit can start.
     """
     observation = scene.observation
     image = np.where(observation.valid.any(0), detection_image(observation.images, observation.weights)[0], 0)

@@ -10,7 +10,7 @@ from tfdeblend.operators import Convolve, LinearOperator, Place, Scale
 
 
 class Likelihood:
-    """y = M (P sum_i T_i s_i u_i + background) + n, n ~ N(0, 1 / weights), for B blends; padding and masked pixels weigh nothing.
+    """y = M (P sum_i T_i s_i u_i + background) + n, n ~ N(0, 1 / weights), of B blends; padding, masks weigh 0.
 
     Args:
       tensors: `BlendBatch.tensors`. shape: the batch's.
@@ -36,11 +36,14 @@ class Likelihood:
         return self.convolve(frame) + background[..., None, None]
 
     def render_each(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, Q, C or 1, P, P] -> [B, C, K Q, S, S]: Q images of each source, every one alone; a single band is seen in all."""
+        """[B, K, Q, C or 1, P, P] -> [B, C, K Q, S, S]: Q images of each source, each alone; one band is seen in all.
+
+        Not differentiable: one band's transform is shared by all, which the operators' adjoints do not know of.
+        """
         batch, sources, images, bands, side, _ = stamps.shape
         placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
         placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
-        return self.convolve(tf.transpose(placed, [0, 2, 1, 3, 4]))
+        return self.convolve.forward(tf.stop_gradient(tf.transpose(placed, [0, 2, 1, 3, 4])))
 
     def chi2(self, model: tf.Tensor) -> tf.Tensor:
         """[B]: sum of w (y - model)^2."""

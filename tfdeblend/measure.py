@@ -1,12 +1,14 @@
 """Catalogues: fluxes, magnitudes, positions, sizes, shapes, signal-to-noise, blendedness, and their errors.
 
 Sizes and positions are in pixels, fluxes in the image's unit, ellipticities |e| = (a - b) / (a + b). The definitions of
-signal-to-noise and blendedness hold for a source as observed, over all bands and unmasked pixels, with w the inverse variance.
+signal-to-noise and blendedness hold for a source as observed, over all bands and unmasked pixels, with w the inverse
+variance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +38,7 @@ TRUNCATED_SHARE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """(K,) each: positions x, y, half-light radius in pixels, e1, e2; `errors` (K, 5) in the order y, x, size, e1, e2."""
+    """(K,) each: positions and half-light radius in pixels, e1, e2; `errors` (K, 5) in the order y, x, size, e1, e2."""
 
     y: np.ndarray
     x: np.ndarray
@@ -47,7 +49,7 @@ class Shapes:
 
 
 def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signal-to-noise (K,) sqrt(sum w m^2) and blendedness (K,) 1 - <m, m> / <m, sum of all> of sources (K, C, H, W)."""
+    """Signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, each (K,), of sources (K, C, H, W)."""
     total = sources.sum(0)
     own = np.einsum("kchw,kchw->k", sources, sources)
     shared = np.einsum("kchw,chw->k", sources, total)
@@ -56,7 +58,7 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(K,) chi-square per unmasked pixel, each pixel counting by the source's share of the scene's signal-to-noise there."""
+    """(K,) chi-square per unmasked pixel; a pixel counts by s / (s + 1), s the source's own signal-to-noise^2 there."""
     power = np.maximum(sources, 0) ** 2 * weights
     share = power / (power + 1)
     count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
@@ -64,7 +66,7 @@ def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -
 
 
 def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
-    """The catalogue of one scene, a row a source. flux: (K, C) in the image's unit; errors come from `result.flux_cov`."""
+    """The catalogue of one scene, a row a source. flux: (K, C) in the image's unit; errors are from `flux_cov`."""
     from astropy.table import Table
 
     scene, observation = result.scene, result.scene.observation
@@ -114,8 +116,9 @@ def remeasure(result: Deblended) -> Table:
 def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) -> Shapes:
     """Shapes of stamps (K, C, P, P) in the model frame, summed over bands; the model PSF is taken off in quadrature.
 
-    Positions are flux-weighted means, ellipticities adaptive moments (Bernstein and Jarvis 2002), sizes the half-light radius along
-    the ellipse of these moments. Exact for Gaussians; for a Sersic profile the size is good to some 5% above one pixel.
+    Positions are flux-weighted means, ellipticities adaptive moments (Bernstein and Jarvis 2002), sizes the half-light
+    radius along the ellipse of these moments. Exact for Gaussians; for a Sersic profile the size is good to some 5%
+    above one pixel.
     """
     light = np.maximum(stamps.sum(1, dtype=float), 0)
     side = light.shape[-1]
@@ -166,7 +169,7 @@ def _add_fluxes(table: Table, observation, flux: np.ndarray, error: np.ndarray) 
     bands = observation.bands
     if observation.zeropoints is None:
         return
-    for blue, red in zip(bands[:-1], bands[1:], strict=True):
+    for blue, red in pairwise(bands):
         table[f"color_{blue}_{red}"] = table[f"mag_{blue}"] - table[f"mag_{red}"]
 
 

@@ -1,8 +1,9 @@
-"""Non-parametric galaxies: a non-negative image that falls monotonically from its centre, times a spectrum (as scarlet's sources).
+"""Non-parametric galaxies: a non-negative image that falls monotonically from its centre, times a spectrum.
 
-Where scarlet projects onto that set after every step, here it is built in. Any star-shaped, monotonic image is a sum of sectors of discs
-with coefficients c >= 0, u = sum_ja c_ja D_ja, so the set is a cone and needs no projection. The coefficients are log-normal around those of a Sersic
-fit, c = c_sersic exp(tau z), z ~ N(0, 1): a faint source stays what its Sersic fit says, a bright one follows its pixels.
+Where scarlet projects onto that set after every step, here it is built in. Any star-shaped, monotonic image is a sum of
+sectors of discs with coefficients c >= 0, u = sum_ja c_ja D_ja, so the set is a cone and needs no projection. The
+coefficients are log-normal around those of a Sersic fit, c = c_sersic exp(tau z), z ~ N(0, 1): a faint source stays
+what its Sersic fit says, a bright one follows its pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend import profiles
-from tfdeblend.batch import MODEL_SIGMA, BatchShape, BlendBatch
+from tfdeblend.batch import BlendBatch
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult, MapState
 from tfdeblend.operators import Shift
@@ -74,7 +75,7 @@ class NonparametricFit:
     def __init__(self, seed: MapFit, options: NonparametricOptions = NonparametricOptions()):
         self.seed, self.shape, self.options = seed, seed.shape, options
         self.dtype = seed.prior.dtype
-        self.basis = tf.constant(sectors(self.shape.stamp, MODEL_SIGMA), self.dtype)
+        self.basis = tf.constant(sectors(self.shape.stamp, self.shape.model_sigma), self.dtype)
         blends, sources, bands = self.shape.blends, self.shape.sources, self.shape.bands
         shapes = [[blends, sources, len(self.basis)], [blends, sources, bands], [blends, bands]]
         self.adam = BatchedAdam(shapes, options.steps, options.learning_rate, dtype=self.dtype)
@@ -89,7 +90,7 @@ class NonparametricFit:
     def coefficients(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, K, R * ANGLES] the sectors' coefficients of the closed-form galaxies of `latent`, averaged over bands."""
         mixture = self.seed.mixture(latent, tensors)
-        excess = (MODEL_SIGMA**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
+        excess = (self.shape.model_sigma**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
         centered = mixture._replace(
             center=tf.zeros_like(mixture.center), covariance=mixture.covariance - excess, amplitude=mixture.amplitude
         )
@@ -104,7 +105,9 @@ class NonparametricFit:
         fall = tf.maximum(light - outer, 1e-7 * tf.reduce_max(light, [2, 3], keepdims=True))
         return tf.reshape(fall, [*light.shape[:2], -1])
 
-    def _unit(self, z: tf.Tensor, start: tf.Tensor, seed_unit: tf.Tensor, shift: Shift, is_point: tf.Tensor) -> tf.Tensor:
+    def _unit(
+        self, z: tf.Tensor, start: tf.Tensor, seed_unit: tf.Tensor, shift: Shift, is_point: tf.Tensor
+    ) -> tf.Tensor:
         """[B, K, 1, P, P] of unit flux."""
         side = self.shape.stamp
         stamps = tf.reshape(tf.matmul(start * tf.exp(self.options.scatter * z), self.basis), [*z.shape[:2], side, side])

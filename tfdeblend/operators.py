@@ -1,8 +1,8 @@
 """Linear operators of the forward model y = M R P sum_i T_i s_i u_i, each with its own adjoint.
 
-An operator is called like a function and knows its `adjoint`. Its gradient *is* that adjoint (`tf.custom_gradient`), which
-costs one more application instead of the several that automatic differentiation through FFTs needs. Shapes are batch first:
-B blends, K sources, C bands, P stamp side, F frame side, H and W the image.
+An operator is called like a function and knows its `adjoint`. Its gradient *is* that adjoint (`tf.custom_gradient`),
+which costs one more application instead of the several that automatic differentiation through FFTs needs. Shapes are
+batch first: B blends, K sources, C bands, P stamp side, F frame side, H and W the image.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def shift_matrix(offset: tf.Tensor, side: int) -> tf.Tensor:
 class Place(LinearOperator):
     """sum_i T_i: puts K stamps into one frame, each with its corner at a whole pixel, and adds them up.
 
-    Whole-pixel placement as two matrix products with one-hot rows, T_i u = Y_i u X_i^T. On a CPU that is faster than gathering, it batches,
-    and pixels of a stamp that fall outside of the frame simply have no row.
+    Whole-pixel placement as two matrix products with one-hot rows, T_i u = Y_i u X_i^T. On a CPU that is faster than
+    gathering, it batches, and pixels of a stamp that fall outside of the frame simply have no row.
 
     Args:
       corners: [B, K, 2] integer (y, x) of stamp pixel (0, 0) in the frame; may be negative.
@@ -167,7 +167,7 @@ class Convolve(LinearOperator):
         self.kernel, self.side, self.margin, self.image = kernel, side, margin, image
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
-        """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band. One band alone is seen in all of the kernel's."""
+        """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
         full = self._filter(x, self._kernel(x))
         m, (height, width) = self.margin, self.image
         return full[..., m : m + height, m : m + width]

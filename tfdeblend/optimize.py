@@ -14,8 +14,9 @@ class BatchedAdam:
     """Minimises B objectives side by side; none sees its neighbours.
 
     Every variable has the batch as its first axis and a natural scale of one, so that one learning rate, in the
-    same units, serves all. The rate falls to a fiftieth along a cosine. A problem whose largest gradient component is below
-    `tolerance` is frozen. The best iterate of each is kept: a step that leads to a worse or non-finite objective is never returned.
+    same units, serves all. The rate falls to a fiftieth along a cosine. A problem whose largest gradient component is
+    below `tolerance` is frozen. The best iterate of each is kept: a step that leads to a worse or non-finite objective
+    is never returned.
 
     Args:
       shapes: of the variables, batch first.
@@ -23,7 +24,8 @@ class BatchedAdam:
       learning_rate: the first step's length in a variable's natural unit.
       tolerance: of the gradient, where the objective is half a chi-square.
       level: annealing hook: maps the fraction of steps done [0, 1) to the second argument of the objective, such as
-        the noise level at which a score prior is evaluated. The best iterate is then the last one, since the objective changes.
+        the noise level at which a score prior is evaluated. The best iterate is then the last one, since the objective
+        changes.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class BatchedAdam:
         self.optimizer.build(self.variables)
 
     def minimize(self, objective: Objective, start: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """From `start`, the best variables found and the number of steps each problem took [B]. Call inside a tf.function.
+        """From `start`, the best variables found and the steps that each problem took [B]. Call inside a tf.function.
 
         Args:
           objective: (variables, level) -> [B].
@@ -66,7 +68,7 @@ class BatchedAdam:
                 tape.watch(values)
                 value = objective(values, level)
             gradients = tape.gradient(value, values)
-            better = active & (value < best_value) if self.level is None else active & tf.math.is_finite(value)
+            better = active & tf.math.is_finite(value) & ((value < best_value) | (self.level is not None))
             best = [tf.where(_expand(better, v), v, b) for v, b in zip(values, best, strict=True)]
             best_value = tf.where(better, value, best_value)
             largest = [tf.reduce_max(tf.reshape(tf.abs(g), [batch, -1]), 1) for g in gradients]

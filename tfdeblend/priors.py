@@ -1,12 +1,13 @@
 """Closed-form priors of galaxies, as TFP joint distributions whose parameters are bijections of standard normals.
 
-Every parameter is theta = b(z), z ~ N(0, 1): one object is value, bijector and prior. The fits work on z, in which all steps and all
-curvatures are of order one whatever the data's units; -log p(z) is half a square, so the MAP is the mode of p(z | y). Fluxes are no part of a prior:
-they enter the image linearly and are left free (a flat prior).
+Every parameter is theta = b(z), z ~ N(0, 1): one object is value, bijector and prior. The fits work on z, in which all
+steps and all curvatures are of order one whatever the data's units; -log p(z) is half a square, so the MAP is the mode
+of p(z | y). Fluxes are no part of a prior: they enter the image linearly and are left free (a flat prior).
 
-Radii are in arcsec. The hyperparameters describe field galaxies of i < 25.5 (sizes: COSMOS half-light radii of Leauthaud et al. 2007,
-median about 0.4 arcsec with a log scatter of 0.6; ellipticity dispersion: HSC shape catalogue, Mandelbaum et al. 2018, 0.37 a
-component in distortion, about 0.2 in shear), widened so that a well measured galaxy is never pulled by more than a fraction of its error.
+Radii are in arcsec. The hyperparameters describe field galaxies of i < 25.5 (sizes: COSMOS half-light radii of
+Leauthaud et al. 2007, median about 0.4 arcsec with a log scatter of 0.6; ellipticity dispersion: HSC shape catalogue,
+Mandelbaum et al. 2018, 0.37 a component in distortion, about 0.2 in shear), widened so that a well measured galaxy is
+never pulled by more than a fraction of its error.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Disc(tfb.Bijector):
 
 
 class Component(NamedTuple):
-    """One Sersic component of a source: its share of the flux in each band [..., C or 1], index [...], half-light radius in arcsec
-    [...] (of the circle of equal area) and ellipticity [..., 2]."""
+    """One Sersic component of a source: its share of the flux in each band [..., C or 1], index [...], half-light
+    radius in arcsec [...] (of the circle of equal area) and ellipticity [..., 2]."""
 
     fraction: tf.Tensor
     index: tf.Tensor
@@ -68,7 +69,7 @@ class GalaxyPrior(abc.ABC):
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
-        """name -> (size, bijector) of every parameter besides `offset`, the shift (y, x) from the given position in pixels."""
+        """name -> (size, bijector) of every parameter besides `offset`, the shift (y, x) from the given position."""
 
     @abc.abstractmethod
     def components(self, theta: dict[str, tf.Tensor]) -> list[Component]:
@@ -100,14 +101,14 @@ class GalaxyPrior(abc.ABC):
         return tf.concat([bijector.inverse(theta[name]) for name, (_, bijector) in self.parts.items()], -1)
 
     def start(self, radius: tf.Tensor, ellipticity: tf.Tensor) -> tf.Tensor:
-        """Latents [..., S] of galaxies of a rough size [...] in arcsec and ellipticity [..., 2], at most two sigma from the prior's centre."""
+        """Latents [..., S] of a rough size [...] in arcsec and ellipticity [..., 2]; at most two sigma from 0."""
         theta = self.unpack(tf.zeros([*radius.shape, self.size], self.dtype))
         theta |= {name: radius[..., None] for name in theta if name in ("radius", "disk_radius")}
         theta |= {name: ellipticity for name in theta if name in ("ellipticity", "disk_ellipticity")}
         return tf.clip_by_value(self.pack(theta), -2, 2)
 
     def bend(self, latent: tf.Tensor) -> tf.Tensor:
-        """[..., S]: theta'' / theta' of every latent, zero where a bijector mixes several: how far a step along z is from straight."""
+        """[..., S]: theta'' / theta' of every latent, how bent steps along z are; 0 where a bijector mixes several."""
         pieces = tf.split(latent, [size for size, _ in self.parts.values()], axis=-1)
         bends = []
         for (_, bijector), z in zip(self.parts.values(), pieces, strict=True):
@@ -134,9 +135,11 @@ class GalaxyPrior(abc.ABC):
         return Mixture(tf.concat(amplitudes, -1), tf.concat(covariances, -2), frame.center + theta["offset"])
 
     def summary(self, latent: tf.Tensor, frame: Frame) -> tf.Tensor:
-        """[..., 5]: (y, x) relative to stamp pixel P // 2 and half-light radius, in pixels, and e1, e2; model PSF taken off.
+        """[..., 5]: (y, x) relative to stamp pixel P // 2 and half-light radius, in pixels, and e1, e2; model PSF taken
+        off.
 
-        The radius is that of the circle which holds half of the light after averaging over bands, and over angles at equal area.
+        The radius is that of the circle which holds half of the light after averaging over bands, and over angles at
+        equal area.
         """
         mixture = self.mixture(latent, frame._replace(model_sigma=tf.zeros_like(frame.model_sigma)))
         share = tf.reduce_mean(mixture.amplitude, -2)

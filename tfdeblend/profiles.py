@@ -1,9 +1,10 @@
 """Galaxy profiles as Gaussian mixtures: exact to convolve, to differentiate and to take moments of.
 
 A Sersic profile of index n is a mixture of J concentric Gaussians whose widths and amplitudes are smooth functions of n
-(Hogg & Lang 2013 use fixed mixtures; these are fitted by `training/fit_sersic_mixture.py`: largest error 4.5e-4 of the convolved peak
-for 0.5 <= n <= 6.2 and half-light radii from 0.4 to 40 times the model PSF's sigma). Shear and convolution with the
-Gaussian model PSF act on each component's covariance, so a stamp is rendered at the model PSF's resolution without any oversampling.
+(Hogg & Lang 2013 use fixed mixtures; these are fitted by `training/fit_sersic_mixture.py`: largest error 4.5e-4 of the
+convolved peak for 0.5 <= n <= 6.2 and half-light radii from 0.4 to 40 times the model PSF's sigma). Shear and
+convolution with the Gaussian model PSF act on each component's covariance, so a stamp is rendered at the model PSF's
+resolution without any oversampling.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def monomials(side: int, dtype: tf.DType) -> tf.Tensor:
 def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
     """sum_j w_cj exp(e_j . basis): [..., C, J], [..., J, 6], [6, N] -> [..., C, N].
 
-    The gradient re-uses the exponentials and is two matrix products; automatic differentiation would hold [..., J, N] several times.
+    The gradient re-uses the exponentials and is two matrix products; automatic differentiation would hold [..., J, N]
+    several times.
     """
     gaussians = tf.exp(tf.matmul(exponent, basis))
 

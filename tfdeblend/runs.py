@@ -147,9 +147,12 @@ class Run:
         from tfdeblend.deblender import Deblender
 
         settings, paths = self.settings, list(good)
-        batch = {} if self.batch_size is None else {"batch_size": self.batch_size}
         deblender = Deblender(
-            settings.prior, settings.method, seed=settings.seed, background=settings.background, **batch
+            settings.prior,
+            settings.method,
+            seed=settings.seed,
+            background=settings.background,
+            batch_size=self.batch_size,
         )
         with self._progress(None, "deblending", len(paths)) as bar:
             for start in range(0, len(paths), CHUNK):

@@ -1,9 +1,11 @@
 """Fits the Gaussian mixtures that stand for Sersic profiles in `tfdeblend.profiles`, and prints them as its tables.
 
-A mixture of J Gaussians, sigma_j(n) spaced geometrically between lo(n) and hi(n) half-light radii, with amplitudes that are Chebyshev
-polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What is fitted is what
-is used: the profile convolved with a Gaussian of q half-light radii, q = 0.025 ... 2.5, relative to its peak. The spacing is found by
-Nelder-Mead on the largest error. Needs SciPy. Run: python -m training.fit_sersic_mixture
+A mixture of J Gaussians, sigma_j(n) spaced geometrically between lo(n) and hi(n) half-light radii, with amplitudes that
+are Chebyshev
+polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What is fitted is
+what
+is used: the profile convolved with a Gaussian of q half-light radii, q = 0.025 ... 2.5, relative to its peak. The
+spacing is found by Nelder-Mead on the largest error. Needs SciPy. Run: python -m training.fit_sersic_mixture
 """
 
 from __future__ import annotations
