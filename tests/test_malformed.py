@@ -69,7 +69,7 @@ def npz_cases() -> Iterator[Case]:
             "nan": altered(weights, np.nan),
             "infinite": altered(weights, np.inf),
             "negative": altered(weights, -1),
-            "absurd": altered(weights, 1e35),
+            "absurd": altered(weights.astype(float), 1e71),
             "all_zero": weights * 0,
             "one_row_less": weights[:, 1:],
             "one_band_less": weights[1:],
@@ -182,7 +182,7 @@ def npz_variance_cases() -> Iterator[Case]:
     masked = {
         "zero": ("weights", {"variance": variance * 0}),
         "infinite": ("weights", {"variance": variance * np.inf}),
-        "tiny": ("weights", {"variance": variance * 1e-40}),
+        "tiny": ("weights", {"variance": variance * 1e-80}),
         "mask": ("weights", {"variance": variance, "mask": np.ones(SHAPE, bool)}),
         "planes": ("weights", {"variance": variance, "mask": np.full(SHAPE, 256)}),
         "footprint": ("weights", {"variance": variance, "footprint": np.ones(SHAPE[1:], bool)}),

@@ -20,11 +20,12 @@ def observe(**changes: Any) -> Observation:
     return Observation(**{**fields, **changes})
 
 
-def test_keeps_the_data_as_float32() -> None:
+def test_keeps_the_data_as_float32_and_weights_as_float64() -> None:
     content = arrays()
     observation = observe(images=content["images"].astype(">f8"))
     np.testing.assert_array_equal(observation.images, content["images"])
-    assert observation.images.dtype == observation.weights.dtype == observation.psf.dtype == np.float32
+    assert observation.images.dtype == observation.psf.dtype == np.float32
+    assert observation.weights.dtype == np.float64
     assert observation.shape == SHAPE
     assert observation.bands == BANDS
     assert observation.notes == ()
@@ -165,3 +166,15 @@ def test_pixel_scale_at_odds_with_the_wcs_is_noted() -> None:
 def test_unknown_field_is_refused() -> None:
     with pytest.raises(TypeError):
         observe(weight=1)
+
+
+@pytest.mark.parametrize("noise", [1e-20, 1e-32])
+def test_physical_units_fit_into_the_weights(noise: float) -> None:
+    """Inverse variances of 1e40 and more, as of W/m2/Hz, are no overflow; absurd ones are refused."""
+    content = arrays()
+    images = content["images"].astype(float) * noise
+    observation = observe(images=images, weights=np.full(SHAPE, noise**-2))
+    np.testing.assert_allclose(observation.weights, noise**-2)
+    np.testing.assert_allclose(observation.images, images, rtol=1e-6)
+    with pytest.raises(DataError, match="weights: expected values from 0 to 1e"):
+        observe(weights=np.full(SHAPE, 1e71))

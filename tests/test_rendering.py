@@ -94,7 +94,7 @@ def test_batches_leave_enough_room(pixel: tuple[int, int], psf_side: int, tolera
     scene = Scene(observation, (Source(*pixel),))
     shape = scene_shape(scene, 48)
     batch = BlendBatch.build([scene], shape, tf.float64)
-    resolution = float(batch.model_sigma[0])
+    resolution = shape.model_sigma
     mixture = galaxy(1, 2, (0.3, -0.3), (0, 0), resolution)
     unit = tf.pad(profiles.render(mixture, 48)[None], [[0, 0], [0, shape.sources - 1], [0, 0], [0, 0], [0, 0]])
     likelihood = Likelihood(batch.tensors, shape)
