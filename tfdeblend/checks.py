@@ -11,7 +11,8 @@ from .errors import DataError
 
 MAX_SIDE = 20_000
 MAX_BANDS = 1_000
-ABSURD = 1e30  # no flux or weight is larger; float32 overflows at its square
+ABSURD = 1e30  # no flux is larger
+ABSURD_WEIGHT = 1e70  # of noise as small as 1e-35, in W/m2/Hz; weights are float64 to hold it
 PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
 PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
 MAX_ZEROPOINT = 100.0
@@ -151,9 +152,10 @@ def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.nd
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise DataError(where, "weights", f"expected finite values, received {count} NaN or infinite")
-    if array.min() < 0 or array.max() > ABSURD:
+    array = array.astype(float)
+    if array.min() < 0 or array.max() > ABSURD_WEIGHT:
         outside = array.min() if array.min() < 0 else array.max()
-        raise DataError(where, "weights", f"expected values from 0 to {ABSURD:g}, received {outside:g}")
+        raise DataError(where, "weights", f"expected values from 0 to {ABSURD_WEIGHT:g}, received {outside:g}")
     return array
 
 
@@ -193,8 +195,8 @@ def mask_pixels(
     bands: tuple[str, ...],
     notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float32 images without absurd values and weights that are 0 where not valid; all masked is refused."""
-    weights = np.where(valid, weights, 0).astype(np.float32)
+    """float32 images without absurd values and float64 weights that are 0 where not valid; all masked is refused."""
+    weights = np.where(valid, weights, 0).astype(float)
     empty = [band for c, band in enumerate(bands) if not (weights[c] > 0).any()]
     if len(empty) == len(bands):
         raise DataError(where, "weights", "expected some pixels with positive weight, received an all-masked image")

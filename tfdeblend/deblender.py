@@ -6,13 +6,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import overload
 
 import numpy as np
 import tensorflow as tf
 from astropy.table import Table
 
 from tfdeblend import initialize, measure
-from tfdeblend.batch import BatchShape, BlendBatch, choose_model_sigma, scene_shape
+from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
@@ -26,7 +27,7 @@ from tfdeblend.version import __version__
 AUTOMATIC = "sersic"
 NONPARAMETRIC, SEED = "nonparametric", "sersic"
 LARGEST_BATCH = 64
-MEMORY = 4e7  # numbers in the images' derivatives that one batch may hold
+MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
@@ -35,6 +36,12 @@ def stamp_side(scene: Scene) -> int:
     _, height, width = scene.observation.shape
     side = max(height, width)
     return 48 if side <= 32 else 64 if side <= 64 else 96
+
+
+def brightness(scene: Scene) -> float:
+    """The brightest pixel in sigma. Blends that share a batch wait for the slowest, and bright ones take the most steps."""
+    observation = scene.observation
+    return float((observation.images * np.sqrt(observation.weights)).max())
 
 
 @dataclass
@@ -59,7 +66,7 @@ class Deblender:
     background: bool = False
     batch_size: int | None = None
     position_sigma: float = 0.5
-    options: MapOptions = MapOptions()
+    options: MapOptions = field(default_factory=MapOptions)
     _fits: dict[BatchShape, MapFit] = field(default_factory=dict, init=False, repr=False)
     _refinements: dict[BatchShape, NonparametricFit] = field(default_factory=dict, init=False, repr=False)
 
@@ -75,6 +82,10 @@ class Deblender:
         """The prior that is used."""
         return AUTOMATIC if self.prior == "auto" else self.prior
 
+    @overload
+    def deblend(self, scenes: Scene | Observation) -> Deblended: ...
+    @overload
+    def deblend(self, scenes: Sequence[Scene | Observation]) -> list[Deblended]: ...
     def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
         """One result for one scene, a list for several; an observation's sources are detected.
 
@@ -92,13 +103,17 @@ class Deblender:
         return ordered[0] if single else ordered
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its DataError."""
+        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error instead."""
         buckets: dict[BatchShape, list[int]] = defaultdict(list)
         for index, scene in enumerate(scenes):
-            buckets[scene_shape(scene, stamp_side(scene))].append(index)
+            try:
+                buckets[scene_shape(scene, stamp_side(scene))].append(index)
+            except DataError as error:
+                yield index, error
         for shape, members in sorted(buckets.items()):
             most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
             shape = shape._replace(blends=most)
+            members = sorted(members, key=lambda index: brightness(scenes[index]))
             for first in range(0, len(members), most):
                 chunk = members[first : first + most]
                 yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape)
@@ -109,27 +124,16 @@ class Deblender:
 
     def _fit_chunk(
         self, indices: list[int], scenes: list[Scene], shape: BatchShape
-    ) -> Iterator[tuple[int, Deblended | Exception]]:
+    ) -> Iterator[tuple[int, Deblended]]:
         began = time.perf_counter()
-        usable: dict[int, Scene] = {}
-        starts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for index, scene in zip(indices, scenes, strict=True):
-            try:
-                choose_model_sigma(scene)
-                starts[index] = initialize.moments(scene)
-                usable[index] = scene
-            except DataError as error:
-                yield index, error
-        if not usable:
-            return
         fit = self._fit(shape)
-        batch = BlendBatch.build(list(usable.values()), shape)
-        result = fit(batch, self._start(fit, shape, [starts[index] for index in usable]))
+        batch = BlendBatch.build(scenes, shape)
+        result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
         if self.prior_name == NONPARAMETRIC:
             result = self._refinement(fit)(batch, result)
         arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
-        milliseconds = 1e3 * (time.perf_counter() - began) / len(usable)
-        for row, (index, scene) in enumerate(usable.items()):
+        milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
+        for row, (index, scene) in enumerate(zip(indices, scenes, strict=True)):
             yield index, self._result(scene, batch, arrays, row, milliseconds)
 
     def _fit(self, shape: BatchShape) -> MapFit:
@@ -178,7 +182,7 @@ class Deblender:
             undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
         )
         header = self._header(bare, fit, row, milliseconds, converged)
-        header["modelsig"] = float(batch.model_sigma[row])
+        header["modelsig"] = batch.shape.model_sigma
         flux = fit.state.flux[row, :count].astype(float) * scale
         table = measure.catalog(bare, shapes, flux, milliseconds, converged)
         return replace(bare, header=header, catalog=table)

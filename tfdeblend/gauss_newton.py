@@ -87,11 +87,12 @@ def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
 class Factors(NamedTuple):
     """Factorised curvature: solves for a step from any gradient near the point where it was taken.
 
-    root: [B, L, L] Cholesky factor of the latents' damped Schur complement. gain: [B, C, Q, L] linear^-1 mixed^T.
+    root, damped_root: [B, L, L] Cholesky factors of the latents' Schur complement, as it is and damped. gain: [B, C, Q, L] linear^-1 mixed^T.
     linear_root: [B, C, Q, Q] Cholesky factors. mixed: [B, C, L, Q].
     """
 
     root: tf.Tensor
+    damped_root: tf.Tensor
     gain: tf.Tensor
     linear_root: tf.Tensor
     mixed: tf.Tensor
@@ -108,8 +109,9 @@ def factorise(system: NormalEquations, damping: tf.Tensor) -> Factors:
     """Factors of the curvature plus `damping` [B] times its diagonal, but at least times one, the prior's curvature (Marquardt)."""
     curvature, gain, linear_root = eliminate(system)
     diagonal = tf.maximum(tf.linalg.diag_part(curvature), 1.0)
-    damped = curvature + tf.linalg.diag(diagonal * (damping[:, None] + 1e-9))
-    return Factors(tf.linalg.cholesky(damped), gain, linear_root, system.mixed)
+    safe = curvature + tf.linalg.diag(1e-9 * diagonal)
+    damped = safe + tf.linalg.diag(diagonal * damping[:, None])
+    return Factors(tf.linalg.cholesky(safe), tf.linalg.cholesky(damped), gain, linear_root, system.mixed)
 
 
 def solve(
@@ -117,13 +119,14 @@ def solve(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The step down a gradient: (latents [B, L], linear terms [B, C, Q], distance [B]).
 
-    `distance` is the step's length in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the metric of the curvature, free of units
-    and of parametrisation. No latent moves by more than `longest`.
+    `distance` is the length of the undamped step in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the metric of
+    the curvature, free of units and of parametrisation. No latent moves by more than `longest`.
     """
     move = tf.linalg.cholesky_solve(factors.linear_root, linear_gradient[..., None])[..., 0]
     reduced = latent_gradient - tf.reduce_sum(tf.linalg.matvec(factors.mixed, move), 1)
-    step = -tf.linalg.cholesky_solve(factors.root, reduced[..., None])[..., 0]
-    decrement = tf.reduce_sum(move * linear_gradient, [1, 2]) - tf.reduce_sum(step * reduced, -1)
+    undamped = tf.linalg.cholesky_solve(factors.root, reduced[..., None])[..., 0]
+    decrement = tf.reduce_sum(move * linear_gradient, [1, 2]) + tf.reduce_sum(undamped * reduced, -1)
+    step = -tf.linalg.cholesky_solve(factors.damped_root, reduced[..., None])[..., 0]
     size = tf.reduce_max(tf.abs(step), -1, keepdims=True)
     step *= longest / tf.maximum(size, longest)
     linear = -move - tf.linalg.matvec(factors.gain, step[:, None, :])

@@ -29,10 +29,10 @@ class MapOptions:
     and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that the fit and its errors use.
     """
 
-    adam_steps: int = 30
+    adam_steps: int = 20
     learning_rate: float = 0.1
-    newton_rounds: int = 8
-    newton_steps: int = 4
+    newton_rounds: int = 4
+    newton_steps: int = 8
     tolerance: float = 0.03
     background: bool = False
     model_error: float = 0.02
@@ -98,8 +98,8 @@ class MapFit:
 
     def _frame(self, tensors: dict[str, tf.Tensor]) -> Frame:
         like = tf.ones_like(tensors["is_point"])
-        arcsec, model_sigma = (tensors[name][:, None] * like for name in ("arcsec", "model_sigma"))
-        return Frame(tensors["centers"], arcsec, tensors["is_point"], model_sigma)
+        arcsec = tensors["arcsec"][:, None] * like
+        return Frame(tensors["centers"], arcsec, tensors["is_point"], self.shape.model_sigma * like)
 
     def mixture(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> profiles.Mixture:
         """The unit-flux sources of latents [B, K, S], around their stamps' centres."""
@@ -126,10 +126,9 @@ class MapFit:
         exact = Likelihood(tensors, self.shape)
         unit = profiles.render(self.mixture(first, tensors), self.shape.stamp)
         state = self.solve_fluxes(unit, exact, tensors)._replace(latent=first)
+        state, adam_steps = self._adam(state, self._tolerant(state, exact, tensors), tensors)
+        state, distance, newton_steps = self._newton(state, exact, tensors)
         likelihood = self._tolerant(state, exact, tensors)
-        state, adam_steps = self._adam(state, likelihood, tensors)
-        likelihood = self._tolerant(state, exact, tensors)
-        state, distance, newton_steps = self._newton(state, likelihood, tensors)
         stamps = self._stamps(state, tensors)
         model = self._model(state, likelihood, tensors)
         sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
@@ -147,9 +146,8 @@ class MapFit:
 
     def _adam(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
         # A flux's natural unit: its size, but never less than its error, so that a flux that starts at zero can move.
-        power = tf.reduce_sum(likelihood.weights, [2, 3])[:, None]
-        error = 1 / tf.sqrt(tf.maximum(power / self.shape.side**2, 1e-6)) * 10
-        unit = tf.sqrt(state.flux**2 + error**2)
+        # Images are whitened, so that ten is about the error of a flux that spreads over a hundred pixels.
+        unit = tf.sqrt(state.flux**2 + 10.0**2)
 
         def state_of(values: list[tf.Tensor]) -> MapState:
             return MapState(values[0], values[1] * unit, values[2] * float(self.options.background))
@@ -160,32 +158,37 @@ class MapFit:
         best, steps = self.adam.minimize(objective, [state.latent, state.flux / unit, state.background])
         return state_of(best), steps
 
-    def _newton(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Damped Gauss-Newton: rounds of several steps with one curvature, which costs as much as ten gradients."""
+    def _newton(self, state: MapState, exact: Likelihood, tensors: dict[str, tf.Tensor]):
+        """Damped Gauss-Newton: rounds of several steps with one curvature, which costs as much as ten gradients.
+
+        Each round begins with the model's error taken at its present brightness; a blend is done when a round finds it converged
+        at once, so that where it ends does not depend on how it came there.
+        """
         batch = self.shape.blends
         damping = tf.fill([batch], tf.constant(1e-4, tf.float64))
         distance = tf.fill([batch], tf.constant(float("inf"), tf.float64))
         steps, active = tf.zeros([batch], tf.int32), tf.fill([batch], True)
-        model = self._model(state, likelihood, tensors)
 
-        def advance(count, state, model, damping, distance, steps, active):
+        def advance(count, state, damping, distance, steps, active):
+            likelihood = self._tolerant(state, exact, tensors)
+            model = self._model(state, likelihood, tensors)
             factors = gauss_newton.factorise(self._equations(state, model, likelihood.weights, tensors), damping)
-            inner = [0, state, model, distance, steps, active, tf.zeros([batch], tf.int32)]
+            inner = [0, state, model, distance, active, tf.zeros([batch], tf.int32), tf.zeros([batch], tf.int32)]
             step = functools.partial(self._newton_step, factors, likelihood, tensors)
-            inner = tf.while_loop(lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[4]), step, inner)
-            _, state, model, distance, steps, active, taken = inner
-            worked = taken > self.options.newton_steps // 2
+            inner = tf.while_loop(lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[3]), step, inner)
+            _, state, _, distance, _, tried, taken = inner
+            worked = 2 * taken >= tried
             damping = tf.clip_by_value(tf.where(worked, damping / 30, damping * 30), 1e-8, 1e3)
-            return count + 1, state, model, damping, distance, steps, active
+            return count + 1, state, damping, distance, steps + tried, active & (tried > 0)
 
         def unfinished(count, *rest):
             return (count < self.options.newton_rounds) & tf.reduce_any(rest[-1])
 
-        start = [0, state, model, damping, distance, steps, active]
-        _, state, _, _, distance, steps, _ = tf.while_loop(unfinished, advance, start)
+        start = [0, state, damping, distance, steps, active]
+        _, state, _, distance, steps, _ = tf.while_loop(unfinished, advance, start)
         return state, distance, steps
 
-    def _newton_step(self, factors, likelihood, tensors, count, state, model, distance, steps, active, taken):
+    def _newton_step(self, factors, likelihood, tensors, count, state, model, distance, active, tried, taken):
         """One step down the gradient in the metric of `factors`, then to the minimum of the parabola through the step's start,
         slope and end (Gauss-Newton may underestimate the curvature and overshoot); not taken if the loss rises."""
         gradient = self._gradient(state, likelihood, tensors)
@@ -203,8 +206,8 @@ class MapFit:
         better = active & (self._rise(state, model, trial, trial_model, likelihood) <= 0)
         state = MapState(*(tf.where(_expand(better, old), new, old) for new, old in zip(trial, state, strict=True)))
         model = tf.where(_expand(better, model), trial_model, model)
-        steps, taken = steps + tf.cast(active, tf.int32), taken + tf.cast(better, tf.int32)
-        return count + 1, state, model, distance, steps, active, taken
+        tried, taken = tried + tf.cast(active, tf.int32), taken + tf.cast(better, tf.int32)
+        return count + 1, state, model, distance, active, tried, taken
 
     def _gradient(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
         """Of the loss, float64: by the latents [B, L] and by the linear terms [B, C, Q], as NormalEquations order them."""
