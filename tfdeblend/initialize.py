@@ -35,20 +35,25 @@ def moments(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return radius, np.stack([e1 * shrink, e2 * shrink], 1)
 
 
-def adaptive_moments(stamps: np.ndarray) -> np.ndarray:
-    """(K, P, P) centred stamps -> (K, 3) covariance (yy, yx, xx) in pixel^2 of the Gaussian that matches each best."""
-    t = np.arange(stamps.shape[-1]) - stamps.shape[-1] // 2
-    y, x = np.meshgrid(t, t, indexing="ij")
-    products = np.stack([y * y, y * x, x * x]).reshape(3, -1)
+def adaptive_moments(stamps: np.ndarray, centers: np.ndarray | None = None) -> np.ndarray:
+    """(K, P, P) stamps -> (K, 3) covariance (yy, yx, xx) in pixel^2 of the Gaussian that matches each best.
+
+    centers: (K, 2) pixel (y, x) about which it is taken; None: pixel P // 2.
+    """
+    count, side, _ = stamps.shape
+    middle = np.full((count, 2), float(side // 2)) if centers is None else centers
+    y, x = (np.arange(side) - middle[:, axis, None] for axis in (0, 1))
+    y, x = np.broadcast_arrays(y[:, :, None], x[:, None, :])
+    products = np.stack([y * y, y * x, x * x], 1).reshape(count, 3, -1)
     flat = np.maximum(stamps, 0).reshape(len(stamps), -1)
     covariance = np.tile([4.0, 0.0, 4.0], (len(stamps), 1))
     for _ in range(ITERATIONS):
         yy, yx, xx = covariance.T
         inverse = np.stack([xx, -2 * yx, yy], 1) / np.maximum(yy * xx - yx**2, 1e-3)[:, None]
-        weighted = flat * np.exp(-0.5 * inverse @ products)
+        weighted = flat * np.exp(-0.5 * np.einsum("ki,kin->kn", inverse, products))
         total = weighted.sum(1)
         # The product of two equal Gaussians has half their covariance.
-        measured = 2 * (weighted @ products.T) / np.maximum(total, 1e-30)[:, None]
+        measured = 2 * np.einsum("kn,kin->ki", weighted, products) / np.maximum(total, 1e-30)[:, None]
         covariance = np.where((total > 0)[:, None], measured, covariance)
         covariance[:, [0, 2]] = np.clip(covariance[:, [0, 2]], 0.5, HALF**2)
         limit = 0.9 * np.sqrt(covariance[:, 0] * covariance[:, 2])

@@ -121,23 +121,23 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
     above one pixel.
     """
     light = np.maximum(stamps.sum(1, dtype=float), 0)
-    side = light.shape[-1]
-    t = np.arange(side)
+    t = np.arange(light.shape[-1])
     total = np.maximum(light.sum((1, 2)), 1e-30)
     y, x = (light.sum(2) @ t) / total, (light.sum(1) @ t) / total
-    covariance = adaptive_moments(light)
+    covariance = adaptive_moments(light, np.stack([y, x], 1))
     radius = np.empty(len(light))
     for k, (yy, yx, xx) in enumerate(covariance):
         dy, dx = t[:, None] - y[k], t[None] - x[k]
-        determinant = yy * xx - yx**2
-        r2 = (xx * dy**2 - 2 * yx * dy * dx + yy * dx**2) / np.sqrt(determinant)
-        order = np.argsort(r2, axis=None)
-        growth = np.cumsum(light[k].ravel()[order]) / total[k]
-        radius[k] = np.sqrt(np.interp(0.5, growth, r2.ravel()[order]))
-    intrinsic = covariance - model_sigma**2 * np.array([1, 0, 1])
-    yy, yx, xx = intrinsic.T
-    size = np.maximum(yy + xx + 2 * np.sqrt(np.maximum(yy * xx - yx**2, 0)), 1e-6)
-    seeing = GAUSSIAN_HALF_LIGHT * model_sigma
+        r2 = xx * dy**2 - 2 * yx * dy * dx + yy * dx**2  # up to a factor
+        # The n innermost pixels cover the area n, which unlike their radii grows evenly.
+        growth = np.cumsum(light[k].ravel()[np.argsort(r2, axis=None)]) / total[k]
+        radius[k] = np.sqrt(np.interp(0.5, np.append(0, growth), np.arange(growth.size + 1)) / np.pi)
+    yy, yx, xx = covariance.T
+    seen_area = np.sqrt(yy * xx - yx**2)
+    yy, yx, xx = (covariance - model_sigma**2 * np.array([1, 0, 1])).T
+    area = np.sqrt(np.maximum(yy * xx - yx**2, 0))
+    size = np.maximum(yy + xx + 2 * area, 1e-6)
+    seeing = GAUSSIAN_HALF_LIGHT * np.sqrt(seen_area - area)
     return Shapes(
         y=corners[:, 0] + y,
         x=corners[:, 1] + x,

@@ -1,0 +1,319 @@
+"""The whole way from scenes to catalogues, against the truth of GalSim's blends, and laws that every result obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import gaussian
+from scipy.ndimage import map_coordinates
+from simulations import BLEND, Galaxy, random_blends, simulate
+
+from tfdeblend import measure
+from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.deblended import Deblended
+from tfdeblend.deblender import Deblender, stamp_side
+from tfdeblend.errors import DataError
+from tfdeblend.initialize import moments
+from tfdeblend.mapfit import MapFit, MapResult
+from tfdeblend.priors import SersicPrior
+from tfdeblend.scene import Scene, Source
+
+FLUXES = np.array([galaxy.flux for galaxy in BLEND], float)
+STAR = Galaxy(18.4, 21.7, (2000, 3000), radius=0)
+
+
+@pytest.fixture(scope="module")
+def deblender() -> Deblender:
+    """Shared, so that each shape is compiled once."""
+    return Deblender()
+
+
+@pytest.fixture(scope="module")
+def blend(deblender: Deblender) -> Deblended:
+    return deblender.deblend(simulate()[0])
+
+
+def fluxes(result: Deblended, column: str = "flux") -> np.ndarray:
+    """(K, C)."""
+    return np.stack([result.catalog[f"{column}_{band}"] for band in result.scene.observation.bands], 1)
+
+
+def pulls(result: Deblended, truth: np.ndarray) -> np.ndarray:
+    return (fluxes(result) - truth) / fluxes(result, "flux_err")
+
+
+def assert_finite(result: Deblended) -> None:
+    for name in ("model", "sources", "stamps", "corners", "background", "flux_cov"):
+        assert np.isfinite(getattr(result, name)).all(), name
+    for name in result.catalog.colnames:
+        if result.catalog[name].dtype.kind == "f":
+            assert np.isfinite(result.catalog[name]).all(), name
+    assert all(np.isfinite(value) for value in result.header.values() if isinstance(value, float))
+
+
+def in_units(scene: Scene, factor: float) -> Scene:
+    """The same data with another unit of flux."""
+    seen = scene.observation
+    images, weights = seen.images.astype(float) * factor, seen.weights / factor**2
+    return replace(scene, observation=replace(seen, images=images, weights=weights))
+
+
+# -- against the truth
+
+
+def test_fluxes_of_bright_blends_are_the_truth(deblender: Deblender) -> None:
+    """Within 5 sigma and a few percent, and errors are about the scatter, for galaxies of the simulation's own kind."""
+    blends = random_blends(8)
+    results = deblender.deblend([scene for scene, _, _ in blends])
+    assert [result.scene for result in results] == [scene for scene, _, _ in blends]
+    found = np.stack([pulls(result, truth) for result, (_, _, truth) in zip(results, blends, strict=True)])
+    assert np.abs(found).max() < 5
+    assert 0.3 < np.sqrt(np.mean(found**2)) < 1.5
+    ratios = np.stack([fluxes(result) / truth for result, (_, _, truth) in zip(results, blends, strict=True)])
+    assert np.median(np.abs(ratios - 1)) < 0.02
+    assert np.abs(ratios - 1).max() < 0.1
+    for result in results:
+        assert_finite(result)
+        assert result.header["converged"] and not result.catalog["flags"].any()
+        assert 0.8 < result.chi2 < 1.2
+
+
+def test_images_positions_and_shapes_are_the_truth(blend: Deblended) -> None:
+    _, truth = simulate()
+    assert np.abs(blend.sources - truth).max() < 0.05 * truth.max()
+    np.testing.assert_allclose(blend.sources.sum(0), blend.model, atol=1e-4 * truth.max())
+    table = blend.catalog
+    for column, expected in {
+        "y": [galaxy.y for galaxy in BLEND],
+        "x": [galaxy.x for galaxy in BLEND],
+        "size": [galaxy.radius / 0.2 for galaxy in BLEND],
+        "e1": [galaxy.shear[0] for galaxy in BLEND],
+        "e2": [galaxy.shear[1] for galaxy in BLEND],
+    }.items():
+        assert (np.abs(table[column] - expected) < 5 * table[f"{column}_err"] + 1e-3).all(), column
+    assert (table["size_err"] < 0.2 * table["size"]).all()
+
+
+def test_errors_know_of_the_neighbours(blend: Deblended) -> None:
+    """Covariances are symmetric and positive, their diagonal is the catalogue's, and overlap anticorrelates fluxes."""
+    covariance = blend.flux_cov
+    np.testing.assert_allclose(covariance, covariance.swapaxes(1, 2), rtol=1e-6)
+    assert (np.linalg.eigvalsh(covariance) > 0).all()
+    errors = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
+    np.testing.assert_allclose(fluxes(blend, "flux_err"), errors)
+    assert (covariance[:, 0, 1] < 0).all()
+
+
+def test_points(deblender: Deblender) -> None:
+    scene, truth = simulate((BLEND[0], STAR))
+    result = deblender.deblend(scene)
+    assert np.abs(pulls(result, np.array([BLEND[0].flux, STAR.flux]))).max() < 5
+    np.testing.assert_allclose(fluxes(result)[1], STAR.flux, rtol=0.05)
+    assert np.abs(result.sources[1] - truth[1]).max() < 0.05 * truth[1].max()
+    assert result.catalog["size"][1] < 1e-2 < result.catalog["size"][0]
+    assert list(result.catalog["kind"]) == ["galaxy", "point"]
+
+
+def test_one_source(deblender: Deblender) -> None:
+    scene, _ = simulate(BLEND[:1])
+    result = deblender.deblend(scene)
+    assert np.abs(pulls(result, FLUXES[:1])).max() < 5
+    assert result.catalog["blendedness"][0] == pytest.approx(0, abs=1e-6)
+    assert result.sources.shape == (1, 2, 32, 32) and result.flux_cov.shape == (2, 1, 1)
+
+
+def test_background_is_fitted() -> None:
+    scene, _ = simulate(background=3.0)
+    result = Deblender(background=True).deblend(scene)
+    np.testing.assert_allclose(result.background, 3, atol=0.3)
+    assert np.abs(pulls(result, FLUXES)).max() < 5
+    np.testing.assert_allclose(result.model, result.sources.sum(0) + result.background[:, None, None], atol=0.02)
+
+
+@pytest.mark.parametrize("prior", ["exponential", "bulge-disk"])
+def test_other_priors(prior: str) -> None:
+    galaxies = [galaxy._replace(index=1.0) for galaxy in BLEND]
+    result = Deblender(prior).deblend(simulate(galaxies)[0])
+    assert_finite(result)
+    assert result.header["prior"] == prior and result.header["converged"]
+    np.testing.assert_allclose(fluxes(result), FLUXES, rtol=0.1)
+    assert np.abs(pulls(result, FLUXES)).max() < 5
+
+
+# -- laws
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9, 1e-20])
+def test_units_of_flux_do_not_matter(deblender: Deblender, blend: Deblended, factor: float) -> None:
+    scaled = deblender.deblend(in_units(simulate()[0], factor))
+    errors = fluxes(blend, "flux_err")
+    np.testing.assert_allclose(fluxes(scaled) / factor, fluxes(blend), atol=0.05 * errors.min())
+    np.testing.assert_allclose(fluxes(scaled, "flux_err") / factor, errors, rtol=1e-2)
+    np.testing.assert_allclose(scaled.model / factor, blend.model, atol=1e-3 * blend.model.max())
+    np.testing.assert_allclose(scaled.catalog["snr"], blend.catalog["snr"], rtol=1e-2)
+    assert scaled.chi2 == pytest.approx(blend.chi2, rel=1e-3)
+    assert list(scaled.catalog["flags"]) == list(blend.catalog["flags"])
+
+
+def test_batch_mates_do_not_matter(deblender: Deblender, blend: Deblended) -> None:
+    """Alone and among seven others a scene has the same result, to a small part of its errors."""
+    scenes = [scene for scene, _, _ in random_blends(7)]
+    together = deblender.deblend([*scenes[:3], simulate()[0], *scenes[3:]])[3]
+    errors = fluxes(blend, "flux_err")
+    assert (np.abs(fluxes(together) - fluxes(blend)) < 0.05 * errors).all()
+    np.testing.assert_allclose(fluxes(together, "flux_err"), errors, rtol=1e-2)
+    np.testing.assert_allclose(together.model, blend.model, atol=1e-3 * blend.model.max())
+    assert list(together.catalog["id"]) == list(blend.catalog["id"])
+
+
+def test_results_repeat_to_the_bit(deblender: Deblender, blend: Deblended) -> None:
+    again = deblender.deblend(simulate()[0])
+    np.testing.assert_array_equal(again.model, blend.model)
+    np.testing.assert_array_equal(fluxes(again), fluxes(blend))
+
+
+def test_starts_do_not_matter() -> None:
+    """Zeros, moments and other sources' moments lead to one maximum."""
+    scenes = [scene for scene, _, _ in random_blends(4, seed=1)]
+    shape = scene_shape(scenes[0], stamp_side(scenes[0]))._replace(blends=4)
+    batch, fit = BlendBatch.build(scenes, shape), MapFit(SersicPrior(shape.bands), shape)
+    start = np.zeros((4, shape.sources, fit.prior.size), np.float32)
+    for row, scene in enumerate(scenes):
+        radius, ellipticity = (tf.constant(part, tf.float32) for part in moments(scene))
+        start[row, : len(scene.sources)] = fit.prior.start(radius, ellipticity)
+    shuffled = start.copy()
+    shuffled[:, :3] = start[::-1, [2, 0, 1]]
+    results: list[MapResult] = [fit(batch, first) for first in (np.zeros_like(start), start, shuffled)]
+    for other in results[1:]:
+        linear = results[0].covariance.linear.numpy()  # [B, C, Q, C, Q]
+        for b in range(4):
+            for c in range(shape.bands):
+                error = np.sqrt(np.diag(linear[b, c, :3, c, :3]))
+                moved = results[0].state.flux[b, :3, c].numpy() - other.state.flux[b, :3, c].numpy()
+                assert (np.abs(moved) < 0.1 * error).all()
+        np.testing.assert_allclose(other.chi2, results[0].chi2, rtol=1e-3)
+
+
+# -- what may go wrong
+
+
+def test_one_bad_scene_does_not_stop_the_others(deblender: Deblender) -> None:
+    """An undersampled PSF comes back as that scene's error."""
+    narrow = gaussian((15, 15), 7, 7, 0.3)
+    good, _ = simulate()
+    bad, _ = simulate(psf=narrow / narrow.sum(), name="narrow")
+    outcomes = dict(deblender.iterate([bad, good]))
+    assert isinstance(outcomes[0], DataError) and "narrow: psf: expected" in str(outcomes[0])
+    assert isinstance(outcomes[1], Deblended)
+    with pytest.raises(DataError, match="undersampled"):
+        deblender.deblend([good, bad])
+
+
+def test_sources_almost_on_top_of_each_other(deblender: Deblender) -> None:
+    """Twins that nothing tells apart: finite, their sum is the truth, and the errors say that each alone is unknown."""
+    scene, _ = simulate(BLEND[:1])
+    twins = replace(scene, sources=(Source(14, 12, id="a"), Source(14, 12.3, id="b")))
+    result = deblender.deblend(twins)
+    assert_finite(result)
+    np.testing.assert_allclose(fluxes(result).sum(0), FLUXES[0], rtol=0.05)
+    assert (fluxes(result, "flux_err") > 100).all()
+
+
+def test_a_band_all_masked(deblender: Deblender, blend: Deblended) -> None:
+    """The other band is fitted as ever, and the flag tells."""
+    weights = simulate()[0].observation.weights.copy()
+    weights[1] = 0
+    result = deblender.deblend(simulate(weights=weights)[0])
+    for name in ("model", "sources", "stamps", "background"):
+        assert np.isfinite(getattr(result, name)).all()
+    assert (np.abs(pulls(result, FLUXES)[:, 0]) < 5).all()
+    assert (np.asarray(result.catalog["flags"]) & measure.MASKED).all()
+
+
+def test_masked_pixels_do_not_matter(deblender: Deblender) -> None:
+    """Whatever is in them: results are the same to the bit."""
+    scene, _ = simulate()
+    weights, images = scene.observation.weights.copy(), scene.observation.images.copy()
+    weights[:, 4:9, 3:8] = 0
+    results = []
+    for value in (0.0, 1e6, np.nan):
+        images[:, 4:9, 3:8] = value
+        masked = replace(scene, observation=replace(scene.observation, images=images, weights=weights))
+        results.append(deblender.deblend(masked))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.model, results[0].model)
+        np.testing.assert_array_equal(fluxes(other), fluxes(results[0]))
+
+
+def test_noise_alone_gives_no_flux(deblender: Deblender) -> None:
+    result = deblender.deblend(simulate([galaxy._replace(flux=(1e-3, 1e-3)) for galaxy in BLEND])[0])
+    assert_finite(result)
+    assert np.abs(pulls(result, np.zeros((3, 2)))).max() < 5
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"prior: expected one of auto, .*received 'sersik'"):
+        Deblender("sersik")
+    with pytest.raises(ValueError, match="method: expected 'map', received 'mcmc'"):
+        Deblender(method="mcmc")
+
+
+# -- non-parametric
+
+
+def falls_along_rays(stamp: np.ndarray, center: np.ndarray) -> float:
+    """The largest rise along 32 rays from `center`, over the peak."""
+    radii = np.arange(0, len(stamp) // 2 - 4, 0.5)
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)[:, None]
+    points = np.stack([center[0] + radii * np.sin(angles), center[1] + radii * np.cos(angles)])
+    profile = map_coordinates(stamp.astype(float), points, order=3, mode="nearest")
+    return float(np.diff(profile, axis=1).max() / stamp.max())
+
+
+@pytest.fixture(scope="module")
+def nonparametric() -> tuple[Deblended, Sequence[Galaxy]]:
+    galaxies = (*BLEND[:2], STAR._replace(y=24.0, x=10.0))
+    return Deblender("nonparametric").deblend(simulate(galaxies)[0]), galaxies
+
+
+def test_nonparametric_fluxes(nonparametric: tuple[Deblended, Sequence[Galaxy]]) -> None:
+    result, galaxies = nonparametric
+    assert_finite(result)
+    np.testing.assert_allclose(fluxes(result), [galaxy.flux for galaxy in galaxies], rtol=0.1)
+    assert 0.7 < result.chi2 < 1.2
+    assert result.header["prior"] == "nonparametric"
+
+
+def test_nonparametric_galaxies_are_positive_and_fall_from_the_centre(
+    nonparametric: tuple[Deblended, Sequence[Galaxy]],
+) -> None:
+    result, _ = nonparametric
+    centers = np.stack([result.catalog["y"], result.catalog["x"]], 1) - result.corners
+    for stamps, center in zip(result.stamps, centers, strict=True):
+        for stamp in stamps:
+            assert stamp.min() > -1e-3 * stamp.max()
+            assert falls_along_rays(stamp, center) < 3e-3
+
+
+# -- real blends
+
+
+@pytest.mark.slow
+def test_real_blends(data: Path) -> None:
+    """Hyper Suprime-Cam's: finite, converged, residuals near the noise, and light shared out among declared sources."""
+    names = ("43158172147384648", "43158172147386129", "43158172147386531")
+    scenes = [Scene.read(data / "hsc_blends" / f"{name}.npz") for name in names]
+    for scene, outcome in zip(scenes, Deblender().deblend(scenes), strict=True):
+        assert_finite(outcome)
+        assert outcome.header["converged"]
+        assert 0.2 < outcome.chi2 < 3
+        seen = scene.observation
+        moved = np.hypot(outcome.catalog["x"] - scene.positions[:, 1], outcome.catalog["y"] - scene.positions[:, 0])
+        assert (moved < 2).all()
+        light, model = (np.where(seen.valid, image, 0).sum((1, 2)) for image in (seen.images, outcome.model))
+        np.testing.assert_allclose(model, light, rtol=0.15)

@@ -1,0 +1,190 @@
+"""Measurements: closed forms of Gaussian stamps, definitions on hand-made arrays, flags, and agreement with a fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from astropy.wcs import WCS
+from helpers import make_deblended
+from simulations import simulate
+from test_initialize import elliptical
+
+from tfdeblend import measure
+from tfdeblend.deblended import Deblended
+from tfdeblend.deblender import Deblender
+from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT
+from tfdeblend.measure import Shapes, catalog, local_chi2, overlap, remeasure, stamp_shapes
+
+MODEL_SIGMA = 0.9
+
+
+def shapes_at(y: np.ndarray, x: np.ndarray) -> Shapes:
+    one = np.ones(len(y))
+    return Shapes(y, x, 3 * one, 0.1 * one, -0.2 * one, np.full((len(y), 5), 0.01))
+
+
+def measured(result: Deblended, converged: bool = True) -> Table:
+    """The catalogue of a result whose sources are where they were declared, fluxes as drawn."""
+    y, x = result.scene.positions.T
+    return catalog(result, shapes_at(y, x), result.sources.sum((2, 3), dtype=float), 30.0, converged)
+
+
+def moved(result: Deblended, position: tuple[float, float]) -> Table:
+    """The catalogue with the first source elsewhere."""
+    y, x = result.scene.positions.T.copy()
+    y[0], x[0] = position
+    return catalog(result, shapes_at(y, x), result.sources.sum((2, 3), dtype=float), 30.0, True)
+
+
+# -- shapes
+
+
+@pytest.mark.parametrize("covariance", [(4, 0, 4), (6, 1.5, 3), (2, -0.8, 5), (9, 0, 9)])
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (0.3, -0.4)])
+def test_gaussian_stamps(covariance: tuple[float, float, float], offset: tuple[float, float]) -> None:
+    """Centroid, half-light radius of the circle of equal area, ellipticity |e| = (a - b) / (a + b)."""
+    yy, yx, xx = covariance
+    dy, dx = offset
+    seen = (yy + MODEL_SIGMA**2, yx, xx + MODEL_SIGMA**2)
+    image = elliptical(49, 24 + dy, 24 + dx, seen)
+    stamps = np.stack([[3 * image, 5 * image]])
+    shapes = stamp_shapes(stamps, np.array([[-4, 10]]), MODEL_SIGMA)
+    assert (shapes.y[0], shapes.x[0]) == pytest.approx((20 + dy, 34 + dx), abs=1e-3)
+    area = np.sqrt(yy * xx - yx**2)
+    expected = np.array([xx - yy, 2 * yx]) / (xx + yy + 2 * area)
+    np.testing.assert_allclose([shapes.e1[0], shapes.e2[0]], expected, atol=0.02)
+    assert shapes.size[0] == pytest.approx(GAUSSIAN_HALF_LIGHT * np.sqrt(area), rel=0.05)
+    assert np.isnan(shapes.errors).all()
+
+
+def test_stamps_without_light_are_measured_as_nothing_infinite() -> None:
+    shapes = stamp_shapes(np.zeros((2, 3, 21, 21)), np.zeros((2, 2), int), MODEL_SIGMA)
+    for name in ("y", "x", "size", "e1", "e2"):
+        assert np.isfinite(getattr(shapes, name)).all()
+
+
+# -- definitions
+
+
+def test_signal_to_noise_and_blendedness_by_hand() -> None:
+    a, b, weights = np.zeros((1, 1, 4)), np.zeros((1, 1, 4)), np.array([[[4.0, 1.0, 0.0, 1.0]]])
+    a[0, 0], b[0, 0] = [1, 2, 5, 0], [0, 2, 0, 3]
+    signal, blendedness = overlap(np.stack([a, b]), weights)
+    np.testing.assert_allclose(signal, [np.sqrt(4 * 1 + 1 * 4), np.sqrt(4 + 9)])
+    np.testing.assert_allclose(blendedness, [1 - 30 / 34, 1 - 13 / 17])
+
+
+def test_sources_apart_are_not_blended_and_twins_are_by_half() -> None:
+    apart = np.zeros((2, 1, 1, 4))
+    apart[0, ..., 0] = apart[1, ..., 3] = 2
+    np.testing.assert_allclose(overlap(apart, np.ones((1, 1, 4)))[1], 0)
+    twins = np.ones((2, 1, 3, 3))
+    np.testing.assert_allclose(overlap(twins, np.ones((1, 3, 3)))[1], 0.5)
+    assert np.isfinite(overlap(np.zeros((2, 1, 3, 3)), np.ones((1, 3, 3)))[1]).all()
+
+
+def test_local_chi2_looks_where_the_source_shines() -> None:
+    source = np.zeros((1, 1, 1, 4))
+    source[0, 0, 0] = [1e4, 1e4, 0, 1e4]
+    residual = np.array([[[1.0, 2.0, 100.0, 7.0]]])
+    weights = np.array([[[1.0, 1.0, 1.0, 0.0]]])
+    assert local_chi2(source, residual, weights)[0] == pytest.approx((1 + 4) / 2, rel=1e-6)
+    assert local_chi2(0 * source, residual, weights)[0] == 0
+
+
+# -- catalogues
+
+
+def test_catalog_of_a_perfect_result() -> None:
+    result = make_deblended()
+    table = measured(result)
+    flux = result.sources.sum((2, 3), dtype=float)
+    for c, band in enumerate(result.scene.observation.bands):
+        np.testing.assert_allclose(table[f"flux_{band}"], flux[:, c])
+        np.testing.assert_allclose(table[f"flux_err_{band}"], 5)
+        np.testing.assert_allclose(table[f"mag_{band}"], 27 - 2.5 * np.log10(flux[:, c]))
+        np.testing.assert_allclose(table[f"mag_err_{band}"], 2.5 / np.log(10) * 5 / flux[:, c])
+    np.testing.assert_allclose(table["color_g_r"], table["mag_g"] - table["mag_r"])
+    np.testing.assert_allclose(table["runtime_ms"], 10)
+    assert list(table["id"]) == [source.id for source in result.scene.sources]
+    assert "ra" not in table.colnames
+
+
+def test_negative_fluxes_have_no_magnitude() -> None:
+    result = make_deblended()
+    y, x = result.scene.positions.T
+    flux = result.sources.sum((2, 3), dtype=float)
+    flux[0, 0] = -1
+    table = catalog(result, shapes_at(y, x), flux, 1.0, True)
+    assert np.isnan(table["mag_g"][0]) and np.isfinite(table["mag_g"][1:]).all()
+    assert table["flux_g"][0] == -1
+
+
+def test_sky_positions_need_a_wcs() -> None:
+    result = make_deblended()
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [150, 2], [-5e-5, 5e-5]
+    scene = replace(result.scene, observation=replace(result.scene.observation, wcs=wcs))
+    table = measured(replace(result, scene=scene))
+    ra, dec = wcs.wcs_pix2world(table["x"], table["y"], 0)
+    np.testing.assert_allclose(table["ra"], ra)
+    np.testing.assert_allclose(table["dec"], dec)
+
+
+def flagged(table: Table, flag: int) -> list[bool]:
+    return [bool(value & flag) for value in table["flags"]]
+
+
+def test_flags() -> None:
+    """Each flag is raised by what it is for, on the source that it concerns."""
+    result = make_deblended(shape=(60, 60))
+    result = replace(result, undeclared=None)
+    assert set(measure.FLAG_NAMES) == {1, 2, 4, 8, 16, 32}
+    assert not any(flagged(measured(result), measure.NOT_CONVERGED))
+    assert all(flagged(measured(result, converged=False), measure.NOT_CONVERGED))
+    assert flagged(moved(result, (2.0, 30.0)), measure.EDGE)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), measure.EDGE)[0]
+    assert flagged(moved(result, (5.0, 5.0)), measure.MASKED)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), measure.MASKED)[0]
+    edge = moved(result, (2.0, 30.0))
+    assert list(edge["primary"]) == [not flag & (measure.EDGE | measure.MASKED) for flag in edge["flags"]]
+    off = replace(result, model=result.model + 3)
+    assert all(flagged(measured(off), measure.BAD_FIT)) and not any(flagged(measured(result), measure.BAD_FIT))
+
+
+def test_truncated_sources_are_flagged() -> None:
+    result = make_deblended()
+    y, x = result.scene.positions.T
+    kept = result.stamps.sum((2, 3), dtype=float)
+    for factor, expected in ((1.02, False), (1.2, True)):
+        table = catalog(result, shapes_at(y, x), kept * factor, 1.0, True)
+        assert flagged(table, measure.TRUNCATED) == [expected] * len(kept)
+
+
+def test_undeclared_sources_are_flagged_on_those_they_shine_on() -> None:
+    result = make_deblended(sources=2, seed=3)
+    (y, x), _ = result.scene.positions
+    on = replace(result, undeclared=Table({"x": [x], "y": [y], "snr": [9.0]}))
+    assert flagged(measured(on), measure.UNDECLARED)[0]
+    none = replace(result, undeclared=Table({"x": [], "y": [], "snr": []}))
+    assert not any(flagged(measured(none), measure.UNDECLARED))
+
+
+def test_remeasured_results_agree_with_their_fit() -> None:
+    """Stamps alone give the fit's fluxes and positions, its sizes to 10% and shapes to 0.05; errors are the fit's."""
+    result = Deblender().deblend(simulate()[0])
+    again, first = remeasure(result), result.catalog
+    for band in ("g", "r"):
+        np.testing.assert_allclose(again[f"flux_{band}"], first[f"flux_{band}"], rtol=0.03)
+        np.testing.assert_allclose(again[f"flux_err_{band}"], first[f"flux_err_{band}"])
+    np.testing.assert_allclose(again["x"], first["x"], atol=0.05)
+    np.testing.assert_allclose(again["y"], first["y"], atol=0.05)
+    np.testing.assert_allclose(again["size"], first["size"], rtol=0.1)
+    for name in ("e1", "e2"):
+        np.testing.assert_allclose(again[name], first[name], atol=0.05)
+    for name in ("snr", "blendedness", "chi2", "flags", "size_err", "x_err"):
+        np.testing.assert_allclose(again[name], first[name])
+    assert again.colnames == first.colnames
