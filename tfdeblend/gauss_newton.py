@@ -34,9 +34,9 @@ class Laplace(NamedTuple):
 
 
 def assemble(
-    columns: tf.Tensor,
+    gram: tf.Tensor,
+    right: tf.Tensor,
     flux: tf.Tensor,
-    residual: tf.Tensor,
     latent: tf.Tensor,
     bend: tf.Tensor,
     used: tf.Tensor,
@@ -47,16 +47,15 @@ def assemble(
     gradient * theta'' / theta', where it is positive: without it the steps oscillate wherever a bounded parameter is pushed to its bound.
 
     Args:
-      columns: [B, C, K (S + 1) + 1, S, S] unit-flux derivatives of each source by its S latents, its unit-flux image, and the constant.
-      flux: [B, K, C]. residual: [B, C, S, S]. latent: [B, K, S].
+      gram: [B, C, N, N], right: [B, C, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents followed by
+        its unit-flux image; N = K (S + 1) + 1, the constant last.
+      flux: [B, K, C]. latent: [B, K, S].
       bend: [B, K, S] theta'' / theta' of the latents' bijectors.
       used: [B, Q] 1 where a linear term is real and free, 0 where it is padding.
     """
-    batch, bands, count = columns.shape[:3]
+    batch, bands, count = right.shape
     sources, size = latent.shape[1:]
-    flat = tf.reshape(columns, [batch, bands, count, -1])
-    gram = tf.cast(tf.matmul(flat, flat, transpose_b=True), tf.float64)
-    right = tf.cast(tf.linalg.matvec(flat, tf.reshape(residual, [batch, bands, -1])), tf.float64)
+    gram, right = tf.cast(gram, tf.float64), tf.cast(right, tf.float64)
     # Latents first, then fluxes and the constant; derivatives by latents scale with the flux.
     order = np.arange(count - 1).reshape(sources, size + 1)
     order = np.concatenate([order[:, :-1].ravel(), order[:, -1], [count - 1]])

@@ -45,6 +45,27 @@ class Likelihood:
         placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
         return self.convolve.forward(tf.stop_gradient(tf.transpose(placed, [0, 2, 1, 3, 4])))
 
+    def normal(self, stamps: tf.Tensor, residual: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Products J^T J [B, C, N, N] and J^T residual [B, C, N] of whitened images, N = K Q + 1.
+
+        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, and last the constant 1, all times
+        sqrt(w); the residual [B, C, S, S] is whitened already. One band is in memory at a time.
+        """
+        batch, sources, images, bands, side, _ = stamps.shape
+        placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
+        placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
+        spectra = [self.convolve.spectrum(placed[:, :, band]) for band in range(bands)]
+        grams, rights = [], []
+        for band in range(residual.shape[1]):
+            # Each band waits for the one before it: run side by side they would need five times the memory.
+            with tf.control_dependencies(grams[-1:]):
+                seen = self.convolve.observe(spectra[min(band, bands - 1)], band)
+            root = self.root_weights[:, band, None]
+            columns = tf.reshape(tf.concat([seen * root, root], 1), [batch, sources * images + 1, -1])
+            grams.append(tf.matmul(columns, columns, transpose_b=True))
+            rights.append(tf.linalg.matvec(columns, tf.reshape(residual[:, band], [batch, -1])))
+        return tf.stack(grams, 1), tf.stack(rights, 1)
+
     def chi2(self, model: tf.Tensor) -> tf.Tensor:
         """[B]: sum of w (y - model)^2."""
         return tf.reduce_sum(self.weights * (self.images - model) ** 2, [1, 2, 3])

@@ -235,12 +235,9 @@ class MapFit:
 
     def solve_fluxes(self, unit: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> MapState:
         """The best fluxes and background for stamps of unit flux [B, K, C or 1, P, P]; latents zero."""
-        columns = self._columns(unit[:, :, None], likelihood, tensors)
-        flat = tf.reshape(columns, [*columns.shape[:3], -1])
-        data = tf.reshape(likelihood.root_weights * likelihood.images, [*columns.shape[:2], -1])
+        gram, right = likelihood.normal(self._real(unit[:, :, None], tensors), likelihood.root_weights * likelihood.images)
         used = tf.cast(self._used(tensors), tf.float64)[:, None]
-        gram = gauss_newton.regular(tf.cast(tf.matmul(flat, flat, transpose_b=True), tf.float64), used)
-        right = tf.cast(tf.linalg.matvec(flat, data), tf.float64) * used
+        gram, right = gauss_newton.regular(tf.cast(gram, tf.float64), used), tf.cast(right, tf.float64) * used
         best = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), right[..., None])[..., 0]
         latent = tf.zeros([self.shape.blends, self.shape.sources * self.prior.size], tf.float64)
         return self._state_of(latent, best)
@@ -255,19 +252,16 @@ class MapFit:
         tangents = profiles.render_tangents(mixture, *slopes, stamp)
         images = tf.concat([tangents, profiles.render(mixture, stamp)[:, :, None]], 2)
         return gauss_newton.assemble(
-            self._columns(images, likelihood, tensors),
+            *likelihood.normal(self._real(images, tensors), likelihood.root_weights * (likelihood.images - model)),
             state.flux,
-            likelihood.root_weights * (likelihood.images - model),
             state.latent,
             self.prior.bend(state.latent),
             self._used(tensors),
         )
 
-    def _columns(self, images: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Whitened images [B, C, K Q + 1, S, S] of stamps [B, K, Q, C or 1, P, P], and of the constant."""
-        rendered = likelihood.render_each(images * tensors["is_source"][..., None, None, None, None])
-        whitened = rendered * likelihood.root_weights[:, :, None]
-        return tf.concat([whitened, likelihood.root_weights[:, :, None]], 2)
+    def _real(self, stamps: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Stamps [B, K, Q, C or 1, P, P], zero where the source is padding."""
+        return stamps * tensors["is_source"][..., None, None, None, None]
 
     def _used(self, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, K + 1]: 1 for the fluxes of real sources, and for the background where it is fitted."""
