@@ -40,6 +40,7 @@ def assemble(
     latent: tf.Tensor,
     bend: tf.Tensor,
     used: tf.Tensor,
+    held: tf.Tensor,
 ) -> NormalEquations:
     """Normal equations from whitened images.
 
@@ -51,7 +52,7 @@ def assemble(
         its unit-flux image; N = K (S + 1) + 1, the constant last.
       flux: [B, K, C]. latent: [B, K, S].
       bend: [B, K, S] theta'' / theta' of the latents' bijectors.
-      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding.
+      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. held: [B, C, Q] prior curvature of the linear terms.
     """
     batch, bands, count = right.shape
     sources, size = latent.shape[1:]
@@ -70,7 +71,7 @@ def assemble(
     return NormalEquations(
         latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.linalg.diag(1 + bent),
         mixed=gram[:, :, :number, number:] * used[..., None, :],
-        linear=regular(gram[:, :, number:, number:], used),
+        linear=regular(gram[:, :, number:, number:], used) + tf.linalg.diag(held),
         latent_gradient=tf.cast(tf.reshape(latent, [batch, -1]), tf.float64) + data_gradient,
         linear_gradient=-right[:, :, number:] * used,
     )
