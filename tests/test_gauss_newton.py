@@ -158,15 +158,18 @@ class Bilinear:
         model = tf.einsum("bckpq,bck->bcpq", self.unit(latent), linear[..., :2])
         return self.data - model - linear[..., 2, None, None]
 
-    def assemble(self, bend: float = 0.0, used: tuple[int, ...] = (1, 1, 1)) -> NormalEquations:
+    def assemble(self, bend: float = 0.0, used: tuple[int, ...] = (1, 1, 1), held: float = 0.0) -> NormalEquations:
         columns = tf.concat([self.slopes, self.unit(self.latent)[:, :, :, None]], 3)
         columns = tf.reshape(columns, [BATCH, BANDS, 6, SIDE, SIDE])
         columns = tf.concat([columns, tf.ones([BATCH, BANDS, 1, SIDE, SIDE], tf.float64)], 2)
+        flat = tf.reshape(columns, [BATCH, BANDS, 7, -1])
+        residual = tf.reshape(self.residual(self.latent, self.linear), [BATCH, BANDS, -1])
+        normal = tf.matmul(flat, flat, transpose_b=True), tf.linalg.matvec(flat, residual)
         flux = tf.linalg.matrix_transpose(self.linear[..., :2])
-        residual = self.residual(self.latent, self.linear)
         bends = tf.fill(self.latent.shape, tf.constant(bend, tf.float64))
         terms = tf.constant(np.tile(used, (BATCH, 1)), tf.float64)
-        return gauss_newton.assemble(columns, flux, residual, self.latent, bends, terms)
+        curvature = tf.fill([BATCH, BANDS, 3], tf.constant(held, tf.float64))
+        return gauss_newton.assemble(*normal, flux, self.latent, bends, terms, curvature)
 
     def jacobian(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the residual by latents [B, N, L] and linear terms [B, N, C, Q]; the residual [B, N]."""
@@ -200,6 +203,12 @@ def test_bent_parameters_only_ever_stiffen_the_curvature() -> None:
     data_gradient = straight.latent_gradient.numpy() - problem.latent.numpy().reshape(BATCH, 4)
     added = (bent.latent - straight.latent).numpy()
     np.testing.assert_allclose(added, [np.diag(row) for row in np.maximum(0.7 * data_gradient, 0)], atol=1e-9)
+
+
+def test_a_prior_on_linear_terms_adds_its_curvature() -> None:
+    problem = Bilinear()
+    added = (problem.assemble(held=0.3).linear - problem.assemble().linear).numpy()
+    np.testing.assert_allclose(added, np.broadcast_to(0.3 * np.eye(3), added.shape), atol=1e-9)
 
 
 def singular(kind: str) -> Linear:
