@@ -1,4 +1,4 @@
-"""Deblender: scenes in, sources out. Groups scenes into buckets of one shape, fits each bucket with one compiled graph, measures."""
+"""Deblender: scenes in, sources out. Groups scenes into buckets of one shape, each fitted with one compiled graph."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stamp_side(scene: Scene) -> int:
 
 
 def brightness(scene: Scene) -> float:
-    """The brightest pixel in sigma. Blends that share a batch wait for the slowest, and bright ones take the most steps."""
+    """The brightest pixel in sigma. Blends of one batch wait for the slowest, and bright ones take the most steps."""
     observation = scene.observation
     return float((observation.images * np.sqrt(observation.weights)).max())
 
@@ -103,7 +103,7 @@ class Deblender:
         return ordered[0] if single else ordered
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error instead."""
+        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error."""
         buckets: dict[BatchShape, list[int]] = defaultdict(list)
         for index, scene in enumerate(scenes):
             try:
@@ -122,9 +122,7 @@ class Deblender:
         images = shape.sources * shape.bands * shape.fourier**2 * 8
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
 
-    def _fit_chunk(
-        self, indices: list[int], scenes: list[Scene], shape: BatchShape
-    ) -> Iterator[tuple[int, Deblended]]:
+    def _fit_chunk(self, indices: list[int], scenes: list[Scene], shape: BatchShape) -> Iterator[tuple[int, Deblended]]:
         began = time.perf_counter()
         fit = self._fit(shape)
         batch = BlendBatch.build(scenes, shape)

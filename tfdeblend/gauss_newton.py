@@ -1,8 +1,8 @@
 """The last steps to the maximum and its curvature: damped Gauss-Newton on latents and fluxes together.
 
-Fluxes and background enter the image linearly. Ordered band by band their normal equations are small blocks, which a Schur
-complement eliminates: what is left to factorise has the size of the latents alone, and the same factors give the Gaussian
-approximation of the posterior (Laplace), flux covariances between neighbours included.
+Fluxes and background enter the image linearly. Ordered band by band their normal equations are small blocks, which a
+Schur complement eliminates: what is left to factorise has the size of the latents alone, and the same factors give
+the Gaussian approximation of the posterior (Laplace), flux covariances between neighbours included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 class NormalEquations(NamedTuple):
-    """Curvature and gradient of -log posterior at one point, float64; Q = K + 1 linear terms a band (fluxes, background)."""
+    """Curvature and gradient of -log posterior at one point, float64; Q = K + 1 linear terms (fluxes, constant)."""
 
     latent: tf.Tensor  # [B, L, L], L = K S, prior included
     mixed: tf.Tensor  # [B, C, L, Q]
@@ -44,15 +44,17 @@ def assemble(
 ) -> NormalEquations:
     """Normal equations from whitened images.
 
-    The curvature is J^T J + 1 (Gauss-Newton, prior) and that part of the data's second derivative which comes from bent parametrisations,
-    gradient * theta'' / theta', where it is positive: without it the steps oscillate wherever a bounded parameter is pushed to its bound.
+    The curvature is J^T J + 1 (Gauss-Newton, prior) and that part of the data's second derivative which comes from bent
+    parametrisations, gradient * theta'' / theta', where it is positive: without it the steps oscillate wherever a
+    bounded parameter is pushed to its bound.
 
     Args:
-      gram: [B, C, N, N], right: [B, C, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents followed by
-        its unit-flux image; N = K (S + 1) + 1, the constant last.
+      gram: [B, C, N, N], right: [B, C, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents
+        followed by its unit-flux image; N = K (S + 1) + 1, the constant last.
       flux: [B, K, C]. latent: [B, K, S].
       bend: [B, K, S] theta'' / theta' of the latents' bijectors.
-      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. held: [B, C, Q] prior curvature of the linear terms.
+      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. held: [B, C, Q] prior curvature of the
+        linear terms.
     """
     batch, bands, count = right.shape
     sources, size = latent.shape[1:]
@@ -78,7 +80,7 @@ def assemble(
 
 
 def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
-    """[..., Q, Q] normal matrix of linear terms, made safe to factorise: unused ones apart, a ridge of 1e-6 of the diagonal."""
+    """[..., Q, Q] normal matrix of linear terms, safe to factorise: unused ones apart, a ridge of 1e-6."""
     scale = tf.linalg.diag_part(gram)
     ridge = 1e-6 * scale + tf.where(scale > 0, tf.zeros_like(scale), tf.ones_like(scale))
     return gram * used[..., None] * used[..., None, :] + tf.linalg.diag(ridge * used + 1 - used)
@@ -87,7 +89,8 @@ def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
 class Factors(NamedTuple):
     """Factorised curvature: solves for a step from any gradient near the point where it was taken.
 
-    root, damped_root: [B, L, L] Cholesky factors of the latents' Schur complement, as it is and damped. gain: [B, C, Q, L] linear^-1 mixed^T.
+    root, damped_root: [B, L, L] Cholesky factors of the latents' Schur complement, as it is and damped.
+    gain: [B, C, Q, L] linear^-1 mixed^T.
     linear_root: [B, C, Q, Q] Cholesky factors. mixed: [B, C, L, Q].
     """
 
@@ -99,14 +102,14 @@ class Factors(NamedTuple):
 
 
 def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Schur complement: the latents' curvature [B, L, L] with the linear terms at their best, `gain` and `linear_root` of Factors."""
+    """The latents' curvature [B, L, L] with the linear terms at their best, and `gain` and `linear_root` of Factors."""
     root = tf.linalg.cholesky(system.linear)
     gain = tf.linalg.cholesky_solve(root, tf.linalg.matrix_transpose(system.mixed))
     return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, root
 
 
 def factorise(system: NormalEquations, damping: tf.Tensor) -> Factors:
-    """Factors of the curvature plus `damping` [B] times its diagonal, but at least times one, the prior's curvature (Marquardt)."""
+    """Factors of the curvature plus `damping` [B] times its diagonal, at least one, the prior's (Marquardt)."""
     curvature, gain, linear_root = eliminate(system)
     diagonal = tf.maximum(tf.linalg.diag_part(curvature), 1.0)
     safe = curvature + tf.linalg.diag(1e-9 * diagonal)
@@ -119,8 +122,8 @@ def solve(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The step down a gradient: (latents [B, L], linear terms [B, C, Q], distance [B]).
 
-    `distance` is the length of the undamped step in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the metric of
-    the curvature, free of units and of parametrisation. No latent moves by more than `longest`.
+    `distance` is the length of the undamped step in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the
+    metric of the curvature, free of units and of parametrisation. No latent moves by more than `longest`.
     """
     move = tf.linalg.cholesky_solve(factors.linear_root, linear_gradient[..., None])[..., 0]
     reduced = latent_gradient - tf.reduce_sum(tf.linalg.matvec(factors.mixed, move), 1)

@@ -48,14 +48,15 @@ class Likelihood:
     def normal(self, stamps: tf.Tensor, residual: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Products J^T J [B, C, N, N] and J^T residual [B, C, N] of whitened images, N = K Q + 1.
 
-        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, and last the constant 1, all times
-        sqrt(w); the residual [B, C, S, S] is whitened already. One band is in memory at a time.
+        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, and last the constant 1,
+        all times sqrt(w); the residual [B, C, S, S] is whitened already. One band is in memory at a time.
         """
         batch, sources, images, bands, side, _ = stamps.shape
         placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
         placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
         spectra = [self.convolve.spectrum(placed[:, :, band]) for band in range(bands)]
-        grams, rights = [], []
+        grams: list[tf.Tensor] = []
+        rights: list[tf.Tensor] = []
         for band in range(residual.shape[1]):
             # Each band waits for the one before it: run side by side they would need five times the memory.
             with tf.control_dependencies(grams[-1:]):

@@ -1,4 +1,4 @@
-"""The MAP of closed-form galaxies for a batch of blends: Adam from a rough start, Gauss-Newton to the end, curvature for the errors."""
+"""The MAP of closed-form galaxies for a batch of blends: Adam, then Gauss-Newton, whose curvature gives errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from tfdeblend.likelihood import Likelihood
 from tfdeblend.optimize import BatchedAdam
 from tfdeblend.priors import Frame, GalaxyPrior
 
-
-# Fluxes are flat where positive, and half a Gaussian of this width where negative, in units of a pixel's noise: about the error of the
-# flux in 25 pixels. Without it a faint source turns negative to mend the misfit of a bright neighbour.
+# Fluxes are flat where positive, and half a Gaussian of this width where negative, in units of a pixel's noise: about
+# the error of the flux in 25 pixels. Without it a faint source turns negative to mend the misfit of a bright neighbour.
 NEGATIVE_FLUX = 5.0
 FLUX_SOLVES = 4
 
@@ -29,10 +28,11 @@ class MapOptions:
 
     adam_steps: of Adam, whose first step moves a latent by `learning_rate` standard deviations of its prior.
     newton_rounds: at most so many times the curvature is computed, and `newton_steps` steps are taken with it.
-    tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations, over all
-    its parameters together. background: fit a constant in each band.
-    model_error: of every model's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright one's pixels,
-    and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that the fit and its errors use.
+    tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
+    over all its parameters together. background: fit a constant in each band.
+    model_error: of every model's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
+    one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
+    the fit and its errors use.
     """
 
     adam_steps: int = 20
@@ -145,7 +145,7 @@ class MapFit:
         return MapResult(state, model, sources, stamps, chi2, distance, steps, covariance, summary, spread)
 
     def _tolerant(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> Likelihood:
-        """The likelihood with the model's own error added to the noise's variance, at the model's present brightness."""
+        """The likelihood with the model's own error added to the noise's variance, at its present brightness."""
         model = self._model(state._replace(background=tf.zeros_like(state.background)), likelihood, tensors)
         weights = likelihood.weights / (1 + likelihood.weights * (self.options.model_error * model) ** 2)
         return Likelihood(tensors | {"weights": weights}, self.shape)
@@ -167,8 +167,8 @@ class MapFit:
     def _newton(self, state: MapState, exact: Likelihood, tensors: dict[str, tf.Tensor]):
         """Damped Gauss-Newton: rounds of several steps with one curvature, which costs as much as ten gradients.
 
-        Each round begins with the model's error taken at its present brightness; a blend is done when a round finds it converged
-        at once, so that where it ends does not depend on how it came there.
+        Each round begins with the model's error taken at its present brightness; a blend is done when a round finds it
+        converged at once, so that where it ends does not depend on how it came there.
         """
         batch = self.shape.blends
         damping = tf.fill([batch], tf.constant(1e-4, tf.float64))
@@ -181,7 +181,9 @@ class MapFit:
             factors = gauss_newton.factorise(self._equations(state, model, likelihood.weights, tensors), damping)
             inner = [0, state, model, distance, active, tf.zeros([batch], tf.int32), tf.zeros([batch], tf.int32)]
             step = functools.partial(self._newton_step, factors, likelihood, tensors)
-            inner = tf.while_loop(lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[3]), step, inner)
+            inner = tf.while_loop(
+                lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[3]), step, inner
+            )
             _, state, _, distance, _, tried, taken = inner
             worked = 2 * taken >= tried
             damping = tf.clip_by_value(tf.where(worked, damping / 30, damping * 30), 1e-8, 1e3)
@@ -195,8 +197,9 @@ class MapFit:
         return state, distance, steps
 
     def _newton_step(self, factors, likelihood, tensors, count, state, model, distance, active, tried, taken):
-        """One step down the gradient in the metric of `factors`, then to the minimum of the parabola through the step's start,
-        slope and end (Gauss-Newton may underestimate the curvature and overshoot); not taken if the loss rises."""
+        """One step down the gradient in the metric of `factors`, then to the minimum of the parabola through the step's
+        start, slope and end (Gauss-Newton may underestimate the curvature and overshoot); not taken if the loss
+        rises."""
         gradient = self._gradient(state, likelihood, tensors)
         latent, linear, distance_now = gauss_newton.solve(factors, *gradient)
         slope = tf.reduce_sum(latent * gradient[0], 1) + tf.reduce_sum(linear * gradient[1], [1, 2])
@@ -216,7 +219,7 @@ class MapFit:
         return count + 1, state, model, distance, active, tried, taken
 
     def _gradient(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Of the loss, float64: by the latents [B, L] and by the linear terms [B, C, Q], as NormalEquations order them."""
+        """Of the loss, float64: by the latents [B, L] and the linear terms [B, C, Q], as NormalEquations order them."""
         with tf.GradientTape() as tape:
             tape.watch(state)
             loss = self._loss(state, likelihood, tensors)
@@ -242,7 +245,9 @@ class MapFit:
 
     def solve_fluxes(self, unit: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> MapState:
         """The best fluxes and background for stamps of unit flux [B, K, C or 1, P, P]; latents zero."""
-        gram, right = likelihood.normal(self._real(unit[:, :, None], tensors), likelihood.root_weights * likelihood.images)
+        gram, right = likelihood.normal(
+            self._real(unit[:, :, None], tensors), likelihood.root_weights * likelihood.images
+        )
         used = tf.cast(self._used(tensors), tf.float64)[:, None]
         gram, right = gauss_newton.regular(tf.cast(gram, tf.float64), used), tf.cast(right, tf.float64) * used
         best = tf.zeros_like(right)
@@ -257,9 +262,11 @@ class MapFit:
     ) -> NormalEquations:
         likelihood = Likelihood(tensors | {"weights": weights}, self.shape)
         mixture = self.mixture(state.latent, tensors)
-        slopes = self._jacobian(lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state, tensors)
+        weight, exponent = self._jacobian(
+            lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state, tensors
+        )
         stamp = self.shape.stamp
-        tangents = profiles.render_tangents(mixture, *slopes, stamp)
+        tangents = profiles.render_tangents(mixture, weight, exponent, stamp)
         images = tf.concat([tangents, profiles.render(mixture, stamp)[:, :, None]], 2)
         return gauss_newton.assemble(
             *likelihood.normal(self._real(images, tensors), likelihood.root_weights * (likelihood.images - model)),
@@ -285,8 +292,8 @@ class MapFit:
         return tf.concat([tensors["is_source"], free], 1)
 
     def _jacobian(self, function, state: MapState, tensors: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Derivatives [B, K, S, ...] of function(latent, frame) by each latent. A source depends on its own latents only, so
-        one forward sweep over S copies of every source, each pushed along another axis, gives them all."""
+        """Derivatives [B, K, S, ...] of function(latent, frame) by each latent. A source depends on its own latents
+        only, so one forward sweep over S copies of every source, each pushed along another axis, gives them all."""
         size = self.prior.size
         latent = tf.tile(state.latent[:, :, None], [1, 1, size, 1])
         frame = Frame(*(tf.stack([part] * size, 2) for part in self._frame(tensors)))
