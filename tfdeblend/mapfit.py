@@ -37,7 +37,7 @@ class MapOptions:
 
     adam_steps: int = 20
     learning_rate: float = 0.1
-    newton_rounds: int = 4
+    newton_rounds: int = 6
     newton_steps: int = 8
     tolerance: float = 0.03
     background: bool = False
