@@ -1,12 +1,13 @@
 """Closed-form priors of galaxies, as TFP joint distributions whose parameters are bijections of standard normals.
 
-Every parameter is theta = b(z), z ~ N(0, 1): one object is value, bijector and prior. The fits work on z, whose prior has
-curvature one whatever the data's units; -log p(z) is half a square, so the MAP is the mode of p(z | y). Fluxes are no part
-of these distributions: they enter the image linearly, and `mapfit` leaves them flat where positive.
+Every parameter is theta = b(z), z ~ N(0, 1): one object is value, bijector and prior. The fits work on z, whose prior
+has curvature one whatever the data's units; -log p(z) is half a square, so the MAP is the mode of p(z | y). Fluxes
+are no part of these distributions: they enter the image linearly, and `mapfit` leaves them flat where positive.
 
 Radii are in arcsec. The hyperparameters are round numbers chosen by hand to be broad for the faint galaxies of deep
-ground-based surveys (half-light radii about 0.4 arcsec within a factor of 2, disks more often than bulges). They are fitted
-to no catalogue, and they do pull: a compact galaxy that is mostly bulge comes out some 10% faint under `BulgeDiskPrior`.
+ground-based surveys (half-light radii about 0.4 arcsec within a factor of 2, disks more often than bulges). They are
+fitted to no catalogue, and they do pull: a compact galaxy that is mostly bulge comes out some 10% faint under
+`BulgeDiskPrior`.
 """
 
 from __future__ import annotations
