@@ -15,12 +15,13 @@ Relations, each a function below, with its source; what has none is called a rou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from .colors import Colors
-from .surveys import Survey
+from .rendering import Component, Knots
 
 BULGE, DISK, KNOTS = range(3)
 MAX_KNOTS = 24
@@ -54,6 +55,30 @@ class Galaxies:
     def is_star(self) -> np.ndarray:
         return self.kind == KINDS.index("star")
 
+    def components(self, row: int) -> list[Component]:
+        """The parts of one galaxy or star that have light."""
+        import galsim
+
+        flux = self.flux[row]
+        if self.is_star[row]:
+            return [Component(galsim.DeltaFunction(), flux[BULGE], 0.0)]
+        found = [self._sersic(row, part) for part in (BULGE, DISK) if flux[part].any()]
+        used = self.knot_flux[row] > 0
+        if flux[KNOTS].any() and used.any():
+            knots = Knots(self.knot_flux[row, used], self.knot_offset[row, used], self.knot_sigma[row, used])
+            reach = np.abs(knots.offset).max() + 4 * knots.sigma.max()
+            found.append(Component(knots, flux[KNOTS], float(reach)))
+        return found
+
+    def _sersic(self, row: int, part: int) -> Component:
+        import galsim
+
+        radius, index = float(self.radius[row, part]), float(self.index[row, part])
+        g1, g2 = self.shear[row, part]
+        profile = galsim.Sersic(index, half_light_radius=radius).shear(g1=g1, g2=g2)
+        major = radius * np.sqrt((1 + np.hypot(g1, g2)) / (1 - np.hypot(g1, g2)))
+        return Component(profile, self.flux[row, part], float(major * (2 + 2 * index)))
+
     def catalog(self, bands: tuple[str, ...]) -> np.ndarray:
         """(N,) structured array: what a user wants to know of each.
 
@@ -64,7 +89,7 @@ class Galaxies:
         share = share / share.sum(1, keepdims=True)
         total = self.flux.sum(1)
         columns = {
-            "kind": np.array(KINDS)[self.kind],
+            "type": np.array(KINDS)[self.kind],
             "magnitude": self.magnitude,
             "redshift": self.redshift,
             "bulge_fraction": share[:, BULGE],
@@ -88,14 +113,19 @@ class Population:
     slope: float = 0.31  # of log10 of the counts a magnitude
     stars: float = 0.0
 
-    def draw(self, rng: np.random.Generator, number: int, colors: Colors, zeropoints: np.ndarray) -> Galaxies:
-        """`number` galaxies, with fluxes in units of which `zeropoints` (C,) are the AB magnitudes."""
+    def draw(
+        self, rng: np.random.Generator, number: int, colors: Colors, zeropoints: np.ndarray, bands: Sequence[str] = ()
+    ) -> Galaxies:
+        """`number` galaxies, with fluxes in units of which `zeropoints` (C,) are the AB magnitudes.
+
+        The names of the bands matter to real galaxies only, see `tfdeblend.real_galaxies`.
+        """
         magnitude = self._magnitudes(rng, number)
         redshift = np.clip(rng.gamma(3, np.maximum(0.0417 * magnitude - 0.744, 0.05)), 0.01, 3.5)
         early = rng.random(number) < np.clip(0.10 + 0.05 * (24 - magnitude), 0.10, 0.40)
         radius, shear, index = _structure(rng, magnitude, early)
         shares = _shares(rng, early)
-        relative = _relative_magnitudes(rng, colors, magnitude, redshift, early)
+        relative = relative_magnitudes(rng, colors, magnitude, redshift, early)
         flux = shares[..., None] * 10 ** (0.4 * (zeropoints - magnitude[:, None, None] - relative))
         knot_flux, knot_offset, knot_sigma = _knots(rng, radius[:, 1], shear[:, 1])
         galaxies = Galaxies(
@@ -176,7 +206,7 @@ def _shares(rng: np.random.Generator, early: np.ndarray) -> np.ndarray:
     return np.stack([bulge, 1 - bulge - knots, knots], axis=-1)
 
 
-def _relative_magnitudes(
+def relative_magnitudes(
     rng: np.random.Generator, colors: Colors, magnitude: np.ndarray, redshift: np.ndarray, early: np.ndarray
 ) -> np.ndarray:
     """(N,3,C) magnitudes of bulge, disk and knots minus their i-band magnitude.
@@ -215,8 +245,3 @@ def _knots(
     offset = stretch[..., None] * np.stack([g2 * x + (1 - g1) * y, (1 + g1) * x + g2 * y], axis=-1)
     sigma = np.clip(radius[:, None] * rng.uniform(0.08, 0.25, shape), 0.01, 0.4)
     return share / share.sum(1, keepdims=True), offset, sigma
-
-
-def survey_colors(survey: Survey) -> Colors:
-    """The colours of a survey's bands."""
-    return Colors.of(survey.throughputs)

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import galsim
 import numpy as np
 
-from .galaxies import BULGE, DISK, KNOTS, Galaxies
-
 LEAK = 3e-4  # of a PSF's Fourier amplitude beyond the Nyquist frequency that is left out: bounds the error, peak = 1
 SIDES = (64, 96, 128, 144, 160, 192, 256, 320, 384, 512, 768, 1024)
 
@@ -136,27 +134,6 @@ class Camera:
             else:
                 total += grid.image(np.einsum("cb,cyx->byx", flux, spectra) * psfs, shape)
         return total
-
-
-def components(galaxies: Galaxies, row: int) -> list[Component]:
-    """The components of one galaxy or star that have light."""
-    flux = galaxies.flux[row]
-    if galaxies.is_star[row]:
-        return [Component(galsim.DeltaFunction(), flux[BULGE], 0.0)]
-    found = []
-    for part in (BULGE, DISK):
-        if flux[part].any():
-            radius, index = galaxies.radius[row, part], float(galaxies.index[row, part])
-            g1, g2 = galaxies.shear[row, part]
-            profile = galsim.Sersic(index, half_light_radius=radius).shear(g1=g1, g2=g2)
-            major = radius * np.sqrt((1 + np.hypot(g1, g2)) / (1 - np.hypot(g1, g2)))
-            found.append(Component(profile, flux[part], major * (2 + 2 * index)))
-    used = galaxies.knot_flux[row] > 0
-    if flux[KNOTS].any() and used.any():
-        knots = Knots(galaxies.knot_flux[row, used], galaxies.knot_offset[row, used], galaxies.knot_sigma[row, used])
-        reach = np.abs(knots.offset).max() + 4 * knots.sigma.max()
-        found.append(Component(knots, flux[KNOTS], float(reach)))
-    return found
 
 
 def _oversampling(psf: Any, scale: float) -> int:

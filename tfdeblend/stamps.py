@@ -12,6 +12,7 @@ import numpy as np
 from .colors import Colors
 from .errors import DataError
 from .galaxies import Galaxies, Population
+from .real_galaxies import RealGalaxies, RealPopulation
 from .surveys import Survey
 
 CHUNK = 500  # stamps drawn from one random stream, whatever the number of stamps and workers
@@ -32,7 +33,7 @@ class StampConfig:
         seed: of the random numbers.
     """
 
-    population: Population
+    population: Population | RealPopulation
     survey: Survey
     side: int = 64
     pixel_scale: float | None = None
@@ -54,22 +55,22 @@ class StampConfig:
 
     def chunk(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Stamps CHUNK * index and the following: images (CHUNK, C, P, P) float32 and their catalogue."""
-        from .rendering import Camera, components
+        from .rendering import Camera
 
         rng = np.random.default_rng([self.seed, index])
         colors = Colors.of(self.survey.throughputs)
         zeropoints = np.full(len(self.survey.bands), COADD_ZEROPOINT)
-        galaxies = self.population.draw(rng, CHUNK, colors, zeropoints)
+        galaxies = self.population.draw(rng, CHUNK, colors, zeropoints, self.survey.bands)
         centers = self.side // 2 + rng.uniform(-self.jitter, self.jitter, (CHUNK, 2))
         camera = Camera.of_model(self.model_sigma, self.scale)
         images = np.empty((CHUNK, len(zeropoints), self.side, self.side), np.float32)
         for row, (y, x) in enumerate(centers):
-            images[row] = camera.draw(components(galaxies, row), y, x, (self.side, self.side))
+            images[row] = camera.draw(galaxies.components(row), y, x, (self.side, self.side))
         return images, with_centers(galaxies, self.survey.bands, centers)
 
 
 def draw_stamps(
-    population: Population,
+    population: Population | RealPopulation,
     survey: Survey,
     number: int,
     side: int = 64,
@@ -98,7 +99,7 @@ def draw_stamps(
     return np.concatenate(images)[:number], np.concatenate(catalogs)[:number]
 
 
-def with_centers(galaxies: Galaxies, bands: tuple[str, ...], centers: np.ndarray) -> np.ndarray:
+def with_centers(galaxies: Galaxies | RealGalaxies, bands: tuple[str, ...], centers: np.ndarray) -> np.ndarray:
     """The catalogue of galaxies with columns `x`, `y` in front, from centers (N,2) of (y, x) in pixels."""
     table = galaxies.catalog(bands)
     placed = np.empty(len(table), [("x", float), ("y", float), *table.dtype.descr])
