@@ -1,0 +1,124 @@
+"""tf.data pipelines of stamps for training. What a step sees is a pure function of the seed and the step's number.
+
+A training that was killed thus goes on with the very data that it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.schedules import LogNormalNoise
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """flips: the eight flips and rotations about pixel P // 2, each as likely. scale_jitter: spread of log scale."""
+
+    flips: bool = True
+    scale_jitter: float = 0.2
+
+
+def read_stamps(folder: Path, pattern: str) -> np.ndarray:
+    """(N, C, P, P) float32: the stamps of a folder's .npy files whose names fit, in the order of their names."""
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"expected stamps {pattern} in {folder}, found none")
+    parts = [np.load(path, mmap_mode="r") for path in paths]
+    stamps = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32)
+    np.concatenate(parts, out=stamps, casting="same_kind")
+    return stamps
+
+
+def batch_indices(step: tf.Tensor, batch: int, number: int, seed: int) -> tf.Tensor:
+    """[batch] int64: which of `number` examples step `step` sees. Every pass over all is a permutation of its own."""
+    position = step * batch + tf.range(batch, dtype=tf.int64)
+    lap = position // number
+    seeds = tf.stack([tf.fill([batch], tf.constant(seed, tf.int64)), lap, tf.zeros_like(lap)], 1)
+    # The raw operation, since the public one pads a batch of seeds along the wrong axis too.
+    last = tf.constant(number - 1, tf.int64)
+    return tf.raw_ops.RandomIndexShuffle(index=position % number, seed=seeds, max_index=last, rounds=4)
+
+
+def flip(x: tf.Tensor, axis: int) -> tf.Tensor:
+    """Reverses an even-sided image axis about pixel P // 2, where sources are centred; pixel 0 stays in its place."""
+    return tf.roll(tf.reverse(x, [axis]), 1, axis)
+
+
+def augment(x: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
+    """Stamps [B, C, P, P], each flipped, transposed and scaled at random; pure in `seed` [2]."""
+    batch = x.shape[0]
+    if augmentation.flips:
+        bits = tf.random.stateless_uniform([3, batch, 1, 1, 1], seed, 0, 2, tf.int32, "philox") > 0
+        x = tf.where(bits[0], flip(x, 2), x)
+        x = tf.where(bits[1], flip(x, 3), x)
+        x = tf.where(bits[2], tf.transpose(x, [0, 1, 3, 2]), x)
+    if augmentation.scale_jitter:
+        normal = tf.random.stateless_normal([batch, 1, 1, 1], fold_in(seed, 1), alg="philox")
+        x *= tf.exp(augmentation.scale_jitter * normal)
+    return x
+
+
+def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    """A new seed [2] from a seed and a number."""
+    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
+
+
+def noised_batches(
+    stamps: np.ndarray,
+    noise: LogNormalNoise,
+    weight: Callable[[tf.Tensor], tf.Tensor],
+    batch: int,
+    seed: int,
+    augmentation: Augmentation = Augmentation(),
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless ((x_t, sigma), x, weight) from step `first_step` on, as `fit` takes them.
+
+    Args:
+      stamps: (N, C, P, P) at unit scale. weight: of the squared error at noise levels, [B] -> [B].
+    Returns:
+      x_t and x [B, C, P, P], sigma [B], weight [B, 1, 1, 1].
+    """
+    data = tf.constant(stamps, tf.float32)
+    number = len(stamps)
+    root = tf.constant([seed, 0], tf.int64)
+
+    def make(step: tf.Tensor):
+        key = fold_in(root, step)
+        x = tf.gather(data, batch_indices(step, batch, number, seed))
+        x = augment(x, fold_in(key, 1), augmentation)
+        sigma = noise.sample(fold_in(key, 2), batch)
+        normal = tf.random.stateless_normal(x.shape, fold_in(key, 3), alg="philox")
+        x_t = x + sigma[:, None, None, None] * normal
+        return (x_t, sigma), x, weight(sigma)[:, None, None, None]
+
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    return steps.map(make, num_parallel_calls=1, deterministic=True).prefetch(4)
+
+
+def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (C, P, P) of augmented stamps, without drawing any: flips are averaged over, jitter is known.
+
+    The variance is at least `floor`^2 times the mean variance, so that dividing by it is harmless where no light falls.
+    """
+    chunks = np.array_split(stamps, max(1, len(stamps) // 500))
+    mean = sum(chunk.sum(0, dtype=np.float64) for chunk in chunks) / len(stamps)
+    square = sum(np.square(chunk, dtype=np.float64).sum(0) for chunk in chunks) / len(stamps)
+    if augmentation.flips:
+        mean, square = _symmetrize(mean), _symmetrize(square)
+    jitter = augmentation.scale_jitter
+    mean, square = mean * np.exp(jitter**2 / 2), square * np.exp(2 * jitter**2)
+    variance = square - mean**2
+    return mean, np.maximum(variance, floor**2 * variance.mean())
+
+
+def _symmetrize(image: np.ndarray) -> np.ndarray:
+    """(C, P, P) averaged over the eight flips and rotations about pixel P // 2."""
+    for axis in (1, 2):
+        image = (image + np.roll(np.flip(image, axis), 1, axis)) / 2
+    return (image + image.swapaxes(1, 2)) / 2

@@ -1,0 +1,217 @@
+"""Denoisers: the mean and the covariance of what a noised image was, x_t = x + sigma n, n ~ N(0, I).
+
+x is a stamp at unit scale: a source's image over its `flux_scale`. A denoiser is a prior in disguise: its score is
+grad log p(x_t) = (D - x_t) / sigma^2 with D = E[x | x_t] (Tweedie), and Cov[x | x_t] = V = sigma^2 dD/dx_t.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.networks.layers import register
+
+Tensor = Any  # of the Keras backend
+LOG_DIAGONAL = (-8.0, 4.0)  # bounds of the covariance head's diagonal over the prior's, in log
+
+
+def flux_scale(images: Any) -> Any:
+    """s = sqrt(sum of x^2 over bands and pixels): [..., C, P, P] -> [...], in flux.
+
+    The scale by which a stamp is divided. White noise of sigma a pixel on x is then noise of sigma / s on u = x / s,
+    which is one over the signal-to-noise of the source: levels of noise mean the same for compact and extended,
+    bright and faint galaxies.
+    """
+    if isinstance(images, np.ndarray):
+        return np.sqrt(np.einsum("...cyx,...cyx->...", images, images))
+    return ops.sqrt(ops.sum(ops.square(images), (-3, -2, -1)))
+
+
+class Denoiser(abc.ABC):
+    """E[x | x_t] and Cov[x | x_t] of stamps at unit scale."""
+
+    @abc.abstractmethod
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D = E[x | x_t]: x_t [..., C, P, P], sigma [...] -> [..., C, P, P]."""
+
+    @abc.abstractmethod
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
+        """(D, V): the mean as `denoise`, and the covariance."""
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """grad log p(x_t) = (D - x_t) / sigma^2."""
+        return (self.denoise(x, sigma) - x) / pixels(sigma) ** 2
+
+
+def pixels(sigma: Tensor) -> Tensor:
+    """[...] -> [..., 1, 1, 1], to multiply images with."""
+    return ops.reshape(sigma, (*ops.shape(sigma), 1, 1, 1))
+
+
+@register
+class NeuralDenoiser(keras.Model, Denoiser):
+    """A network as a denoiser (Karras et al. 2022), with a covariance head; all that belongs to it in one .keras file.
+
+    With m and v the mean and variance of each pixel and band over the training set,
+
+        D = m + v / (v + sigma^2) (x_t - m) + sqrt(V0) F((x_t - m) / sqrt(v + sigma^2), log(sigma) / 4),
+        V0 = sigma^2 v / (sigma^2 + v),
+
+    which is EDM's preconditioning with sigma_data^2 = v for each pixel: without the network F it is the best denoiser
+    that sees one pixel at a time. The head gives V = diag(V0 exp(a)) + L L^T, L = sqrt(V0) b from a network that sees
+    x_t and D.
+
+    Args:
+      network: ([B, P, P, C], [B]) -> [B, P, P, C].
+      head: ([B, P, P, 2 C], [B]) -> [B, P, P, (1 + rank) C]; None: the covariance is diag(V0).
+      bands: C names. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps.
+      sigma_data: root mean square of the stamps' pixels at unit scale. scale_jitter: spread of the log of the scales
+        seen in training: how wrong a flux scale may be.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        head: keras.Model | None = None,
+        bands: Sequence[str] = (),
+        pixel_scale: float = 1.0,
+        model_sigma: float = 1.0,
+        sigma_data: float = 1.0,
+        scale_jitter: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        _, side, _, channels = network.input_shape[0]
+        self.network, self.head = network, head
+        self.bands, self.pixel_scale, self.model_sigma = tuple(bands), pixel_scale, model_sigma
+        self.sigma_data, self.scale_jitter = sigma_data, scale_jitter
+        self.stamp_shape = (channels, side, side)
+        if bands and len(bands) != channels:
+            raise ValueError(f"expected {channels} bands, as the network has channels, received {len(bands)}")
+        start = keras.initializers.Constant(sigma_data**2)
+        self.mean = self.add_weight(self.stamp_shape, "zeros", trainable=False, name="mean")
+        self.variance = self.add_weight(self.stamp_shape, start, trainable=False, name="variance")
+        self.built = True
+
+    def set_moments(self, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Takes over the training set's mean and variance, (C, P, P) each, at unit scale."""
+        self.mean.assign(mean)
+        self.variance.assign(variance)
+
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        """V0 [..., C, P, P]: each pixel's variance given x_t, if pixels were independent and Gaussian."""
+        return pixels(sigma) ** 2 * self.variance / self._total_variance(sigma)
+
+    def _total_variance(self, sigma: Tensor) -> Tensor:
+        """v + sigma^2 [..., C, P, P]. Noise first: Keras takes a second summand [B, 1, 1, 1] for a bias if B = P."""
+        return pixels(sigma) ** 2 + self.variance
+
+    def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        """(x_t [B, C, P, P], sigma [B]) -> D [B, C, P, P]."""
+        x, sigma = inputs
+        total = self._total_variance(sigma)
+        offset = x - self.mean
+        f = _bands_first(self.network((_bands_last(offset / ops.sqrt(total)), ops.log(sigma) / 4)))
+        return self.mean + self.variance / total * offset + ops.sqrt(self.prior_variance(sigma)) * f
+
+    def covariance(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> DiagonalLowRank:
+        """V from x_t, D [B, C, P, P] and sigma [B]."""
+        v0 = self.prior_variance(sigma)
+        if self.head is None:
+            return DiagonalLowRank(v0, 0 * v0[:, None])
+        seen = (x - self.mean) / ops.sqrt(self._total_variance(sigma))
+        found = (denoised - self.mean) / ops.sqrt(self.variance)
+        both = _bands_last(ops.concatenate([seen, found], 1))
+        out = _bands_first(self.head((both, ops.log(sigma) / 4)))
+        out = ops.reshape(out, (-1, out.shape[1] // self.stamp_shape[0], *self.stamp_shape))
+        diagonal = v0 * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
+        return DiagonalLowRank(diagonal, ops.sqrt(v0)[:, None] * out[:, 1:])
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        flat, levels = self._flatten(x, sigma)
+        return ops.reshape(self((flat, levels)), ops.shape(x))
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
+        flat, levels = self._flatten(x, sigma)
+        denoised = self((flat, levels))
+        v = self.covariance(flat, denoised, levels)
+        shape = ops.shape(x)
+        factor = ops.reshape(v.factor, (*shape[:-3], v.rank, *self.stamp_shape))
+        return ops.reshape(denoised, shape), DiagonalLowRank(ops.reshape(v.diagonal, shape), factor)
+
+    def _flatten(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Leading axes as one: [B, C, P, P], [B]."""
+        if tuple(x.shape[-3:]) != self.stamp_shape:
+            raise ValueError(f"expected stamps of shape (..., {self.stamp_shape}), received {tuple(x.shape)}")
+        sigma = ops.broadcast_to(sigma, ops.shape(x)[:-3])
+        return ops.reshape(x, (-1, *self.stamp_shape)), ops.reshape(sigma, (-1,))
+
+    def without_optimizer(self) -> NeuralDenoiser:
+        """A copy that holds nothing of training, to be saved."""
+        copy = NeuralDenoiser.from_config(self.get_config())
+        copy.set_weights(self.get_weights())
+        return copy
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "head": None if self.head is None else keras.saving.serialize_keras_object(self.head),
+            "bands": list(self.bands),
+            "pixel_scale": self.pixel_scale,
+            "model_sigma": self.model_sigma,
+            "sigma_data": self.sigma_data,
+            "scale_jitter": self.scale_jitter,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NeuralDenoiser:
+        parts = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("network", "head") if config[key]}
+        return cls(**{**config, **parts})
+
+
+def _bands_last(x: Tensor) -> Tensor:
+    return ops.transpose(x, (0, 2, 3, 1))
+
+
+def _bands_first(x: Tensor) -> Tensor:
+    return ops.transpose(x, (0, 3, 1, 2))
+
+
+@register
+class HeadTraining(keras.Model):
+    """Trains the covariance head of a denoiser, whose mean is frozen, by `negative_log_likelihood`.
+
+    (x_t, sigma) -> [B, 2 + rank, C, P, P]: D, the diagonal and the factor of V.
+    """
+
+    def __init__(self, denoiser: NeuralDenoiser, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.denoiser = denoiser
+        denoiser.network.trainable = False
+        self.built = True
+
+    def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        x, sigma = inputs
+        denoised = ops.stop_gradient(self.denoiser(inputs))
+        v = self.denoiser.covariance(x, denoised, sigma)
+        return ops.concatenate([denoised[:, None], v.diagonal[:, None], v.factor], 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"denoiser": keras.saving.serialize_keras_object(self.denoiser), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> HeadTraining:
+        return cls(**{**config, "denoiser": keras.saving.deserialize_keras_object(config["denoiser"])})
+
+
+def negative_log_likelihood(x: Tensor, packed: Tensor) -> Tensor:
+    """[B]: -log N(x; D, V) in nats a pixel, of what `HeadTraining` gives."""
+    v = DiagonalLowRank(packed[:, 1], packed[:, 2:])
+    return -v.log_prob(x - packed[:, 0]) / int(np.prod(x.shape[1:]))

@@ -1,0 +1,96 @@
+"""Settings of a training run: frozen dataclasses, read from JSON. A misspelt key fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A U-Net: see `tfdeblend.networks.UNet`."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 160)
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    patch: int = 2
+    embedding: int = 64
+    head_kernel: int = 3
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One `fit`. steps: in all; epoch: steps between checkpoints; batch: stamps a step.
+
+    The learning rate rises over `warmup` steps and falls to zero along a cosine. ema: momentum of the average of the
+    weights that is kept. clip: largest global norm of a gradient.
+    """
+
+    steps: int
+    epoch: int = 250
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    ema: float = 0.999
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """What `train_denoiser` trains, and on what.
+
+    stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
+    judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma (pixels):
+    what they are. noise_median, noise_spread: of the log-normal levels.
+    rank: of the covariance head's factor.
+    """
+
+    name: str
+    stamps: str
+    bands: tuple[str, ...]
+    side: int
+    pixel_scale: float
+    model_sigma: float
+    mean_fit: FitConfig
+    head_fit: FitConfig
+    network: NetworkConfig = NetworkConfig()
+    head: NetworkConfig = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel=1)
+    rank: int = 6
+    noise_median: float = 0.04
+    noise_spread: float = 1.8
+    flips: bool = True
+    scale_jitter: float = 0.2
+    train: str = "train_*.npy"
+    held_out: str = "heldout_*.npy"
+    judged: int = 256
+    seed: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> DenoiserConfig:
+        """Raises: ValueError for what is missing, misspelt or of a wrong kind."""
+        try:
+            return parse(cls, json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """The file that `read` takes, every setting spelt out."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def parse(cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass `cls` of JSON's `values`; nested ones too."""
+    kinds = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise ValueError(f"expected keys of {cls.__name__} ({', '.join(kinds)}), received {', '.join(unknown)}")
+    return cls(**{key: _convert(kinds[key], value) for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return parse(kind, value)
+    return tuple(value) if typing.get_origin(kind) is tuple else value

@@ -1,0 +1,105 @@
+"""What is watched in training: the loss at each noise level, and pictures. Callbacks of Keras."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from tfdeblend.denoisers import NeuralDenoiser
+from tfdeblend.generate import Generator
+
+LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+
+
+class StartData(keras.callbacks.Callback):
+    """Makes data and epochs start where the optimiser is: after `BackupAndRestore`, exactly where a killed run was."""
+
+    def __init__(self, first_step: tf.Variable, epoch: int):
+        super().__init__()
+        self.first_step, self.epoch = first_step, epoch
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        done = int(self.model.optimizer.iterations)
+        self.first_step.assign(done)
+        self.model._initial_epoch = done // self.epoch
+
+
+class LossByLevel(keras.callbacks.Callback):
+    """Adds the held-out loss at each of LEVELS to an epoch's logs, as `held_out_<sigma>` and, of all, `held_out`.
+
+    Place it after `SwapEMAWeights` (so that averaged weights are judged) and before the callbacks that write logs.
+
+    Args:
+      stamps: [N, C, P, P] at unit scale. loss: (model, x_t, sigma, x) -> [N].
+    """
+
+    def __init__(self, stamps: np.ndarray, loss, seed: int, batch: int = 64):
+        super().__init__()
+        self.stamps, self.loss, self.seed, self.batch = stamps, loss, seed, batch
+        self.evaluate = tf.function(self._evaluate, autograph=False)
+
+    def _evaluate(self, x: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        x_t = x + sigma * tf.random.stateless_normal(tf.shape(x), seed, alg="philox")
+        return tf.reduce_mean(self.loss(self.model, x_t, tf.fill([tf.shape(x)[0]], sigma), x))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if logs is None:
+            return
+        starts = range(0, len(self.stamps) - self.batch + 1, self.batch)
+        values = []
+        for level in LEVELS:
+            parts = [
+                self.evaluate(self.stamps[i : i + self.batch], tf.constant(level), tf.constant([self.seed, i]))
+                for i in starts
+            ]
+            values.append(float(np.mean(parts)))
+            logs[f"held_out_{level:g}"] = values[-1]
+        logs["held_out"] = float(np.mean(values))
+
+
+class Pictures(keras.callbacks.Callback):
+    """Every `every` epochs, denoised held-out stamps and generated ones: PNG files, and images for TensorBoard."""
+
+    def __init__(self, denoiser: NeuralDenoiser, stamps: np.ndarray, folder: Path, every: int, seed: int):
+        super().__init__()
+        self.denoiser, self.stamps, self.folder, self.every, self.seed = denoiser, stamps[:8], folder, every, seed
+        self.generator = Generator(denoiser, denoiser.stamp_shape)
+        self.denoise = tf.function(denoiser.denoise, autograph=False)
+        self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / "pictures"))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if (epoch + 1) % self.every:
+            return
+        rows = [self.stamps]
+        normal = np.random.default_rng(self.seed).standard_normal(self.stamps.shape).astype("float32")
+        for level in (0.3, 0.1, 0.03, 0.01):
+            x_t = self.stamps + level * normal
+            rows += [x_t, self.denoise(x_t, np.full(len(x_t), level, "float32")).numpy()]
+        generated = self.generator(32, (self.seed, 0)).numpy()
+        names = {"denoised": np.concatenate(rows), "generated": generated}
+        with self.writer.as_default():
+            for name, images in names.items():
+                path = self.folder / f"{name}.png"
+                draw(images, 8, path)
+                picture = tf.image.decode_png(path.read_bytes(), 3)[None]
+                tf.summary.image(name, picture, step=epoch + 1)
+
+
+def draw(images: np.ndarray, columns: int, path: Path) -> None:
+    """Stamps (N, C, P, P) on a grid of `columns`, in colour where they have three bands; arcsinh of x over its peak."""
+    bands = images[:, [-2, len(images[0]) // 2, 0]] if images.shape[1] >= 3 else images[:, [0, 0, 0]]
+    peak = np.maximum(np.percentile(bands, 99.9, axis=(1, 2, 3), keepdims=True), 1e-6)
+    shown = np.clip(np.arcsinh(30 * bands / peak) / np.arcsinh(30), 0, 1)
+    rows = len(images) // columns
+    count, _, side, _ = shown.shape
+    grid = shown[: rows * columns].reshape(rows, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
+    figure = Figure(figsize=(1.3 * columns, 1.3 * rows), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(grid.reshape(rows * side, columns * side, 3), origin="lower", aspect="auto")
+    axes.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
