@@ -16,8 +16,8 @@ PACKAGE = Path(tfdeblend.__file__).parent
 
 # Each module may import those before it.
 LAYERS = (
-    "version errors surveys colors rendering galaxies real_galaxies stamps checks observation scene deblended "
-    "detection io records batch operators likelihood profiles priors "
+    "version errors surveys colors rendering galaxies real_galaxies stamps checks observation scene simulation "
+    "deblended detection io records shards simulated_files production batch operators likelihood profiles priors "
     "gauss_newton optimize initialize mapfit nonparametric measure deblender plots report describe runs commands cli"
 ).split()
 

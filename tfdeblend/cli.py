@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add, run in (
         (_add_deblend, commands.deblend),
+        (_add_simulate, commands.simulate),
         (_add_detect, commands.detect),
         (_add_measure, commands.measure),
         (_add_plot, commands.plot),
@@ -85,6 +86,50 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         default="ecsv",
         help="of the joined catalogue (default: ecsv)",
     )
+    return parser
+
+
+def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "simulate",
+        help="draw blends with their truth",
+        description="Draws blends with their truth, or with --stamps single galaxies to train on, and manifest.json. "
+        "An interrupted run goes on where it stopped when the same command is given again.",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
+    parser.add_argument("--number", type=_positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
+    parser.add_argument(
+        "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
+    parser.add_argument(
+        "--positions", choices=["uniform", "clustered"], default="clustered", help="of sources (default: clustered)"
+    )
+    parser.add_argument("--noise", choices=["white", "correlated"], default="white", help="(default: white)")
+    parser.add_argument("--size", type=_positive, metavar="N", help="pixels a side (default: 71; stamps 64)")
+    parser.add_argument(
+        "--galaxies",
+        default="parametric",
+        metavar="parametric|DIR",
+        help="bulges, disks and knots, or the HST galaxies of a folder that galsim.RealGalaxyCatalog reads",
+    )
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="all", help="of the HST galaxies (default: all)"
+    )
+    parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
+    parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
+    parser.add_argument("--stars", type=float, default=0.0, metavar="SHARE", help="of the sources (default: 0)")
+    parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
+    parser.add_argument(
+        "--model-sigma",
+        type=float,
+        metavar="PIXELS",
+        help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
+    )
+    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="do all again")
     return parser
 
 
@@ -151,6 +196,14 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 def _planes(text: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in text.split(",") if part]
+
+
+def _span(text: str) -> tuple[int, int]:
+    least, dash, most = text.partition("-")
+    try:
+        return int(least), int(most if dash else least)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or two, such as 2-5, received {text}") from error
 
 
 def _positive(text: str) -> int:

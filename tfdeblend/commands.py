@@ -24,6 +24,7 @@ PRIORS = {
     "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",
     "nonparametric": "a non-negative, smooth image a galaxy, of no given shape",
 }
+SHARP = 0.06  # arcsec a pixel, below which the noise of real galaxies shows and must have no edge
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
@@ -62,6 +63,48 @@ def deblend(args: argparse.Namespace) -> int:
             if key in summary:
                 print(f"{key}: {summary[key]}")
     return SOME_FAILED if summary["counts"]["failed"] else DONE
+
+
+def simulate(args: argparse.Namespace) -> int:
+    from tfdeblend.production import Production
+    from tfdeblend.simulated_files import SceneFiles, StampFiles
+
+    files = StampFiles if args.stamps else SceneFiles
+    production = Production(
+        files(simulated_config(args), args.format),
+        args.number,
+        Path(args.out),
+        workers=args.workers,
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+    )
+    manifest = production.go()
+    if args.json:
+        print_json({"out": args.out, **manifest})
+    else:
+        print(f"{args.out}:", ", ".join(f"{count} {what}" for what, count in manifest["counts"].items()))
+    return DONE
+
+
+def simulated_config(args: argparse.Namespace) -> Any:
+    """The configuration of what to simulate. Errors: DataError."""
+    from tfdeblend.galaxies import Population
+    from tfdeblend.real_galaxies import RealPopulation, read_catalogue
+    from tfdeblend.simulation import SceneConfig
+    from tfdeblend.stamps import StampConfig
+    from tfdeblend.surveys import Survey
+
+    survey = Survey.find(args.survey)
+    population: Population | RealPopulation = Population(args.bright, args.faint, stars=args.stars)
+    if args.galaxies != "parametric":
+        read_catalogue(args.galaxies)  # told before work starts
+        sharp = survey.pixel_scale < SHARP
+        padding = 2 * (args.size or 71) * survey.pixel_scale if sharp else 0.0
+        population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding)
+    if args.stamps:
+        return StampConfig(population, survey, args.size or 64, model_sigma=args.model_sigma or 1.0, seed=args.seed)
+    choices = {"sources": args.sources, "positions": args.positions, "noise": args.noise, "size": args.size or 71}
+    return SceneConfig(survey, population, **choices, model_sigma=args.model_sigma, seed=args.seed)
 
 
 def detect(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .colors import Colors
+from .errors import DataError
 from .rendering import Component, Knots
 
 BULGE, DISK, KNOTS = range(3)
@@ -106,12 +107,30 @@ class Galaxies:
 
 @dataclass(frozen=True)
 class Population:
-    """Which galaxies there are: i-band AB magnitudes from `bright` to `faint`, and the share of `stars`."""
+    """Which galaxies there are.
+
+    Args:
+        bright, faint: limits of the i-band AB magnitude.
+        slope: of log10 of the counts, in a magnitude.
+        stars: their share, 0 to 1.
+
+    Raises:
+        DataError: limits out of order, a share that is none.
+    """
 
     bright: float = 18.0
     faint: float = 25.5
-    slope: float = 0.31  # of log10 of the counts a magnitude
+    slope: float = 0.31
     stars: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 10 <= self.bright < self.faint <= 32:
+            received = f"received {self.bright:g} to {self.faint:g}"
+            raise DataError("galaxies", "magnitude", f"expected a bright and a faint limit within 10 to 32, {received}")
+        if not 0 <= self.stars <= 1:
+            raise DataError("galaxies", "stars", f"expected a share from 0 to 1, received {self.stars:g}")
+        if not 0 <= self.slope <= 1:
+            raise DataError("galaxies", "slope", f"expected 0 to 1, received {self.slope:g}")
 
     def draw(
         self, rng: np.random.Generator, number: int, colors: Colors, zeropoints: np.ndarray, bands: Sequence[str] = ()

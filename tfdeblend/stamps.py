@@ -100,10 +100,11 @@ def draw_stamps(
 
 
 def with_centers(galaxies: Galaxies | RealGalaxies, bands: tuple[str, ...], centers: np.ndarray) -> np.ndarray:
-    """The catalogue of galaxies with columns `x`, `y` in front, from centers (N,2) of (y, x) in pixels."""
+    """The catalogue of galaxies with columns `x`, `y`, `is_star` in front, from centers (N,2) of (y, x) in pixels."""
     table = galaxies.catalog(bands)
-    placed = np.empty(len(table), [("x", float), ("y", float), *table.dtype.descr])
+    placed = np.empty(len(table), [("x", float), ("y", float), ("is_star", bool), *table.dtype.descr])
     placed["y"], placed["x"] = centers.T
+    placed["is_star"] = galaxies.is_star
     for name in table.dtype.names or ():
         placed[name] = table[name]
     return placed
