@@ -45,17 +45,17 @@ class DiagonalLowRank:
     def solve(self, v: Tensor) -> Tensor:
         """V^-1 v."""
         scaled = v / self.diagonal
-        inner = ops.linalg.solve(self._capacitance(), self._project(scaled)[..., None])[..., 0]
+        inner = ops.linalg.solve(self.capacitance(), self._project(scaled)[..., None])[..., 0]
         return scaled - self._expand(inner) / self.diagonal
 
     def logdet(self) -> Tensor:
         """[...]: log det V."""
-        root = ops.cholesky(self._capacitance())
+        root = ops.cholesky(self.capacitance())
         return ops.sum(ops.log(self.diagonal), (-3, -2, -1)) + _logdet_root(root)
 
     def log_prob(self, v: Tensor) -> Tensor:
         """[...]: log N(v; 0, V), in nats."""
-        root = ops.cholesky(self._capacitance())
+        root = ops.cholesky(self.capacitance())
         scaled = v / self.diagonal
         inner = ops.solve_triangular(root, self._project(scaled)[..., None], lower=True)[..., 0]
         chi2 = ops.sum(v * scaled, (-3, -2, -1)) - ops.sum(ops.square(inner), -1)
@@ -63,7 +63,7 @@ class DiagonalLowRank:
         pixels = int(np.prod(self.diagonal.shape[-3:]))
         return -0.5 * (chi2 + logdet + pixels * float(np.log(2 * np.pi)))
 
-    def _capacitance(self) -> Tensor:
+    def capacitance(self) -> Tensor:
         """M = I + L^T d^-1 L, [..., R, R]."""
         factor = self._rows(self.factor)
         scaled = self._rows(self.factor / ops.expand_dims(self.diagonal, -4))

@@ -148,7 +148,8 @@ class NeuralDenoiser(keras.Model, Denoiser):
     def _flatten(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Leading axes as one: [B, C, P, P], [B]."""
         if tuple(x.shape[-3:]) != self.stamp_shape:
-            raise ValueError(f"expected stamps of shape (..., {self.stamp_shape}), received {tuple(x.shape)}")
+            expected = ", ".join(map(str, self.stamp_shape))
+            raise ValueError(f"expected stamps of shape (..., {expected}), received {tuple(x.shape)}")
         sigma = ops.broadcast_to(sigma, ops.shape(x)[:-3])
         return ops.reshape(x, (-1, *self.stamp_shape)), ops.reshape(sigma, (-1,))
 

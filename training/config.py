@@ -43,9 +43,9 @@ class DenoiserConfig:
     """What `train_denoiser` trains, and on what.
 
     stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
-    judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma (pixels):
-    what they are. noise_median, noise_spread: of the log-normal levels.
-    rank: of the covariance head's factor.
+    judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
+    (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
+    factor. flips, scale_jitter: see `tfdeblend.datasets.Augmentation`.
     """
 
     name: str

@@ -95,7 +95,7 @@ def draw(images: np.ndarray, columns: int, path: Path) -> None:
     peak = np.maximum(np.percentile(bands, 99.9, axis=(1, 2, 3), keepdims=True), 1e-6)
     shown = np.clip(np.arcsinh(30 * bands / peak) / np.arcsinh(30), 0, 1)
     rows = len(images) // columns
-    count, _, side, _ = shown.shape
+    side = shown.shape[-1]
     grid = shown[: rows * columns].reshape(rows, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
     figure = Figure(figsize=(1.3 * columns, 1.3 * rows), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))

@@ -89,8 +89,8 @@ class UNet(keras.Model):
                 x = self._block(x, vector, f"up{level}_{i}")
         x = layers.Activation("silu")(x)
         start = keras.initializers.VarianceScaling(max(arg["output_scale"], 1e-10) ** 2)
-        outputs = arg["outputs"] * (2 if arg["gated"] else 1)
-        x = layers.Conv2D(outputs * patch**2, arg["head_kernel"], padding="same", kernel_initializer=start, name="head")(x)
+        depth = arg["outputs"] * patch**2 * (2 if arg["gated"] else 1)
+        x = layers.Conv2D(depth, arg["head_kernel"], padding="same", kernel_initializer=start, name="head")(x)
         x = ToPixels(patch)(x)
         if not arg["gated"]:
             return x

@@ -1,0 +1,297 @@
+"""Denoisers against closed forms: Gaussians in float64, limits of the preconditioning, what the head converges to."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, negative_log_likelihood
+from tfdeblend.gaussian import GaussianDenoiser, factor_analysis_lap
+from tfdeblend.generate import Generator
+from tfdeblend.networks import UNet
+from tfdeblend.schedules import LogNormalNoise, noise_levels
+
+SHAPE, RANK = (2, 4, 4), 3
+PIXELS = 32
+
+
+def parts(rng: np.random.Generator, rank: int = RANK) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """mean, diagonal, factor of a Gaussian, in float64."""
+    mean, diagonal = rng.standard_normal(SHAPE), np.exp(rng.standard_normal(SHAPE))
+    return mean, diagonal, rng.standard_normal((rank, *SHAPE))
+
+
+def dense(diagonal: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    rows = factor.reshape(len(factor), -1)
+    return np.diag(diagonal.ravel()) + rows.T @ rows
+
+
+def network(side: int = 16, channels: int = 2, scale: float = 0.3, **more) -> UNet:
+    return UNet(side, channels, more.pop("outputs", channels), widths=(8, 16), blocks=(1, 1), output_scale=scale, **more)
+
+
+# -- covariances
+
+
+def test_covariance_against_dense_matrices():
+    rng = np.random.default_rng(0)
+    _, diagonal, factor = parts(rng)
+    v, matrix = DiagonalLowRank(tf.constant(diagonal), tf.constant(factor)), dense(diagonal, factor)
+    e = rng.standard_normal(SHAPE)
+    np.testing.assert_allclose(v.matvec(e), (matrix @ e.ravel()).reshape(SHAPE), rtol=1e-12)
+    np.testing.assert_allclose(v.solve(e), np.linalg.solve(matrix, e.ravel()).reshape(SHAPE), rtol=1e-9)
+    np.testing.assert_allclose(v.logdet(), np.linalg.slogdet(matrix)[1], rtol=1e-12)
+    np.testing.assert_allclose(np.ravel(v.variance), np.diag(matrix), rtol=1e-12)
+    chi2 = e.ravel() @ np.linalg.solve(matrix, e.ravel())
+    expected = -0.5 * (chi2 + np.linalg.slogdet(matrix)[1] + PIXELS * np.log(2 * np.pi))
+    np.testing.assert_allclose(v.log_prob(tf.constant(e)), expected, rtol=1e-12)
+
+
+def test_draws_have_the_covariance():
+    """A draw is linear in its normals, so its covariance is that of the unit vectors' images: no Monte Carlo."""
+    _, diagonal, factor = parts(np.random.default_rng(1))
+    unit = np.eye(PIXELS + RANK)
+    v = DiagonalLowRank(*(tf.constant(np.broadcast_to(a, (len(unit), *a.shape))) for a in (diagonal, factor)))
+    drawn = v.draw(tf.constant(unit[:, :PIXELS].reshape(-1, *SHAPE)), tf.constant(unit[:, PIXELS:]))
+    columns = drawn.numpy().reshape(len(unit), -1)
+    np.testing.assert_allclose(columns.T @ columns, dense(diagonal, factor), rtol=1e-12)
+
+
+# -- the Gaussian denoiser
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.3, 1.0, 1e4])
+def test_gaussian_denoiser_is_exact(sigma: float):
+    """D = m + C (C + s^2 I)^-1 (x - m), J = C (C + s^2 I)^-1, V = s^2 J."""
+    rng = np.random.default_rng(2)
+    mean, diagonal, factor = parts(rng)
+    denoiser = GaussianDenoiser(mean, diagonal, factor)
+    c = dense(diagonal, factor)
+    j = np.linalg.solve(c + sigma**2 * np.eye(PIXELS), c).T
+    x, e = (mean + sigma * rng.standard_normal(SHAPE) for _ in range(2))
+    level = tf.constant(sigma, tf.float64)
+    d, v = denoiser.posterior(tf.constant(x), level)
+    expected = mean + (j @ (x - mean).ravel()).reshape(SHAPE)
+    np.testing.assert_allclose(d, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(denoiser.denoise(tf.constant(x), level), d)
+    np.testing.assert_allclose(denoiser.jacobian(level, tf.constant(e)), (j @ e.ravel()).reshape(SHAPE), rtol=1e-8)
+    np.testing.assert_allclose(np.ravel(v.matvec(tf.constant(e))), sigma**2 * j @ e.ravel(), rtol=1e-8)
+    score = np.linalg.solve(c + sigma**2 * np.eye(PIXELS), (mean - x).ravel())  # of N(m, C + s^2 I)
+    np.testing.assert_allclose(np.ravel(denoiser.score(tf.constant(x), level)), score, rtol=1e-6, atol=1e-12)
+
+
+def test_gaussian_covariance_is_the_jacobian():
+    """Tweedie: V = sigma^2 dD/dx_t, by automatic differentiation; a batch with levels of its own."""
+    rng = np.random.default_rng(3)
+    denoiser = GaussianDenoiser(*parts(rng))
+    x, sigma = tf.constant(rng.standard_normal((2, *SHAPE))), tf.constant([0.4, 2.0], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        d = denoiser.denoise(x, sigma)
+    jacobian = tape.batch_jacobian(d, x).numpy().reshape(2, PIXELS, PIXELS)
+    v = denoiser.covariance(sigma)
+    for i in range(2):
+        expected = dense(v.diagonal[i].numpy(), v.factor[i].numpy())
+        np.testing.assert_allclose(sigma[i] ** 2 * jacobian[i], expected, atol=1e-12)
+
+
+def test_factor_analysis_finds_the_covariance():
+    rng = np.random.default_rng(4)
+    mean, diagonal, factor = parts(rng)
+    root = np.linalg.cholesky(dense(diagonal, factor))
+    x = mean + (rng.standard_normal((20_000, PIXELS)) @ root.T).reshape(-1, *SHAPE)
+    fitted = GaussianDenoiser.fit(x, RANK, laps=100)
+    c = dense(fitted.prior.diagonal.numpy(), fitted.prior.factor.numpy())
+    ratio = np.linalg.solve(dense(diagonal, factor), c)
+    kl = 0.5 * (np.trace(ratio) - PIXELS - np.linalg.slogdet(ratio)[1])
+    free = PIXELS * (RANK + 1)  # parameters, each of which costs 1 / (2 N) nats on average
+    assert kl < 1.5 * free / 2 / len(x)
+    np.testing.assert_allclose(fitted.mean, mean, atol=0.15)
+
+
+def test_gaussian_round_trip(tmp_path):
+    denoiser = GaussianDenoiser(*parts(np.random.default_rng(5)))
+    denoiser.save(tmp_path / "gaussian.npz")
+    again = GaussianDenoiser.load(tmp_path / "gaussian.npz")
+    x, sigma = tf.ones(SHAPE, tf.float64), tf.constant(0.5, tf.float64)
+    np.testing.assert_array_equal(again.denoise(x, sigma), denoiser.denoise(x, sigma))
+
+
+# -- the neural denoiser
+
+
+def test_preconditioning_without_network_is_the_pixelwise_gaussian():
+    rng = np.random.default_rng(6)
+    net = network(scale=0.0)
+    denoiser = NeuralDenoiser(net)
+    mean, variance = rng.standard_normal((2, 16, 16)), np.exp(rng.standard_normal((2, 16, 16)))
+    denoiser.set_moments(mean, variance)
+    x, sigma = rng.standard_normal((3, 2, 16, 16)).astype("float32"), np.array([0.01, 1, 100], "float32")
+    exact = GaussianDenoiser(mean, variance, np.zeros((1, 2, 16, 16)))
+    expected, v = exact.posterior(tf.constant(x, tf.float64), tf.constant(sigma, tf.float64))
+    found, w = denoiser.posterior(tf.constant(x), tf.constant(sigma))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(w.diagonal, v.diagonal, rtol=1e-5)
+
+
+def test_preconditioning_limits():
+    """sigma -> 0: D = x_t; sigma -> infinity: D is the prior's, of unit size, whatever x_t."""
+    denoiser = NeuralDenoiser(network(), sigma_data=0.5)
+    x = tf.random.stateless_normal([2, 2, 16, 16], (0, 0))
+    small = denoiser.denoise(x, tf.fill([2], 1e-5))
+    np.testing.assert_allclose(small, x, atol=1e-4)
+    large = denoiser.denoise(1e4 * x, tf.fill([2], 1e4))
+    assert np.abs(large).max() < 20 * 0.5
+
+
+def test_flux_scale_and_equivariance():
+    """Data, noise and scale times one factor leave u, sigma / s and so D / s as they are."""
+    rng = np.random.default_rng(7)
+    denoiser = NeuralDenoiser(network())
+    image = rng.uniform(size=(2, 16, 16)).astype("float32")
+    np.testing.assert_allclose(flux_scale(image), np.sqrt((image**2).sum()), rtol=1e-6)
+    np.testing.assert_allclose(flux_scale(tf.constant(image)), flux_scale(image), rtol=1e-6)
+
+    def denoised(factor: float) -> np.ndarray:
+        s, sigma = flux_scale(factor * image), factor * 0.3
+        x_t = factor * image + sigma * np.random.default_rng(8).standard_normal(image.shape).astype("float32")
+        return (s * denoiser.denoise(tf.constant(x_t / s), tf.constant(sigma / s, tf.float32)) / factor).numpy()
+
+    np.testing.assert_allclose(denoised(1000.0), denoised(1.0), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_as_large_as_the_side():
+    """Keras takes a summand [B, 1, 1, 1] for a bias of [C, P, P] where B = P; the denoiser must not."""
+    denoiser = NeuralDenoiser(network(), sigma_data=0.5)
+    x, sigma = tf.random.stateless_normal([16, 2, 16, 16], (0, 0)), tf.exp(tf.linspace(-3.0, 1.0, 16))
+    np.testing.assert_allclose(denoiser.denoise(x, sigma)[5:6], denoiser.denoise(x[5:6], sigma[5:6]), atol=1e-4)
+
+
+def test_leading_axes():
+    head = network(channels=4, outputs=6)
+    denoiser = NeuralDenoiser(network(), head)
+    x = tf.random.stateless_normal([2, 3, 2, 16, 16], (0, 0))
+    d, v = denoiser.posterior(x, tf.constant([[0.5, 1, 2]] * 2))
+    one, w = denoiser.posterior(x[1, 2], tf.constant(2.0))
+    assert v.factor.shape == (2, 3, 2, 2, 16, 16)
+    np.testing.assert_allclose(d[1, 2], one, atol=1e-5)
+    np.testing.assert_allclose(v.factor[1, 2], w.factor, atol=1e-5)
+    np.testing.assert_allclose(v.diagonal[1, 2], w.diagonal, atol=1e-5)
+
+
+def test_keras_file_holds_all(tmp_path):
+    settings = {"bands": ("g", "r"), "pixel_scale": 0.168, "model_sigma": 1.0, "sigma_data": 0.02, "scale_jitter": 0.2}
+    denoiser = NeuralDenoiser(network(), network(channels=4, outputs=6), **settings)
+    rng = np.random.default_rng(9)
+    denoiser.set_moments(rng.standard_normal((2, 16, 16)), rng.uniform(1, 2, (2, 16, 16)))
+    denoiser.save(tmp_path / "prior.keras")
+    again = keras.saving.load_model(tmp_path / "prior.keras")
+    assert {name: getattr(again, name) for name in settings} == settings
+    x, sigma = tf.random.stateless_normal([2, 2, 16, 16], (0, 0)), tf.constant([0.1, 1.0])
+    for one, two in zip(denoiser.posterior(x, sigma), again.posterior(x, sigma), strict=True):
+        first, second = (a if tf.is_tensor(a) else a.factor for a in (one, two))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_refuses_other_stamps():
+    with pytest.raises(ValueError, match=r"expected stamps of shape \(..., 2, 16, 16\), received \(5, 16, 16\)"):
+        NeuralDenoiser(network()).denoise(tf.zeros([5, 16, 16]), tf.constant(1.0))
+    with pytest.raises(ValueError, match="expected 2 bands, as the network has channels, received 1"):
+        NeuralDenoiser(network(), bands=("g",))
+
+
+# -- the covariance head
+
+
+def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:
+    """Nats a pixel of N(0, covariance) under its best diagonal + rank-r approximation: factor analysis on a matrix."""
+    root = np.linalg.cholesky(covariance).T * np.sqrt(len(covariance))  # "data" whose covariance is exact
+    values, vectors = np.linalg.eigh(covariance)
+    factor = (np.sqrt(values) * vectors).T[-rank:]
+    variance = np.diag(covariance)
+    diagonal = np.maximum(variance - (factor**2).sum(0), 1e-3)
+    for _ in range(laps):
+        factor, diagonal = factor_analysis_lap(root, variance, factor, diagonal, 1e-9)
+    return expected_nats(covariance, np.diag(diagonal) + factor.T @ factor)
+
+
+def expected_nats(true: np.ndarray, model: np.ndarray) -> float:
+    """E[-log N(e; 0, model)] a pixel, e ~ N(0, true)."""
+    n = len(true)
+    return 0.5 * (np.trace(np.linalg.solve(model, true)) + np.linalg.slogdet(model)[1] + n * np.log(2 * np.pi)) / n
+
+
+class Map(keras.layers.Layer):
+    """A map of free numbers, the same for every image."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.map = self.add_weight(shape, keras.initializers.RandomNormal(stddev=0.3, seed=0))
+
+    def call(self, x):
+        return keras.ops.broadcast_to(self.map, (keras.ops.shape(x)[0], *self.map.shape))
+
+
+def test_head_converges_to_the_best_diagonal_and_rank():
+    """On Gaussian data V is known; a head of rank 2 must come to the nearest covariance of rank 2, in KL."""
+    rng = np.random.default_rng(10)
+    _, diagonal, factor = parts(rng, rank=6)
+    prior = GaussianDenoiser(np.zeros(SHAPE, "float32"), diagonal.astype("float32"), factor.astype("float32"))
+    sigma, rank = 1.0, 2
+
+    class Exact(NeuralDenoiser):
+        def call(self, inputs):
+            return prior.denoise(*inputs)
+
+    image, number = keras.Input((4, 4, 4)), keras.Input(())
+    denoiser = Exact(network(side=4, patch=1), keras.Model((image, number), Map((4, 4, 2 * (1 + rank)))(image)))
+    denoiser.set_moments(np.zeros(SHAPE), np.diag(dense(diagonal, factor)).reshape(SHAPE))
+
+    x = rng.standard_normal((20_000, PIXELS)) @ np.linalg.cholesky(dense(diagonal, factor)).T
+    x = x.reshape(-1, *SHAPE).astype("float32")
+    x_t = x + sigma * rng.standard_normal(x.shape).astype("float32")
+    training = HeadTraining(denoiser)
+    rate = keras.optimizers.schedules.CosineDecay(0.02, 8 * 80)
+    training.compile(keras.optimizers.Adam(rate), negative_log_likelihood)
+    training.fit((x_t, np.full(len(x), sigma, "float32")), x, batch_size=250, epochs=8, verbose=0)
+
+    v = prior.covariance(tf.constant(sigma))
+    true = dense(v.diagonal.numpy().astype(float), v.factor.numpy().astype(float))
+    found = denoiser.posterior(tf.constant(x_t[0]), tf.constant(sigma))[1]
+    nats = expected_nats(true, dense(found.diagonal.numpy().astype(float), found.factor.numpy().astype(float)))
+    best, plain = best_kl(true, rank), expected_nats(true, np.diag(np.diag(true)))
+    assert best - 1e-6 < nats < best + 0.02 * (plain - best)
+
+
+# -- schedules and generation
+
+
+def test_noise_levels_are_edm_s():
+    levels = noise_levels(80, 0.002, 17)
+    expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    np.testing.assert_allclose(levels, expected)
+    with pytest.raises(ValueError, match="0 < smallest <= largest, received 2 and 1"):
+        noise_levels(1, 2, 4)
+
+
+def test_training_levels():
+    drawn = np.log(LogNormalNoise(0.1, 1.5).sample(tf.constant([1, 2]), 20_000))
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [np.log(0.1), 1.5], atol=0.04)
+
+
+def test_generated_stamps_have_the_prior_s_moments():
+    """Heun's step is affine for a Gaussian: what comes of each normal is linear, so moments follow without sampling."""
+    rng = np.random.default_rng(11)
+    mean, diagonal, factor = (a.astype("float32") for a in parts(rng))
+    levels = noise_levels(50.0, 1e-2, 60)
+    stamps = Generator(GaussianDenoiser(mean, diagonal, factor), SHAPE, levels)(4000, (0, 1)).numpy()
+    c = dense(diagonal, factor)
+    np.testing.assert_allclose(stamps.mean(0), mean, atol=5 * np.sqrt(c.max() / 4000))
+    found = np.cov(stamps.reshape(4000, -1).T)
+    ratio = np.linalg.solve(np.linalg.cholesky(c), np.linalg.solve(np.linalg.cholesky(c), found).T)
+    assert np.abs(np.linalg.eigvalsh(ratio) - 1).max() < 0.3
+    again = Generator(GaussianDenoiser(mean, diagonal, factor), SHAPE, levels)(4000, (0, 1)).numpy()
+    np.testing.assert_array_equal(again, stamps)

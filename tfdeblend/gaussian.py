@@ -1,0 +1,108 @@
+"""The denoiser of a Gaussian prior, in closed form, and the fit of such a prior to stamps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.denoisers import Denoiser, Tensor, pixels
+
+
+class GaussianDenoiser(Denoiser):
+    """Of x ~ N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
+
+    With A = d + sigma^2 and M = I + F A^-1 F^T, Woodbury's identity gives V as a diagonal and a factor of F's rank,
+    without a difference of large numbers:
+
+        V = sigma^2 d / A + G^T G,    G = sigma^2 M^(-1/2) F A^-1.
+
+    Args:
+      mean, diagonal: m, d, [C, P, P]; d > 0. factor: F, [R, C, P, P]. All of one dtype, in which all is computed.
+    """
+
+    def __init__(self, mean: Any, diagonal: Any, factor: Any):
+        self.mean = ops.convert_to_tensor(mean)
+        self.prior = DiagonalLowRank(ops.convert_to_tensor(diagonal), ops.convert_to_tensor(factor))
+        if self.mean.shape != self.prior.diagonal.shape or self.mean.shape != self.prior.factor.shape[1:]:
+            shapes = [tuple(a.shape) for a in (self.mean, self.prior.diagonal, self.prior.factor)]
+            raise ValueError(f"expected mean (C, P, P), diagonal (C, P, P) and factor (R, C, P, P), received {shapes}")
+
+    def covariance(self, sigma: Tensor) -> DiagonalLowRank:
+        """V, which depends on no image: sigma [...]."""
+        noise = pixels(sigma) ** 2
+        total = noise + self.prior.diagonal
+        scaled = self.prior.factor / ops.expand_dims(total, -4)  # F A^-1
+        root = ops.cholesky(DiagonalLowRank(total, self.prior.factor).capacitance())
+        rows = ops.reshape(scaled, (*ops.shape(scaled)[:-3], -1))
+        g = ops.reshape(ops.solve_triangular(root, rows, lower=True), ops.shape(scaled))
+        return DiagonalLowRank(noise * self.prior.diagonal / total, ops.expand_dims(noise, -4) * g)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.posterior(x, sigma)[0]
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
+        sigma = ops.broadcast_to(sigma, ops.shape(x)[:-3])
+        v = self.covariance(sigma)
+        return self.mean + v.matvec(x - self.mean) / pixels(sigma) ** 2, v
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """-(C + sigma^2)^-1 (x_t - m): the same as (D - x_t) / sigma^2, without its cancellation at small sigma."""
+        total = DiagonalLowRank(pixels(sigma) ** 2 + self.prior.diagonal, self.prior.factor)
+        return -total.solve(x - self.mean)
+
+    def jacobian(self, sigma: Tensor, v: Tensor) -> Tensor:
+        """J v with J = dD / dx_t = V / sigma^2 (Tweedie): [..., C, P, P] -> [..., C, P, P]."""
+        return self.covariance(sigma).matvec(v) / pixels(sigma) ** 2
+
+    def save(self, path: Path) -> None:
+        """As an .npz archive."""
+        arrays = {"mean": self.mean, "diagonal": self.prior.diagonal, "factor": self.prior.factor}
+        np.savez(path, **{name: ops.convert_to_numpy(value) for name, value in arrays.items()})
+
+    @classmethod
+    def load(cls, path: Path) -> GaussianDenoiser:
+        with np.load(path) as archive:
+            return cls(archive["mean"], archive["diagonal"], archive["factor"])
+
+    @classmethod
+    def fit(cls, stamps: np.ndarray, rank: int, laps: int = 16, seed: int = 0, floor: float = 1e-4) -> GaussianDenoiser:
+        """Maximum likelihood of stamps (N, C, P, P) by expectation-maximisation (factor analysis, Rubin & Thayer 1982).
+
+        Starts from principal components. The diagonal stays above `floor` times the mean variance: pixels without
+        light would else have none.
+        """
+        x = stamps.reshape(len(stamps), -1)
+        mean = x.mean(0)
+        x = x - mean
+        variance = np.einsum("ni,ni->i", x, x) / len(x)
+        least = floor * variance.mean()
+        factor = _principal(x, rank, seed)
+        diagonal = np.maximum(variance - (factor**2).sum(0), least)
+        for _ in range(laps):
+            factor, diagonal = factor_analysis_lap(x, variance, factor, diagonal, least)
+        shape = stamps.shape[1:]
+        return cls(mean.reshape(shape), diagonal.reshape(shape), factor.reshape(rank, *shape))
+
+
+def factor_analysis_lap(
+    x: np.ndarray, variance: np.ndarray, factor: np.ndarray, diagonal: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One lap of EM for x ~ N(0, diag(d) + F^T F): x (N, n), variance and d (n), F (R, n) -> F, d."""
+    scaled = factor / diagonal
+    covariance = np.linalg.inv(np.eye(len(factor), dtype=x.dtype) + scaled @ factor.T)  # of z | x
+    z = (x @ scaled.T) @ covariance
+    cross = z.T @ x
+    factor = np.linalg.solve(len(x) * covariance + z.T @ z, cross)
+    return factor, np.maximum(variance - (cross * factor).sum(0) / len(x), least)
+
+
+def _principal(x: np.ndarray, rank: int, seed: int) -> np.ndarray:
+    """(R, n) about the first principal components of x (N, n), as rows times their standard deviation."""
+    start = np.random.default_rng(seed).standard_normal((rank, x.shape[1])).astype(x.dtype)
+    basis = np.linalg.qr(((start @ x.T) @ x).T)[0]  # one step of subspace iteration
+    _, deviation, rows = np.linalg.svd((basis.T @ x.T @ x / len(x)) @ basis)
+    return np.sqrt(deviation)[:, None] * (rows @ basis.T)
