@@ -78,7 +78,7 @@ class Galaxies:
         g1, g2 = self.shear[row, part]
         profile = galsim.Sersic(index, half_light_radius=radius).shear(g1=g1, g2=g2)
         major = radius * np.sqrt((1 + np.hypot(g1, g2)) / (1 - np.hypot(g1, g2)))
-        return Component(profile, self.flux[row, part], float(major * (2 + 2 * index)))
+        return Component(profile, self.flux[row, part], float(major * (3 + index)))
 
     def catalog(self, bands: tuple[str, ...]) -> np.ndarray:
         """(N,) structured array: what a user wants to know of each.

@@ -189,7 +189,7 @@ def draw_positions(rng: np.random.Generator, number: int, config: SceneConfig) -
     """(number,2) of (y, x) in pixels, SEPARATION apart; the range widens when there is no room."""
     low, high = MARGIN * (config.size - 1), (1 - MARGIN) * (config.size - 1)
     center = (config.size - 1) / 2
-    spread = 1.5 * max(config.survey.psf_fwhm) / config.survey.pixel_scale * np.sqrt(max(number, 3) / 3)
+    spread = 2.0 * max(config.survey.psf_fwhm) / config.survey.pixel_scale * np.sqrt(max(number, 3) / 3)
     found = np.empty((0, 2))
     while len(found) < number:
         if config.positions == "uniform":
