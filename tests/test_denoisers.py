@@ -29,8 +29,8 @@ def dense(diagonal: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return np.diag(diagonal.ravel()) + rows.T @ rows
 
 
-def network(side: int = 16, channels: int = 2, scale: float = 0.3, **more) -> UNet:
-    return UNet(side, channels, more.pop("outputs", channels), widths=(8, 16), blocks=(1, 1), output_scale=scale, **more)
+def network(side: int = 16, channels: int = 2, outputs: int = 2, scale: float = 0.3, patch: int = 2) -> UNet:
+    return UNet(side, channels, outputs, widths=(8, 16), blocks=(1, 1), output_scale=scale, patch=patch)
 
 
 # -- covariances

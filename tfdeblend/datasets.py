@@ -5,13 +5,16 @@ A training that was killed thus goes on with the very data that it would have se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend.scene import Scene
 from tfdeblend.schedules import LogNormalNoise
 
 
@@ -23,15 +26,43 @@ class Augmentation:
     scale_jitter: float = 0.2
 
 
-def read_stamps(folder: Path, pattern: str) -> np.ndarray:
-    """(N, C, P, P) float32: the stamps of a folder's .npy files whose names fit, in the order of their names."""
-    paths = sorted(folder.glob(pattern))
+def read_stamps(folder: Path, pattern: str = "*") -> np.ndarray:
+    """(N, C, P, P) float32: stamps of a folder's files whose names fit, in the order of their names.
+
+    Files are .npy arrays, .npz archives (`stamps`) or TFRecord shards (`stamp`), as `tfdeblend.stamps` writes them.
+
+    Raises: FileNotFoundError where no file fits, ValueError where stamps differ in shape.
+    """
+    paths = sorted(path for path in folder.glob(pattern) if path.suffix in READERS)
     if not paths:
-        raise FileNotFoundError(f"expected stamps {pattern} in {folder}, found none")
-    parts = [np.load(path, mmap_mode="r") for path in paths]
+        raise FileNotFoundError(f"expected stamps {pattern} ({', '.join(READERS)}) in {folder}, found none")
+    parts = [READERS[path.suffix](path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise ValueError(f"expected stamps of shape {parts[0].shape[1:]}, received {part.shape[1:]} in {path}")
     stamps = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32)
     np.concatenate(parts, out=stamps, casting="same_kind")
     return stamps
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with np.load(path) as archive:
+        return archive["stamps"]
+
+
+def _read_records(path: Path) -> np.ndarray:
+    def parse(record: tf.Tensor) -> tf.Tensor:
+        features = tf.io.parse_single_example(record, {"stamp": tf.io.FixedLenFeature([], tf.string)})
+        return tf.io.parse_tensor(features["stamp"], tf.float32)
+
+    return np.stack(list(tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator()))
+
+
+READERS = {".npy": _read_npy, ".npz": _read_npz, ".tfrecord": _read_records}
 
 
 def batch_indices(step: tf.Tensor, batch: int, number: int, seed: int) -> tf.Tensor:
@@ -69,26 +100,28 @@ def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
 
 
 def noised_batches(
-    stamps: np.ndarray,
+    stamps: np.ndarray | tf.Tensor,
     noise: LogNormalNoise,
     weight: Callable[[tf.Tensor], tf.Tensor],
     batch: int,
     seed: int,
     augmentation: Augmentation = Augmentation(),
-    first_step: int = 0,
+    first_step: int | tf.Variable = 0,
 ) -> tf.data.Dataset:
     """Endless ((x_t, sigma), x, weight) from step `first_step` on, as `fit` takes them.
 
     Args:
       stamps: (N, C, P, P) at unit scale. weight: of the squared error at noise levels, [B] -> [B].
+      first_step: int64 if a variable, which is read when a batch is made, not when the pipeline is.
     Returns:
       x_t and x [B, C, P, P], sigma [B], weight [B, 1, 1, 1].
     """
-    data = tf.constant(stamps, tf.float32)
-    number = len(stamps)
+    data = tf.convert_to_tensor(stamps, tf.float32)
+    number = data.shape[0]
     root = tf.constant([seed, 0], tf.int64)
 
-    def make(step: tf.Tensor):
+    def make(count: tf.Tensor):
+        step = first_step + count
         key = fold_in(root, step)
         x = tf.gather(data, batch_indices(step, batch, number, seed))
         x = augment(x, fold_in(key, 1), augmentation)
@@ -97,8 +130,7 @@ def noised_batches(
         x_t = x + sigma[:, None, None, None] * normal
         return (x_t, sigma), x, weight(sigma)[:, None, None, None]
 
-    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    return steps.map(make, num_parallel_calls=1, deterministic=True).prefetch(4)
+    return tf.data.Dataset.range(np.iinfo(np.int64).max).map(make, num_parallel_calls=1, deterministic=True).prefetch(4)
 
 
 def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
@@ -122,3 +154,34 @@ def _symmetrize(image: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
         image = (image + np.roll(np.flip(image, axis), 1, axis)) / 2
     return (image + image.swapaxes(1, 2)) / 2
+
+
+def blend_batches(
+    scenes: Sequence[Scene], stamp: int, blends: int, seed: int, lap: int = 0
+) -> list[tuple[BatchShape, tf.data.Dataset]]:
+    """Scenes as padded batches of plain tensors, a dataset for each shape: what a lap over real blends goes through.
+
+    The order is a pure function of (seed, lap). Batches are padded where they are made, one ahead of the consumer.
+
+    Args:
+      stamp: P of the sources. blends: B.
+    Returns:
+      (shape, dataset) pairs; a dataset yields `BlendBatch.tensors`, with "index" [B] of each scene in `scenes`, -1
+      where a row is padding, and "band_scale" [B, C], the noise by which each band was divided.
+    """
+    buckets: dict[BatchShape, list[int]] = defaultdict(list)
+    for index in np.random.default_rng([seed, lap]).permutation(len(scenes)):
+        buckets[scene_shape(scenes[index], stamp)._replace(blends=blends)].append(int(index))
+    return [(shape, _bucket(scenes, members, shape)) for shape, members in sorted(buckets.items())]
+
+
+def _bucket(scenes: Sequence[Scene], members: list[int], shape: BatchShape) -> tf.data.Dataset:
+    def pad(first: int) -> dict[str, tf.Tensor]:
+        chunk = members[first : first + shape.blends]
+        batch = BlendBatch.build([scenes[index] for index in chunk], shape)
+        index = tf.constant(chunk + [-1] * (shape.blends - len(chunk)), tf.int32)
+        return {**batch.tensors, "index": index, "band_scale": tf.constant(batch.band_scale)}
+
+    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), pad(0))
+    starts = range(0, len(members), shape.blends)
+    return tf.data.Dataset.from_generator(lambda: map(pad, starts), output_signature=signature).prefetch(1)

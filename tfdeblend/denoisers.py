@@ -194,8 +194,10 @@ class HeadTraining(keras.Model):
 
     def __init__(self, denoiser: NeuralDenoiser, **kwargs: Any):
         super().__init__(**kwargs)
+        if denoiser.head is None:
+            raise ValueError("expected a denoiser with a covariance head, received one without")
         self.denoiser = denoiser
-        denoiser.network.trainable = False
+        denoiser.network.trainable, denoiser.head.trainable = False, True
         self.built = True
 
     def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:

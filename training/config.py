@@ -81,8 +81,10 @@ class DenoiserConfig:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
-def parse(cls: type, values: dict[str, Any]) -> Any:
+def parse(cls: type, values: Any) -> Any:
     """The dataclass `cls` of JSON's `values`; nested ones too."""
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a {cls.__name__}, received {values!r}")
     kinds = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(kinds))
     if unknown:

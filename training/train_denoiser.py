@@ -25,7 +25,9 @@ from tfdeblend.schedules import LogNormalNoise
 from training.config import DenoiserConfig, FitConfig
 from training.monitors import LossByLevel, Pictures, StartData
 
-Weight = Callable[[tf.Tensor], tf.Tensor]
+Weight = Callable[[tf.Tensor], tf.Tensor]  # sigma [B] -> [B]
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # x, prediction -> [B]
+Data = Callable[[tf.Variable, FitConfig], tf.data.Dataset]
 
 
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
@@ -58,8 +60,12 @@ def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
     )
 
 
-def fit(model: keras.Model, loss, settings: FitConfig, data, held_out: LossByLevel, out: Path, more: list) -> None:
-    """Plain `compile` and `fit`. data: first step -> dataset."""
+def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Path, watch: list) -> None:
+    """Plain `compile` and `fit`.
+
+    Args:
+      data: (first step, settings) -> dataset. watch: callbacks that add to the logs, or look on, at an epoch's end.
+    """
     first_step = tf.Variable(0, dtype=tf.int64)
     model.compile(optimizer=adam(settings), loss=loss, jit_compile=False)
     callbacks = [
@@ -69,53 +75,79 @@ def fit(model: keras.Model, loss, settings: FitConfig, data, held_out: LossByLev
         keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
         keras.callbacks.ModelCheckpoint(str(out / "model.keras")),
         keras.callbacks.TerminateOnNaN(),
-        held_out,
+        *watch,
         keras.callbacks.CSVLogger(str(out / "log.csv"), append=True),
         keras.callbacks.TensorBoard(str(out / "tensorboard"), histogram_freq=4),
-        *more,
     ]
     epochs = settings.steps // settings.epoch
-    model.fit(data(first_step), epochs=epochs, steps_per_epoch=settings.epoch, callbacks=callbacks, verbose=2)
+    model.fit(
+        data(first_step, settings), epochs=epochs, steps_per_epoch=settings.epoch, callbacks=callbacks, verbose=2
+    )
+
+
+def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
+    """The mean, by the squared error times EDM's 1 / sigma^2 + 1 / sigma_data^2, of a variance for each pixel."""
+
+    def weight(sigma: tf.Tensor) -> tf.Tensor:
+        return 1 / tf.reduce_mean(denoiser.prior_variance(sigma), [1, 2, 3])
+
+    def error(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        return weight(sigma) * tf.reduce_mean((model((x_t, sigma)) - x) ** 2, [1, 2, 3])
+
+    def data(first_step: tf.Variable, settings: FitConfig) -> tf.data.Dataset:
+        return _batches(config, stamps, weight, settings.batch, config.seed, first_step)
+
+    watch = [LossByLevel(held_out, error, config.seed), Pictures(denoiser, held_out, out, every=4, seed=config.seed)]
+    if denoiser.head is not None:
+        denoiser.head.trainable = False
+    fit(denoiser, keras.losses.MeanSquaredError(), config.mean_fit, data, out / "mean", watch)
+
+
+def fit_head(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
+    """The covariance head, by the likelihood, with the mean frozen."""
+
+    def unlikelihood(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        return negative_log_likelihood(x, model((x_t, sigma)))
+
+    def data(first_step: tf.Variable, settings: FitConfig) -> tf.data.Dataset:
+        return _batches(config, stamps, tf.ones_like, settings.batch, config.seed + 1, first_step)
+
+    watch = [LossByLevel(held_out, unlikelihood, config.seed)]
+    fit(HeadTraining(denoiser), negative_log_likelihood, config.head_fit, data, out / "head", watch)
+
+
+def _batches(
+    config: DenoiserConfig, stamps: tf.Tensor, weight: Weight, batch: int, seed: int, first_step: tf.Variable
+) -> tf.data.Dataset:
+    noise = LogNormalNoise(config.noise_median, config.noise_spread)
+    augmentation = Augmentation(config.flips, config.scale_jitter)
+    return noised_batches(stamps, noise, weight, batch, seed, augmentation, first_step)
+
+
+def read(config: DenoiserConfig, pattern: str) -> np.ndarray:
+    """Stamps at unit scale. Raises: ValueError where they are not what the configuration says."""
+    stamps = read_stamps(Path(config.stamps), pattern)
+    expected = (len(config.bands), config.side, config.side)
+    if stamps.shape[1:] != expected:
+        raise ValueError(f"expected stamps of shape {expected}, received {stamps.shape[1:]} in {config.stamps}")
+    stamps /= flux_scale(stamps)[:, None, None, None]
+    return stamps
 
 
 def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
     """Trains, and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures."""
     out.mkdir(parents=True, exist_ok=True)
     config.write(out / "config.json")
-    stamps, held_out = (read_stamps(Path(config.stamps), kind) for kind in (config.train, config.held_out))
-    held_out = held_out[: config.judged]
-    for images in (stamps, held_out):
-        images /= flux_scale(images)[:, None, None, None]
-    denoiser = build(config, stamps)
-
-    def weight(sigma: tf.Tensor) -> tf.Tensor:
-        """EDM's 1 / sigma^2 + 1 / sigma_data^2 for a variance that differs from pixel to pixel."""
-        return 1 / tf.reduce_mean(denoiser.prior_variance(sigma), [1, 2, 3])
-
-    def error(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return weight(sigma) * tf.reduce_mean((model((x_t, sigma)) - x) ** 2, [1, 2, 3])
-
-    def unlikelihood(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return negative_log_likelihood(x, model((x_t, sigma)))
-
-    def data(settings: FitConfig, weight: Weight, seed: int):
-        noise = LogNormalNoise(config.noise_median, config.noise_spread)
-        augmentation = Augmentation(config.flips, config.scale_jitter)
-        return lambda first: noised_batches(stamps, noise, weight, settings.batch, seed, augmentation, first)
-
-    pictures = Pictures(denoiser, held_out, out, every=4, seed=config.seed)
-    judge = LossByLevel(held_out, error, config.seed)
-    mean_data = data(config.mean_fit, weight, config.seed)
-    denoiser.head.trainable = False
-    fit(denoiser, keras.losses.MeanSquaredError(), config.mean_fit, mean_data, judge, out / "mean", [pictures])
-
-    denoiser.head.trainable = True
-    head = HeadTraining(denoiser)
-    judge = LossByLevel(held_out, unlikelihood, config.seed)
-    head_data = data(config.head_fit, tf.ones_like, config.seed + 1)
-    fit(head, negative_log_likelihood, config.head_fit, head_data, judge, out / "head", [])
-    denoiser.without_optimizer().save(out / f"{config.name}.keras")
-    return denoiser
+    images = read(config, config.train)
+    held_out = read(config, config.held_out)[: config.judged]
+    denoiser = build(config, images)
+    stamps = tf.constant(images)
+    del images  # gigabytes
+    fit_mean(denoiser, config, stamps, held_out, out)
+    fit_head(denoiser, config, stamps, held_out, out)
+    done = denoiser.without_optimizer()
+    done.save(out / f"{config.name}.keras")
+    return done
 
 
 def main(arguments: list[str] | None = None) -> None:

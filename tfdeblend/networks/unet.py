@@ -51,7 +51,7 @@ class UNet(keras.Model):
             raise ValueError(f"expected as many blocks as widths ({len(widths)}), received {len(blocks)}")
         if gated and outputs != channels:
             raise ValueError(f"expected as many outputs as channels ({channels}) of a gated U-Net, received {outputs}")
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "side": side,
             "channels": channels,
             "outputs": outputs,
@@ -108,7 +108,7 @@ class UNet(keras.Model):
         return layers.add([x, h])
 
     def get_config(self) -> dict[str, Any]:
-        return {**self._arguments, "name": self.name, "trainable": self.trainable}
+        return {**self._arguments, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:

@@ -1,0 +1,125 @@
+"""Pipelines: what a step sees is a pure function of seed and step; augmentations keep what they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import make_scene
+
+from tfdeblend import shards
+from tfdeblend.batch import BlendBatch
+from tfdeblend.datasets import Augmentation, augment, batch_indices, blend_batches, moments, noised_batches, read_stamps
+from tfdeblend.schedules import LogNormalNoise
+
+NOISE = LogNormalNoise(0.1, 1.0)
+
+
+def stamps(number: int = 40, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=(number, 2, side, side)).astype("float32")
+
+
+def batches(first_step: int, count: int, seed: int = 3) -> list:
+    data = noised_batches(stamps(), NOISE, lambda sigma: 1 / sigma**2, 4, seed, first_step=first_step)
+    return list(data.take(count).as_numpy_iterator())
+
+
+def test_each_lap_is_a_permutation():
+    steps = [batch_indices(tf.constant(i, tf.int64), 6, 15, seed=7).numpy() for i in range(10)]
+    laps = np.concatenate(steps).reshape(4, 15)
+    np.testing.assert_array_equal(np.sort(laps, 1), [np.arange(15)] * 4)
+    assert len({tuple(lap) for lap in laps}) == 4
+
+
+def test_a_resumed_run_sees_the_same_data():
+    whole, rest = batches(0, 8), batches(5, 3)
+    for one, two in zip(whole[5:], rest, strict=True):
+        for a, b in zip(tf.nest.flatten(one), tf.nest.flatten(two), strict=True):
+            np.testing.assert_array_equal(a, b)
+    other = batches(0, 1, seed=4)
+    assert np.abs(other[0][1] - whole[0][1]).max() > 0.1
+
+
+def test_first_step_may_be_set_before_the_first_batch():
+    first = tf.Variable(0, dtype=tf.int64)
+    data = noised_batches(stamps(), NOISE, tf.ones_like, 4, 3, first_step=first)
+    first.assign(5)
+    np.testing.assert_array_equal(next(iter(data))[1], batches(5, 1)[0][1])
+
+
+def test_noised_batches_are_what_fit_takes():
+    (x_t, sigma), x, weight = batches(0, 1)[0]
+    assert x_t.shape == x.shape == (4, 2, 8, 8)
+    assert weight.shape == (4, 1, 1, 1)
+    np.testing.assert_allclose(weight[:, 0, 0, 0], 1 / sigma**2, rtol=1e-5)
+    normal = np.concatenate([((b[0][0] - b[1]) / b[0][1][:, None, None, None]).ravel() for b in batches(0, 20)])
+    np.testing.assert_allclose([normal.mean(), normal.std()], [0, 1], atol=0.04)
+
+
+def test_flips_keep_the_centre_and_the_flux():
+    """Of an even-sided stamp, pixel P // 2 is the centre; a point there must stay."""
+    image = np.zeros((64, 1, 8, 8), "float32")
+    image[:, 0, 4, 4] = 1
+    flipped = augment(tf.constant(image), tf.constant([1, 2]), Augmentation(scale_jitter=0))
+    np.testing.assert_array_equal(flipped, image)
+    image[:, 0, 5, 2] = 2  # (1, -2) from the centre
+    flipped = augment(tf.constant(image), tf.constant([1, 2]), Augmentation(scale_jitter=0)).numpy()
+    places = {(int(y) - 4, int(x) - 4) for y, x in np.argwhere(flipped[:, 0] == 2)[:, 1:]}
+    assert places == {(s * a, t * b) for a, b in [(1, 2), (2, 1)] for s in (1, -1) for t in (1, -1)}
+
+
+def test_scale_jitter_is_one_factor_a_stamp():
+    x = tf.constant(stamps(64))
+    ratio = augment(x, tf.constant([1, 2]), Augmentation(flips=False, scale_jitter=0.2)).numpy() / x.numpy()
+    np.testing.assert_allclose(ratio.std((1, 2, 3)), 0, atol=1e-5)
+    assert 0.15 < np.log(ratio[:, 0, 0, 0]).std() < 0.25
+
+
+def test_moments_are_those_of_augmented_stamps():
+    x = stamps(5)
+    augmentation = Augmentation(scale_jitter=0.2)
+    mean, variance = moments(x, augmentation)
+    repeated = tf.constant(np.tile(x, (2000, 1, 1, 1)))
+    drawn = augment(repeated, tf.constant([5, 6]), augmentation).numpy()
+    np.testing.assert_allclose(mean, drawn.mean(0), atol=0.03)
+    np.testing.assert_allclose(variance, drawn.var(0), atol=0.02)
+
+
+def test_reads_every_kind_of_file(tmp_path):
+    x = stamps(6)
+    np.save(tmp_path / "a.npy", x[:2])
+    shards.write_npz(tmp_path / "b.npz", {"stamps": x[2:4]})
+    shards.write_records(tmp_path / "c.tfrecord", iter({"stamp": image} for image in x[4:]))
+    np.testing.assert_array_equal(read_stamps(tmp_path), x)
+    with pytest.raises(FileNotFoundError, match=r"expected stamps d\* .* found none"):
+        read_stamps(tmp_path, "d*")
+    np.save(tmp_path / "d.npy", x[:1, :, :4])
+    with pytest.raises(ValueError, match=r"expected stamps of shape \(2, 8, 8\), received \(2, 4, 8\) in .*d.npy"):
+        read_stamps(tmp_path)
+
+
+def test_blends_come_in_padded_batches_each_once():
+    sizes = [((30, 30), 2), ((40, 50), 3), ((31, 29), 5), ((28, 32), 1), ((30, 20), 3)]
+    scenes = [make_scene(shape=shape, sources=count, seed=i)[0] for i, (shape, count) in enumerate(sizes)]
+    seen = []
+    for shape, data in blend_batches(scenes, stamp=32, blends=2, seed=1):
+        for tensors in data.as_numpy_iterator():
+            real = tensors["index"][tensors["index"] >= 0]
+            seen += list(real)
+            assert tensors["images"].shape == (2, 5, shape.side, shape.side)
+            expected = BlendBatch.build([scenes[i] for i in real], shape).tensors
+            for name, values in expected.items():
+                np.testing.assert_array_equal(tensors[name], values)
+            np.testing.assert_array_equal(tensors["is_source"].sum(1)[: len(real)], [sizes[i][1] for i in real])
+    assert sorted(seen) == list(range(5))
+
+
+def test_order_of_blends_is_pure_in_seed_and_lap():
+    scenes = [make_scene(shape=(30, 30), sources=2, seed=i)[0] for i in range(12)]
+
+    def order(seed: int, lap: int) -> list[int]:
+        batches = blend_batches(scenes, stamp=32, blends=4, seed=seed, lap=lap)
+        return [int(i) for _, data in batches for tensors in data.as_numpy_iterator() for i in tensors["index"]]
+
+    assert order(1, 0) == order(1, 0)
+    assert len({tuple(order(1, 0)), tuple(order(1, 1)), tuple(order(2, 0))}) == 3

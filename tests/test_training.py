@@ -1,0 +1,119 @@
+"""The training script: settings are checked, everything is written, and a killed run ends where a whole one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from training.config import DenoiserConfig, FitConfig, NetworkConfig
+
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)
+
+
+def tiny(folder: Path) -> DenoiserConfig:
+    """A configuration that trains in seconds on discs of any size."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((16, 16)) - 8.0
+    sizes, colours = rng.uniform(1, 4, (72, 1, 1, 1)), rng.uniform(0.5, 2, (72, 2, 1, 1))
+    stamps = (colours * np.exp(-np.hypot(y, x) / sizes)).astype("float32")
+    np.save(folder / "train_0.npy", stamps[:-64])
+    np.save(folder / "heldout_0.npy", stamps[-64:])
+    return DenoiserConfig(
+        name="tiny",
+        stamps=str(folder),
+        bands=("g", "r"),
+        side=16,
+        pixel_scale=0.168,
+        model_sigma=1.0,
+        mean_fit=FitConfig(steps=24, epoch=4, batch=4, warmup=2, ema=0.9),
+        head_fit=FitConfig(steps=12, epoch=4, batch=4, warmup=2, ema=0.9),
+        network=NETWORK,
+        head=dataclasses.replace(NETWORK, patch=4, head_kernel=1),
+        rank=2,
+        judged=64,
+    )
+
+
+def start(config: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "training.train_denoiser", "--config", str(config), "--out", str(out)]
+    return subprocess.Popen(command, cwd=CONFIGS.parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_configurations_are_valid(path: Path, tmp_path: Path):
+    config = DenoiserConfig.read(path)
+    config.write(tmp_path / "config.json")
+    assert DenoiserConfig.read(tmp_path / "config.json") == config
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sead": 1}, "received sead"),
+        ({"mean_fit": {"steps": 4, "bach": 2}}, "expected keys of FitConfig .* received bach"),
+        ({"mean_fit": None}, "expected a FitConfig, received None"),
+    ],
+)
+def test_misspelt_keys_fail(change: dict, message: str, tmp_path: Path):
+    values = json.loads((CONFIGS / "hsc-grizy-64.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(ValueError, match=rf"bad.json: .*{message}"):
+        DenoiserConfig.read(tmp_path / "bad.json")
+
+
+def test_missing_keys_fail(tmp_path: Path):
+    (tmp_path / "bad.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match=r"bad.json: .*missing .*'stamps'"):
+        DenoiserConfig.read(tmp_path / "bad.json")
+
+
+def test_trains_and_writes(tmp_path: Path):
+    from training.train_denoiser import train
+
+    config = tiny(tmp_path)
+    denoiser = train(config, tmp_path / "out")
+    again = keras.saving.load_model(tmp_path / "out" / "tiny.keras")
+    for one, two in zip(denoiser.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert getattr(again, "optimizer", None) is None
+    assert again.bands == ("g", "r")
+    assert DenoiserConfig.read(tmp_path / "out" / "config.json") == config
+    rows = (tmp_path / "out" / "mean" / "log.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6
+    assert {"held_out", "held_out_0.1", "loss"} <= set(rows[0].split(","))
+    assert {"denoised.png", "generated.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert list((tmp_path / "out" / "tensorboard" / "pictures").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_twice_ends_at_the_same_weights(tmp_path: Path):
+    tiny(tmp_path).write(tmp_path / "tiny.json")
+    whole = start(tmp_path / "tiny.json", tmp_path / "whole")
+    assert whole.wait(600) == 0
+    for phase, rows in (("mean", 3), ("head", 2)):  # killed after so many lines of the log
+        run = start(tmp_path / "tiny.json", tmp_path / "killed")
+        log = tmp_path / "killed" / phase / "log.csv"
+        limit = time.monotonic() + 600
+        while run.poll() is None and time.monotonic() < limit:
+            if log.exists() and len(log.read_text().splitlines()) >= rows:
+                break
+            time.sleep(0.02)
+        assert run.poll() is None, "ended before it could be killed"
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    assert start(tmp_path / "tiny.json", tmp_path / "killed").wait(600) == 0
+    first, second = (keras.saving.load_model(tmp_path / name / "tiny.keras") for name in ("whole", "killed"))
+    for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
