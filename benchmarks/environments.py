@@ -10,8 +10,9 @@ from pathlib import Path
 REQUIREMENTS = {
     "btk": ["blending-toolkit==1.0.9", "numpy>=2,<2.4"],
     "scarlet2": ["scarlet2==0.5.1", "numpy<2.4"],
+    "torch": ["torch==2.13.0", "numpy>=2"],
 }
-CHECK = {"btk": "import btk", "scarlet2": "import scarlet2"}
+CHECK = {"btk": "import btk", "scarlet2": "import scarlet2", "torch": "import torch"}
 
 
 def create(name: str, folder: Path) -> Path:
