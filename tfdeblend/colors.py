@@ -53,6 +53,11 @@ class Colors:
         """(..., C) magnitudes that redden a spectrum by `slope` magnitudes for each factor e in wavelength."""
         return -np.asarray(slope)[..., None] * np.log(self.wavelengths / self.reference)
 
+    def scatter(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """(*shape, C) magnitudes of each band's own scatter, 0.03: a round choice; none in the reference band."""
+        drawn = rng.normal(0, 0.03, (*shape, len(self.wavelengths)))
+        return np.where(np.isclose(self.wavelengths, self.reference), 0, drawn)
+
     def star(self, r_minus_i: np.ndarray) -> np.ndarray:
         """(..., C) magnitudes minus the i band's of stars of that r - i, interpolated in wavelength.
 
@@ -64,8 +69,9 @@ class Colors:
         u_g = 0.9 + 1.2 * np.maximum(g_r - 0.3, 0)
         nodes = np.stack([u_g + g_r + x, g_r + x, x, 0 * x, -0.55 * x, -0.85 * x], axis=-1)
         waves = np.array([367.0, 482.0, 622.0, 754.0, 869.0, 971.0])  # nm: effective wavelengths of LSST's ugrizy
-        flat = np.stack([np.interp(self.wavelengths, waves, row) for row in nodes.reshape(-1, len(waves))])
-        return flat.reshape(*x.shape, len(self.wavelengths))
+        wanted = np.append(self.wavelengths, self.reference)
+        flat = np.stack([np.interp(wanted, waves, row) for row in nodes.reshape(-1, len(waves))])
+        return (flat[:, :-1] - flat[:, -1:]).reshape(*x.shape, len(self.wavelengths))
 
 
 def _curve(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -152,8 +152,8 @@ class Population:
         )
         is_star = rng.random(number) < self.stars
         r_minus_i = rng.gamma(2, 0.35, number)  # mostly red dwarfs at these magnitudes: a round choice
-        scatter = rng.normal(0, 0.03, (number, len(zeropoints)))
-        starlight = 10 ** (0.4 * (zeropoints - magnitude[:, None] - colors.star(r_minus_i) - scatter))
+        relative = colors.star(r_minus_i) + colors.scatter(rng, (number,))
+        starlight = 10 ** (0.4 * (zeropoints - magnitude[:, None] - relative))
         return _with_stars(galaxies, is_star, starlight)
 
     def _magnitudes(self, rng: np.random.Generator, number: int) -> np.ndarray:
@@ -239,7 +239,7 @@ def relative_magnitudes(
     template = np.stack([bulge + young, disk + young, np.full(number, 3.0)], axis=-1)
     tilt = rng.normal(0, 0.2, (number, 1)) + rng.normal(0, 0.1, (number, 3)) - np.array([0, 0, 0.4])
     tilt -= 0.5 * np.maximum(template - 3, 0)  # bluer than the bluest template
-    own = rng.normal(0, 0.03, (number, 3, len(colors.wavelengths)))
+    own = colors.scatter(rng, (number, 3))
     return colors.galaxy(template, redshift[:, None]) + colors.tilt(tilt) + own
 
 

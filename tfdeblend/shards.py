@@ -93,7 +93,7 @@ def decode(serialized: bytes) -> dict[str, np.ndarray]:
     for name, feature in tf.train.Example.FromString(serialized).features.feature.items():
         values = list(getattr(feature, feature.WhichOneof("kind")).value)
         if "/" not in name and len(values) == 1 and name not in ("filters", "unit"):
-            arrays[name] = tf.make_ndarray(tf.compat.v1.TensorProto.FromString(values[0]))
+            arrays[name] = tf.make_ndarray(type(tf.make_tensor_proto(0)).FromString(values[0]))
         else:
             arrays[name] = np.array([v.decode() if isinstance(v, bytes) else v for v in values])
     return arrays

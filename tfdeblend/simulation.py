@@ -198,7 +198,7 @@ def draw_positions(rng: np.random.Generator, number: int, config: SceneConfig) -
             place = np.clip(center + rng.normal(0, 2, 2), low, high)
         else:
             place = found[0] + rng.normal(0, spread, 2)
-            spread *= 1.01
+            spread = min(1.01 * spread, config.size / 2)
         inside = ((place >= low) & (place <= high)).all()
         if inside and (np.hypot(*(found - place).T) >= SEPARATION).all():
             found = np.vstack([found, place])
