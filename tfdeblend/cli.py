@@ -102,6 +102,22 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    _add_population(parser)
+    parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
+    parser.add_argument(
+        "--model-sigma",
+        type=float,
+        metavar="PIXELS",
+        help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
+    )
+    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="do all again")
+    return parser
+
+
+def _add_population(parser: argparse.ArgumentParser) -> None:
+    """Which sources a simulation draws, and where."""
     parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
     parser.add_argument(
         "--positions", choices=["uniform", "clustered"], default="clustered", help="of sources (default: clustered)"
@@ -120,17 +136,6 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
     parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
     parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
     parser.add_argument("--stars", type=float, default=0.0, metavar="SHARE", help="of the sources (default: 0)")
-    parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
-    parser.add_argument(
-        "--model-sigma",
-        type=float,
-        metavar="PIXELS",
-        help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
-    )
-    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="do all again")
-    return parser
 
 
 def _add_detect(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
