@@ -135,6 +135,9 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
     parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
+    parser.add_argument(
+        "--slope", type=float, default=0.31, metavar="DEX", help="of the counts, log10 a magnitude (default: 0.31)"
+    )
     parser.add_argument("--stars", type=float, default=0.0, metavar="SHARE", help="of the sources (default: 0)")
 
 

@@ -95,7 +95,7 @@ def simulated_config(args: argparse.Namespace) -> Any:
     from tfdeblend.surveys import Survey
 
     survey = Survey.find(args.survey)
-    population: Population | RealPopulation = Population(args.bright, args.faint, stars=args.stars)
+    population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
     if args.galaxies != "parametric":
         read_catalogue(args.galaxies)  # told before work starts
         sharp = survey.pixel_scale < SHARP
