@@ -96,7 +96,8 @@ def main() -> None:
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     torch = args.python or environments.create("torch", args.work / "environments")
     peer = [torch, Path(__file__).parent / "torch_unet.py", *options, "--widths", *map(str, WIDTHS)]
-    commands: dict[str, list[str | Path]] = {"ours": [sys.executable, "-m", "benchmarks.unet_speed", "--ours", *options], "torch": peer}
+    ours = [sys.executable, "-m", "benchmarks.unet_speed", "--ours", *options]
+    commands: dict[str, list[str | Path]] = {"ours": [*ours], "torch": [*peer]}
     rounds = [{name: run(command) for name, command in commands.items()} for _ in range(args.rounds)]
     table = {
         task: {name: min(r[name][task] for r in rounds) / args.batch * 1e3 for name in commands} for task in TASKS

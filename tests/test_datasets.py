@@ -75,6 +75,17 @@ def test_scale_jitter_is_one_factor_a_stamp():
     assert 0.15 < np.log(ratio[:, 0, 0, 0]).std() < 0.25
 
 
+def test_shifts_keep_flux_and_move_the_centroid():
+    y, x = np.indices((16, 16)) - 8.0
+    image = np.tile(np.exp(-(y**2 + x**2) / 8).astype("float32"), (200, 2, 1, 1))
+    moved = augment(tf.constant(image), tf.constant([1, 2]), Augmentation(False, 0.5, 0)).numpy()
+    np.testing.assert_allclose(moved.sum((2, 3)), image.sum((2, 3)), rtol=1e-5)
+    centroids = np.stack([(moved * axis).sum((2, 3)) / moved.sum((2, 3)) for axis in (y, x)])
+    np.testing.assert_allclose(centroids[:, :, 0], centroids[:, :, 1], atol=1e-5)  # all bands alike
+    assert 0.45 < np.abs(centroids).max() < 0.51
+    assert abs(centroids.std() - 1 / np.sqrt(12)) < 0.02
+
+
 def test_moments_are_those_of_augmented_stamps():
     x = stamps(5)
     augmentation = Augmentation(scale_jitter=0.2)

@@ -14,15 +14,21 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend.operators import Shift
 from tfdeblend.scene import Scene
 from tfdeblend.schedules import LogNormalNoise
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """flips: the eight flips and rotations about pixel P // 2, each as likely. scale_jitter: spread of log scale."""
+    """What is done to a stamp at random.
+
+    flips: the eight flips and rotations about pixel P // 2, each as likely. shift: largest shift in pixels along each
+    axis, for stamps that are all centred alike. scale_jitter: spread of the log of a factor.
+    """
 
     flips: bool = True
+    shift: float = 0.0
     scale_jitter: float = 0.2
 
 
@@ -81,13 +87,17 @@ def flip(x: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def augment(x: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
-    """Stamps [B, C, P, P], each flipped, transposed and scaled at random; pure in `seed` [2]."""
+    """Stamps [B, C, P, P], each flipped, transposed, shifted and scaled at random; pure in `seed` [2]."""
     batch = x.shape[0]
     if augmentation.flips:
         bits = tf.random.stateless_uniform([3, batch, 1, 1, 1], seed, 0, 2, tf.int32, "philox") > 0
         x = tf.where(bits[0], flip(x, 2), x)
         x = tf.where(bits[1], flip(x, 3), x)
         x = tf.where(bits[2], tf.transpose(x, [0, 1, 3, 2]), x)
+    if augmentation.shift:
+        bounds = -augmentation.shift, augmentation.shift
+        offset = tf.random.stateless_uniform([batch, 1, 2], fold_in(seed, 2), *bounds, alg="philox")
+        x = Shift(offset, x.shape[-1])(x)
     if augmentation.scale_jitter:
         normal = tf.random.stateless_normal([batch, 1, 1, 1], fold_in(seed, 1), alg="philox")
         x *= tf.exp(augmentation.scale_jitter * normal)
@@ -136,6 +146,7 @@ def noised_batches(
 def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (C, P, P) of augmented stamps, without drawing any: flips are averaged over, jitter is known.
 
+    Shifts are left out: sub-pixel ones hardly change either.
     The variance is at least `floor`^2 times the mean variance, so that dividing by it is harmless where no light falls.
     """
     chunks = np.array_split(stamps, max(1, len(stamps) // 500))

@@ -45,7 +45,7 @@ class DenoiserConfig:
     stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
     judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
     (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
-    factor. flips, scale_jitter: see `tfdeblend.datasets.Augmentation`.
+    factor. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`.
     """
 
     name: str
@@ -62,6 +62,7 @@ class DenoiserConfig:
     noise_median: float = 0.04
     noise_spread: float = 1.8
     flips: bool = True
+    shift: float = 0.0
     scale_jitter: float = 0.2
     train: str = "train_*.npy"
     held_out: str = "heldout_*.npy"

@@ -33,7 +33,7 @@ Data = Callable[[tf.Variable, FitConfig], tf.data.Dataset]
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     """The untrained denoiser, with the moments of the stamps (at unit scale)."""
     keras.utils.set_random_seed(config.seed)
-    mean, variance = moments(stamps, Augmentation(config.flips, config.scale_jitter))
+    mean, variance = moments(stamps, Augmentation(config.flips, config.shift, config.scale_jitter))
     bands = len(config.bands)
     network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
     head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
@@ -120,7 +120,7 @@ def _batches(
     config: DenoiserConfig, stamps: tf.Tensor, weight: Weight, batch: int, seed: int, first_step: tf.Variable
 ) -> tf.data.Dataset:
     noise = LogNormalNoise(config.noise_median, config.noise_spread)
-    augmentation = Augmentation(config.flips, config.scale_jitter)
+    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
     return noised_batches(stamps, noise, weight, batch, seed, augmentation, first_step)
 
 
