@@ -20,9 +20,13 @@ PARTLY_OUTSIDE = [[[-5, -3], [15, 2], [18, 18]], [[-1, 19], [3, -7], [6, 6]]]
 WHOLLY_OUTSIDE = [[[-8, 0], [20, 20], [-100, 300]], [[0, -8], [5, 20], [2, 2]]]
 
 
-def place(corners: list, side: int) -> Callable[[tf.DType], Case]:
+def place(corners: list, side: int, one_by_one: bool = True) -> Callable[[tf.DType], Case]:
+    """The two ways of placing: stamps one by one, as a few on a CPU are, or row by row."""
+
     def build(dtype: tf.DType) -> Case:
-        return Place(tf.constant(corners, tf.int32), side, 20, dtype), [2, 3, 2, side, side], [2, 2, 20, 20]
+        operator = Place(tf.constant(corners, tf.int32), side, 20, dtype)
+        operator.one_by_one = one_by_one
+        return operator, [2, 3, 2, side, side], [2, 2, 20, 20]
 
     return build
 
@@ -76,6 +80,10 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "place partly outside": place(PARTLY_OUTSIDE, 7),
     "place wholly outside": place(WHOLLY_OUTSIDE, 8),
     "place stamps larger than the frame": place([[[-3, -2], [0, 0], [-5, -5]]] * 2, 25),
+    "place rows of odd stamps": place(INSIDE, 7, one_by_one=False),
+    "place rows partly outside": place(PARTLY_OUTSIDE, 6, one_by_one=False),
+    "place rows wholly outside": place(WHOLLY_OUTSIDE, 8, one_by_one=False),
+    "place rows of stamps larger than the frame": place([[[-3, -2], [0, 0], [-5, -5]]] * 2, 25, one_by_one=False),
     "convolve odd PSF": convolve((9, 9), (12, 12), 4, 32),
     "convolve even PSF": convolve((8, 10), (12, 12), 3, 30),
     "convolve without margin": convolve((5, 5), (12, 12), 0, 18),
@@ -145,8 +153,9 @@ def test_composition_is_associative_and_reverses_its_adjoint() -> None:
     np.testing.assert_allclose((c @ b @ a).adjoint(y), a.adjoint(b.adjoint(c.adjoint(y))), atol=1e-13)
 
 
-def test_place_puts_each_pixel_where_it_belongs() -> None:
-    operator, shape, _ = place(PARTLY_OUTSIDE, 7)(tf.float64)
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_place_puts_each_pixel_where_it_belongs(one_by_one: bool) -> None:
+    operator, shape, _ = place(PARTLY_OUTSIDE, 7, one_by_one)(tf.float64)
     x = draw(shape, tf.float64, 0).numpy()
     expected = np.zeros((2, 2, 60, 60))  # the frame with 20 pixels around it
     for b, corners in enumerate(PARTLY_OUTSIDE):
@@ -155,6 +164,28 @@ def test_place_puts_each_pixel_where_it_belongs() -> None:
     np.testing.assert_allclose(operator(tf.constant(x)), expected[:, :, 20:40, 20:40], atol=1e-14)
     assert isinstance(operator, Place)
     np.testing.assert_allclose(tf.reduce_sum(operator.each(tf.constant(x)), 1), operator(tf.constant(x)), atol=1e-14)
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_one_graph_places_at_any_corners(one_by_one: bool) -> None:
+    """A compiled graph takes corners as it takes stamps, and knows the shapes of what it returns."""
+
+    @tf.function(autograph=False)
+    def there_and_back(x: tf.Tensor, corners: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        operator = Place(corners, 8, 20, tf.float64)
+        operator.one_by_one = one_by_one
+        frame = operator(x)
+        stamps = operator.adjoint(frame)
+        assert (frame.shape.as_list(), stamps.shape.as_list()) == ([2, 2, 20, 20], [2, 3, 2, 8, 8])
+        return frame, stamps
+
+    x = draw([2, 3, 2, 8, 8], tf.float64, 0)
+    for corners in (INSIDE, PARTLY_OUTSIDE, WHOLLY_OUTSIDE):
+        operator = Place(tf.constant(corners), 8, 20, tf.float64)
+        frame, stamps = there_and_back(x, tf.constant(corners))
+        np.testing.assert_allclose(frame, operator.forward(x), atol=1e-14)
+        np.testing.assert_allclose(stamps, operator.transpose(frame), atol=1e-14)
+    assert there_and_back.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("side", [30, 31])

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import abc
 
+import numpy as np
 import tensorflow as tf
+
+MOST_ONE_BY_ONE = 128  # stamps of a batch: the graph grows with them
 
 
 class LinearOperator(abc.ABC):
@@ -122,8 +125,9 @@ def shift_matrix(offset: tf.Tensor, side: int) -> tf.Tensor:
 class Place(LinearOperator):
     """sum_i T_i: puts K stamps into one frame, each with its corner at a whole pixel, and adds them up.
 
-    Whole-pixel placement as two matrix products with one-hot rows, T_i u = Y_i u X_i^T. On a CPU that is faster than
-    gathering, it batches, and pixels of a stamp that fall outside of the frame simply have no row.
+    Pixels of a stamp outside of the frame are lost. On a CPU a moderate number of stamps is cut and padded one
+    by one, for little more than reading them costs. Many stamps, and those on a GPU, take whole rows by their index
+    and shift them by a product with one-hot rows: a graph of the same size for any number.
 
     Args:
       corners: [B, K, 2] integer (y, x) of stamp pixel (0, 0) in the frame; may be negative.
@@ -131,28 +135,80 @@ class Place(LinearOperator):
     """
 
     def __init__(self, corners: tf.Tensor, side: int, frame: int, dtype: tf.DType = tf.float32):
-        pixels = corners[..., None] + tf.range(side, dtype=corners.dtype)
-        self.rows = tf.one_hot(pixels[:, :, 0], frame, axis=2, dtype=dtype)  # [B, K, F, P]
-        self.columns = tf.one_hot(pixels[:, :, 1], frame, axis=2, dtype=dtype)
+        self.corners, self.side, self.frame, self.dtype = tf.cast(corners, tf.int32), side, frame, dtype
+        self.batch, self.sources = corners.shape[:2]
+        many = self.batch * self.sources > MOST_ONE_BY_ONE
+        self.one_by_one = not (many or tf.config.list_logical_devices("GPU"))
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
         """[B, K, C, P, P] -> [B, C, F, F]."""
-        batch, sources, bands, side = x.shape[0], x.shape[1], x.shape[2], x.shape[3]
-        frame = self.rows.shape[2]
-        rows = tf.reshape(x, [batch, sources, bands * side, side])
-        wide = tf.reshape(tf.matmul(rows, self.columns, transpose_b=True), [batch, sources, bands, side, frame])
-        stacked = tf.reshape(tf.transpose(wide, [0, 2, 1, 3, 4]), [batch, bands, sources * side, frame])
-        picker = tf.reshape(tf.transpose(self.rows, [0, 2, 1, 3]), [batch, 1, frame, sources * side])
-        return tf.matmul(picker, stacked)
+        if not self.one_by_one:
+            return self._add_rows(x)
+        frames = _move(x, self.corners, self.frame)
+        blends = [frames[i : i + self.sources] for i in range(0, len(frames), self.sources)]
+        return tf.concat([tf.add_n(blend) for blend in blends], 0)
 
     def transpose(self, y: tf.Tensor) -> tf.Tensor:
         """[B, C, F, F] -> [B, K, C, P, P]."""
-        tall = tf.matmul(self.rows[:, :, None], y[:, None], transpose_a=True)
-        return tf.matmul(tall, self.columns[:, :, None])
+        if not self.one_by_one:
+            return self._take_rows(y)
+        stamps = tf.concat(_move(y[:, None], -self.corners, self.side), 0)
+        return tf.reshape(stamps, [self.batch, self.sources, y.shape[1], self.side, self.side])
 
     def each(self, x: tf.Tensor) -> tf.Tensor:
         """T_i without the sum: [B, K, Q, P, P] -> [B, K, Q, F, F]."""
-        return tf.matmul(tf.matmul(self.rows[:, :, None], x), self.columns[:, :, None], transpose_b=True)
+        tall = tf.matmul(self._one_hot(0)[:, :, None], x, transpose_a=True)
+        return tf.matmul(tall, self._one_hot(1)[:, :, None])
+
+    def _one_hot(self, axis: int) -> tf.Tensor:
+        """[B, K, P, F]: 1 where the stamp's row (axis 0) or column (axis 1) is the frame's."""
+        return tf.one_hot(self.corners[..., axis, None] + tf.range(self.side), self.frame, dtype=self.dtype)
+
+    def _columns(self) -> tf.Tensor:
+        """[B, K P, F]: the columns of all stamps of a blend."""
+        return tf.reshape(self._one_hot(1), [self.batch, self.sources * self.side, self.frame])
+
+    def _add_rows(self, x: tf.Tensor) -> tf.Tensor:
+        """`forward`: every row of the frame takes one row of each stamp, or the empty one below it, for one product."""
+        bands = x.shape[2]
+        rows = tf.range(self.frame)[:, None] - self.corners[:, None, :, 0]  # [B, F, K] of the stamps
+        rows = tf.where((rows >= 0) & (rows < self.side), rows, self.side)[:, None]
+        stamps = tf.range(self.sources) * bands + tf.range(bands)[:, None, None]  # [C, 1, K]
+        below = tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0]])
+        flat = tf.reshape(below, [self.batch, -1, self.side])
+        taken = tf.gather(flat, stamps * (self.side + 1) + rows, batch_dims=1)  # [B, C, F, K, P]
+        wide = tf.reshape(taken, [self.batch, bands * self.frame, self.sources * self.side])
+        return tf.reshape(tf.matmul(wide, self._columns()), [self.batch, bands, self.frame, self.frame])
+
+    def _take_rows(self, y: tf.Tensor) -> tf.Tensor:
+        """`transpose`: one product gives every row of the frame as each stamp's columns see it; stamps take theirs."""
+        bands, height = y.shape[1], self.frame + 1  # with an empty row below
+        flat = tf.reshape(tf.pad(y, [[0, 0], [0, 0], [0, 1], [0, 0]]), [self.batch, bands * height, self.frame])
+        seen = tf.reshape(tf.matmul(flat, self._columns(), transpose_b=True), [self.batch, -1, self.side])
+        rows = self.corners[:, :, :1] + tf.range(self.side)  # [B, K, P] of the frame
+        rows = tf.where((rows >= 0) & (rows < self.frame), rows, self.frame)[:, :, None]
+        rows += tf.range(bands)[:, None] * height  # [B, K, C, P]
+        return tf.gather(seen, rows * self.sources + tf.range(self.sources)[:, None, None], batch_dims=1)
+
+
+def _move(x: tf.Tensor, corners: tf.Tensor, target: int) -> list[tf.Tensor]:
+    """Images moved to `corners` [B, K, 2]: what falls outside is cut off, and zeros are elsewhere.
+
+    [B, K, C, D, D], or [B, 1, C, D, D] for the same image K times -> B K times [1, C, T, T], T = `target`.
+    """
+    (own, bands, side), (batch, sources) = x.shape[1:4], corners.shape[:2]
+    images = tf.reshape(x, [-1, bands, side, side])
+    corners = tf.clip_by_value(tf.reshape(corners, [-1, 2]), -side, target)  # beyond, nothing of an image is seen
+    first, last = tf.clip_by_value(corners, 0, target), tf.clip_by_value(corners + side, 0, target)
+    number = np.arange(batch * sources) // (sources // own)  # of the image that each one takes
+    begin = tf.concat([tf.constant(np.stack([number, 0 * number], 1), corners.dtype), first - corners], 1)
+    size = tf.concat([tf.constant([[1, bands]] * len(number), corners.dtype), last - first], 1)
+    around = tf.pad(tf.stack([first, target - last], 2), [[0, 0], [2, 0], [0, 0]])  # [B K, 4, 2]
+    places = zip(*(tf.unstack(values) for values in (begin, size, around)), strict=True)
+    moved = [tf.pad(tf.slice(images, at, extent), paddings) for at, extent, paddings in places]
+    for image in moved:
+        image.set_shape([1, bands, target, target])
+    return moved
 
 
 class Convolve(LinearOperator):
