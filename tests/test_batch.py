@@ -117,7 +117,8 @@ def test_batch_holds_the_scene() -> None:
     assert not batch.weights.numpy()[~real].any() and not batch.images.numpy()[~real].any()
     places = batch.corners.numpy() + shape.stamp // 2 - shape.margin + batch.centers.numpy()
     np.testing.assert_allclose(places[0, :3], scene.positions)
-    assert np.abs(batch.centers).max() <= 0.5
+    centers, corners = batch.centers.numpy()[0, :3], batch.corners.numpy()[0, :3] - shape.margin
+    assert ((centers >= -0.5) & (centers < 1.5)).all() and (corners % 2 == 0).all()
     first = np.arange(2 * shape.sources).reshape(2, -1)
     np.testing.assert_array_equal(batch.is_source, first < 3)
     np.testing.assert_array_equal(batch.is_point, first == 2)

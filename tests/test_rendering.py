@@ -96,7 +96,8 @@ def test_batches_leave_enough_room(pixel: tuple[int, int], psf_side: int, tolera
     batch = BlendBatch.build([scene], shape, tf.float64)
     resolution = shape.model_sigma
     mixture = galaxy(1, 2, (0.3, -0.3), (0, 0), resolution)
-    unit = tf.pad(profiles.render(mixture, 48)[None], [[0, 0], [0, shape.sources - 1], [0, 0], [0, 0], [0, 0]])
+    placed = galaxy(1, 2, (0.3, -0.3), tuple(batch.centers.numpy()[0, 0]), resolution)
+    unit = tf.pad(profiles.render(placed, 48)[None], [[0, 0], [0, shape.sources - 1], [0, 0], [0, 0], [0, 0]])
     likelihood = Likelihood(batch.tensors, shape)
     seen = likelihood.convolve(likelihood.place(unit))[0, 0].numpy()
     far = observe(mixture, (pixel[0] + 80, pixel[1] + 80), moffat(psf_side), resolution, 192, 0, 48)[80:112, 80:112]

@@ -23,6 +23,7 @@ MODEL_SIGMA = 1.0  # pixels: the model PSF's sigma, wherever the observed PSFs a
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
+WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 TYPICAL_SEEING = 0.7  # arcsec: the assumed FWHM where no pixel scale is known, only to scale the prior's radii
 
 
@@ -42,6 +43,11 @@ class BatchShape(NamedTuple):
     def frame(self) -> int:
         return self.side + 2 * self.margin
 
+    @property
+    def window(self) -> int:
+        """Pixels a side of one stamp seen through the PSF."""
+        return self.stamp + 2 * WINGS
+
 
 @dataclass(frozen=True, eq=False)
 class BlendBatch:
@@ -51,8 +57,9 @@ class BlendBatch:
     images: tf.Tensor  # [B, C, S, S]
     weights: tf.Tensor  # [B, C, S, S], 0 = masked or padding
     kernel: tf.Tensor  # [B, C, N, N // 2 + 1] complex: observed PSF over model PSF
-    corners: tf.Tensor  # [B, K, 2] integer, frame pixel of the stamps' first pixel
-    centers: tf.Tensor  # [B, K, 2] given position relative to stamp pixel P // 2, within half a pixel
+    stamp_kernel: tf.Tensor  # [B, C, W // 2, W // 4 + 1] complex: the same for a stamp's window, low frequencies only
+    corners: tf.Tensor  # [B, K, 2] integer, frame pixel of the stamps' first pixel, which is an even one of the image
+    centers: tf.Tensor  # [B, K, 2] given position relative to stamp pixel P // 2, between -0.5 and 1.5
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
     is_point: tf.Tensor  # [B, K] 1 point source, 0 galaxy
     arcsec: tf.Tensor  # [B] pixels in an arcsec
@@ -65,7 +72,7 @@ class BlendBatch:
         rows += [_empty(shape)] * (shape.blends - len(rows))
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         complex_dtype = tf.complex128 if dtype == tf.float64 else tf.complex64
-        kinds = {"kernel": complex_dtype, "corners": tf.int32}
+        kinds = {"kernel": complex_dtype, "stamp_kernel": complex_dtype, "corners": tf.int32}
         tensors = {
             name: tf.constant(value, kinds.get(name, dtype)) for name, value in stacked.items() if name != "band_scale"
         }
@@ -206,7 +213,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     images[:, :height, :width] = np.where(observation.valid, observation.images / scale[:, None, None], 0)
     positions = np.zeros((shape.sources, 2))
     positions[: len(scene.sources)] = scene.positions
-    whole = np.floor(positions + 0.5)
+    first = 2 * np.floor((np.floor(positions + 0.5) - shape.stamp // 2) / 2)
     is_source, is_point = np.zeros(shape.sources), np.zeros(shape.sources)
     is_source[: len(scene.sources)] = 1
     is_point[: len(scene.sources)] = [source.kind == "point" for source in scene.sources]
@@ -214,13 +221,21 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
         "images": images,
         "weights": weights,
         "kernel": transfer_function(observation.psf.astype(float), shape.model_sigma, shape.fourier),
-        "corners": (whole - shape.stamp // 2 + shape.margin).astype(np.int32),
-        "centers": positions - whole,
+        "stamp_kernel": _low(transfer_function(observation.psf.astype(float), shape.model_sigma, shape.window)),
+        "corners": (first + shape.margin).astype(np.int32),
+        "centers": positions - first - shape.stamp // 2,
         "is_source": is_source,
         "is_point": is_point,
         "arcsec": np.array(pixels_per_arcsec(scene)),
         "band_scale": scale,
     }
+
+
+def _low(transfer: np.ndarray) -> np.ndarray:
+    """(C, W, W // 2 + 1) -> (C, W // 2, W // 4 + 1): the frequencies that every second pixel can tell."""
+    quarter = transfer.shape[1] // 4
+    rows = np.concatenate([transfer[:, :quarter], transfer[:, -quarter:]], 1)
+    return rows[:, :, : quarter + 1] / 4
 
 
 def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
@@ -231,7 +246,8 @@ def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
         "images": images,
         "weights": images,
         "kernel": np.ones((shape.bands, shape.fourier, shape.fourier // 2 + 1), complex),
-        "corners": np.zeros((shape.sources, 2), np.int32),
+        "stamp_kernel": np.ones((shape.bands, shape.window // 2, shape.window // 4 + 1), complex),
+        "corners": np.full((shape.sources, 2), shape.margin, np.int32),
         "centers": np.zeros((shape.sources, 2)),
         "is_source": sources,
         "is_point": sources,

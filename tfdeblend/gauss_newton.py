@@ -1,8 +1,13 @@
-"""The last steps to the maximum and its curvature: damped Gauss-Newton on latents and fluxes together.
+"""The last steps to the maximum and its curvature: Gauss-Newton and Newton on latents and fluxes, in a trust region.
 
 Fluxes and background enter the image linearly. Ordered band by band their normal equations are small blocks, which a
 Schur complement eliminates: what is left to factorise has the size of the latents alone, and the same factors give
 the Gaussian approximation of the posterior (Laplace), flux covariances between neighbours included.
+
+Gauss-Newton is the better guide far from the maximum. Near it, beside a bright galaxy that no profile fits, residuals
+are so large that only the exact second derivatives converge; where these curve downwards they are taken as if they
+curved upwards (saddle-free Newton, Dauphin et al. 2014). Both steps stay within a trust region of the latents, whose
+natural length is one, and the better of the two is taken.
 """
 
 from __future__ import annotations
@@ -12,15 +17,29 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend import fluxes
+
+FLATTEST = 0.03  # of the prior's curvature: flatter directions are walked as if they were so much curved
+BISECTIONS = 20
+
 
 class NormalEquations(NamedTuple):
-    """Curvature and gradient of -log posterior at one point, float64; Q = K + 1 linear terms (fluxes, constant)."""
+    """Curvature of -log posterior at one point, float64; Q = K + 1 linear terms (fluxes, constant)."""
 
     latent: tf.Tensor  # [B, L, L], L = K S, prior included
     mixed: tf.Tensor  # [B, C, L, Q]
-    linear: tf.Tensor  # [B, C, Q, Q]
-    latent_gradient: tf.Tensor  # [B, L]
-    linear_gradient: tf.Tensor  # [B, C, Q]
+    linear: tf.Tensor  # [B, C, Q, Q], of the data alone
+    now: tf.Tensor  # [B, C, Q], the linear terms themselves: where negative, their prior curves too
+
+
+class Bend(NamedTuple):
+    """The data's second derivatives that Gauss-Newton leaves out, residuals times the model's own; float64.
+
+    latent: [B, K, S, S], of the latents of each source. mixed: [B, K, S, C], of its latents and its fluxes.
+    """
+
+    latent: tf.Tensor
+    mixed: tf.Tensor
 
 
 class Laplace(NamedTuple):
@@ -33,49 +52,51 @@ class Laplace(NamedTuple):
     linear: tf.Tensor
 
 
-def assemble(
-    gram: tf.Tensor,
-    right: tf.Tensor,
-    flux: tf.Tensor,
-    latent: tf.Tensor,
-    bend: tf.Tensor,
-    used: tf.Tensor,
-    held: tf.Tensor,
-) -> NormalEquations:
-    """Normal equations from whitened images.
+def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
+    """Products [B, C, N', N'] of the images that span all derivatives, as those [B, C, N, N] of the derivatives.
 
-    The curvature is J^T J + 1 (Gauss-Newton, prior) and that part of the data's second derivative which comes from bent
-    parametrisations, gradient * theta'' / theta', where it is positive: without it the steps oscillate wherever a
-    bounded parameter is pushed to its bound.
+    mixing: [B, C, K, S + 1, I] what each derivative holds of its own source's images. N' = K I + 1, N = K (S + 1) + 1.
+    """
+    batch, bands, sources, size, images = mixing.shape
+    mixing = tf.cast(mixing, tf.float64)
+    number = sources * images
+
+    def rows(g: tf.Tensor) -> tf.Tensor:
+        """Mixes the rows [B, C, K I, N] of a matrix."""
+        blocks = tf.reshape(g, [batch, bands, sources, images, -1])
+        return tf.reshape(tf.matmul(mixing, blocks), [batch, bands, sources * size, -1])
+
+    def both(g: tf.Tensor) -> tf.Tensor:
+        return tf.concat([rows(g[..., :number, :]), g[..., number:, :]], -2)
+
+    return both(tf.linalg.matrix_transpose(both(gram)))
+
+
+def assemble(gram: tf.Tensor, flux: tf.Tensor, background: tf.Tensor, used: tf.Tensor, size: int) -> NormalEquations:
+    """Normal equations from whitened images: curvature J^T J (Gauss-Newton) and the prior's.
 
     Args:
-      gram: [B, C, N, N], right: [B, C, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents
-        followed by its unit-flux image; N = K (S + 1) + 1, the constant last.
-      flux: [B, K, C]. latent: [B, K, S].
-      bend: [B, K, S] theta'' / theta' of the latents' bijectors.
-      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. held: [B, C, Q] prior curvature of the
-        linear terms.
+      gram: [B, C, N, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents followed by its
+        unit-flux image; N = K (S + 1) + 1, the constant last.
+      flux: [B, K, C]. background: [B, C].
+      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. size: S.
     """
-    batch, bands, count = right.shape
-    sources, size = latent.shape[1:]
-    gram, right = tf.cast(gram, tf.float64), tf.cast(right, tf.float64)
+    batch, bands, count, _ = gram.shape
+    sources = flux.shape[1]
+    gram = tf.cast(gram, tf.float64)
     # Latents first, then fluxes and the constant; derivatives by latents scale with the flux.
     order = np.arange(count - 1).reshape(sources, size + 1)
     order = np.concatenate([order[:, :-1].ravel(), order[:, -1], [count - 1]])
-    by_flux = tf.repeat(tf.linalg.matrix_transpose(tf.cast(flux, tf.float64)), size, axis=-1)
-    scale = tf.concat([by_flux, tf.ones([batch, bands, sources + 1], tf.float64)], -1)
+    by_band = tf.linalg.matrix_transpose(tf.cast(flux, tf.float64))
+    scale = tf.concat([tf.repeat(by_band, size, axis=-1), tf.ones([batch, bands, sources + 1], tf.float64)], -1)
     gram = tf.gather(tf.gather(gram, order, axis=2), order, axis=3) * scale[..., None] * scale[..., None, :]
-    right = tf.gather(right, order, axis=2) * scale
     number = sources * size
-    data_gradient = -tf.reduce_sum(right[:, :, :number], 1)
-    bent = tf.nn.relu(data_gradient * tf.cast(tf.reshape(bend, [batch, -1]), tf.float64))
     used = tf.cast(used, tf.float64)[:, None]
     return NormalEquations(
-        latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.linalg.diag(1 + bent),
+        latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.eye(number, dtype=tf.float64),
         mixed=gram[:, :, :number, number:] * used[..., None, :],
-        linear=regular(gram[:, :, number:, number:], used) + tf.linalg.diag(held),
-        latent_gradient=tf.cast(tf.reshape(latent, [batch, -1]), tf.float64) + data_gradient,
-        linear_gradient=-right[:, :, number:] * used,
+        linear=regular(gram[:, :, number:, number:], used),
+        now=tf.concat([by_band, tf.cast(background, tf.float64)[..., None]], -1),
     )
 
 
@@ -89,60 +110,93 @@ def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
 class Factors(NamedTuple):
     """Factorised curvature: solves for a step from any gradient near the point where it was taken.
 
-    root, damped_root: [B, L, L] Cholesky factors of the latents' Schur complement, as it is and damped.
-    gain: [B, C, Q, L] linear^-1 mixed^T.
-    linear_root: [B, C, Q, Q] Cholesky factors. mixed: [B, C, L, Q].
+    values: [B, L] and vectors: [B, L, L] of the latents' Schur complement. system: what was factorised.
     """
 
-    root: tf.Tensor
-    damped_root: tf.Tensor
-    gain: tf.Tensor
-    linear_root: tf.Tensor
-    mixed: tf.Tensor
+    values: tf.Tensor
+    vectors: tf.Tensor
+    system: NormalEquations
 
 
 def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The latents' curvature [B, L, L] with the linear terms at their best, and `gain` and `linear_root` of Factors."""
-    root = tf.linalg.cholesky(system.linear)
-    gain = tf.linalg.cholesky_solve(root, tf.linalg.matrix_transpose(system.mixed))
-    return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, root
+    """The latents' curvature [B, L, L] with the linear terms at their best, linear^-1 mixed^T [B, C, Q, L], and the
+    linear terms' own curvature [B, C, Q, Q], its prior included."""
+    linear = system.linear + tf.linalg.diag(fluxes.curvature(system.now))
+    gain = tf.linalg.cholesky_solve(tf.linalg.cholesky(linear), tf.linalg.matrix_transpose(system.mixed))
+    return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, linear
 
 
-def factorise(system: NormalEquations, damping: tf.Tensor) -> Factors:
-    """Factors of the curvature plus `damping` [B] times its diagonal, at least one, the prior's (Marquardt)."""
-    curvature, gain, linear_root = eliminate(system)
-    diagonal = tf.maximum(tf.linalg.diag_part(curvature), 1.0)
-    safe = curvature + tf.linalg.diag(1e-9 * diagonal)
-    damped = safe + tf.linalg.diag(diagonal * damping[:, None])
-    return Factors(tf.linalg.cholesky(safe), tf.linalg.cholesky(damped), gain, linear_root, system.mixed)
+def bent(system: NormalEquations, bend: Bend) -> NormalEquations:
+    """`system` with the exact second derivatives."""
+    batch, sources, size, bands = bend.mixed.shape
+    number = sources * size
+    own = tf.eye(sources, dtype=tf.float64)[:, None, :, None] * bend.latent[:, :, :, None, :]
+    own_flux = tf.einsum("bksc,kq->bcksq", bend.mixed, tf.eye(sources, system.mixed.shape[-1], dtype=tf.float64))
+    return system._replace(
+        latent=system.latent + tf.reshape(own, [batch, number, number]),
+        mixed=system.mixed + tf.reshape(own_flux, [batch, bands, number, -1]),
+    )
+
+
+def factorise(system: NormalEquations) -> Factors:
+    """Factors of a curvature, which may curve downwards."""
+    curvature, _, _ = eliminate(system)
+    values, vectors = tf.linalg.eigh(0.5 * (curvature + tf.linalg.matrix_transpose(curvature)))
+    return Factors(values, vectors, system)
 
 
 def solve(
-    factors: Factors, latent_gradient: tf.Tensor, linear_gradient: tf.Tensor, longest: float = 2.0
+    factors: Factors, gradient: tf.Tensor, linear_gradient: tf.Tensor, now: tf.Tensor, radius: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The step down a gradient: (latents [B, L], linear terms [B, C, Q], distance [B]).
 
-    `distance` is the length of the undamped step in standard deviations, sqrt(g^T H^-1 g): the gradient's norm in the
-    metric of the curvature, free of units and of parametrisation. No latent moves by more than `longest`.
+    No latent moves by more than `radius` [B]: where the full step would, all directions are damped by the same addition
+    to the curvature, which holds back the flat ones most. `distance` is the length of the full step in standard
+    deviations, sqrt(g^T |H|^-1 g): the gradient's norm in the metric of the curvature, free of units and of
+    parametrisation.
+
+    Args:
+      gradient: [B, L] of -log posterior by the latents. linear_gradient: [B, C, Q] of the data's part by the linear
+        terms, which are `now` [B, C, Q]. radius: [B].
     """
-    move = tf.linalg.cholesky_solve(factors.linear_root, linear_gradient[..., None])[..., 0]
-    reduced = latent_gradient - tf.reduce_sum(tf.linalg.matvec(factors.mixed, move), 1)
-    undamped = tf.linalg.cholesky_solve(factors.root, reduced[..., None])[..., 0]
-    decrement = tf.reduce_sum(move * linear_gradient, [1, 2]) + tf.reduce_sum(undamped * reduced, -1)
-    step = -tf.linalg.cholesky_solve(factors.damped_root, reduced[..., None])[..., 0]
-    size = tf.reduce_max(tf.abs(step), -1, keepdims=True)
-    step *= longest / tf.maximum(size, longest)
-    linear = -move - tf.linalg.matvec(factors.gain, step[:, None, :])
-    return step, linear, tf.sqrt(tf.maximum(decrement, 0))
+    _, mixed, linear, _ = factors.system
+    held = fluxes.curvature(now)
+    whole = linear + tf.linalg.diag(held)
+    by_linear = linear_gradient + held * now
+    move = -tf.linalg.cholesky_solve(tf.linalg.cholesky(whole), by_linear[..., None])[..., 0]
+    reduced = gradient + tf.reduce_sum(tf.linalg.matvec(mixed, move), 1)
+    along = tf.linalg.matvec(factors.vectors, reduced, transpose_a=True)
+    upwards = tf.maximum(tf.abs(factors.values), FLATTEST)
+    decrement = tf.reduce_sum(along**2 / upwards, -1) - tf.reduce_sum(move * by_linear, [1, 2])
+    step = -tf.linalg.matvec(factors.vectors, along / (upwards + _damping(factors, along, upwards, radius)[:, None]))
+    right = tf.linalg.matvec(linear, now) - linear_gradient - tf.linalg.matvec(mixed, step[:, None], transpose_a=True)
+    return step, fluxes.solve(linear, right, now) - now, tf.sqrt(tf.maximum(decrement, 0))
+
+
+def _damping(factors: Factors, along: tf.Tensor, upwards: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+    """[B]: what to add to the curvature so that the step's largest component is `radius`; 0 where it is less anyway."""
+
+    def short(damping: tf.Tensor) -> tf.Tensor:
+        step = tf.linalg.matvec(factors.vectors, along / (upwards + damping[:, None]))
+        return tf.reduce_max(tf.abs(step), -1) <= radius
+
+    none = tf.zeros_like(radius)
+    low = none + 1e-9
+    high = tf.norm(along, axis=-1) / radius + low  # is enough: no step is longer than |along| / damping
+    for _ in range(BISECTIONS):
+        middle = tf.sqrt(low * high)
+        enough = short(middle)
+        low, high = tf.where(enough, low, middle), tf.where(enough, middle, high)
+    return tf.where(short(none), none, high)
 
 
 def laplace(system: NormalEquations) -> Laplace:
     """Covariances by inverting the normal equations block by block."""
-    curvature, gain, _ = eliminate(system)
+    curvature, gain, linear = eliminate(system)
     batch, bands, terms, number = gain.shape
     latent = tf.linalg.inv(curvature + 1e-9 * tf.eye(number, dtype=tf.float64))
     flat = tf.reshape(gain, [batch, bands * terms, number])
     shared = tf.reshape(tf.matmul(tf.matmul(flat, latent), flat, transpose_b=True), [batch, bands, terms, bands, terms])
-    own = tf.linalg.inv(system.linear)
+    own = tf.linalg.inv(linear)
     eye = tf.eye(bands, dtype=tf.float64)
     return Laplace(latent, shared + own[:, :, :, None, :] * eye[None, :, None, :, None])

@@ -9,17 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import gauss_newton, profiles
+from tfdeblend import fluxes, gauss_newton, profiles
 from tfdeblend.batch import BatchShape, BlendBatch
-from tfdeblend.gauss_newton import Laplace, NormalEquations
+from tfdeblend.gauss_newton import Bend, Laplace, NormalEquations
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.optimize import BatchedAdam
-from tfdeblend.priors import Frame, GalaxyPrior
+from tfdeblend.priors import Frame, GalaxyPrior, draw
 
-# Fluxes are flat where positive, and half a Gaussian of this width where negative, in units of a pixel's noise: about
-# the error of the flux in 25 pixels. Without it a faint source turns negative to mend the misfit of a bright neighbour.
-NEGATIVE_FLUX = 5.0
-FLUX_SOLVES = 4
+FLUX_REFINEMENTS = 3  # the curvature is good to 1e-3, each refinement gains as much
+# How far a latent may move in one step, in standard deviations of its prior.
+FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class MapOptions:
 
     adam_steps: int = 20
     learning_rate: float = 0.1
-    newton_rounds: int = 6
-    newton_steps: int = 8
+    newton_rounds: int = 20
+    newton_steps: int = 2
     tolerance: float = 0.03
     background: bool = False
     model_error: float = 0.01
@@ -85,7 +84,6 @@ class MapFit:
         self.adam = BatchedAdam(
             [latent, flux, flux[:1] + flux[2:]], options.adam_steps, options.learning_rate, dtype=prior.dtype
         )
-        self._equations = tf.function(self._normal_equations, autograph=False)
         self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, batch: BlendBatch, start: np.ndarray | None = None) -> MapResult:
@@ -124,7 +122,7 @@ class MapFit:
     def _loss(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B]: -log posterior up to a constant."""
         model = self._model(state, likelihood, tensors)
-        return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(state.latent**2, [1, 2]) + negative(state.flux))
+        return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(state.latent**2, [1, 2]) + fluxes.penalty(state.flux))
 
     # -- the fit
 
@@ -132,22 +130,26 @@ class MapFit:
         exact = Likelihood(tensors, self.shape)
         unit = profiles.render(self.mixture(first, tensors), self.shape.stamp)
         state = self.solve_fluxes(unit, exact, tensors)._replace(latent=first)
-        state, adam_steps = self._adam(state, self._tolerant(state, exact, tensors), tensors)
-        state, distance, newton_steps = self._newton(state, exact, tensors)
-        likelihood = self._tolerant(state, exact, tensors)
+        likelihood = self._tolerant(state.background, exact, tensors)
+        state, adam_steps = self._adam(state, likelihood, tensors)
+        state, distance, newton_steps = self._newton(state, likelihood, tensors)
         stamps = self._stamps(state, tensors)
         model = self._model(state, likelihood, tensors)
         sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
-        covariance = gauss_newton.laplace(self._equations(state, model, likelihood.weights, tensors))
+        covariance = gauss_newton.laplace(self._normal_equations(state, model, likelihood, tensors)[0])
         summary, spread = self._summary(state, covariance.latent, tensors)
         steps = adam_steps + newton_steps
         chi2 = exact.chi2(model)
         return MapResult(state, model, sources, stamps, chi2, distance, steps, covariance, summary, spread)
 
-    def _tolerant(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> Likelihood:
-        """The likelihood with the model's own error added to the noise's variance, at its present brightness."""
-        model = self._model(state._replace(background=tf.zeros_like(state.background)), likelihood, tensors)
-        weights = likelihood.weights / (1 + likelihood.weights * (self.options.model_error * model) ** 2)
+    def _tolerant(self, background: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> Likelihood:
+        """The likelihood with the model's own error added to the noise's variance.
+
+        The brightness that it is a fraction of is the data's: where it matters the noise is a hundred times fainter,
+        and the weights then depend on no model, so that there is one maximum to find from wherever the fit starts.
+        """
+        light = tf.nn.relu(likelihood.images - background[..., None, None])
+        weights = likelihood.weights / (1 + likelihood.weights * (self.options.model_error * light) ** 2)
         return Likelihood(tensors | {"weights": weights}, self.shape)
 
     def _adam(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
@@ -164,70 +166,75 @@ class MapFit:
         best, steps = self.adam.minimize(objective, [state.latent, state.flux / unit, state.background])
         return state_of(best), steps
 
-    def _newton(self, state: MapState, exact: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Damped Gauss-Newton: rounds of several steps with one curvature, which costs as much as ten gradients.
+    def _newton(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
+        """Rounds of a few steps with one curvature, which costs as much as ten gradients.
 
-        Each round begins with the model's error taken at its present brightness; a blend is done when a round finds it
-        converged at once, so that where it ends does not depend on how it came there.
+        A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
+        there.
         """
         batch = self.shape.blends
-        damping = tf.fill([batch], tf.constant(1e-4, tf.float64))
+        radius = tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64))
         distance = tf.fill([batch], tf.constant(float("inf"), tf.float64))
         steps, active = tf.zeros([batch], tf.int32), tf.fill([batch], True)
 
-        def advance(count, state, damping, distance, steps, active):
-            likelihood = self._tolerant(state, exact, tensors)
+        def advance(count, state, radius, distance, steps, active):
             model = self._model(state, likelihood, tensors)
-            factors = gauss_newton.factorise(self._equations(state, model, likelihood.weights, tensors), damping)
-            inner = [0, state, model, distance, active, tf.zeros([batch], tf.int32), tf.zeros([batch], tf.int32)]
+            system, bend = self._normal_equations(state, model, likelihood, tensors)
+            factors = [gauss_newton.factorise(system), gauss_newton.factorise(gauss_newton.bent(system, bend))]
+            inner = [0, state, model, radius, distance, active, tf.zeros([batch], tf.int32)]
             step = functools.partial(self._newton_step, factors, likelihood, tensors)
             inner = tf.while_loop(
-                lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[3]), step, inner
+                lambda i, *rest: (i < self.options.newton_steps) & tf.reduce_any(rest[4]), step, inner
             )
-            _, state, _, distance, _, tried, taken = inner
-            worked = 2 * taken >= tried
-            damping = tf.clip_by_value(tf.where(worked, damping / 30, damping * 30), 1e-8, 1e3)
-            return count + 1, state, damping, distance, steps + tried, active & (tried > 0)
+            _, state, _, radius, distance, _, tried = inner
+            return count + 1, state, radius, distance, steps + tried, active & (tried > 0)
 
         def unfinished(count, *rest):
             return (count < self.options.newton_rounds) & tf.reduce_any(rest[-1])
 
-        start = [0, state, damping, distance, steps, active]
+        start = [0, state, radius, distance, steps, active]
         _, state, _, distance, steps, _ = tf.while_loop(unfinished, advance, start)
         return state, distance, steps
 
-    def _newton_step(self, factors, likelihood, tensors, count, state, model, distance, active, tried, taken):
-        """One step down the gradient in the metric of `factors`, then to the minimum of the parabola through the step's
-        start, slope and end (Gauss-Newton may underestimate the curvature and overshoot); not taken if the loss
-        rises."""
-        gradient = self._gradient(state, likelihood, tensors)
-        latent, linear, distance_now = gauss_newton.solve(factors, *gradient)
-        slope = tf.reduce_sum(latent * gradient[0], 1) + tf.reduce_sum(linear * gradient[1], [1, 2])
-        slope = tf.cast(slope, self.prior.dtype)
+    def _newton_step(self, factors, likelihood, tensors, count, state, model, radius, distance, active, tried):
+        """The better of one step with each of the curvatures `factors`, the last of which is exact; none, and a smaller
+        trust region, if both lead uphill."""
+        by_latent, by_linear, now = self._gradient(state, likelihood, tensors)
+        best, best_model = state, model
+        lowest, length = tf.zeros_like(tensors["arcsec"]), radius
+        for each in factors:
+            latent, linear, distance_now = gauss_newton.solve(each, by_latent, by_linear, now, radius)
+            step = self._state_of(latent, linear)
+            trial = MapState(*(old + move for old, move in zip(state, step, strict=True)))
+            trial_model = self._model(trial, likelihood, tensors)
+            rise = self._rise(state, model, trial, trial_model, likelihood)
+            better = rise < lowest
+            best = MapState(*(tf.where(_expand(better, b), t, b) for t, b in zip(trial, best, strict=True)))
+            best_model = tf.where(_expand(better, best_model), trial_model, best_model)
+            lowest = tf.where(better, rise, lowest)
+            length = tf.where(better, tf.reduce_max(tf.abs(latent), 1), length)
         distance = tf.where(active, distance_now, distance)
         active &= distance > self.options.tolerance
-        step = self._state_of(latent, linear)
-        full = MapState(*(old + move for old, move in zip(state, step, strict=True)))
-        rise = self._rise(state, model, full, self._model(full, likelihood, tensors), likelihood)
-        length = tf.clip_by_value(-slope / tf.maximum(2 * (rise - slope), 1e-20), 0.05, 1.5)
-        trial = MapState(*(old + _expand(length, old) * move for old, move in zip(state, step, strict=True)))
-        trial_model = self._model(trial, likelihood, tensors)
-        better = active & (self._rise(state, model, trial, trial_model, likelihood) <= 0)
-        state = MapState(*(tf.where(_expand(better, old), new, old) for new, old in zip(trial, state, strict=True)))
-        model = tf.where(_expand(better, model), trial_model, model)
-        tried, taken = tried + tf.cast(active, tf.int32), taken + tf.cast(better, tf.int32)
-        return count + 1, state, model, distance, active, tried, taken
+        downhill = active & (lowest < 0)
+        state = MapState(*(tf.where(_expand(downhill, b), b, old) for b, old in zip(best, state, strict=True)))
+        model = tf.where(_expand(downhill, model), best_model, model)
+        wider = tf.where(length > 0.9 * radius, 2 * radius, radius)
+        radius = tf.clip_by_value(tf.where(lowest < 0, wider, radius / 4), 1e-6, WIDEST_RADIUS)
+        return count + 1, state, model, radius, distance, active, tried + tf.cast(active, tf.int32)
 
     def _gradient(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Of the loss, float64: by the latents [B, L] and the linear terms [B, C, Q], as NormalEquations order them."""
+        """Float64, as the normal equations order them: of the loss by the latents [B, L], of the data's part by the
+        linear terms [B, C, Q], and these terms themselves [B, C, Q]."""
         with tf.GradientTape() as tape:
             tape.watch(state)
-            loss = self._loss(state, likelihood, tensors)
-        by_latent, by_flux, by_background = (tf.cast(g, tf.float64) for g in tape.gradient(loss, state))
-        if not self.options.background:
-            by_background = tf.zeros_like(by_background)
-        linear = tf.concat([tf.linalg.matrix_transpose(by_flux), by_background[..., None]], -1)
-        return tf.reshape(by_latent, [self.shape.blends, -1]), linear
+            loss = 0.5 * likelihood.chi2(self._model(state, likelihood, tensors))
+        by_latent, by_flux, by_background = tape.gradient(loss, state)
+        by_background *= float(self.options.background)
+        linear, now = (
+            tf.cast(tf.concat([tf.linalg.matrix_transpose(flux), background[..., None]], -1), tf.float64)
+            for flux, background in ((by_flux, by_background), (state.flux, state.background))
+        )
+        return tf.reshape(tf.cast(by_latent + state.latent, tf.float64), [self.shape.blends, -1]), linear, now
 
     def _state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
         """Latents [B, L] and linear terms [B, C, Q], as the normal equations order them, as a state."""
@@ -241,46 +248,77 @@ class MapFit:
         both = old_model + new_model - 2 * likelihood.images
         data = tf.reduce_sum(likelihood.weights * (new_model - old_model) * both, [1, 2, 3])
         prior = tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
-        return 0.5 * (data + prior + negative(new.flux) - negative(old.flux))
+        return 0.5 * (data + prior + fluxes.penalty(new.flux) - fluxes.penalty(old.flux))
 
     def solve_fluxes(self, unit: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]) -> MapState:
         """The best fluxes and background for stamps of unit flux [B, K, C or 1, P, P]; latents zero."""
-        gram, right = likelihood.normal(
-            self._real(unit[:, :, None], tensors), likelihood.root_weights * likelihood.images
-        )
         used = tf.cast(self._used(tensors), tf.float64)[:, None]
-        gram, right = gauss_newton.regular(tf.cast(gram, tf.float64), used), tf.cast(right, tf.float64) * used
-        best = tf.zeros_like(right)
-        for _ in range(FLUX_SOLVES):  # which fluxes are negative settles after a few
-            held = tf.linalg.diag(self._held(tf.linalg.matrix_transpose(best[..., :-1])))
-            best = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram + held), right[..., None])[..., 0]
+        gram = gauss_newton.regular(likelihood.gram(self._real(unit[:, :, None], tensors)), used)
+        best = tf.zeros(gram.shape[:-1], tf.float64)
         latent = tf.zeros([self.shape.blends, self.shape.sources * self.prior.size], tf.float64)
+        for _ in range(FLUX_REFINEMENTS):
+            state = self._state_of(latent, best)
+            model = likelihood.render(unit, state.flux * tensors["is_source"][..., None], state.background)
+            slope = likelihood.project(unit, likelihood.root_weights * (likelihood.images - model))
+            best = fluxes.solve(gram, tf.linalg.matvec(gram, best) + tf.cast(slope, tf.float64) * used, best)
         return self._state_of(latent, best)
 
     def _normal_equations(
-        self, state: MapState, model: tf.Tensor, weights: tf.Tensor, tensors: dict[str, tf.Tensor]
-    ) -> NormalEquations:
-        likelihood = Likelihood(tensors | {"weights": weights}, self.shape)
+        self, state: MapState, model: tf.Tensor, likelihood: Likelihood, tensors: dict[str, tf.Tensor]
+    ) -> tuple[NormalEquations, Bend]:
+        images, mixing = self._tangents(state, tensors)
+        gram = gauss_newton.mix(likelihood.gram(self._real(images, tensors)), mixing)
+        system = gauss_newton.assemble(gram, state.flux, state.background, self._used(tensors), self.prior.size)
+        pulled = likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model))
+        pulled *= tensors["is_source"][..., None, None, None]
         mixture = self.mixture(state.latent, tensors)
-        weight, exponent = self._jacobian(
+        d_weight, d_exponent = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state, tensors
         )
-        stamp = self.shape.stamp
-        tangents = profiles.render_tangents(mixture, weight, exponent, stamp)
-        images = tf.concat([tangents, profiles.render(mixture, stamp)[:, :, None]], 2)
-        return gauss_newton.assemble(
-            *likelihood.normal(self._real(images, tensors), likelihood.root_weights * (likelihood.images - model)),
-            state.flux,
-            state.latent,
-            self.prior.bend(state.latent),
-            self._used(tensors),
-            self._held(state.flux),
+        part = profiles.contract(mixture, d_weight, d_exponent, pulled, state.flux)
+        bend = part.bend + self._bend(state, part, tensors)
+        return system, Bend(-tf.cast(bend, tf.float64), -tf.cast(part.slope, tf.float64))
+
+    def _tangents(self, state: MapState, tensors: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
+        derivatives, by its S latents and, last, by its flux, holds of them [B, C, K, S + 1, I].
+
+        Components look alike in all bands, which differ only in how much of each they hold: so few images are enough.
+        """
+        frame = self._frame(tensors)
+        shape, share = self.prior.anatomy(state.latent, frame)
+        by_shape, by_share = self._jacobian(self.prior.anatomy, state, tensors)  # [B, K, S, D, 6], [B, K, S, D, C]
+        free = 6 if self.prior.free_index else 5
+        parts = draw(shape, frame.each())
+        d_weight, d_exponent = _slopes(
+            lambda x: profiles.coefficients(draw(x, frame.each().each())), shape, free
+        )
+        side = self.shape.stamp
+        tangents = profiles.render_tangents(parts, d_weight, d_exponent, side)
+        images = [tangents, profiles.render(parts, side)[:, :, :, None]]
+        own = tf.einsum("bkdc,bksdm->bcksdm", share, by_shape[..., :free])
+        own = tf.concat([own, tf.einsum("bksdc->bcksd", by_share)[..., None]], -1)
+        flux = tf.pad(tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None], [[0, 0]] * 5 + [[free, 0]])
+        mixing = tf.concat([own, flux], 3)
+        count = mixing.shape[-1] * mixing.shape[-2]
+        return (
+            tf.reshape(tf.concat(images, 3), [*shape.shape[:2], count, 1, side, side]),
+            tf.reshape(mixing, [*mixing.shape[:-2], count]),
         )
 
-    def _held(self, flux: tf.Tensor) -> tf.Tensor:
-        """[B, C, K + 1]: the prior's curvature in the linear terms, which is there where a flux is negative."""
-        held = tf.cast(tf.linalg.matrix_transpose(flux) < 0, tf.float64) / NEGATIVE_FLUX**2
-        return tf.pad(held, [[0, 0], [0, 0], [0, 1]])
+    def _bend(self, state: MapState, part: profiles.Contraction, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, K, S, S]: the mixtures' second derivatives by the latents, contracted with what each coefficient does."""
+
+        def slope(latent: tf.Tensor, frame: Frame) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(latent)
+                weight, exponent = profiles.coefficients(self.prior.mixture(latent, frame))
+                value = tf.reduce_sum(weight * part.by_weight[:, :, None])
+                value += tf.reduce_sum(exponent * part.by_exponent[:, :, None])
+            return [tape.gradient(value, latent)]
+
+        (bend,) = self._jacobian(slope, state, tensors)
+        return 0.5 * (bend + tf.linalg.matrix_transpose(bend))
 
     def _real(self, stamps: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """Stamps [B, K, Q, C or 1, P, P], zero where the source is padding."""
@@ -292,16 +330,9 @@ class MapFit:
         return tf.concat([tensors["is_source"], free], 1)
 
     def _jacobian(self, function, state: MapState, tensors: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Derivatives [B, K, S, ...] of function(latent, frame) by each latent. A source depends on its own latents
-        only, so one forward sweep over S copies of every source, each pushed along another axis, gives them all."""
-        size = self.prior.size
-        latent = tf.tile(state.latent[:, :, None], [1, 1, size, 1])
-        frame = Frame(*(tf.stack([part] * size, 2) for part in self._frame(tensors)))
-        axes = tf.broadcast_to(tf.eye(size, dtype=latent.dtype), latent.shape)
-        with tf.autodiff.ForwardAccumulator(latent, axes) as forward:
-            outputs = function(latent, frame)
-        zero = tf.UnconnectedGradients.ZERO
-        return [forward.jvp(output, unconnected_gradients=zero) for output in tf.nest.flatten(outputs)]
+        """Derivatives [B, K, S, ...] of function(latent, frame) by each latent."""
+        frame = Frame(*(tf.expand_dims(part, 2) for part in self._frame(tensors)))
+        return _slopes(lambda latent: function(latent, frame), state.latent, self.prior.size)
 
     def _summary(self, state: MapState, covariance: tf.Tensor, tensors: dict[str, tf.Tensor]):
         """Shapes of all sources and their covariance, by linear propagation."""
@@ -314,10 +345,17 @@ class MapFit:
         return self.prior.summary(state.latent, self._frame(tensors)), spread
 
 
-def negative(flux: tf.Tensor) -> tf.Tensor:
-    """[B]: twice the penalty of negative fluxes [B, K, C]."""
-    return tf.reduce_sum((tf.nn.relu(-flux) / NEGATIVE_FLUX) ** 2, [1, 2])
-
-
 def _expand(flag: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flag, [-1] + [1] * (len(like.shape) - 1))
+
+
+def _slopes(function, x: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """Derivatives [..., count, ...] of function(x) by the first `count` components of x [..., S], by differences.
+
+    The function sees copies [..., count, S], each moved along another axis. Differences are good to 1e-4 in float32,
+    enough for a curvature, and their graph compiles in a fifth of the time that forward-mode derivatives take.
+    """
+    step = np.cbrt(x.dtype.as_numpy_dtype(np.finfo(x.dtype.as_numpy_dtype).eps))
+    axes = step * tf.eye(count, x.shape[-1], dtype=x.dtype)
+    ahead, behind = (tf.nest.flatten(function(x[..., None, :] + move)) for move in (axes, -axes))
+    return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]

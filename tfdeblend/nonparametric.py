@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import profiles
+from tfdeblend import fluxes, profiles
 from tfdeblend.batch import BlendBatch
 from tfdeblend.likelihood import Likelihood
-from tfdeblend.mapfit import MapFit, MapResult, MapState, negative
+from tfdeblend.mapfit import MapFit, MapResult, MapState
 from tfdeblend.operators import Shift
 from tfdeblend.optimize import BatchedAdam
 
@@ -130,7 +130,7 @@ class NonparametricFit:
             z, flux, background = values
             colour = flux * flux_unit * is_source
             model = likelihood.render(unit_of(z), colour, background * float(self.seed.options.background))
-            return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(z**2, [1, 2]) + negative(colour))
+            return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(z**2, [1, 2]) + fluxes.penalty(colour))
 
         zero = tf.zeros([*state.latent.shape[:2], len(self.basis)], self.dtype)
         (z, _, _), steps = self.adam.minimize(objective, [zero, state.flux / flux_unit, state.background])

@@ -24,6 +24,8 @@ from tensorflow_probability import distributions as tfd
 from tfdeblend import profiles
 from tfdeblend.profiles import Mixture
 
+FARTHEST = 3.0  # times the expected error of a position: no source moves further, or it would mend a bright neighbour
+
 
 class Disc(tfb.Bijector):
     """R^2 -> open unit disc: x / sqrt(1 + |x|^2). log|det J| = -2 log(1 + |x|^2)."""
@@ -41,6 +43,32 @@ class Disc(tfb.Bijector):
         return -2 * tf.math.log1p(tf.reduce_sum(x**2, -1))
 
 
+class Frame(NamedTuple):
+    """Where and how finely sources are drawn; each [...] as the latents' leading shape.
+
+    center: [..., 2] the given position (y, x) relative to stamp pixel (P // 2, P // 2). arcsec: pixels in an arcsec.
+    is_point: 1 for point sources, which have no extent. model_sigma: the model PSF's sigma in pixels.
+    """
+
+    center: tf.Tensor
+    arcsec: tf.Tensor
+    is_point: tf.Tensor
+    model_sigma: tf.Tensor
+
+    def each(self) -> Frame:
+        """The same for all D components of a source, [..., 1]; a centre is a component's own."""
+        return Frame(self.center[..., None, :], *(part[..., None] for part in self[1:]))
+
+
+def draw(shape: tf.Tensor, frame: Frame) -> Mixture:
+    """Components `Anatomy.shape` [..., 6] as mixtures of unit flux in one band, [...] as the frame's own fields."""
+    amplitude, variance = profiles.sersic(shape[..., 5])
+    extent = (frame.arcsec * (1 - frame.is_point) * shape[..., 2]) ** 2
+    resolution = (frame.model_sigma**2)[..., None, None] * tf.constant([1, 0, 1], shape.dtype)
+    spread = (extent[..., None] * variance)[..., None] * profiles.ellipse(shape[..., 3:5])[..., None, :]
+    return Mixture(amplitude[..., None, :], spread + resolution, shape[..., :2])
+
+
 class Component(NamedTuple):
     """One Sersic component of a source: its share of the flux in each band [..., C or 1], index [...], half-light
     radius in arcsec [...] (of the circle of equal area) and ellipticity [..., 2]."""
@@ -49,6 +77,14 @@ class Component(NamedTuple):
     index: tf.Tensor
     radius: tf.Tensor
     ellipticity: tf.Tensor
+
+
+class Anatomy(NamedTuple):
+    """D components of a source. shape: [..., D, 6] centre (y, x) in stamp pixels, half-light radius in arcsec, e1, e2,
+    index. share: [..., D, C] of the flux in each band."""
+
+    shape: tf.Tensor
+    share: tf.Tensor
 
 
 class GalaxyPrior(abc.ABC):
@@ -61,10 +97,12 @@ class GalaxyPrior(abc.ABC):
     """
 
     name: str
+    free_index = False  # whether a component's Sersic index is a parameter
 
     def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32):
         self.bands, self.dtype = bands, dtype
-        offset = tfb.Scale(tf.constant(position_sigma, dtype))
+        reach, unit = (tf.constant(value, dtype) for value in (FARTHEST * position_sigma, 1 / FARTHEST))
+        offset = tfb.Chain([tfb.Scale(reach), Disc(), tfb.Scale(unit)])
         self.parts: dict[str, tuple[int, tfb.Bijector]] = {"offset": (2, offset)} | self.parameters()
 
     @abc.abstractmethod
@@ -107,32 +145,30 @@ class GalaxyPrior(abc.ABC):
         theta |= {name: ellipticity for name in theta if name in ("ellipticity", "disk_ellipticity")}
         return tf.clip_by_value(self.pack(theta), -2, 2)
 
-    def bend(self, latent: tf.Tensor) -> tf.Tensor:
-        """[..., S]: theta'' / theta' of every latent, how bent steps along z are; 0 where a bijector mixes several."""
-        pieces = tf.split(latent, [size for size, _ in self.parts.values()], axis=-1)
-        bends = []
-        for (_, bijector), z in zip(self.parts.values(), pieces, strict=True):
-            if bijector.forward_min_event_ndims:
-                bends.append(tf.zeros_like(z))
-                continue
-            with tf.GradientTape() as tape:
-                tape.watch(z)
-                log_slope = bijector.forward_log_det_jacobian(z, event_ndims=0) + tf.zeros_like(z)
-            bends.append(tape.gradient(log_slope, z, unconnected_gradients=tf.UnconnectedGradients.ZERO))
-        return tf.concat(bends, -1)
+    def anatomy(self, latent: tf.Tensor, frame: Frame) -> Anatomy:
+        """The D components that latents [..., S] describe."""
+        theta = self.unpack(latent)
+        center = frame.center + theta["offset"]
+        components = self.components(theta)
+        shapes = [
+            tf.concat([center, part.radius[..., None], part.ellipticity, part.index[..., None]], -1)
+            for part in components
+        ]
+        shares = [tf.broadcast_to(part.fraction, [*latent.shape[:-1], self.bands]) for part in components]
+        return Anatomy(tf.stack(shapes, -2), tf.stack(shares, -2))
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
-        """The unit-flux sources of latents [..., S], ready to render."""
-        theta = self.unpack(latent)
-        extent = (frame.arcsec * (1 - frame.is_point))[..., None, None]
-        resolution = (frame.model_sigma**2)[..., None, None] * tf.constant([1, 0, 1], self.dtype)
-        amplitudes, covariances = [], []
-        for part in self.components(theta):
-            amplitude, variance = profiles.sersic(part.index)
-            shape = (part.radius**2)[..., None, None] * profiles.ellipse(part.ellipticity)[..., None, :]
-            amplitudes.append(part.fraction[..., :, None] * amplitude[..., None, :])
-            covariances.append(extent**2 * variance[..., :, None] * shape + resolution)
-        return Mixture(tf.concat(amplitudes, -1), tf.concat(covariances, -2), frame.center + theta["offset"])
+        """The unit-flux sources of latents [..., S], ready to render; one band where all are alike."""
+        shape, share = self.anatomy(latent, frame)
+        parts = draw(shape, frame.each())
+        share = tf.linalg.matrix_transpose(share if share.shape[-2] > 1 else share[..., :1])  # [..., C or 1, D]
+        amplitude = share[..., None] * tf.expand_dims(parts.amplitude[..., 0, :], -3)  # [..., C or 1, D, J]
+        count = amplitude.shape[-2] * amplitude.shape[-1]
+        return Mixture(
+            tf.reshape(amplitude, [*amplitude.shape[:-2], count]),
+            tf.reshape(parts.covariance, [*latent.shape[:-1], count, 3]),
+            parts.center[..., 0, :],
+        )
 
     def summary(self, latent: tf.Tensor, frame: Frame) -> tf.Tensor:
         """[..., 5]: (y, x) relative to stamp pixel P // 2 and half-light radius, in pixels, and e1, e2; model PSF taken
@@ -175,19 +211,6 @@ class GalaxyPrior(abc.ABC):
         return tfb.Chain([Disc(), tfb.Scale(tf.constant(sigma, self.dtype))])
 
 
-class Frame(NamedTuple):
-    """Where and how finely sources are drawn; each [...] as the latents' leading shape.
-
-    center: [..., 2] the given position (y, x) relative to stamp pixel (P // 2, P // 2). arcsec: pixels in an arcsec.
-    is_point: 1 for point sources, which have no extent. model_sigma: the model PSF's sigma in pixels.
-    """
-
-    center: tf.Tensor
-    arcsec: tf.Tensor
-    is_point: tf.Tensor
-    model_sigma: tf.Tensor
-
-
 class ExponentialPrior(GalaxyPrior):
     """A disk: Sersic index 1, one shape in all bands."""
 
@@ -207,6 +230,7 @@ class SersicPrior(GalaxyPrior):
     """One Sersic profile, 0.5 < n < 6.2, one shape in all bands."""
 
     name = "sersic"
+    free_index = True
 
     def parameters(self):
         return {

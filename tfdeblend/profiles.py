@@ -36,6 +36,16 @@ AMPLITUDES = np.array([
 # fmt: on
 
 
+# The products of two of the six monomials (1, y, x, y^2, yx, x^2): the 15 of degree at most four, each once as a pair
+# of factors, and which of them [m, n] is.
+_DEGREES = np.array([(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)])
+_SUMS, _FIRST, _WHICH = np.unique(
+    (_DEGREES[:, None] + _DEGREES[None]).reshape(-1, 2), axis=0, return_index=True, return_inverse=True
+)
+FACTORS = np.stack([_FIRST // 6, _FIRST % 6])
+PRODUCTS = _WHICH.reshape(6, 6)
+
+
 class Mixture(NamedTuple):
     """J Gaussians around one centre, in pixels.
 
@@ -158,3 +168,64 @@ def render_tangents(mixture: Mixture, d_weight: tf.Tensor, d_exponent: tf.Tensor
     per_monomial = tf.reshape(per_monomial, [*shape[:-2], 7, side * side])
     flat = tf.reduce_sum(per_monomial * tf.concat([basis, tf.ones_like(basis[:1])], 0), -2)
     return tf.reshape(flat, [*flat.shape[:-1], side, side])
+
+
+class Contraction(NamedTuple):
+    """phi_c = <pulled_c, sum_j w_cj G_j> of stamps with a mixture, and what its derivatives need.
+
+    slope: [..., S, C] d phi_c / d z_s. bend: [..., S, S] sum_c f_c d^2 phi_c / dz dz' as far as it comes from first
+    derivatives of the coefficients. by_weight: [..., C, J], by_exponent: [..., J, 6]: d (sum_c f_c phi_c) by the
+    coefficients, with which their second derivatives are to be contracted.
+    """
+
+    slope: tf.Tensor
+    bend: tf.Tensor
+    by_weight: tf.Tensor
+    by_exponent: tf.Tensor
+
+
+def contract(
+    mixture: Mixture, d_weight: tf.Tensor, d_exponent: tf.Tensor, pulled: tf.Tensor, flux: tf.Tensor
+) -> Contraction:
+    """Second derivatives of <pulled, render(mixture)> by moments of the stamps up to the fourth order.
+
+    Args:
+      d_weight: [..., S, C or 1, J], d_exponent: [..., S, J, 6]: derivatives of the `coefficients` along S directions.
+      pulled: [..., C, P, P]. flux: [..., C], f_c.
+    """
+    weight, exponent = coefficients(mixture)
+    side, bands = pulled.shape[-1], pulled.shape[-3]
+    basis = monomials(side, weight.dtype)
+    fourth = tf.gather(basis, FACTORS[0]) * tf.gather(basis, FACTORS[1])
+    gaussians = tf.exp(tf.matmul(exponent, basis))
+    seen = tf.reshape(pulled, [*pulled.shape[:-2], side * side])
+    first = _moments(seen, basis, gaussians)  # [..., C, 6, J]
+    slope = tf.einsum("...scj,...cj->...sc", tf.repeat(d_weight, bands // d_weight.shape[-2], -2), first[..., 0, :])
+    slope += tf.einsum("...sjm,...cj,...cmj->...sc", d_exponent, _in_bands(weight, bands), first)
+    coloured = flux[..., None, None] * first
+    weighted = flux[..., None] * _in_bands(weight, bands)
+    if weight.shape[-2] == 1:  # one shape in all bands: so is its bend
+        seen = tf.einsum("...cn,...c->...n", seen, flux)[..., None, :]
+        second = _moments(seen, fourth, gaussians)[..., 0, :, :] * weight
+        coloured = tf.reduce_sum(coloured, -3, keepdims=True)
+    else:
+        second = tf.einsum("...cmj,...cj->...mj", _moments(seen, fourth, gaussians), weighted)
+    second = tf.gather(second, PRODUCTS, axis=-2)  # [..., 6, 6, J]
+    bend = tf.einsum("...sjm,...tjn,...mnj->...st", d_exponent, d_exponent, second)
+    crossed = tf.einsum("...scj,...tjm,...cmj->...st", d_weight, d_exponent, coloured)
+    by_exponent = tf.einsum("...cj,...cmj->...jm", weight, coloured)
+    bend += crossed + tf.linalg.matrix_transpose(crossed)
+    return Contraction(slope, bend, coloured[..., 0, :], by_exponent)
+
+
+def _moments(stamps: tf.Tensor, basis: tf.Tensor, gaussians: tf.Tensor) -> tf.Tensor:
+    """sum_n stamps_cn basis_mn gaussians_jn: [..., C, N], [M, N], [..., J, N] -> [..., C, M, J]."""
+    shape = [*stamps.shape[:-2], stamps.shape[-2] * basis.shape[0], stamps.shape[-1]]
+    weighted = tf.reshape(stamps[..., None, :] * basis, shape)
+    moments = tf.matmul(weighted, gaussians, transpose_b=True)
+    return tf.reshape(moments, [*stamps.shape[:-1], basis.shape[0], gaussians.shape[-2]])
+
+
+def _in_bands(weight: tf.Tensor, bands: int) -> tf.Tensor:
+    """[..., C or 1, J] -> [..., C, J]."""
+    return tf.repeat(weight, bands // weight.shape[-2], -2)
