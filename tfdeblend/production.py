@@ -106,6 +106,8 @@ class Production:
                 pass
         for name in names:
             (self.out / name).unlink(missing_ok=True)
+            for half_written in self.out.glob(f".{name}.*.tmp*"):  # by a run that was killed
+                half_written.unlink(missing_ok=True)
 
     def _description(self) -> dict[str, Any]:
         """What must agree for files to be kept, in the types that JSON gives back."""
