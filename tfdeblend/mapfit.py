@@ -29,7 +29,7 @@ class MapOptions:
     newton_rounds: at most so many times the curvature is computed, and `newton_steps` steps are taken with it.
     tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
     over all its parameters together. background: fit a constant in each band.
-    model_error: of every model's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
+    model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
     """
@@ -167,7 +167,7 @@ class MapFit:
         return state_of(best), steps
 
     def _newton(self, state: MapState, likelihood: Likelihood, tensors: dict[str, tf.Tensor]):
-        """Rounds of a few steps with one curvature, which costs as much as ten gradients.
+        """Rounds of a few steps with one curvature, which costs as much as several gradients.
 
         A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
         there.
@@ -353,7 +353,7 @@ def _slopes(function, x: tf.Tensor, count: int) -> list[tf.Tensor]:
     """Derivatives [..., count, ...] of function(x) by the first `count` components of x [..., S], by differences.
 
     The function sees copies [..., count, S], each moved along another axis. Differences are good to 1e-4 in float32,
-    enough for a curvature, and their graph compiles in a fifth of the time that forward-mode derivatives take.
+    enough for a curvature, and their graph compiles in half of the time that forward-mode derivatives take.
     """
     step = np.cbrt(x.dtype.as_numpy_dtype(np.finfo(x.dtype.as_numpy_dtype).eps))
     axes = step * tf.eye(count, x.shape[-1], dtype=x.dtype)
