@@ -52,7 +52,7 @@ class Likelihood:
 
         The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, and last the constant 1,
         all times sqrt(w). Taken at every second pixel, for about a fifth of the time: through a PSF that is sampled
-        well, images and weights need no more, and a curvature is good to 1e-3, to 2% for galaxies that fill
+        well, images and weights need no more, and a curvature is good to 1%, to 2% for galaxies that fill
         their stamp. One band is in memory at a time.
         """
         batch, sources, images, bands, side, _ = stamps.shape

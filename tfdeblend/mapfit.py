@@ -16,7 +16,7 @@ from tfdeblend.likelihood import Likelihood
 from tfdeblend.optimize import BatchedAdam
 from tfdeblend.priors import Frame, GalaxyPrior, draw
 
-FLUX_REFINEMENTS = 3  # the curvature is good to 1e-3, each refinement gains as much
+FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
 # How far a latent may move in one step, in standard deviations of its prior.
 FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 

@@ -1,0 +1,62 @@
+"""The curvature of a fit against automatic differentiation of its loss and of what the residual sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from simulations import simulate
+
+from tfdeblend import profiles
+from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.likelihood import Likelihood
+from tfdeblend.mapfit import MapFit, MapState
+from tfdeblend.priors import PRIORS
+
+F64 = tf.float64
+
+
+@pytest.mark.parametrize("name", list(PRIORS))
+def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -> None:
+    """-<residual, d^2 model>: by latents of a source, and by its latents and fluxes."""
+    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
+    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
+    prior = PRIORS[name](2, dtype=F64)
+    fit, likelihood = MapFit(prior, shape), Likelihood(tensors, shape)
+    rng = np.random.default_rng(0)
+    latent = tf.constant(rng.normal(scale=0.7, size=(1, 3, prior.size)))
+    flux = tf.constant(rng.uniform(500, 4000, (1, 3, 2)))
+    state = MapState(latent, flux, tf.zeros([1, 2], F64))
+    model = fit._model(state, likelihood, tensors)
+    _, bend = fit._normal_equations(state, model, likelihood, tensors)
+    pulled = likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model))
+
+    def slopes(z: tf.Tensor) -> list[np.ndarray]:
+        """Of -<pulled, stamps> by latents, and of the same by band of unit flux."""
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(z)
+            seen = tf.reduce_sum(pulled * profiles.render(fit.mixture(z, tensors), shape.stamp), [3, 4])
+            whole, bands = -tf.reduce_sum(flux * seen), [-tf.reduce_sum(seen[..., c]) for c in range(2)]
+        return [tape.gradient(value, z).numpy() for value in (whole, *bands)]
+
+    np.testing.assert_allclose(bend.mixed, np.stack(slopes(latent)[1:], -1), atol=1e-7 * np.abs(bend.mixed).max())
+    step = 1e-4
+    moves = step * np.eye(prior.size)
+    rows = [(slopes(latent + move)[0] - slopes(latent - move)[0]) / (2 * step) for move in moves]
+    np.testing.assert_allclose(bend.latent, np.stack(rows, 2), atol=1e-6 * np.abs(bend.latent).max())
+
+
+def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
+    shape = scene_shape(simulate()[0], 48)
+    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
+    prior = PRIORS["sersic"](2, dtype=F64)
+    fit, likelihood = MapFit(prior, shape), Likelihood(tensors, shape)
+    state = MapState(tf.zeros([1, shape.sources, prior.size], F64), tf.ones([1, shape.sources, 2], F64), None)
+    images = fit._real(fit._tangents(state, tensors)[0], tensors)
+    gram = likelihood.gram(images)[0].numpy()
+    root = likelihood.root_weights[0].numpy()
+    every = np.concatenate([likelihood.render_each(images)[0].numpy() * root[:, None], root[:, None]], 1)
+    exact = np.einsum("cnyx,cmyx->cnm", every, every)
+    size = np.sqrt(np.maximum(np.einsum("cnn->cn", exact), 1e-30))
+    error = np.abs(gram - exact) / np.maximum(size[:, :, None] * size[:, None], 1e-12)
+    assert error.max() < 1e-2  # 7e-3, for seeing of 3.3 pixels and sources near the edge
