@@ -57,14 +57,14 @@ def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
 
     mixing: [B, C, K, S + 1, I] what each derivative holds of its own source's images. N' = K I + 1, N = K (S + 1) + 1.
     """
-    batch, bands, sources, size, images = mixing.shape
+    _, bands, sources, size, images = mixing.shape
     mixing = tf.cast(mixing, tf.float64)
     number = sources * images
 
     def rows(g: tf.Tensor) -> tf.Tensor:
         """Mixes the rows [B, C, K I, N] of a matrix."""
-        blocks = tf.reshape(g, [batch, bands, sources, images, -1])
-        return tf.reshape(tf.matmul(mixing, blocks), [batch, bands, sources * size, -1])
+        blocks = tf.reshape(g, [-1, bands, sources, images, g.shape[-1]])
+        return tf.reshape(tf.matmul(mixing, blocks), [-1, bands, sources * size, g.shape[-1]])
 
     def both(g: tf.Tensor) -> tf.Tensor:
         return tf.concat([rows(g[..., :number, :]), g[..., number:, :]], -2)
@@ -72,7 +72,9 @@ def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
     return both(tf.linalg.matrix_transpose(both(gram)))
 
 
-def assemble(gram: tf.Tensor, flux: tf.Tensor, background: tf.Tensor, used: tf.Tensor, size: int) -> NormalEquations:
+def assemble(
+    gram: tf.Tensor, flux: tf.Tensor, background: tf.Tensor, used: tf.Tensor, size: int, stiffness: tf.Tensor
+) -> NormalEquations:
     """Normal equations from whitened images: curvature J^T J (Gauss-Newton) and the prior's.
 
     Args:
@@ -80,20 +82,23 @@ def assemble(gram: tf.Tensor, flux: tf.Tensor, background: tf.Tensor, used: tf.T
         unit-flux image; N = K (S + 1) + 1, the constant last.
       flux: [B, K, C]. background: [B, C].
       used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. size: S.
+      stiffness: [B] the curvature of the latents' prior.
     """
-    batch, bands, count, _ = gram.shape
+    count = gram.shape[-1]
     sources = flux.shape[1]
     gram = tf.cast(gram, tf.float64)
     # Latents first, then fluxes and the constant; derivatives by latents scale with the flux.
     order = np.arange(count - 1).reshape(sources, size + 1)
     order = np.concatenate([order[:, :-1].ravel(), order[:, -1], [count - 1]])
     by_band = tf.linalg.matrix_transpose(tf.cast(flux, tf.float64))
-    scale = tf.concat([tf.repeat(by_band, size, axis=-1), tf.ones([batch, bands, sources + 1], tf.float64)], -1)
+    by_latent = tf.repeat(by_band, size, axis=-1)
+    scale = tf.concat([by_latent, tf.ones_like(by_band), tf.ones_like(by_band[..., :1])], -1)
     gram = tf.gather(tf.gather(gram, order, axis=2), order, axis=3) * scale[..., None] * scale[..., None, :]
     number = sources * size
     used = tf.cast(used, tf.float64)[:, None]
     return NormalEquations(
-        latent=tf.reduce_sum(gram[:, :, :number, :number], 1) + tf.eye(number, dtype=tf.float64),
+        latent=tf.reduce_sum(gram[:, :, :number, :number], 1)
+        + stiffness[:, None, None] * tf.eye(number, dtype=tf.float64),
         mixed=gram[:, :, :number, number:] * used[..., None, :],
         linear=regular(gram[:, :, number:, number:], used),
         now=tf.concat([by_band, tf.cast(background, tf.float64)[..., None]], -1),
@@ -128,13 +133,13 @@ def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 def bent(system: NormalEquations, bend: Bend) -> NormalEquations:
     """`system` with the exact second derivatives."""
-    batch, sources, size, bands = bend.mixed.shape
+    sources, size, bands = bend.mixed.shape[1:]
     number = sources * size
     own = tf.eye(sources, dtype=tf.float64)[:, None, :, None] * bend.latent[:, :, :, None, :]
     own_flux = tf.einsum("bksc,kq->bcksq", bend.mixed, tf.eye(sources, system.mixed.shape[-1], dtype=tf.float64))
     return system._replace(
-        latent=system.latent + tf.reshape(own, [batch, number, number]),
-        mixed=system.mixed + tf.reshape(own_flux, [batch, bands, number, -1]),
+        latent=system.latent + tf.reshape(own, [-1, number, number]),
+        mixed=system.mixed + tf.reshape(own_flux, [-1, bands, number, sources + 1]),
     )
 
 

@@ -42,9 +42,9 @@ class Likelihood:
 
         Not differentiable: one band's transform is shared by all, which the operators' adjoints do not know of.
         """
-        batch, sources, images, bands, side, _ = stamps.shape
-        placed = self.place.each(tf.reshape(stamps, [batch, sources, images * bands, side, side]))
-        placed = tf.reshape(placed, [batch, sources * images, bands, *placed.shape[-2:]])
+        _, sources, images, bands, side, _ = stamps.shape
+        placed = self.place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
+        placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
         return self.convolve.forward(tf.stop_gradient(tf.transpose(placed, [0, 2, 1, 3, 4])))
 
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
@@ -55,9 +55,9 @@ class Likelihood:
         well, images and weights need no more, and a curvature is good to 1%, to 2% for galaxies that fill
         their stamp. One band is in memory at a time.
         """
-        batch, sources, images, bands, side, _ = stamps.shape
+        _, sources, images, bands, side, _ = stamps.shape
         window, half = self.shape.window, self.shape.window // 2
-        flat = tf.reshape(tf.transpose(stamps, [3, 0, 1, 2, 4, 5]), [bands, batch, sources * images, side, side])
+        flat = tf.reshape(tf.transpose(stamps, [3, 0, 1, 2, 4, 5]), [bands, -1, sources * images, side, side])
         wide = tf.unstack(_centred(flat, window))
         spectra = [self._low(tf.signal.rfft2d(one, fft_length=[window, window])) for one in wide]
         corners = (self.corners - self.shape.margin - WINGS) // 2
@@ -68,10 +68,11 @@ class Likelihood:
             with tf.control_dependencies(grams[-1:]):
                 spectrum = spectra[min(band, bands - 1)] * self.stamp_kernel[:, band, None]
             seen = tf.signal.irfft2d(spectrum, fft_length=[half, half])
-            seen = tf.reshape(seen, [batch, sources, images, half, half])
+            seen = tf.reshape(seen, [-1, sources, images, half, half])
             root = tf.sqrt(weights)[:, None]
-            placed = tf.reshape(place.each(seen), [batch, sources * images, *root.shape[-2:]])
-            columns = tf.reshape(tf.concat([placed * root, root], 1), [batch, sources * images + 1, -1])
+            placed = tf.reshape(place.each(seen), [-1, sources * images, *root.shape[-2:]])
+            whole = tf.concat([placed * root, root], 1)
+            columns = tf.reshape(whole, [-1, sources * images + 1, root.shape[-2] * root.shape[-1]])
             grams.append(tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64))
         return tf.stack(grams, 1)
 

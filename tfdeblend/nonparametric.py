@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from tfdeblend import fluxes, profiles
 from tfdeblend.batch import BlendBatch
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.mapfit import MapFit, MapResult, MapState
+from tfdeblend.galaxy_posterior import MapState
+from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.operators import Shift
 from tfdeblend.optimize import BatchedAdam
 
@@ -89,7 +89,7 @@ class NonparametricFit:
 
     def coefficients(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
         """[B, K, R * ANGLES] the sectors' coefficients of the closed-form galaxies of `latent`, averaged over bands."""
-        mixture = self.seed.mixture(latent, tensors)
+        mixture = self.seed.posterior(tensors).mixture(latent)
         excess = (self.shape.model_sigma**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
         centered = mixture._replace(
             center=tf.zeros_like(mixture.center), covariance=mixture.covariance - excess, amplitude=mixture.amplitude
@@ -115,10 +115,11 @@ class NonparametricFit:
         return tf.where(is_point[..., None, None] > 0, seed_unit, shift(stamps))[:, :, None]
 
     def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
-        likelihood = Likelihood(tensors, self.shape)
+        posterior = self.seed.posterior(tensors)
+        likelihood = posterior.likelihood
         state, is_source = seed.state, tensors["is_source"][..., None]
         start = self.coefficients(state.latent, tensors)
-        mixture = self.seed.mixture(state.latent, tensors)
+        mixture = posterior.mixture(state.latent)
         seed_unit = tf.reduce_mean(profiles.render(mixture, self.shape.stamp), 2)
         shift = Shift(mixture.center, self.shape.stamp)
         unit_of = functools.partial(
@@ -135,8 +136,8 @@ class NonparametricFit:
         zero = tf.zeros([*state.latent.shape[:2], len(self.basis)], self.dtype)
         (z, _, _), steps = self.adam.minimize(objective, [zero, state.flux / flux_unit, state.background])
         unit = unit_of(z)
-        best = self.seed.solve_fluxes(unit, likelihood, tensors)
-        final = MapState(state.latent, best.flux * is_source, best.background)
+        flux, background = posterior.solve_fluxes(unit)
+        final = MapState(state.latent, flux * is_source, background)
         model = likelihood.render(unit, final.flux, final.background)
         stamps = final.flux[..., None, None] * unit
         sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])

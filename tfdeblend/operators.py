@@ -127,7 +127,7 @@ class Place(LinearOperator):
 
     Pixels of a stamp outside of the frame are lost. On a CPU a moderate number of stamps is cut and padded one
     by one, for little more than reading them costs. Many stamps, and those on a GPU, take whole rows by their index
-    and shift them by a product with one-hot rows: a graph of the same size for any number.
+    and shift them by a product with one-hot rows: a graph of the same size for any number, even an unknown one.
 
     Args:
       corners: [B, K, 2] integer (y, x) of stamp pixel (0, 0) in the frame; may be negative.
@@ -137,8 +137,8 @@ class Place(LinearOperator):
     def __init__(self, corners: tf.Tensor, side: int, frame: int, dtype: tf.DType = tf.float32):
         self.corners, self.side, self.frame, self.dtype = tf.cast(corners, tf.int32), side, frame, dtype
         self.batch, self.sources = corners.shape[:2]
-        many = self.batch * self.sources > MOST_ONE_BY_ONE
-        self.one_by_one = not (many or tf.config.list_logical_devices("GPU"))
+        few = self.batch is not None and self.batch * self.sources <= MOST_ONE_BY_ONE
+        self.one_by_one = few and not tf.config.list_logical_devices("GPU")
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
         """[B, K, C, P, P] -> [B, C, F, F]."""
@@ -166,7 +166,7 @@ class Place(LinearOperator):
 
     def _columns(self) -> tf.Tensor:
         """[B, K P, F]: the columns of all stamps of a blend."""
-        return tf.reshape(self._one_hot(1), [self.batch, self.sources * self.side, self.frame])
+        return tf.reshape(self._one_hot(1), [-1, self.sources * self.side, self.frame])
 
     def _add_rows(self, x: tf.Tensor) -> tf.Tensor:
         """`forward`: every row of the frame takes one row of each stamp, or the empty one below it, for one product."""
@@ -175,16 +175,17 @@ class Place(LinearOperator):
         rows = tf.where((rows >= 0) & (rows < self.side), rows, self.side)[:, None]
         stamps = tf.range(self.sources) * bands + tf.range(bands)[:, None, None]  # [C, 1, K]
         below = tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 1], [0, 0]])
-        flat = tf.reshape(below, [self.batch, -1, self.side])
+        flat = tf.reshape(below, [-1, self.sources * bands * (self.side + 1), self.side])
         taken = tf.gather(flat, stamps * (self.side + 1) + rows, batch_dims=1)  # [B, C, F, K, P]
-        wide = tf.reshape(taken, [self.batch, bands * self.frame, self.sources * self.side])
-        return tf.reshape(tf.matmul(wide, self._columns()), [self.batch, bands, self.frame, self.frame])
+        wide = tf.reshape(taken, [-1, bands * self.frame, self.sources * self.side])
+        return tf.reshape(tf.matmul(wide, self._columns()), [-1, bands, self.frame, self.frame])
 
     def _take_rows(self, y: tf.Tensor) -> tf.Tensor:
         """`transpose`: one product gives every row of the frame as each stamp's columns see it; stamps take theirs."""
         bands, height = y.shape[1], self.frame + 1  # with an empty row below
-        flat = tf.reshape(tf.pad(y, [[0, 0], [0, 0], [0, 1], [0, 0]]), [self.batch, bands * height, self.frame])
-        seen = tf.reshape(tf.matmul(flat, self._columns(), transpose_b=True), [self.batch, -1, self.side])
+        flat = tf.reshape(tf.pad(y, [[0, 0], [0, 0], [0, 1], [0, 0]]), [-1, bands * height, self.frame])
+        seen = tf.matmul(flat, self._columns(), transpose_b=True)
+        seen = tf.reshape(seen, [-1, bands * height * self.sources, self.side])
         rows = self.corners[:, :, :1] + tf.range(self.side)  # [B, K, P] of the frame
         rows = tf.where((rows >= 0) & (rows < self.frame), rows, self.frame)[:, :, None]
         rows += tf.range(bands)[:, None] * height  # [B, K, C, P]
@@ -247,7 +248,7 @@ class Convolve(LinearOperator):
 
     def _kernel(self, x: tf.Tensor) -> tf.Tensor:
         extra = len(x.shape) - len(self.kernel.shape)
-        return tf.reshape(self.kernel, self.kernel.shape[:2] + [1] * extra + self.kernel.shape[2:])
+        return tf.reshape(self.kernel, [-1, *self.kernel.shape[1:2], *[1] * extra, *self.kernel.shape[2:]])
 
     def _filter(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         n = [self.side, self.side]

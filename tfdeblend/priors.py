@@ -154,7 +154,7 @@ class GalaxyPrior(abc.ABC):
             tf.concat([center, part.radius[..., None], part.ellipticity, part.index[..., None]], -1)
             for part in components
         ]
-        shares = [tf.broadcast_to(part.fraction, [*latent.shape[:-1], self.bands]) for part in components]
+        shares = [part.fraction * tf.ones([self.bands], self.dtype) for part in components]
         return Anatomy(tf.stack(shapes, -2), tf.stack(shares, -2))
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
@@ -163,10 +163,9 @@ class GalaxyPrior(abc.ABC):
         parts = draw(shape, frame.each())
         share = tf.linalg.matrix_transpose(share if share.shape[-2] > 1 else share[..., :1])  # [..., C or 1, D]
         amplitude = share[..., None] * tf.expand_dims(parts.amplitude[..., 0, :], -3)  # [..., C or 1, D, J]
-        count = amplitude.shape[-2] * amplitude.shape[-1]
         return Mixture(
-            tf.reshape(amplitude, [*amplitude.shape[:-2], count]),
-            tf.reshape(parts.covariance, [*latent.shape[:-1], count, 3]),
+            tf.concat(tf.unstack(amplitude, axis=-2), -1),
+            tf.concat(tf.unstack(parts.covariance, axis=-3), -2),
             parts.center[..., 0, :],
         )
 

@@ -9,6 +9,7 @@ resolution without any oversampling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,29 +146,33 @@ def render(mixture: Mixture, side: int) -> tf.Tensor:
     """Stamps [..., C, P, P] of a mixture, in flux per pixel, sampled at pixel centres."""
     weight, exponent = coefficients(mixture)
     flat = evaluate(weight, exponent, monomials(side, weight.dtype))
-    return tf.reshape(flat, [*flat.shape[:-1], side, side])
+    return tf.reshape(flat, [-1, *flat.shape[1:-1], side, side])
 
 
-def render_tangents(mixture: Mixture, d_weight: tf.Tensor, d_exponent: tf.Tensor, side: int) -> tf.Tensor:
-    """Derivatives of `render` along S directions, at the price of one rendering and a matrix product.
+def render_tangents(
+    weight: tf.Tensor, exponent: tf.Tensor, d_weight: tf.Tensor, d_exponent: tf.Tensor, side: int
+) -> tf.Tensor:
+    """A rendered mixture and its derivatives along S directions, at the price of one rendering and a matrix product.
 
     Args:
-      d_weight: [..., S, C, J], d_exponent: [..., S, J, 6]: derivatives of the `coefficients`.
+      weight: [..., C, J], exponent: [..., J, 6]: the `coefficients`; d_weight: [..., S, C, J], d_exponent:
+        [..., S, J, 6]: their derivatives.
     Returns:
-      [..., S, C, P, P].
+      [..., S + 1, C, P, P], the mixture itself last.
     """
-    weight, exponent = coefficients(mixture)
     basis = monomials(side, weight.dtype)
     gaussians = tf.exp(tf.matmul(exponent, basis))
-    # d(w_cj G_j) = (dw_cj + w_cj sum_m de_jm basis_m) G_j
+    # d(w_cj G_j) = (dw_cj + w_cj sum_m de_jm basis_m) G_j, where the first basis function is 1
     mixed = weight[..., None, :, None, :] * tf.linalg.matrix_transpose(d_exponent)[..., None, :, :]  # [..., S, C, 6, J]
-    shape = mixed.shape.as_list()
-    rows = tf.concat([mixed, d_weight[..., None, :]], -2)  # [..., S, C, 7, J]
-    rows = tf.reshape(rows, [*shape[:-4], shape[-4] * shape[-3] * 7, shape[-1]])
-    per_monomial = tf.matmul(rows, gaussians)
-    per_monomial = tf.reshape(per_monomial, [*shape[:-2], 7, side * side])
-    flat = tf.reduce_sum(per_monomial * tf.concat([basis, tf.ones_like(basis[:1])], 0), -2)
-    return tf.reshape(flat, [*flat.shape[:-1], side, side])
+    constant = mixed[..., :1, :] + d_weight[..., None, :]
+    rows = tf.concat([constant, mixed[..., 1:, :]], -2)
+    directions, bands, count, parts = rows.shape[-4:]
+    rows = tf.reshape(rows, [-1, *rows.shape[1:-4], directions * bands * count, parts])
+    derivatives = tf.matmul(rows, gaussians)
+    derivatives = tf.reshape(derivatives, [-1, *derivatives.shape[1:-2], directions, bands, count, side * side])
+    derivatives = tf.reduce_sum(derivatives * basis, -2)
+    flat = tf.concat([derivatives, tf.expand_dims(tf.matmul(weight, gaussians), -3)], -3)
+    return tf.reshape(flat, [-1, *flat.shape[1:-1], side, side])
 
 
 class Contraction(NamedTuple):
@@ -185,20 +190,21 @@ class Contraction(NamedTuple):
 
 
 def contract(
-    mixture: Mixture, d_weight: tf.Tensor, d_exponent: tf.Tensor, pulled: tf.Tensor, flux: tf.Tensor
+    coefficients: Sequence[tf.Tensor], d_weight: tf.Tensor, d_exponent: tf.Tensor, pulled: tf.Tensor, flux: tf.Tensor
 ) -> Contraction:
     """Second derivatives of <pulled, render(mixture)> by moments of the stamps up to the fourth order.
 
     Args:
-      d_weight: [..., S, C or 1, J], d_exponent: [..., S, J, 6]: derivatives of the `coefficients` along S directions.
+      coefficients: of the mixture, weight [..., C or 1, J] and exponent [..., J, 6]; d_weight: [..., S, C or 1, J],
+        d_exponent: [..., S, J, 6]: their derivatives along S directions.
       pulled: [..., C, P, P]. flux: [..., C], f_c.
     """
-    weight, exponent = coefficients(mixture)
+    weight, exponent = coefficients
     side, bands = pulled.shape[-1], pulled.shape[-3]
     basis = monomials(side, weight.dtype)
     fourth = tf.gather(basis, FACTORS[0]) * tf.gather(basis, FACTORS[1])
     gaussians = tf.exp(tf.matmul(exponent, basis))
-    seen = tf.reshape(pulled, [*pulled.shape[:-2], side * side])
+    seen = tf.reshape(pulled, [-1, *pulled.shape[1:-2], side * side])
     first = _moments(seen, basis, gaussians)  # [..., C, 6, J]
     slope = tf.einsum("...scj,...cj->...sc", tf.repeat(d_weight, bands // d_weight.shape[-2], -2), first[..., 0, :])
     slope += tf.einsum("...sjm,...cj,...cmj->...sc", d_exponent, _in_bands(weight, bands), first)
@@ -220,10 +226,10 @@ def contract(
 
 def _moments(stamps: tf.Tensor, basis: tf.Tensor, gaussians: tf.Tensor) -> tf.Tensor:
     """sum_n stamps_cn basis_mn gaussians_jn: [..., C, N], [M, N], [..., J, N] -> [..., C, M, J]."""
-    shape = [*stamps.shape[:-2], stamps.shape[-2] * basis.shape[0], stamps.shape[-1]]
-    weighted = tf.reshape(stamps[..., None, :] * basis, shape)
+    lead, bands, pixels = stamps.shape[1:-2], *stamps.shape[-2:]
+    weighted = tf.reshape(stamps[..., None, :] * basis, [-1, *lead, bands * basis.shape[0], pixels])
     moments = tf.matmul(weighted, gaussians, transpose_b=True)
-    return tf.reshape(moments, [*stamps.shape[:-1], basis.shape[0], gaussians.shape[-2]])
+    return tf.reshape(moments, [-1, *lead, bands, basis.shape[0], gaussians.shape[-2]])
 
 
 def _in_bands(weight: tf.Tensor, bands: int) -> tf.Tensor:

@@ -9,8 +9,7 @@ from simulations import simulate
 
 from tfdeblend import profiles
 from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.mapfit import MapFit, MapState
+from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
 from tfdeblend.priors import PRIORS
 
 F64 = tf.float64
@@ -22,20 +21,21 @@ def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -
     shape = scene_shape(simulate()[0], 48)._replace(sources=3)
     tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
     prior = PRIORS[name](2, dtype=F64)
-    fit, likelihood = MapFit(prior, shape), Likelihood(tensors, shape)
+    posterior = GalaxyPosterior(prior, shape, tensors)
+    likelihood = posterior.likelihood
     rng = np.random.default_rng(0)
     latent = tf.constant(rng.normal(scale=0.7, size=(1, 3, prior.size)))
     flux = tf.constant(rng.uniform(500, 4000, (1, 3, 2)))
     state = MapState(latent, flux, tf.zeros([1, 2], F64))
-    model = fit._model(state, likelihood, tensors)
-    _, bend = fit._normal_equations(state, model, likelihood, tensors)
+    model = posterior.model(state)
+    _, bend = posterior.normal_equations(state, model)
     pulled = likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model))
 
     def slopes(z: tf.Tensor) -> list[np.ndarray]:
         """Of -<pulled, stamps> by latents, and of the same by band of unit flux."""
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(z)
-            seen = tf.reduce_sum(pulled * profiles.render(fit.mixture(z, tensors), shape.stamp), [3, 4])
+            seen = tf.reduce_sum(pulled * posterior.unit(z), [3, 4])
             whole, bands = -tf.reduce_sum(flux * seen), [-tf.reduce_sum(seen[..., c]) for c in range(2)]
         return [tape.gradient(value, z).numpy() for value in (whole, *bands)]
 
@@ -47,12 +47,13 @@ def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -
 
 
 def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
-    shape = scene_shape(simulate()[0], 48)
+    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
     tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
     prior = PRIORS["sersic"](2, dtype=F64)
-    fit, likelihood = MapFit(prior, shape), Likelihood(tensors, shape)
+    posterior = GalaxyPosterior(prior, shape, tensors)
+    likelihood = posterior.likelihood
     state = MapState(tf.zeros([1, shape.sources, prior.size], F64), tf.ones([1, shape.sources, 2], F64), None)
-    images = fit._real(fit._tangents(state, tensors)[0], tensors)
+    images = posterior.tangents(state.latent)[0]
     gram = likelihood.gram(images)[0].numpy()
     root = likelihood.root_weights[0].numpy()
     every = np.concatenate([likelihood.render_each(images)[0].numpy() * root[:, None], root[:, None]], 1)
