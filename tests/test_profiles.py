@@ -61,6 +61,19 @@ def test_exponential_and_shear_convention_against_galsim(shape: tuple[float, flo
         np.testing.assert_allclose(image, expected, atol=2e-4 * expected.max())
 
 
+@pytest.mark.parametrize("radius", [0.4, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize(
+    "table, kind", [(profiles.EXPONENTIAL, galsim.Exponential), (profiles.DE_VAUCOULEURS, galsim.DeVaucouleurs)]
+)
+def test_profiles_of_fixed_index_against_galsim(table: np.ndarray, kind: type, radius: float) -> None:
+    amplitude, variance = profiles.fixed(table, tf.float64)
+    matrix = profiles.ellipse(tf.constant([(0.3, -0.2)], tf.float64))[:, None]
+    covariance = radius**2 * variance[..., None] * matrix + RESOLUTION**2 * np.array([1.0, 0, 1])
+    image = rendered(Mixture(amplitude[None, None], covariance, tf.constant([(0.3, -0.4)], tf.float64)), 47)
+    expected = by_galsim(kind(half_light_radius=radius, gsparams=PRECISE).shear(g1=0.3, g2=-0.2), (0.3, -0.4), 47)
+    np.testing.assert_allclose(image, expected, atol=1e-3 * expected.max())
+
+
 def test_bulge_and_disk_against_galsim() -> None:
     """A De Vaucouleurs bulge and an exponential disk with their own radii, shapes and colours."""
     prior = BulgeDiskPrior(2, dtype=tf.float64)

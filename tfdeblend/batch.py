@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfdeblend.errors import DataError
 from tfdeblend.scene import Scene
 
-IMAGE_SIDES = (32, 48, 64, 96, 128, 192)
+IMAGE_SIDES = (32, 48, 64, 80, 96, 128, 192)
 SOURCE_COUNTS = (4, 8, 16, 24, 32)
 MODEL_SIGMA = 1.0  # pixels: the model PSF's sigma, wherever the observed PSFs allow it; wider ones alias less
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile

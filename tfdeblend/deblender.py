@@ -24,9 +24,10 @@ from tfdeblend.priors import PRIORS
 from tfdeblend.scene import Scene
 from tfdeblend.version import __version__
 
-AUTOMATIC = "sersic"
-NONPARAMETRIC, SEED = "nonparametric", "sersic"
+AUTOMATIC = "bulge-disk"
+NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
 LARGEST_BATCH = 64
+FEW = 3  # scenes of one shape are not worth a compilation of their own
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
@@ -35,7 +36,31 @@ def stamp_side(scene: Scene) -> int:
     """P: large enough for galaxies as large as the image, up to 96 pixels."""
     _, height, width = scene.observation.shape
     side = max(height, width)
-    return 48 if side <= 32 else 64 if side <= 64 else 96
+    return next((stamp for most, stamp in ((32, 48), (64, 64), (80, 80)) if side <= most), 96)
+
+
+def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
+    """The same scenes in fewer shapes: those of a bucket of FEW or less join the smallest other one that holds them.
+
+    A new shape takes as long to compile as several scenes take to fit. No scene is put into one of more than four
+    times its pixels times sources.
+    """
+
+    def cost(shape: BatchShape) -> int:
+        return shape.side**2 * shape.sources
+
+    def holds(large: BatchShape, small: BatchShape) -> bool:
+        same = all(getattr(large, name) == getattr(small, name) for name in ("bands", "margin", "model_sigma"))
+        fits = all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp", "fourier"))
+        return same and fits and cost(large) <= 4 * cost(small)
+
+    merged = dict(buckets)
+    for shape in sorted(buckets, key=cost):
+        hosts = [other for other in merged if other != shape and holds(other, shape)]
+        if len(merged[shape]) <= FEW and hosts:
+            host = min(hosts, key=cost)
+            merged[host] = merged[host] + merged.pop(shape)
+    return merged
 
 
 def brightness(scene: Scene) -> float:
@@ -49,7 +74,8 @@ class Deblender:
     """Separates the galaxies of blended images.
 
     Args:
-      prior: "sersic", "exponential", "bulge-disk", or "nonparametric", which starts from "sersic"; "auto" is "sersic".
+      prior: "exponential", "sersic", "bulge-disk", or "nonparametric", which starts from "bulge-disk"; "auto" is
+        "bulge-disk".
       method: "map", the maximum of the posterior, with errors from its curvature there.
       seed: recorded with the results; the MAP draws nothing.
       background: fit a constant in each band besides the sources.
@@ -110,7 +136,7 @@ class Deblender:
                 buckets[scene_shape(scene, stamp_side(scene))].append(index)
             except DataError as error:
                 yield index, error
-        for shape, members in sorted(buckets.items()):
+        for shape, members in sorted(merge_buckets(buckets).items()):
             most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
             shape = shape._replace(blends=most)
             members = sorted(members, key=lambda index: brightness(scenes[index]))

@@ -167,21 +167,21 @@ class GalaxyPosterior:
 
         Components look alike in all bands, which differ only in how much of each they hold: so few images are enough.
         """
-        (shape, share), (by_shape, by_share) = self._jacobian(self.prior.anatomy, latent)  # [B, K, S, D, 6 and C]
-        free = 6 if self.prior.free_index else 5
-        frame = self.frame.each()
-        (weight, exponent), (d_weight, d_exponent) = slopes(
-            lambda x: profiles.coefficients(draw(x, frame.each())), shape, free
-        )
-        side = self.shape.stamp
-        images = profiles.render_tangents(weight, exponent, d_weight, d_exponent, side)
-        own = tf.einsum("bkdc,bksdm->bcksdm", share, by_shape[..., :free])
+        (shape, share), (by_shape, by_share) = self._jacobian(self.prior.anatomy, latent)  # [B, K, S, D, 5 and C]
+        frame, side = _of_copies(self.frame), self.shape.stamp
+        images = []
+        for table, one in zip(self.prior.tables, tf.unstack(shape, axis=2), strict=True):
+            (weight, exponent), derivatives = slopes(
+                lambda x, table=table: profiles.coefficients(draw(x, frame, table)), one, one.shape[-1]
+            )
+            images.append(profiles.render_tangents(weight, exponent, *derivatives, side))
+        own = tf.einsum("bkdc,bksdm->bcksdm", share, by_shape)
         own = tf.concat([own, tf.einsum("bksdc->bcksd", by_share)[..., None]], -1)
-        flux = tf.pad(tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None], [[0, 0]] * 5 + [[free, 0]])
-        mixing = tf.concat([own, flux], 3)
+        flux = tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None]
+        mixing = tf.concat([own, tf.pad(flux, [[0, 0]] * 5 + [[shape.shape[-1], 0]])], 3)
         sources, size, components, count = mixing.shape[2:]
         return (
-            tf.reshape(images, [-1, sources, components * count, 1, side, side]),
+            tf.concat(images, 2),
             tf.reshape(mixing, [-1, self.shape.bands, sources, size, components * count]),
         )
 
@@ -211,8 +211,13 @@ class GalaxyPosterior:
 
     def _jacobian(self, function, latent: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Values [B, K, ...] and derivatives [B, K, S, ...] of function(latent, frame) by each latent."""
-        frame = Frame(*(tf.expand_dims(part, 2) for part in self.frame))
+        frame = _of_copies(self.frame)
         return slopes(lambda z: function(z, frame), latent, self.prior.size)
+
+
+def _of_copies(frame: Frame) -> Frame:
+    """[B, K, 1] for the copies of each source that `slopes` makes."""
+    return Frame(*(tf.expand_dims(part, 2) for part in frame))
 
 
 def slopes(function, x: tf.Tensor, count: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:

@@ -55,14 +55,10 @@ class Frame(NamedTuple):
     is_point: tf.Tensor
     model_sigma: tf.Tensor
 
-    def each(self) -> Frame:
-        """The same for all D components of a source, [..., 1]; a centre is a component's own."""
-        return Frame(self.center[..., None, :], *(part[..., None] for part in self[1:]))
 
-
-def draw(shape: tf.Tensor, frame: Frame) -> Mixture:
-    """Components `Anatomy.shape` [..., 6] as mixtures of unit flux in one band, [...] as the frame's own fields."""
-    amplitude, variance = profiles.sersic(shape[..., 5])
+def draw(shape: tf.Tensor, frame: Frame, table: np.ndarray | None = None) -> Mixture:
+    """A component of unit flux in one band. shape: [..., 5 or 6] as in `Anatomy`; table: of a profile without index."""
+    amplitude, variance = profiles.sersic(shape[..., 5]) if table is None else profiles.fixed(table, shape.dtype)
     extent = (frame.arcsec * (1 - frame.is_point) * shape[..., 2]) ** 2
     resolution = (frame.model_sigma**2)[..., None, None] * tf.constant([1, 0, 1], shape.dtype)
     spread = (extent[..., None] * variance)[..., None] * profiles.ellipse(shape[..., 3:5])[..., None, :]
@@ -70,18 +66,18 @@ def draw(shape: tf.Tensor, frame: Frame) -> Mixture:
 
 
 class Component(NamedTuple):
-    """One Sersic component of a source: its share of the flux in each band [..., C or 1], index [...], half-light
-    radius in arcsec [...] (of the circle of equal area) and ellipticity [..., 2]."""
+    """One component of a source: its share of the flux in each band [..., C or 1], half-light radius in arcsec [...]
+    (of the circle of equal area), ellipticity [..., 2], and Sersic index [...] unless its profile is fixed."""
 
     fraction: tf.Tensor
-    index: tf.Tensor
     radius: tf.Tensor
     ellipticity: tf.Tensor
+    index: tf.Tensor | None = None
 
 
 class Anatomy(NamedTuple):
-    """D components of a source. shape: [..., D, 6] centre (y, x) in stamp pixels, half-light radius in arcsec, e1, e2,
-    index. share: [..., D, C] of the flux in each band."""
+    """D components of a source. shape: [..., D, 5 or 6] centre (y, x) in stamp pixels, half-light radius in arcsec, e1,
+    e2, and the index where it is free. share: [..., D, C] of the flux in each band."""
 
     shape: tf.Tensor
     share: tf.Tensor
@@ -97,7 +93,7 @@ class GalaxyPrior(abc.ABC):
     """
 
     name: str
-    free_index = False  # whether a component's Sersic index is a parameter
+    tables: tuple[np.ndarray | None, ...]  # of `profiles`, for each component; None: a Sersic profile of free index
 
     def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32):
         self.bands, self.dtype = bands, dtype
@@ -150,24 +146,22 @@ class GalaxyPrior(abc.ABC):
         theta = self.unpack(latent)
         center = frame.center + theta["offset"]
         components = self.components(theta)
-        shapes = [
-            tf.concat([center, part.radius[..., None], part.ellipticity, part.index[..., None]], -1)
-            for part in components
-        ]
+        shapes = []
+        for part in components:
+            index = [] if part.index is None else [part.index[..., None]]
+            shapes.append(tf.concat([center, part.radius[..., None], part.ellipticity, *index], -1))
         shares = [part.fraction * tf.ones([self.bands], self.dtype) for part in components]
         return Anatomy(tf.stack(shapes, -2), tf.stack(shares, -2))
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
         """The unit-flux sources of latents [..., S], ready to render; one band where all are alike."""
         shape, share = self.anatomy(latent, frame)
-        parts = draw(shape, frame.each())
-        share = tf.linalg.matrix_transpose(share if share.shape[-2] > 1 else share[..., :1])  # [..., C or 1, D]
-        amplitude = share[..., None] * tf.expand_dims(parts.amplitude[..., 0, :], -3)  # [..., C or 1, D, J]
-        return Mixture(
-            tf.concat(tf.unstack(amplitude, axis=-2), -1),
-            tf.concat(tf.unstack(parts.covariance, axis=-3), -2),
-            parts.center[..., 0, :],
-        )
+        each = zip(tf.unstack(shape, axis=-2), self.tables, strict=True)
+        parts = [draw(one, frame, table) for one, table in each]
+        share = tf.unstack(share if len(parts) > 1 else share[..., :1], axis=-2)  # D times [..., C or 1]
+        amplitude = [own[..., None] * part.amplitude for own, part in zip(share, parts, strict=True)]
+        covariance = [part.covariance for part in parts]
+        return Mixture(tf.concat(amplitude, -1), tf.concat(covariance, -2), parts[0].center)
 
     def summary(self, latent: tf.Tensor, frame: Frame) -> tf.Tensor:
         """[..., 5]: (y, x) relative to stamp pixel P // 2 and half-light radius, in pixels, and e1, e2; model PSF taken
@@ -214,22 +208,21 @@ class ExponentialPrior(GalaxyPrior):
     """A disk: Sersic index 1, one shape in all bands."""
 
     name = "exponential"
-    index = 1.0
+    tables = (profiles.EXPONENTIAL,)
 
     def parameters(self):
         return {"radius": (1, self._lognormal(0.4, 0.7)), "ellipticity": (2, self._ellipticity(0.35))}
 
     def components(self, theta):
         radius = theta["radius"][..., 0]
-        one = tf.ones_like(radius)
-        return [Component(one[..., None], self.index * one, radius, theta["ellipticity"])]
+        return [Component(tf.ones_like(radius)[..., None], radius, theta["ellipticity"])]
 
 
 class SersicPrior(GalaxyPrior):
     """One Sersic profile, 0.5 < n < 6.2, one shape in all bands."""
 
     name = "sersic"
-    free_index = True
+    tables = (None,)
 
     def parameters(self):
         return {
@@ -240,7 +233,7 @@ class SersicPrior(GalaxyPrior):
 
     def components(self, theta):
         radius = theta["radius"][..., 0]
-        return [Component(tf.ones_like(radius)[..., None], theta["index"][..., 0], radius, theta["ellipticity"])]
+        return [Component(tf.ones_like(radius)[..., None], radius, theta["ellipticity"], theta["index"][..., 0])]
 
 
 class BulgeDiskPrior(GalaxyPrior):
@@ -250,6 +243,7 @@ class BulgeDiskPrior(GalaxyPrior):
     """
 
     name = "bulge-disk"
+    tables = (profiles.EXPONENTIAL, profiles.DE_VAUCOULEURS)
 
     def parameters(self):
         return {
@@ -264,10 +258,9 @@ class BulgeDiskPrior(GalaxyPrior):
     def components(self, theta):
         radius = theta["disk_radius"][..., 0]
         fraction = tf.sigmoid(tf.math.log(theta["fraction"]) - tf.math.log1p(-theta["fraction"]) + theta["tilt"])
-        one = tf.ones_like(radius)
         return [
-            Component(1 - fraction, 1 * one, radius, theta["disk_ellipticity"]),
-            Component(fraction, 4 * one, radius * theta["bulge_ratio"][..., 0], theta["bulge_ellipticity"]),
+            Component(1 - fraction, radius, theta["disk_ellipticity"]),
+            Component(fraction, radius * theta["bulge_ratio"][..., 0], theta["bulge_ellipticity"]),
         ]
 
 

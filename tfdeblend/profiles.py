@@ -36,6 +36,21 @@ AMPLITUDES = np.array([
 ])
 # fmt: on
 
+# [2, J] amplitudes and sigmas, in half-light radii, of the two profiles whose index is fixed: fewer Gaussians do, with a
+# largest error of 6e-4 of the convolved peak.
+EXPONENTIAL = np.array(
+    [
+        [0.000195, 0.002883, 0.026559, 0.161244, 0.486292, 0.322725],
+        [0.03451, 0.09581, 0.21537, 0.43746, 0.82406, 1.45949],
+    ]
+)
+DE_VAUCOULEURS = np.array(
+    [
+        [0.009234, 0.024865, 0.058672, 0.124332, 0.21287, 0.26953, 0.217833, 0.082649],
+        [0.01516, 0.04514, 0.10129, 0.22163, 0.49556, 1.14979, 2.84788, 8.45649],
+    ]
+)
+
 
 # The products of two of the six monomials (1, y, x, y^2, yx, x^2): the 15 of degree at most four, each once as a pair
 # of factors, and which of them [m, n] is.
@@ -76,6 +91,12 @@ def sersic(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     step = tf.constant(np.linspace(0, 1, len(AMPLITUDES)), dtype)
     log_sigma = log_range[..., :1] + (log_range[..., 1:] - log_range[..., :1]) * step
     return amplitude, tf.exp(2 * log_sigma)
+
+
+def fixed(table: np.ndarray, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixture of one of the tables above, as `sersic` gives it: amplitudes and variances, each [J]."""
+    amplitude, sigma = table
+    return tf.constant(amplitude / amplitude.sum(), dtype), tf.constant(sigma**2, dtype)
 
 
 def ellipse(ellipticity: tf.Tensor) -> tf.Tensor:
@@ -133,11 +154,8 @@ def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
 
     def gradient(dy: tf.Tensor):
         d_weight = tf.matmul(dy, gaussians, transpose_b=True)
-        d_exponent = sum(
-            weight[..., c, :, None] * tf.matmul(gaussians, dy[..., c, :, None] * tf.transpose(basis))
-            for c in range(weight.shape[-2])
-        )
-        return d_weight, d_exponent, None
+        pulled = gaussians * tf.matmul(weight, dy, transpose_a=True)  # [..., J, N]
+        return d_weight, tf.matmul(pulled, basis, transpose_b=True), None
 
     return tf.matmul(weight, gaussians), gradient
 
@@ -211,11 +229,9 @@ def contract(
     coloured = flux[..., None, None] * first
     weighted = flux[..., None] * _in_bands(weight, bands)
     if weight.shape[-2] == 1:  # one shape in all bands: so is its bend
-        seen = tf.einsum("...cn,...c->...n", seen, flux)[..., None, :]
-        second = _moments(seen, fourth, gaussians)[..., 0, :, :] * weight
         coloured = tf.reduce_sum(coloured, -3, keepdims=True)
-    else:
-        second = tf.einsum("...cmj,...cj->...mj", _moments(seen, fourth, gaussians), weighted)
+    pulled = gaussians * tf.matmul(weighted, seen, transpose_a=True)  # [..., J, N]
+    second = tf.linalg.matrix_transpose(tf.matmul(pulled, fourth, transpose_b=True))
     second = tf.gather(second, PRODUCTS, axis=-2)  # [..., 6, 6, J]
     bend = tf.einsum("...sjm,...tjn,...mnj->...st", d_exponent, d_exponent, second)
     crossed = tf.einsum("...scj,...tjm,...cmj->...st", d_weight, d_exponent, coloured)

@@ -5,13 +5,14 @@ are Chebyshev
 polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What is fitted is
 what
 is used: the profile convolved with a Gaussian of q half-light radii, q = 0.025 ... 2.5, relative to its peak. The
-spacing is found by Nelder-Mead on the largest error. Needs SciPy. Run: python -m training.fit_sersic_mixture
+spacing is found by Nelder-Mead on the largest error. For the exponential and De Vaucouleurs' profile, whose index is fixed, fewer
+Gaussians do whose widths are all free. Needs SciPy. Run: python -m training.fit_sersic_mixture
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 from scipy.special import gamma, gammaincinv, ive
 
 COMPONENTS, DEGREE = 10, 8
@@ -66,6 +67,35 @@ class Targets:
         return amplitudes.reshape(COMPONENTS, -1), float(np.abs(a @ amplitudes - y).max())
 
 
+def fit_fixed(n: float, sigma: np.ndarray) -> tuple[np.ndarray, float]:
+    """[2, J] amplitudes and sigmas of a profile of index n, from first sigmas, and the largest error relative to a peak.
+
+    Least squares, in which whatever is off most counts more from one pass to the next.
+    """
+    count = len(sigma)
+    grid = [(q, np.append(0, np.geomspace(0.3 * q, min(12, 8 + 6 * q), 40))) for q in np.geomspace(0.025, 2.5, 10)]
+    profiles = [convolved_sersic(n, q, r) for q, r in grid]
+
+    def misfit(x: np.ndarray) -> np.ndarray:
+        amplitude, errors = x[count:], [np.array([3 * (x[count:].sum() - 1)])]
+        for (q, r), profile in zip(grid, profiles, strict=True):
+            v = np.exp(2 * x[:count]) + q**2
+            gauss = np.exp(-(r[:, None] ** 2) / (2 * v)) / (2 * np.pi * v)
+            errors.append((gauss @ amplitude - profile) / profile[0])
+        return np.concatenate(errors)
+
+    x = np.concatenate([np.log(sigma), np.full(count, 1 / count)])
+    unit = np.repeat([0.1, 0.05], count)
+    weight, best = np.ones(len(misfit(x))), (np.inf, x)
+    for _ in range(26):
+        x = least_squares(lambda x, w=weight: w * misfit(x), x, x_scale=unit, max_nfev=400).x
+        error = np.abs(misfit(x))
+        best = min(best, (error.max(), x), key=lambda pair: pair[0])
+        weight *= 1 + 3 * error / error.max()
+        weight /= weight.mean()
+    return np.stack([best[1][count:], np.exp(best[1][:count])]), best[0]
+
+
 def main() -> None:
     start = np.array([-3.29, -1.24, 0.30, 0.62, 0.80, 0.22])
     targets = Targets(nodes=16)
@@ -75,6 +105,12 @@ def main() -> None:
     print(f"largest error relative to the peak: {error:.1e}")
     print("LOG_SIGMA_RANGE =", repr(search.x.reshape(2, 3)))
     print("AMPLITUDES =", repr(amplitudes))
+    for name, n, first in (
+        ("EXPONENTIAL", 1, np.geomspace(0.06, 1.9, 6)),
+        ("DE_VAUCOULEURS", 4, np.geomspace(0.015, 8, 8)),
+    ):
+        table, error = fit_fixed(n, first)
+        print(f"{name} = {table!r}  # largest error {error:.1e}")
 
 
 if __name__ == "__main__":
