@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 from simulations import simulate
 
-from tfdeblend import profiles
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
 from tfdeblend.priors import PRIORS

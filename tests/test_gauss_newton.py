@@ -181,7 +181,9 @@ class Bilinear:
         flat = tf.reshape(columns, [BATCH, BANDS, 7, -1])
         flux = tf.linalg.matrix_transpose(self.linear[..., :2])
         terms = tf.constant(np.tile(used, (BATCH, 1)), tf.float64)
-        return gauss_newton.assemble(tf.matmul(flat, flat, transpose_b=True), flux, self.linear[..., 2], terms, 2)
+        return gauss_newton.assemble(
+            tf.matmul(flat, flat, transpose_b=True), flux, self.linear[..., 2], terms, 2, tf.ones([BATCH], tf.float64)
+        )
 
     def jacobian(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the residual by latents [B, N, L] and linear terms [B, N, C, Q]; the residual [B, N]."""

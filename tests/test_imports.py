@@ -18,7 +18,7 @@ PACKAGE = Path(tfdeblend.__file__).parent
 LAYERS = (
     "version errors surveys colors rendering galaxies real_galaxies stamps checks observation scene simulation "
     "deblended detection io records shards simulated_files production batch operators likelihood profiles priors "
-    "fluxes gauss_newton optimize initialize mapfit nonparametric schedules networks covariance "
+    "fluxes gauss_newton galaxy_posterior optimize initialize mapfit nonparametric schedules networks covariance "
     "denoisers gaussian generate datasets measure deblender plots report describe runs commands cli"
 ).split()
 

@@ -178,8 +178,9 @@ def test_tangents_are_derivatives() -> None:
     directions = [random_direction(of, seed) for seed in range(3)]
     slopes = [coefficient_slopes(of, direction) for direction in directions]
     d_weight, d_exponent = (tf.stack(parts, 1) for parts in zip(*slopes, strict=True))
-    tangents = profiles.render_tangents(of, d_weight, d_exponent, 21).numpy()
-    assert tangents.shape == (1, 3, 2, 21, 21)
+    tangents = profiles.render_tangents(*profiles.coefficients(of), d_weight, d_exponent, 21).numpy()
+    assert tangents.shape == (1, 4, 2, 21, 21)
+    np.testing.assert_allclose(tangents[:, -1], profiles.render(of, 21), rtol=1e-12)
     weight = np.random.default_rng(9).normal(size=(1, 2, 21, 21))
     with tf.GradientTape() as tape:
         tape.watch(list(of))

@@ -57,9 +57,9 @@ class GalaxyPosterior:
         changed = self.tensors | {"weights": weights}
         return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness)
 
-    def take(self, rows: tf.Tensor) -> GalaxyPosterior:
+    def take(self, rows: tf.Tensor, stiffness: tf.Tensor) -> GalaxyPosterior:
         """The posterior of some of the blends, by their row."""
-        tensors, stiffness = tf.nest.map_structure(lambda t: tf.gather(t, rows), (self.tensors, self.stiffness))
+        tensors = {name: tf.gather(tensor, rows) for name, tensor in self.tensors.items()}
         return GalaxyPosterior(self.prior, self.shape, tensors, self.background, stiffness)
 
     # -- what is seen
@@ -174,7 +174,7 @@ class GalaxyPosterior:
             (weight, exponent), derivatives = slopes(
                 lambda x, table=table: profiles.coefficients(draw(x, frame, table)), one, one.shape[-1]
             )
-            images.append(profiles.render_tangents(weight, exponent, *derivatives, side))
+            images.append(profiles.render_tangents(weight, exponent, derivatives[0], derivatives[1], side))
         own = tf.einsum("bkdc,bksdm->bcksdm", share, by_shape)
         own = tf.concat([own, tf.einsum("bksdc->bcksd", by_share)[..., None]], -1)
         flux = tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None]
@@ -221,7 +221,7 @@ def _of_copies(frame: Frame) -> Frame:
 
 
 def slopes(function, x: tf.Tensor, count: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Values [..., ...] of function(x), and derivatives [..., count, ...] by the first `count` components of x [..., S].
+    """Values of function(x) [..., ...] and derivatives [..., count, ...] by the first `count` components of x [..., S].
 
     By differences: the function sees 2 count + 1 copies of x at once, each moved along another axis but the last. They
     are good to 1e-4 in float32, enough for a curvature, and their graph is much smaller than automatic derivatives'.

@@ -196,8 +196,12 @@ def _damping(factors: Factors, along: tf.Tensor, upwards: tf.Tensor, radius: tf.
 
 
 def laplace(system: NormalEquations) -> Laplace:
-    """Covariances by inverting the normal equations block by block."""
-    curvature, gain, linear = eliminate(system)
+    """Covariances by inverting the normal equations block by block.
+
+    Those of the data alone: at a flux that its prior holds near zero, the prior's curvature would promise an error that
+    no measurement made.
+    """
+    curvature, gain, linear = eliminate(system._replace(now=tf.ones_like(system.now)))
     batch, bands, terms, number = gain.shape
     latent = tf.linalg.inv(curvature + 1e-9 * tf.eye(number, dtype=tf.float64))
     flat = tf.reshape(gain, [batch, bands * terms, number])

@@ -79,7 +79,9 @@ def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: flo
         sky = observation.wcs.celestial.pixel_to_world(shapes.x, shapes.y).icrs
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
     table["kind"] = [source.kind for source in scene.sources]
-    _add_fluxes(table, observation, flux, np.sqrt(np.diagonal(result.flux_cov, axis1=1, axis2=2)).T)
+    seen = (weights > 0).any((1, 2))  # a band that is all masked tells nothing
+    errors = np.sqrt(np.diagonal(result.flux_cov, axis1=1, axis2=2)).T
+    _add_fluxes(table, observation, np.where(seen, flux, np.nan), np.where(seen, errors, np.nan))
     table["snr"] = snr
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):

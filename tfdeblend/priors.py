@@ -72,7 +72,7 @@ class Component(NamedTuple):
     fraction: tf.Tensor
     radius: tf.Tensor
     ellipticity: tf.Tensor
-    index: tf.Tensor | None = None
+    sersic_index: tf.Tensor | None = None
 
 
 class Anatomy(NamedTuple):
@@ -148,7 +148,7 @@ class GalaxyPrior(abc.ABC):
         components = self.components(theta)
         shapes = []
         for part in components:
-            index = [] if part.index is None else [part.index[..., None]]
+            index = [] if part.sersic_index is None else [part.sersic_index[..., None]]
             shapes.append(tf.concat([center, part.radius[..., None], part.ellipticity, *index], -1))
         shares = [part.fraction * tf.ones([self.bands], self.dtype) for part in components]
         return Anatomy(tf.stack(shapes, -2), tf.stack(shares, -2))

@@ -36,8 +36,8 @@ AMPLITUDES = np.array([
 ])
 # fmt: on
 
-# [2, J] amplitudes and sigmas, in half-light radii, of the two profiles whose index is fixed: fewer Gaussians do, with a
-# largest error of 6e-4 of the convolved peak.
+# [2, J] amplitudes and sigmas, in half-light radii, of the two profiles of fixed index, which need fewer Gaussians: the
+# largest error is 6e-4 of the convolved peak.
 EXPONENTIAL = np.array(
     [
         [0.000195, 0.002883, 0.026559, 0.161244, 0.486292, 0.322725],
@@ -242,7 +242,7 @@ def contract(
 
 def _moments(stamps: tf.Tensor, basis: tf.Tensor, gaussians: tf.Tensor) -> tf.Tensor:
     """sum_n stamps_cn basis_mn gaussians_jn: [..., C, N], [M, N], [..., J, N] -> [..., C, M, J]."""
-    lead, bands, pixels = stamps.shape[1:-2], *stamps.shape[-2:]
+    lead, (bands, pixels) = stamps.shape[1:-2], stamps.shape[-2:]
     weighted = tf.reshape(stamps[..., None, :] * basis, [-1, *lead, bands * basis.shape[0], pixels])
     moments = tf.matmul(weighted, gaussians, transpose_b=True)
     return tf.reshape(moments, [-1, *lead, bands, basis.shape[0], gaussians.shape[-2]])

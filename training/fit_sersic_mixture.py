@@ -1,12 +1,12 @@
 """Fits the Gaussian mixtures that stand for Sersic profiles in `tfdeblend.profiles`, and prints them as its tables.
 
 A mixture of J Gaussians, sigma_j(n) spaced geometrically between lo(n) and hi(n) half-light radii, with amplitudes that
-are Chebyshev
-polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What is fitted is
-what
-is used: the profile convolved with a Gaussian of q half-light radii, q = 0.025 ... 2.5, relative to its peak. The
-spacing is found by Nelder-Mead on the largest error. For the exponential and De Vaucouleurs' profile, whose index is fixed, fewer
-Gaussians do whose widths are all free. Needs SciPy. Run: python -m training.fit_sersic_mixture
+are Chebyshev polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What
+is fitted is what is used: the profile convolved with a Gaussian of q half-light radii, q = 0.025 ... 2.5, relative to
+its peak. The spacing is found by Nelder-Mead on the largest error. For the exponential and De Vaucouleurs' profile,
+whose index is fixed, fewer Gaussians do, whose widths are all free.
+
+Needs SciPy. Run: python -m training.fit_sersic_mixture
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Targets:
 
 
 def fit_fixed(n: float, sigma: np.ndarray) -> tuple[np.ndarray, float]:
-    """[2, J] amplitudes and sigmas of a profile of index n, from first sigmas, and the largest error relative to a peak.
+    """[2, J] amplitudes and sigmas of a profile of index n, from first sigmas, and the largest error over the peak.
 
     Least squares, in which whatever is off most counts more from one pass to the next.
     """
