@@ -25,6 +25,7 @@ from tfdeblend import profiles
 from tfdeblend.profiles import Mixture
 
 FARTHEST = 3.0  # times the expected error of a position: no source moves further, or it would mend a bright neighbour
+THINNEST = 0.75  # ellipticity of an edge-on disk, b / a = 1 / 7; thinner ones only mend the misfit of bright neighbours
 
 
 class Disc(tfb.Bijector):
@@ -200,8 +201,9 @@ class GalaxyPrior(abc.ABC):
         )
 
     def _ellipticity(self, sigma: float) -> tfb.Bijector:
-        """N(0, 1)^2 -> ellipticities inside of the unit disc, about `sigma` a component."""
-        return tfb.Chain([Disc(), tfb.Scale(tf.constant(sigma, self.dtype))])
+        """N(0, 1)^2 -> ellipticities up to THINNEST, about `sigma` a component."""
+        reach, unit = (tf.constant(value, self.dtype) for value in (THINNEST, sigma / THINNEST))
+        return tfb.Chain([tfb.Scale(reach), Disc(), tfb.Scale(unit)])
 
 
 class ExponentialPrior(GalaxyPrior):
