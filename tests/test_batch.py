@@ -195,13 +195,13 @@ def test_padding_changes_neither_images_nor_gradients(setting: str, dtype: tf.DT
         np.testing.assert_allclose(padded[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
 
-OPTIONS = MapOptions(adam_steps=20, newton_rounds=20, tolerance=1e-6)
+OPTIONS = MapOptions(rounds=20, tolerance=1e-6)
 
 
-def fit(scenes: list[Scene], row: int, shape: BatchShape, options: MapOptions = OPTIONS) -> dict[str, np.ndarray]:
+def fit(scenes: list[Scene], row: int, shape: BatchShape) -> dict[str, np.ndarray]:
     """One scene's fit in float64, cut out of its batch, in whitened units."""
     batch = BlendBatch.build(scenes, shape, tf.float64)
-    result: MapResult = MapFit(SersicPrior(shape.bands, dtype=tf.float64), shape, options)(batch)
+    result: MapResult = MapFit(SersicPrior(shape.bands, dtype=tf.float64), shape, OPTIONS)(batch)
     count, (bands, height, width) = len(scenes[row].sources), scenes[row].observation.shape
     size = result.state.latent.shape[-1]
     number = shape.sources * size
@@ -261,8 +261,7 @@ def test_units_of_flux_stay_outside_of_a_batch(factor: float) -> None:
 def test_units_of_flux_do_not_matter_to_the_fit(factor: float) -> None:
     scene = simulate()
     shape = scene_shape(scene, STAMP)
-    options = replace(OPTIONS, adam_steps=15)
-    one, other = (fit([s], 0, shape, options) for s in (scene, in_units(scene, factor)))
+    one, other = (fit([s], 0, shape) for s in (scene, in_units(scene, factor)))
     assert_same_fit(one, other, 1e-4)
 
 

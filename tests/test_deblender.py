@@ -14,13 +14,13 @@ from scipy.ndimage import map_coordinates
 from simulations import BLEND, Galaxy, random_blends, simulate
 
 from tfdeblend import measure
-from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblended import Deblended
-from tfdeblend.deblender import Deblender, stamp_side
+from tfdeblend.deblender import Deblender, merge_buckets, stamp_side
 from tfdeblend.errors import DataError
 from tfdeblend.initialize import moments
-from tfdeblend.mapfit import MapFit, MapResult
-from tfdeblend.priors import SersicPrior
+from tfdeblend.mapfit import MapFit, MapOptions, MapResult
+from tfdeblend.priors import BulgeDiskPrior, GalaxyPrior, SersicPrior
 from tfdeblend.scene import Scene, Source
 
 FLUXES = np.array([galaxy.flux for galaxy in BLEND], float)
@@ -127,6 +127,30 @@ def test_one_source(deblender: Deblender) -> None:
     assert result.sources.shape == (1, 2, 32, 32) and result.flux_cov.shape == (2, 1, 1)
 
 
+def test_negative_light_is_held_back(deblender: Deblender) -> None:
+    """A source declared in a hole of 300 becomes less negative than the hole, and its neighbour stays what it is."""
+    scene, _ = simulate(BLEND[:1])
+    images = scene.observation.images.astype(float)
+    images[:, 23:26, 23:26] -= 300 / 9
+    hole = replace(scene.observation, images=images)
+    result = deblender.deblend(replace(scene, observation=hole, sources=(*scene.sources, Source(24, 24, id="hole"))))
+    assert_finite(result)
+    assert ((fluxes(result)[1] > -250) & (fluxes(result)[1] < 0)).all()
+    assert np.abs(pulls(result, FLUXES[:1])[0]).max() < 5
+
+
+def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
+    """Every scene stays once, in a shape that holds it; what many scenes share, and what nothing holds, stays."""
+    small = BatchShape(1, 4, 5, 32, 10, 64, 48, 0.9)
+    wide, crowded = small._replace(side=48, fourier=80, stamp=64), small._replace(sources=8)
+    both = wide._replace(sources=8)
+    other, far = small._replace(bands=3), small._replace(side=192, fourier=240, stamp=96)
+    buckets = {small: [0], wide: [1, 2, 3, 4, 5], crowded: [6], both: [7, 8], other: [9], far: [10]}
+    merged = merge_buckets(buckets)
+    assert sorted(index for members in merged.values() for index in members) == list(range(11))
+    assert merged == {wide: [1, 2, 3, 4, 5, 0], both: [7, 8, 6], other: [9], far: [10]}
+
+
 def test_background_is_fitted() -> None:
     scene, _ = simulate(background=3.0)
     result = Deblender(background=True).deblend(scene)
@@ -177,11 +201,12 @@ def test_results_repeat_to_the_bit(deblender: Deblender, blend: Deblended) -> No
     np.testing.assert_array_equal(fluxes(again), fluxes(blend))
 
 
-def test_starts_do_not_matter() -> None:
+@pytest.mark.parametrize("kind", [SersicPrior, BulgeDiskPrior])
+def test_starts_do_not_matter(kind: type[GalaxyPrior]) -> None:
     """Zeros, moments and other sources' moments lead to one maximum."""
     scenes = [scene for scene, _, _ in random_blends(4, seed=1)]
     shape = scene_shape(scenes[0], stamp_side(scenes[0]))._replace(blends=4)
-    batch, fit = BlendBatch.build(scenes, shape), MapFit(SersicPrior(shape.bands), shape)
+    batch, fit = BlendBatch.build(scenes, shape), MapFit(kind(shape.bands), shape)
     start = np.zeros((4, shape.sources, fit.prior.size), np.float32)
     for row, scene in enumerate(scenes):
         radius, ellipticity = (tf.constant(part, tf.float32) for part in moments(scene))
@@ -197,6 +222,15 @@ def test_starts_do_not_matter() -> None:
                 moved = results[0].state.flux[b, :3, c].numpy() - other.state.flux[b, :3, c].numpy()
                 assert (np.abs(moved) < 0.1 * error).all()
         np.testing.assert_allclose(other.chi2, results[0].chi2, rtol=1e-3)
+
+
+def test_a_fit_that_is_cut_short_says_so() -> None:
+    """Under the stiff prior of its first rounds no blend counts as done, and errors are those of the prior as it is."""
+    scene, _ = simulate()
+    short, whole = (Deblender(options=MapOptions(rounds=rounds)).deblend(scene) for rounds in (1, 30))
+    assert not short.header["converged"] and (np.asarray(short.catalog["flags"]) & measure.NOT_CONVERGED).all()
+    assert whole.header["converged"]
+    assert (short.catalog["size_err"] > 0.3 * whole.catalog["size_err"]).all()
 
 
 # -- what may go wrong

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfdeblend.observation import Observation
 
 PRIORS = {
-    "auto": "the one that fits the data: sersic",
+    "auto": "the one that fits the data: bulge-disk",
     "sersic": "one Sersic profile a galaxy, with its own colour",
     "exponential": "one exponential disk a galaxy",
     "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",

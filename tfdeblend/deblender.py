@@ -51,11 +51,11 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
         same = all(getattr(large, name) == getattr(small, name) for name in ("bands", "margin", "model_sigma"))
-        fits = all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp", "fourier"))
+        fits = large.sources >= small.sources and large.side >= small.side
         return same and fits and cost(large) <= 4 * cost(small)
 
     merged = dict(buckets)
-    for shape in sorted(buckets, key=cost):
+    for shape in sorted(buckets, key=cost, reverse=True):  # so that a host has been settled before
         hosts = [other for other in merged if other != shape and holds(other, shape)]
         if len(merged[shape]) <= FEW and hosts:
             host = min(hosts, key=cost)
@@ -64,7 +64,7 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
 
 
 def brightness(scene: Scene) -> float:
-    """The brightest pixel in sigma. Blends of one batch wait for the slowest, and bright ones take the most steps."""
+    """The brightest pixel in sigma. A batch lasts as long as its slowest blend, and bright ones take the most steps."""
     observation = scene.observation
     return float((observation.images * np.sqrt(observation.weights)).max())
 

@@ -25,9 +25,10 @@ class MapState(NamedTuple):
 
 
 class GalaxyPosterior:
-    """-log p(y | z, flux) - log p(z), up to a constant, of B blends; made inside of a compiled graph.
+    """-log p(y | z, flux) - log p(z) - log p(flux), up to a constant, of B blends; made inside of a compiled graph.
 
-    Half a chi-square, and z ~ N(0, 1): no number here carries units. B may be unknown to the graph.
+    Half a chi-square, z ~ N(0, 1), and `fluxes` that are flat where positive: no number here carries units. B may be
+    unknown to the graph.
 
     Args:
       prior: of the galaxies. shape: of the batch. tensors: `BlendBatch.tensors`. background: whether there is one.
@@ -52,7 +53,7 @@ class GalaxyPosterior:
         arcsec = tensors["arcsec"][:, None] * like
         self.frame = Frame(tensors["centers"], arcsec, tensors["is_point"], shape.model_sigma * like)
 
-    def replace(self, weights: tf.Tensor) -> GalaxyPosterior:
+    def reweighted(self, weights: tf.Tensor) -> GalaxyPosterior:
         """The same with other weights [B, C, S, S]."""
         changed = self.tensors | {"weights": weights}
         return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness)
@@ -112,10 +113,8 @@ class GalaxyPosterior:
 
     def state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
         """Latents [B, L] and linear terms [B, C, Q], as the normal equations order them, as a state."""
-        latent, linear = tf.cast(latent, self.prior.dtype), tf.cast(linear, self.prior.dtype)
-        flux = tf.linalg.matrix_transpose(linear[..., : self.shape.sources])
-        latent = tf.reshape(latent, [-1, self.shape.sources, self.prior.size])
-        return MapState(latent, flux, linear[..., self.shape.sources])
+        latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.shape.sources, self.prior.size])
+        return MapState(latent, *self._terms(linear))
 
     def solve_fluxes(self, unit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The best fluxes [B, K, C] and background [B, C] for stamps of unit flux [B, K, C or 1, P, P]."""

@@ -1,8 +1,8 @@
 """The last steps to the maximum and its curvature: Gauss-Newton and Newton on latents and fluxes, in a trust region.
 
 Fluxes and background enter the image linearly. Ordered band by band their normal equations are small blocks, which a
-Schur complement eliminates: what is left to factorise has the size of the latents alone, and the same factors give
-the Gaussian approximation of the posterior (Laplace), flux covariances between neighbours included.
+Schur complement eliminates: what is left to factorise has the size of the latents alone. The same gives the Gaussian
+approximation of the posterior (Laplace), flux covariances between neighbours included.
 
 Gauss-Newton is the better guide far from the maximum. Near it, beside a bright galaxy that no profile fits, residuals
 are so large that only the exact second derivatives converge; where these curve downwards they are taken as if they
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdeblend import fluxes
 
-FLATTEST = 0.03  # of the prior's curvature: flatter directions are walked as if they were so much curved
+FLATTEST = 0.03  # the prior's own curvature is 1: flatter directions are walked as if they were so much curved
 BISECTIONS = 20
 
 
@@ -43,7 +43,7 @@ class Bend(NamedTuple):
 
 
 class Laplace(NamedTuple):
-    """Gaussian approximation of the posterior at its maximum, float64.
+    """Gaussian approximation of the posterior at its maximum, of fluxes without their prior; float64.
 
     latent: [B, L, L] covariance of the latents. linear: [B, C, Q, C, Q] covariance of fluxes and background.
     """
@@ -78,7 +78,7 @@ def assemble(
     """Normal equations from whitened images: curvature J^T J (Gauss-Newton) and the prior's.
 
     Args:
-      gram: [B, C, N, N]: `Likelihood.normal` of each source's unit-flux derivatives by its S latents followed by its
+      gram: [B, C, N, N]: `Likelihood.gram` of each source's unit-flux derivatives by its S latents followed by its
         unit-flux image; N = K (S + 1) + 1, the constant last.
       flux: [B, K, C]. background: [B, C].
       used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. size: S.

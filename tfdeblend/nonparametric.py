@@ -2,8 +2,8 @@
 
 Where scarlet projects onto that set after every step, here it is built in. Any star-shaped, monotonic image is a sum of
 sectors of discs with coefficients c >= 0, u = sum_ja c_ja D_ja, so the set is a cone and needs no projection. The
-coefficients are log-normal around those of a Sersic fit, c = c_sersic exp(tau z), z ~ N(0, 1): a faint source stays
-what its Sersic fit says, a bright one follows its pixels.
+coefficients are log-normal around those of a closed-form fit, c = c_fit exp(tau z), z ~ N(0, 1): a faint source stays
+what that fit says, a bright one follows its pixels.
 """
 
 from __future__ import annotations

@@ -236,16 +236,6 @@ class Convolve(LinearOperator):
         full = self._filter(tf.pad(y, far), tf.math.conj(self._kernel(y)))
         return full[..., : height + 2 * m, : width + 2 * m]
 
-    def spectrum(self, x: tf.Tensor) -> tf.Tensor:
-        """Frames [..., F, F] in Fourier space [..., N, N // 2 + 1]."""
-        return tf.signal.rfft2d(x, fft_length=[self.side, self.side])
-
-    def observe(self, spectrum: tf.Tensor, band: int) -> tf.Tensor:
-        """Spectra [B, M, N, N // 2 + 1] through one band's kernel, as images [B, M, H, W]."""
-        full = tf.signal.irfft2d(spectrum * self.kernel[:, band, None], fft_length=[self.side, self.side])
-        m, (height, width) = self.margin, self.image
-        return full[..., m : m + height, m : m + width]
-
     def _kernel(self, x: tf.Tensor) -> tf.Tensor:
         extra = len(x.shape) - len(self.kernel.shape)
         return tf.reshape(self.kernel, [-1, *self.kernel.shape[1:2], *[1] * extra, *self.kernel.shape[2:]])

@@ -2,7 +2,7 @@
 
 Every parameter is theta = b(z), z ~ N(0, 1): one object is value, bijector and prior. The fits work on z, whose prior
 has curvature one whatever the data's units; -log p(z) is half a square, so the MAP is the mode of p(z | y). Fluxes
-are no part of these distributions: they enter the image linearly, and `mapfit` leaves them flat where positive.
+are no part of these distributions: they enter the image linearly, and `fluxes` leaves them flat where positive.
 
 Radii are in arcsec. The hyperparameters are round numbers chosen by hand to be broad for the faint galaxies of deep
 ground-based surveys (half-light radii about 0.4 arcsec within a factor of 2, disks more often than bulges). They are
@@ -138,6 +138,8 @@ class GalaxyPrior(abc.ABC):
     def start(self, radius: tf.Tensor, ellipticity: tf.Tensor) -> tf.Tensor:
         """Latents [..., S] of a rough size [...] in arcsec and ellipticity [..., 2]; at most two sigma from 0."""
         theta = self.unpack(tf.zeros([*radius.shape, self.size], self.dtype))
+        length = tf.norm(ellipticity, axis=-1, keepdims=True)
+        ellipticity *= tf.minimum(0.9 * THINNEST / tf.maximum(length, 1e-6), 1)
         theta |= {name: radius[..., None] for name in theta if name in ("radius", "disk_radius")}
         theta |= {name: ellipticity for name in theta if name in ("ellipticity", "disk_ellipticity")}
         return tf.clip_by_value(self.pack(theta), -2, 2)
