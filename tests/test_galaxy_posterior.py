@@ -60,3 +60,37 @@ def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
     size = np.sqrt(np.maximum(np.einsum("cnn->cn", exact), 1e-30))
     error = np.abs(gram - exact) / np.maximum(size[:, :, None] * size[:, None], 1e-12)
     assert error.max() < 1e-2  # 7e-3, for seeing of 3.3 pixels and sources near the edge
+
+
+@pytest.mark.parametrize("name", list(PRIORS))
+def test_tangents_are_the_derivatives_of_the_stamps(name: str) -> None:
+    """By every latent, in every band, and last the stamps of unit flux themselves."""
+    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
+    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
+    prior = PRIORS[name](2, dtype=F64)
+    posterior = GalaxyPosterior(prior, shape, tensors)
+    latent = tf.constant(np.random.default_rng(0).normal(scale=0.7, size=(1, 3, prior.size)))
+    images, mixing = posterior.tangents(latent)
+    found = np.einsum("bcksi,bkiyx->bkscyx", mixing, images[:, :, :, 0])
+
+    def unit(z: tf.Tensor) -> np.ndarray:
+        return np.broadcast_to(posterior.unit(z), (1, 3, 2, 48, 48))
+
+    step = 1e-5
+    moves = step * np.eye(prior.size)
+    expected = np.stack([(unit(latent + move) - unit(latent - move)) / (2 * step) for move in moves], 2)
+    np.testing.assert_allclose(found[:, :, :-1], expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(found[:, :, -1], unit(latent), atol=1e-12)
+
+
+def test_rise_is_the_difference_of_the_losses() -> None:
+    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
+    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
+    prior = PRIORS["bulge-disk"](2, dtype=F64)
+    posterior = GalaxyPosterior(prior, shape, tensors, stiffness=tf.constant([30.0], F64))
+    rng = np.random.default_rng(0)
+    old, new = (
+        MapState(*(tf.constant(rng.normal(size=s)) for s in ([1, 3, prior.size], [1, 3, 2], [1, 2]))) for _ in range(2)
+    )
+    rise = posterior.rise(old, posterior.model(old), new, posterior.model(new))
+    np.testing.assert_allclose(rise, posterior.loss(new) - posterior.loss(old), rtol=1e-8)
