@@ -241,6 +241,15 @@ def test_info_describes_scenes_and_results(scenes, tmp_path, capsys):
         np.testing.assert_allclose(document["psf_fwhm"], 1.5 * 2.3548, rtol=0.01)
 
 
+def test_archives_cut_short_and_scenes_in_place_of_results_are_told_in_one_line(scenes, tmp_path, capsys):
+    whole = scenes / "a.npz"
+    short = tmp_path / "short.npz"
+    short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for command in (["info", str(short)], ["measure", str(whole)]):
+        assert main(command) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_info_lists_versions_and_priors(capsys):
     assert main(["info", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

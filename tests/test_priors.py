@@ -169,3 +169,14 @@ def test_positions_that_are_held_stay_finite(name: str) -> None:
     latent = prior.start(tf.constant([0.3], F64), tf.zeros([1, 2], F64))
     assert np.isfinite(latent).all()
     np.testing.assert_array_equal(prior.unpack(latent + 1)["offset"], 0)
+
+
+@pytest.mark.parametrize("name", list(PRIORS))
+def test_every_measured_shape_is_a_start(name: str) -> None:
+    """Also ellipticities beyond those that the prior knows; at most two sigma from its centre."""
+    prior = PRIORS[name](2, dtype=tf.float64)
+    length, angle = np.meshgrid([0.0, 0.3, 0.75, 0.8, 0.99], np.linspace(0, 6, 7))
+    shape = np.stack([length * np.cos(angle), length * np.sin(angle)], -1)
+    for radius in (1e-3, 0.4, 50.0):
+        latent = prior.start(tf.fill(length.shape, tf.constant(radius, tf.float64)), tf.constant(shape)).numpy()
+        assert np.isfinite(latent).all() and np.abs(latent).max() <= 2

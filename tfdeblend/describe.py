@@ -56,6 +56,8 @@ def is_result(path: Path) -> bool:
     """Whether a file was written by `tfdeblend.io.write_fits`."""
     from astropy.io import fits
 
+    if path.suffix == ".npz":
+        return False
     try:
         with fits.open(path) as hdus:
             return "STAMPS" in hdus

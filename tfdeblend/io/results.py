@@ -153,6 +153,8 @@ def read_fits(path: str | Path) -> Deblended:
         DataError: by file and extension, where one is missing or broken.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        raise DataError(path, "file", "expected a deblended scene as FITS, received an NPZ archive, which holds scenes")
     with images.opened(path) as hdus:
         contents = _Result(path, hdus)
         scene = _read_scene(contents)
