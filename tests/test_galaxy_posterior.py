@@ -14,13 +14,19 @@ from tfdeblend.priors import PRIORS
 F64 = tf.float64
 
 
+def posterior_of(name: str, stiffness: float = 1.0) -> GalaxyPosterior:
+    """Of one blend of three galaxies, on stamps of 48 pixels."""
+    scene, _ = simulate()
+    shape = scene_shape(scene, 48)._replace(sources=3)
+    tensors = BlendBatch.build([scene], shape, F64).tensors
+    return GalaxyPosterior(PRIORS[name](2, dtype=F64), shape, tensors, stiffness=tf.constant([stiffness], F64))
+
+
 @pytest.mark.parametrize("name", list(PRIORS))
 def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -> None:
     """-<residual, d^2 model>: by latents of a source, and by its latents and fluxes."""
-    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
-    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
-    prior = PRIORS[name](2, dtype=F64)
-    posterior = GalaxyPosterior(prior, shape, tensors)
+    posterior = posterior_of(name)
+    prior = posterior.prior
     likelihood = posterior.likelihood
     rng = np.random.default_rng(0)
     latent = tf.constant(rng.normal(scale=0.7, size=(1, 3, prior.size)))
@@ -46,10 +52,8 @@ def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -
 
 
 def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
-    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
-    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
-    prior = PRIORS["sersic"](2, dtype=F64)
-    posterior = GalaxyPosterior(prior, shape, tensors)
+    posterior = posterior_of("sersic")
+    prior, shape = posterior.prior, posterior.shape
     likelihood = posterior.likelihood
     state = MapState(tf.zeros([1, shape.sources, prior.size], F64), tf.ones([1, shape.sources, 2], F64), None)
     images = posterior.tangents(state.latent)[0]
@@ -65,10 +69,8 @@ def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
 @pytest.mark.parametrize("name", list(PRIORS))
 def test_tangents_are_the_derivatives_of_the_stamps(name: str) -> None:
     """By every latent, in every band, and last the stamps of unit flux themselves."""
-    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
-    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
-    prior = PRIORS[name](2, dtype=F64)
-    posterior = GalaxyPosterior(prior, shape, tensors)
+    posterior = posterior_of(name)
+    prior = posterior.prior
     latent = tf.constant(np.random.default_rng(0).normal(scale=0.7, size=(1, 3, prior.size)))
     images, mixing = posterior.tangents(latent)
     found = np.einsum("bcksi,bkiyx->bkscyx", mixing, images[:, :, :, 0])
@@ -84,10 +86,8 @@ def test_tangents_are_the_derivatives_of_the_stamps(name: str) -> None:
 
 
 def test_rise_is_the_difference_of_the_losses() -> None:
-    shape = scene_shape(simulate()[0], 48)._replace(sources=3)
-    tensors = BlendBatch.build([simulate()[0]], shape, F64).tensors
-    prior = PRIORS["bulge-disk"](2, dtype=F64)
-    posterior = GalaxyPosterior(prior, shape, tensors, stiffness=tf.constant([30.0], F64))
+    posterior = posterior_of("bulge-disk", stiffness=30.0)
+    prior = posterior.prior
     rng = np.random.default_rng(0)
     old, new = (
         MapState(*(tf.constant(rng.normal(size=s)) for s in ([1, 3, prior.size], [1, 3, 2], [1, 2]))) for _ in range(2)
