@@ -133,6 +133,13 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=["train", "test", "all"], default="all", help="of the HST galaxies (default: all)"
     )
+    parser.add_argument(
+        "--shrink",
+        type=_factors,
+        default=(1.0, 1.0),
+        metavar="A-B",
+        help="factor of the HST galaxies' sizes, so that their noise shows less (default: 1)",
+    )
     parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
     parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
     parser.add_argument(
@@ -204,6 +211,14 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 def _planes(text: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in text.split(",") if part]
+
+
+def _factors(text: str) -> tuple[float, float]:
+    least, dash, most = text.partition("-")
+    try:
+        return float(least), float(most if dash else least)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or two, such as 0.3-0.5, received {text}") from error
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -98,9 +98,9 @@ def simulated_config(args: argparse.Namespace) -> Any:
     population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
     if args.galaxies != "parametric":
         read_catalogue(args.galaxies)  # told before work starts
-        sharp = survey.pixel_scale < SHARP
+        sharp = survey.pixel_scale < SHARP and args.shrink == (1, 1)
         padding = 2 * (args.size or 71) * survey.pixel_scale if sharp else 0.0
-        population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding)
+        population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding, args.shrink)
     if args.stamps:
         return StampConfig(population, survey, args.size or 64, model_sigma=args.model_sigma or 1.0, seed=args.seed)
     choices = {"sources": args.sources, "positions": args.positions, "noise": args.noise, "size": args.size or 71}

@@ -38,6 +38,7 @@ class RealGalaxies:
     mirror: np.ndarray  # (N,) bool
     seeds: np.ndarray  # (N,) of the padding's noise
     padding: float  # arcsec
+    shrinking: np.ndarray  # (N,) factor of all lengths
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,8 +57,8 @@ class RealGalaxies:
         galaxy = galsim.RealGalaxy(self.catalogue, index=int(self.rows[row]), **noise).withFlux(1.0)
         if self.mirror[row]:
             galaxy = galaxy.transform(-1, 0, 0, 1)
-        profile = galaxy.rotate(float(self.turn[row]) * galsim.radians)
-        return [Component(profile, self.flux[row], float(np.pi / galaxy.stepk))]
+        profile = galaxy.rotate(float(self.turn[row]) * galsim.radians).dilate(float(self.shrinking[row]))
+        return [Component(profile, self.flux[row], float(np.pi / profile.stepk))]
 
     def catalog(self, bands: tuple[str, ...]) -> np.ndarray:
         """(N,) structured array: identity, magnitude, redshift, radius and total fluxes."""
@@ -66,7 +67,7 @@ class RealGalaxies:
             "ident": np.asarray(self.catalogue.ident)[self.rows].astype(str),
             "magnitude": self.magnitude,
             "redshift": self.redshift,
-            "radius": self.radius,
+            "radius": self.radius * self.shrinking,
             **{f"flux_{band}": self.flux[:, b] for b, band in enumerate(bands)},
         }
         table = np.empty(len(self), [(name, values.dtype) for name, values in columns.items()])
@@ -85,6 +86,8 @@ class RealPopulation:
         split: "train" or "test", by the hash of each galaxy's name: 35 and 15 of 50; or "all".
         padding: arcsec: fill the surroundings of each image with the like of its noise, so that no edge shows in images
             nearly as sharp as HST's. 0: none, as for images from the ground, where that noise is far below theirs.
+        shrink: least and largest factor of the galaxies' sizes. Where stamps are to be as sharp as the images, the
+            deconvolved noise is brighter than most galaxies; half as large, a galaxy outshines it ten times more.
 
     Errors, when galaxies are drawn: DataError.
     """
@@ -94,8 +97,11 @@ class RealPopulation:
     faint: float = 26.0
     split: str = "train"
     padding: float = 0.0
+    shrink: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
+        if not 0 < self.shrink[0] <= self.shrink[1]:
+            raise DataError("galaxies", "shrink", f"expected positive factors that rise, received {self.shrink}")
         if self.split not in SPLITS:
             raise DataError("galaxies", "split", f"expected one of {', '.join(SPLITS)}, received {self.split!r}")
 
@@ -134,6 +140,7 @@ class RealPopulation:
             mirror=rng.random(number) < 0.5,
             seeds=rng.integers(1, 2**31 - 1, number),
             padding=self.padding,
+            shrinking=rng.uniform(*self.shrink, number),
         )
 
     def _chosen(self, catalogue: Any) -> np.ndarray:
