@@ -24,6 +24,7 @@ NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
+REFERENCE_ZEROPOINT = 27.0  # AB: of the flux unit of learned priors' stamps, as in HSC's coadds
 TYPICAL_SEEING = 0.7  # arcsec: the assumed FWHM where no pixel scale is known, only to scale the prior's radii
 
 
@@ -63,6 +64,7 @@ class BlendBatch:
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
     is_point: tf.Tensor  # [B, K] 1 point source, 0 galaxy
     arcsec: tf.Tensor  # [B] pixels in an arcsec
+    band_unit: tf.Tensor  # [B, C] what a flux of AB magnitude 27 is in the images' units
     band_scale: np.ndarray  # [B, C] float64: the noise by which each band was divided
 
     @classmethod
@@ -196,6 +198,12 @@ def band_scales(scene: Scene) -> np.ndarray:
     return np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
 
 
+def reference_flux(scene: Scene) -> np.ndarray:
+    """(C,) of AB magnitude REFERENCE_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
+    zeropoints = scene.observation.zeropoints
+    return np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - REFERENCE_ZEROPOINT))
+
+
 def pixels_per_arcsec(scene: Scene) -> float:
     """From the observation's pixel scale, else from its PSF, taken to be TYPICAL_SEEING wide."""
     scale = scene.observation.pixel_scale
@@ -227,6 +235,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
         "is_source": is_source,
         "is_point": is_point,
         "arcsec": np.array(pixels_per_arcsec(scene)),
+        "band_unit": reference_flux(scene) / scale,
         "band_scale": scale,
     }
 
@@ -252,5 +261,6 @@ def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
         "is_source": sources,
         "is_point": sources,
         "arcsec": np.array(1.0),
+        "band_unit": np.ones(shape.bands),
         "band_scale": np.ones(shape.bands),
     }

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from astropy.table import Table
 
-from tfdeblend import initialize, measure
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend import initialize, learned, measure
+from tfdeblend.batch import BatchShape, BlendBatch, choose_model_sigma, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
@@ -22,6 +22,7 @@ from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
 from tfdeblend.scene import Scene
+from tfdeblend.scorefit import ScoreFit
 from tfdeblend.version import __version__
 
 AUTOMATIC = "bulge-disk"
@@ -32,11 +33,12 @@ MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
-def stamp_side(scene: Scene) -> int:
-    """P: large enough for galaxies as large as the image, up to 96 pixels."""
+def stamp_side(scene: Scene, least: int = 0) -> int:
+    """P: large enough for galaxies as large as the image, up to 96 pixels; larger only if `least` is."""
     _, height, width = scene.observation.shape
     side = max(height, width)
-    return next((stamp for most, stamp in ((32, 48), (64, 64), (80, 80)) if side <= most), 96)
+    fit = next((stamp for most, stamp in ((32, 48), (64, 64), (80, 80)) if side <= most), 96)
+    return max(fit, 16 * int(np.ceil(least / 16)))
 
 
 def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
@@ -74,8 +76,8 @@ class Deblender:
     """Separates the galaxies of blended images.
 
     Args:
-      prior: "exponential", "sersic", "bulge-disk", or "nonparametric", which starts from "bulge-disk"; "auto" is
-        "bulge-disk".
+      prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
+        `learned.shipped`, or a `.keras` file), which start from "bulge-disk". "auto": see `prior_of`.
       method: "map", the maximum of the posterior, with errors from its curvature there.
       seed: recorded with the results; the MAP draws nothing.
       background: fit a constant in each band besides the sources.
@@ -93,20 +95,37 @@ class Deblender:
     batch_size: int | None = None
     position_sigma: float = 0.5
     options: MapOptions = field(default_factory=MapOptions)
-    _fits: dict[BatchShape, MapFit] = field(default_factory=dict, init=False, repr=False)
-    _refinements: dict[BatchShape, NonparametricFit] = field(default_factory=dict, init=False, repr=False)
+    _fits: dict[tuple[str, BatchShape], MapFit] = field(default_factory=dict, init=False, repr=False)
+    _refinements: dict[tuple[str, BatchShape], NonparametricFit | ScoreFit] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        names = ["auto", *PRIORS, NONPARAMETRIC]
-        if self.prior not in names:
+        names = ["auto", *PRIORS, NONPARAMETRIC, *learned.shipped()]
+        if self.prior not in names and not self.prior.endswith(learned.SUFFIX):
             raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
         if self.method != "map":
             raise ValueError(f"method: expected 'map', received {self.method!r}")
 
-    @property
-    def prior_name(self) -> str:
-        """The prior that is used."""
-        return AUTOMATIC if self.prior == "auto" else self.prior
+    def prior_of(self, scene: Scene) -> str:
+        """The prior for a scene: "auto" is a shipped one for its bands and pixel scale, else "bulge-disk"."""
+        if self.prior != "auto":
+            return self.prior
+        if scene.observation.pixel_scale is None:
+            return AUTOMATIC
+        sigma = choose_model_sigma(scene)
+        fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene, sigma) is None]
+        return fitting[0] if fitting else AUTOMATIC
+
+    def _shape(self, scene: Scene, prior: str) -> BatchShape:
+        """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
+        if not learned.is_learned(prior):
+            return scene_shape(scene, stamp_side(scene))
+        known = learned.find(prior)
+        shape = scene_shape(scene, stamp_side(scene, known.side + 2))
+        if problem := known.problem(scene, shape.model_sigma):
+            raise DataError(scene.name, f"prior {known.name}", problem)
+        return shape
 
     @overload
     def deblend(self, scenes: Scene | Observation) -> Deblended: ...
@@ -130,48 +149,55 @@ class Deblender:
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error."""
-        buckets: dict[BatchShape, list[int]] = defaultdict(list)
+        buckets: dict[str, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
         for index, scene in enumerate(scenes):
             try:
-                buckets[scene_shape(scene, stamp_side(scene))].append(index)
+                prior = self.prior_of(scene)
+                buckets[prior][self._shape(scene, prior)].append(index)
             except DataError as error:
                 yield index, error
-        for shape, members in sorted(merge_buckets(buckets).items()):
-            most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
-            shape = shape._replace(blends=most)
-            members = sorted(members, key=lambda index: brightness(scenes[index]))
-            for first in range(0, len(members), most):
-                chunk = members[first : first + most]
-                yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape)
+        for prior, shapes in sorted(buckets.items()):
+            for shape, members in sorted(merge_buckets(shapes).items()):
+                most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
+                shape = shape._replace(blends=most)
+                members = sorted(members, key=lambda index: brightness(scenes[index]))
+                for first in range(0, len(members), most):
+                    chunk = members[first : first + most]
+                    yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape, prior)
 
     def _batch_size(self, shape: BatchShape) -> int:
         images = shape.sources * shape.bands * shape.fourier**2 * 8
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
 
-    def _fit_chunk(self, indices: list[int], scenes: list[Scene], shape: BatchShape) -> Iterator[tuple[int, Deblended]]:
+    def _fit_chunk(
+        self, indices: list[int], scenes: list[Scene], shape: BatchShape, prior: str
+    ) -> Iterator[tuple[int, Deblended]]:
         began = time.perf_counter()
-        fit = self._fit(shape)
+        fit = self._fit(shape, prior)
         batch = BlendBatch.build(scenes, shape)
         result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
-        if self.prior_name == NONPARAMETRIC:
-            result = self._refinement(fit)(batch, result)
+        if prior not in PRIORS:
+            result = self._refinement(fit, prior)(batch, result)
         arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
         milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
         for row, (index, scene) in enumerate(zip(indices, scenes, strict=True)):
-            yield index, self._result(scene, batch, arrays, row, milliseconds)
+            yield index, self._result(scene, batch, arrays, row, milliseconds, prior)
 
-    def _fit(self, shape: BatchShape) -> MapFit:
-        if shape not in self._fits:
-            name = SEED if self.prior_name == NONPARAMETRIC else self.prior_name
-            prior = PRIORS[name](shape.bands, self.position_sigma)
+    def _fit(self, shape: BatchShape, prior: str) -> MapFit:
+        name = prior if prior in PRIORS else SEED
+        if (name, shape) not in self._fits:
             options = replace(self.options, background=self.background)
-            self._fits[shape] = MapFit(prior, shape, options)
-        return self._fits[shape]
+            self._fits[name, shape] = MapFit(PRIORS[name](shape.bands, self.position_sigma), shape, options)
+        return self._fits[name, shape]
 
-    def _refinement(self, seed: MapFit) -> NonparametricFit:
-        if seed.shape not in self._refinements:
-            self._refinements[seed.shape] = NonparametricFit(seed)
-        return self._refinements[seed.shape]
+    def _refinement(self, seed: MapFit, prior: str) -> NonparametricFit | ScoreFit:
+        key = prior, seed.shape
+        if key not in self._refinements:
+            if prior == NONPARAMETRIC:
+                self._refinements[key] = NonparametricFit(seed)
+            else:
+                self._refinements[key] = ScoreFit(seed, learned.find(prior).load())
+        return self._refinements[key]
 
     def _start(self, fit: MapFit, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         start = np.zeros((shape.blends, shape.sources, fit.prior.size), np.float32)
@@ -180,7 +206,9 @@ class Deblender:
             start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
         return start
 
-    def _result(self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int, milliseconds: float) -> Deblended:
+    def _result(
+        self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int, milliseconds: float, prior: str
+    ) -> Deblended:
         """Cuts one scene out of a batch's arrays, and puts it back into its own units."""
         count, (bands, height, width) = len(scene.sources), scene.observation.shape
         scale = batch.band_scale[row]
@@ -205,18 +233,18 @@ class Deblender:
             catalog=Table(),
             undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
         )
-        header = self._header(bare, fit, row, milliseconds, converged)
+        header = self._header(bare, fit, row, milliseconds, converged, prior)
         header["modelsig"] = batch.shape.model_sigma
         flux = fit.state.flux[row, :count].astype(float) * scale
         table = measure.catalog(bare, shapes, flux, milliseconds, converged)
         return replace(bare, header=header, catalog=table)
 
     def _header(
-        self, result: Deblended, fit: MapResult, row: int, milliseconds: float, converged: bool
+        self, result: Deblended, fit: MapResult, row: int, milliseconds: float, converged: bool, prior: str
     ) -> dict[str, str | int | float | bool]:
         return {
             "method": self.method,
-            "prior": self.prior_name,
+            "prior": learned.find(prior).name if learned.is_learned(prior) else prior,
             "version": __version__,
             "seed": self.seed,
             "steps": int(fit.steps[row]),

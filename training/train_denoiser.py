@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.datasets import Augmentation, moments, noised_batches, read_stamps
-from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, negative_log_likelihood
+from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
 from tfdeblend.networks import UNet
 from tfdeblend.schedules import LogNormalNoise
 from training.config import DenoiserConfig, FitConfig
@@ -104,7 +104,7 @@ def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor
 
 
 def fit_head(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
-    """The covariance head, by the likelihood, with the mean frozen."""
+    """The covariance head, by the likelihood of pixels and apertures, with the mean frozen."""
 
     def unlikelihood(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return negative_log_likelihood(x, model((x_t, sigma)))
@@ -113,7 +113,7 @@ def fit_head(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor
         return _batches(config, stamps, tf.ones_like, settings.batch, config.seed + 1, first_step)
 
     watch = [LossByLevel(held_out, unlikelihood, config.seed)]
-    fit(HeadTraining(denoiser), negative_log_likelihood, config.head_fit, data, out / "head", watch)
+    fit(HeadTraining(denoiser), head_loss, config.head_fit, data, out / "head", watch)
 
 
 def _batches(

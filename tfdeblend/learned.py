@@ -1,0 +1,115 @@
+"""Learned priors: which are shipped, what they are for, and reading them from `.keras` files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfdeblend.errors import DataError
+
+if TYPE_CHECKING:
+    from tfdeblend.denoisers import NeuralDenoiser
+    from tfdeblend.scene import Scene
+
+FOLDER = Path(__file__).parent / "weights"
+SUFFIX = ".keras"
+SCALE_TOLERANCE = 0.03  # relative, of the pixel scale
+
+
+@dataclass(frozen=True)
+class LearnedPrior:
+    """What a learned prior is for. bands: C names. side: pixels of its stamps. pixel_scale: arcsec. model_sigma:
+    pixels, of the stamps' PSF. sha256: of the file, where it is known beforehand. description: one line."""
+
+    name: str
+    path: Path
+    bands: tuple[str, ...]
+    side: int
+    pixel_scale: float
+    model_sigma: float
+    sha256: str | None = None
+    description: str = ""
+
+    def problem(self, scene: Scene, model_sigma: float) -> str | None:
+        """Why the prior cannot be used on a scene whose widest model PSF is `model_sigma`, or None.
+
+        A scene without a pixel scale is taken to have the prior's.
+        """
+        observation = scene.observation
+        if observation.bands != self.bands:
+            return f"expected bands {', '.join(self.bands)}, received {', '.join(observation.bands)}"
+        scale = observation.pixel_scale
+        if scale and abs(scale / self.pixel_scale - 1) > SCALE_TOLERANCE:
+            return f"expected pixels of {self.pixel_scale:g} arcsec, received {scale:.4g}"
+        if abs(model_sigma - self.model_sigma) > 1e-3:
+            return f"expected a PSF wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
+        return None
+
+    def load(self) -> NeuralDenoiser:
+        """The denoiser, read once. Raises: DataError for a file that is missing, damaged or something else."""
+        return _load(self.path, self.sha256)
+
+
+def shipped() -> dict[str, LearnedPrior]:
+    """The priors that come with the package, by name."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.json")):
+        card = json.loads(path.read_text())
+        found[path.stem] = LearnedPrior(
+            path.stem,
+            path.with_suffix(SUFFIX),
+            tuple(card["bands"]),
+            card["side"],
+            card["pixel_scale"],
+            card["model_sigma"],
+            card["sha256"],
+            card["description"],
+        )
+    return found
+
+
+def find(name: str) -> LearnedPrior:
+    """The shipped prior of that name, or that of a `.keras` file.
+
+    Raises: DataError for neither, or a file that cannot be read.
+    """
+    known = shipped()
+    if name in known:
+        return known[name]
+    if not name.endswith(SUFFIX):
+        raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} file, received {name!r}")
+    denoiser = _load(Path(name), None)
+    bands, side, _ = denoiser.stamp_shape
+    names = denoiser.bands or tuple(f"band{band}" for band in range(bands))
+    return LearnedPrior(Path(name).stem, Path(name), names, side, denoiser.pixel_scale, denoiser.model_sigma)
+
+
+def is_learned(name: str) -> bool:
+    """Whether a prior's name is that of a shipped one or of a file."""
+    return name.endswith(SUFFIX) or name in shipped()
+
+
+@functools.cache
+def _load(path: Path, sha256: str | None) -> Any:
+    import keras
+
+    from tfdeblend.denoisers import NeuralDenoiser
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, "prior", f"expected a {SUFFIX} file, received {error.strerror}") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(path, "prior", f"expected SHA-256 {sha256}, received another: the file is damaged")
+    try:
+        denoiser = keras.models.load_model(path, compile=False)
+    except Exception as error:  # of Keras, zipfile or h5py, their kinds depending on what is broken
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DataError(path, "prior", f"expected a denoiser saved by Keras, received {reason}") from error
+    if not isinstance(denoiser, NeuralDenoiser):
+        raise DataError(path, "prior", f"expected a denoiser, received a {type(denoiser).__name__}")
+    return denoiser
