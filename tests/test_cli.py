@@ -11,7 +11,7 @@ import pytest
 from astropy.table import Table
 from helpers import gaussian, make_deblended, result_of, write_scene
 
-from tfdeblend import io
+from tfdeblend import io, learned
 from tfdeblend.cli import build_parser, main
 
 
@@ -169,7 +169,7 @@ def test_bad_input_exits_with_2_and_one_line(deblender, scenes, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["deblend"], ["deblend", "x"], ["deblend", "x", "--out", "y", "--prior", "z"], ["nonsense"]]
+    "args", [[], ["deblend"], ["deblend", "x"], ["deblend", "x", "--out", "y", "--method", "z"], ["nonsense"]]
 )
 def test_bad_usage_exits_with_2(args):
     with pytest.raises(SystemExit) as leaving:
@@ -254,7 +254,8 @@ def test_info_lists_versions_and_priors(capsys):
     assert main(["info", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["packages"]["numpy"] == np.__version__
-    assert set(told["priors"]) == {"auto", "sersic", "exponential", "bulge-disk", "nonparametric"}
+    closed = {"auto", "sersic", "exponential", "bulge-disk", "nonparametric"}
+    assert set(told["priors"]) == closed | set(learned.shipped())
 
 
 def test_mask_planes_are_names_or_bits():

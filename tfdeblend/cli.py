@@ -62,9 +62,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
     parser.add_argument(
         "--prior",
-        choices=commands.PRIORS,
         default="auto",
-        help="galaxy model (default: auto); see `tfdeblend info --priors`",
+        metavar="NAME",
+        help="galaxy model, or a .keras file of one's own (default: auto); see `tfdeblend info --priors`",
     )
     parser.add_argument(
         "--method", choices=["map"], default="map", help="inference (default: map, the posterior's maximum)"

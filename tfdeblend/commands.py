@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfdeblend.observation import Observation
 
 PRIORS = {
-    "auto": "the one that fits the data: bulge-disk",
+    "auto": "the learned one for the data's bands and pixel scale, else bulge-disk",
     "sersic": "one Sersic profile a galaxy, with its own colour",
     "exponential": "one exponential disk a galaxy",
     "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",
@@ -34,6 +34,7 @@ def deblend(args: argparse.Namespace) -> int:
 
     if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
         raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
+    check_prior(args.prior)
     paths = io.find_inputs(args.inputs)
     if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
         raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
@@ -59,10 +60,31 @@ def deblend(args: argparse.Namespace) -> int:
         print_json(summary)
     else:
         print("scenes:", ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count))
+        print("priors:", ", ".join(f"{name} ({count})" for name, count in sorted(summary["priors"].items())))
         for key in ("catalog", "report"):
             if key in summary:
                 print(f"{key}: {summary[key]}")
     return SOME_FAILED if summary["counts"]["failed"] else DONE
+
+
+def check_prior(name: str) -> None:
+    """Tells a wrong prior, and a file that holds none, before work starts. Errors: DataError."""
+    from tfdeblend import learned
+
+    if name in PRIORS:
+        return
+    try:
+        learned.find(name).load()
+    except DataError as error:
+        known = f"expected {', '.join([*PRIORS, *learned.shipped()])} or a {learned.SUFFIX} file, received {name!r}"
+        raise error if name.endswith(learned.SUFFIX) else DataError("--prior", known) from None
+
+
+def priors() -> dict[str, str]:
+    """Every prior in a line, by name."""
+    from tfdeblend import learned
+
+    return PRIORS | {name: prior.description for name, prior in learned.shipped().items()}
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -160,7 +182,7 @@ def info(args: argparse.Namespace) -> int:
         show(documents)
         return code
     packages = {} if args.priors else describe.packages()
-    show({"version": __version__, **packages, "priors": PRIORS})
+    show({"version": __version__, **packages, "priors": priors()})
     return DONE
 
 

@@ -237,6 +237,9 @@ class Deblender:
         header["modelsig"] = batch.shape.model_sigma
         flux = fit.state.flux[row, :count].astype(float) * scale
         table = measure.catalog(bare, shapes, flux, milliseconds, converged)
+        if learned.is_learned(prior):
+            cut = measure.beyond(bare.stamps, learned.find(prior).side)
+            table["flags"] |= np.where(cut, measure.BEYOND_PRIOR, 0)
         return replace(bare, header=header, catalog=table)
 
     def _header(

@@ -54,6 +54,7 @@ class LearnedPrior:
         return _load(self.path, self.sha256)
 
 
+@functools.cache
 def shipped() -> dict[str, LearnedPrior]:
     """The priors that come with the package, by name."""
     found = {}

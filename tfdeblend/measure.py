@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tfdeblend.scene import Scene
 
 # Bits of the catalogue's `flags`.
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED = 1, 2, 4, 8, 16, 32
+NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR = 1, 2, 4, 8, 16, 32, 64
 FLAG_NAMES = {
     NOT_CONVERGED: "the fit stopped before it converged",
     TRUNCATED: "more than 5% of the flux lies outside of the stamp",
@@ -31,6 +31,7 @@ FLAG_NAMES = {
     MASKED: "the central pixel is masked in some band",
     BAD_FIT: "chi-square per pixel above 2 where this source shines",
     UNDECLARED: "an undeclared source shines on this one's light",
+    BEYOND_PRIOR: "more than 5% of the flux lies beyond the learned prior's stamps, where the bulge-disk fit's light is kept",
 }
 LARGE_CHI2 = 2.0
 TRUNCATED_SHARE = 0.05
@@ -148,6 +149,14 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
         e2=np.clip(2 * yx / size, -1, 1),
         errors=np.full((len(light), 5), np.nan),
     )
+
+
+def beyond(stamps: np.ndarray, side: int) -> np.ndarray:
+    """(K,) bool: whether more than TRUNCATED_SHARE of a source's light is beyond the `side` pixels about its middle."""
+    first = (stamps.shape[-1] - side) // 2
+    middle = slice(first, first + side)
+    total = np.abs(stamps.sum((1, 2, 3), dtype=float))
+    return np.abs(stamps[..., middle, middle].sum((1, 2, 3), dtype=float)) < (1 - TRUNCATED_SHARE) * total
 
 
 def describe_scene(scene: Scene) -> dict[str, float]:

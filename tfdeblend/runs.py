@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tfdeblend import io, records
+from tfdeblend import io, learned, records
 from tfdeblend.errors import DataError
 from tfdeblend.report import Entry, write_report
 from tfdeblend.scene import Scene
@@ -38,9 +38,10 @@ class Settings:
     psf: str | None = None
 
     def digest(self) -> str:
-        """Hash of the settings, of the PSF file's content and of the version; each result keeps it as CONFIG."""
-        content = digest(Path(self.psf)) if self.psf else None
-        text = json.dumps([__version__, asdict(replace(self, psf=content))], sort_keys=True)
+        """Hash of the settings, of the content of PSF and prior files and of the version; each result keeps it as CONFIG."""
+        psf = digest(Path(self.psf)) if self.psf else None
+        prior = digest(Path(self.prior)) if self.prior.endswith(learned.SUFFIX) else self.prior
+        text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self, path: Path) -> Scene:
@@ -85,6 +86,8 @@ class Run:
         catalogs = {name: self.entries[name].catalog for name in names if self.status[name] != "failed"}
         summary: dict[str, Any] = {"version": __version__, "out": str(self.out), "settings": asdict(self.settings)}
         summary["counts"] = {state: list(self.status.values()).count(state) for state in ("done", "skipped", "failed")}
+        used = [self.entries[name].header.get("prior") for name in names if self.status[name] != "failed"]
+        summary["priors"] = dict(Counter(str(prior) for prior in used))
         if catalogs:
             summary["catalog"] = str(self.out / f"catalog.{catalog_format}")
             io.write_catalog(catalogs, summary["catalog"])

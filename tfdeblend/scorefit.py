@@ -25,6 +25,8 @@ from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.operators import LinearOperator, Place, Scale
 
+TRUNCATED_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the prior does not know it
+
 
 @dataclass(frozen=True)
 class ScoreOptions:
@@ -32,6 +34,7 @@ class ScoreOptions:
 
     background: standard deviation of a fitted background around the first fit's, in units of a pixel's noise.
     point: that of a star's fluxes around the first fit's, in units of the brightest of them.
+    large: of the pixels of a galaxy larger than the prior's stamps around the first fit's, in units of their own.
     """
 
     levels: int = 10
@@ -40,6 +43,7 @@ class ScoreOptions:
     iterations: int = 12
     background: float = 1.0
     point: float = 0.3
+    large: float = 0.1
 
 
 class Scaled(NamedTuple):
@@ -101,7 +105,7 @@ def gaussian_step(blend: Blend, spread: Spread, residual: tf.Tensor, iterations:
     gradient = blend.transpose(residual)
     direction = spread(gradient)
     power = gradient.dot(direction)
-    tiny = 1e-12 * power + 1e-30
+    tiny = np.finfo(power.dtype.as_numpy_dtype).eps ** 2 * power  # converged: what is left is rounding
 
     def iterate(count, step, gradient, direction, inverse, power):
         curved = blend.transpose(blend(direction)).plus(tf.ones_like(power), inverse)
@@ -121,7 +125,8 @@ def gaussian_step(blend: Blend, spread: Spread, residual: tf.Tensor, iterations:
 class ScoreFit:
     """The compiled fit for one batch shape, seeded by a closed-form fit of the same batch.
 
-    From the seed come the flux scales, the stars, and the light of galaxies larger than the prior's stamps beyond them.
+    From the seed come the flux scales, the stars, and galaxies larger than the prior's stamps, of which it knows nothing:
+    these stay near the seed, within `ScoreOptions.large` inside the stamps, exactly beyond them.
 
     Args:
       denoiser: of stamps of at most the seed's side, with its model PSF.
@@ -162,11 +167,13 @@ class ScoreFit:
         likelihood = Likelihood(tensors, shape)
         place = Place(tensors["corners"] + window, side, shape.frame)
         blend = Blend(Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(scale), likelihood.root_weights)
+        galaxy, large = self._by_size(galaxy, inside, seed.stamps)
         wings = seed.stamps - cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         beyond = likelihood.render(wings, tf.ones_like(seed.state.flux), tf.zeros_like(seed.state.background))
         data = likelihood.root_weights * (likelihood.images - beyond)
 
-        stars = star * inside / scale
+        known = (star + large) * inside / scale
+        wide = large * (options.large * inside / scale) ** 2
         flux = tf.reduce_sum(inside, [3, 4], keepdims=True)
         profile = inside / tf.where(tf.abs(flux) > 0, flux, tf.ones_like(flux)) / scale
         deviation = options.point * star * profile * tf.reduce_max(tf.abs(flux), 2, keepdims=True)
@@ -174,16 +181,17 @@ class ScoreFit:
 
         def anneal(count: tf.Tensor, x: Scaled) -> tuple[tf.Tensor, Scaled]:
             sigma = tf.fill(x.stamps.shape[:2], self.levels[count])
-            denoised = galaxy * self.denoiser.denoise(x.stamps, sigma) + stars
+            denoised = galaxy * self.denoiser.denoise(x.stamps, sigma) + known
             mean = Scaled(denoised, seed.state.background)
             variance = self.denoiser.prior_variance(tf.reshape(sigma, [-1]))
-            spread = Spread(galaxy * tf.reshape(variance, x.stamps.shape), deviation, background)
+            pixels = galaxy * tf.reshape(variance, x.stamps.shape) + wide
+            spread = Spread(pixels, deviation, background)
             step = gaussian_step(blend, spread, data - blend(mean), options.iterations)
             return count + 1, mean.plus(tf.ones_like(sigma[:, 0]), step)
 
-        start = Scaled(galaxy * self.denoiser.mean + stars, seed.state.background)
+        start = Scaled(galaxy * self.denoiser.mean + known, seed.state.background)
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), start])
-        stamps = cut.forward(scale * end.stamps * (galaxy + star)) + wings
+        stamps = cut.forward(scale * end.stamps) + wings
         sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
         model = tf.reduce_sum(sources, 1) + end.background[..., None, None]
         outside = seed.state.flux - tf.reduce_sum(seed.stamps, [3, 4])  # of all stamps
@@ -197,6 +205,12 @@ class ScoreFit:
             chi2=likelihood.chi2(model),
             steps=seed.steps + options.levels,
         )
+
+    def _by_size(self, galaxy: tf.Tensor, inside: tf.Tensor, stamps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[B, K, 1, 1, 1] each: which galaxies the prior knows, and which are larger than its stamps."""
+        inner, whole = (tf.abs(tf.reduce_sum(x, [2, 3, 4], keepdims=True)) for x in (inside, stamps))
+        fits = tf.cast(inner >= (1 - TRUNCATED_SHARE) * whole, galaxy.dtype)
+        return galaxy * fits, galaxy * (1 - fits)
 
 
 class Window(LinearOperator):

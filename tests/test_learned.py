@@ -1,0 +1,258 @@
+"""Learned priors: which there are, what they refuse, and the annealed fit with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdeblend import learned, measure
+from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.cli import main
+from tfdeblend.deblender import Deblender
+from tfdeblend.denoisers import NeuralDenoiser
+from tfdeblend.errors import DataError
+from tfdeblend.galaxies import Population
+from tfdeblend.likelihood import Likelihood
+from tfdeblend.mapfit import MapFit
+from tfdeblend.networks import UNet
+from tfdeblend.observation import Observation
+from tfdeblend.operators import Place, Scale
+from tfdeblend.priors import SersicPrior
+from tfdeblend.scene import Scene, Source
+from tfdeblend.scorefit import Blend, Scaled, ScoreFit, ScoreOptions, Spread, Window, gaussian_step
+from tfdeblend.simulation import SceneConfig, Simulator
+from tfdeblend.surveys import SURVEYS
+
+HSC = SURVEYS["hsc"]
+SHIPPED = "hsc-grizy-64"
+
+
+def simulated(index: int, **changes) -> tuple[Scene, np.ndarray]:
+    """A blend like HSC's, and the truth (K, C, H, W) of each source as observed."""
+    config = SceneConfig(HSC, Population(bright=20, faint=23.5), (2, 3), "uniform", "white", size=60, seed=5)
+    drawn = Simulator(replace(config, **changes)).scene(index)
+    seen = Observation(
+        drawn.images,
+        drawn.weights,
+        drawn.psfs,
+        HSC.bands,
+        zeropoints=np.array(HSC.flux_zeropoints),
+        pixel_scale=HSC.pixel_scale,
+    )
+    kinds = np.where(drawn.catalog["is_star"], "point", "galaxy")
+    places = zip(drawn.catalog["y"], drawn.catalog["x"], kinds, strict=True)
+    return Scene(seen, tuple(Source(float(y), float(x), str(kind)) for y, x, kind in places)), drawn.truth
+
+
+@pytest.fixture(scope="module")
+def deblender() -> Deblender:
+    """Shared, so that each shape is compiled once."""
+    return Deblender(SHIPPED)
+
+
+# -- the step
+
+
+def test_gaussian_step_is_the_closed_form():
+    """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background."""
+    rng = np.random.default_rng(0)
+    scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
+    root = tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8]))
+    place = Place(tf.constant([[[0, 1], [2, 2]]]), 6, 8, tf.float64)
+    blend = Blend(Scale(root) @ place @ Scale(scale), root)
+    pixels = np.zeros([1, 2, 2, 6, 6])
+    pixels[:, 0] = rng.uniform(0.1, 3, [1, 2, 6, 6])
+    star = np.zeros_like(pixels)
+    star[:, 1] = rng.uniform(0, 1, [1, 2, 6, 6])
+    spread = Spread(tf.constant(pixels), tf.constant(star), 0.7)
+
+    def flat(x: Scaled) -> np.ndarray:
+        return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])
+
+    def unit(index: int) -> Scaled:
+        one = np.zeros(146)
+        one[index] = 1
+        return Scaled(tf.constant(one[:144].reshape(1, 2, 2, 6, 6)), tf.constant(one[144:].reshape(1, 2)))
+
+    forward = np.stack([np.ravel(blend(unit(i))) for i in range(146)], 1)
+    variance = np.stack([flat(spread(unit(i))) for i in range(146)], 1)
+    residual = rng.standard_normal([1, 2, 8, 8])
+    inner = np.linalg.solve(np.eye(128) + forward @ variance @ forward.T, residual.ravel())
+    found = gaussian_step(blend, spread, tf.constant(residual), 200)
+    np.testing.assert_allclose(flat(found), variance @ forward.T @ inner, atol=1e-10)
+    y = tf.constant(rng.standard_normal([1, 2, 8, 8]))
+    x = Scaled(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
+    np.testing.assert_allclose(np.sum(blend(x) * y), x.dot(blend.transpose(y)), rtol=1e-12)
+
+
+def test_window_cuts_and_puts_back():
+    stamps = tf.random.stateless_normal([2, 3, 1, 6, 6], [0, 1])
+    begin = tf.constant([[[0, 1], [2, 2], [1, 0]]] * 2)
+    window = Window(begin, 6, 9)
+    np.testing.assert_array_equal(window.transpose(window.forward(stamps)), stamps)
+    assert float(tf.reduce_sum(window.forward(stamps)[0, 0, 0, :, 0] ** 2)) == 0  # begins at column 1
+
+
+def test_a_gaussian_prior_ends_at_its_maximum():
+    """A network that gives zero leaves independent pixels N(m, v), whose maximum obeys (x - m) / v = A^T (y - A x)."""
+    scene, _ = simulated(0, size=40)
+    shape = scene_shape(scene, 64)._replace(blends=1)
+    denoiser = NeuralDenoiser(UNet(48, 5, 5, widths=(8, 8), blocks=(1, 1), gated=True), model_sigma=shape.model_sigma)
+    r = np.hypot(*np.mgrid[-24:24, -24:24])
+    light = np.tile(np.exp(-r / 3) / 15, [5, 1, 1])
+    denoiser.set_moments(light, 0.1 * light**2 + 1e-8)
+    fit = MapFit(SersicPrior(5), shape)
+    batch = BlendBatch.build([scene], shape)
+    seed = fit(batch)
+    score = ScoreFit(fit, denoiser, ScoreOptions(levels=2, largest=30.0, smallest=10.0, iterations=300))
+    end = score(batch, seed)
+    window = score.window(batch.tensors, seed.summary)
+    cut = Window(window, 48, shape.stamp)
+    unit = batch.band_unit[:, None, :, None, None]
+    scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(seed.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
+    likelihood = Likelihood(batch.tensors, shape)
+    pulled = likelihood.convolve.transpose(likelihood.weights * (likelihood.images - end.model))
+    pulled = Place(batch.corners + window, 48, shape.frame).transpose(pulled)
+    slope = (scale * pulled).numpy()[0, : len(scene.sources)]
+    x = (cut.transpose(end.stamps) / tf.where(scale > 0, scale, 1)).numpy()[0, : len(scene.sources)]
+    expected = (x - light) / denoiser.variance.numpy()
+    inside = np.broadcast_to(r < 8, x.shape)
+    np.testing.assert_allclose(slope[inside], expected[inside], atol=0.02 * np.abs(expected[inside]).max())
+
+
+# -- the shipped priors
+
+
+@pytest.mark.parametrize("name", learned.shipped())
+def test_shipped_priors_are_what_their_cards_say(name: str):
+    prior = learned.find(name)
+    denoiser = prior.load()  # checks the SHA-256
+    assert denoiser.bands == prior.bands and denoiser.stamp_shape == (len(prior.bands), prior.side, prior.side)
+    assert (denoiser.pixel_scale, denoiser.model_sigma) == (prior.pixel_scale, prior.model_sigma)
+    assert prior.path.stat().st_size < 10e6
+    noise = 0.1 * tf.random.stateless_normal([1, *denoiser.stamp_shape], [0, 1])
+    x = denoiser.mean + noise
+    mean, covariance = denoiser.posterior(x, tf.constant([0.1]))
+    assert np.isfinite(mean).all() and (covariance.variance.numpy() > 0).all()
+    assert np.sum((mean - denoiser.mean) ** 2) < np.sum(noise**2)
+
+
+def test_blends_of_its_own_kind(deblender: Deblender):
+    drawn = [simulated(index) for index in range(4)]
+    for (_, truth), result in zip(drawn, deblender.deblend([scene for scene, _ in drawn]), strict=True):
+        assert result.header["prior"] == SHIPPED and abs(result.header["chi2"] - 1) < 0.1
+        error = np.sqrt(((result.sources - truth) ** 2).sum((1, 2, 3)) / (truth**2).sum((1, 2, 3)))
+        assert np.median(error) < 0.15
+        ratio = result.sources[:, 2].sum((1, 2)) / truth[:, 2].sum((1, 2))
+        assert np.median(np.abs(ratio - 1)) < 0.1
+        assert np.isfinite(result.stamps).all() and np.isfinite(result.catalog["flux_i"]).all()
+        np.testing.assert_allclose(result.sources.sum(0), result.model, atol=1e-3 * result.model.max())
+
+
+def test_units_change_nothing(deblender: Deblender):
+    scene, _ = simulated(1)
+    seen = scene.observation
+    dimmer = replace(
+        seen,
+        images=seen.images.astype(float) * 1e-6,
+        weights=seen.weights.astype(float) * 1e12,
+        zeropoints=seen.zeropoints - 15,
+    )
+    one, two = deblender.deblend(scene), deblender.deblend(replace(scene, observation=dimmer))
+    np.testing.assert_allclose(two.stamps * 1e6, one.stamps, atol=2e-3 * one.stamps.max())
+
+
+def test_batch_mates_change_nothing(deblender: Deblender):
+    scenes = [simulated(index)[0] for index in range(4)]
+    alone, among = deblender.deblend(scenes[2]), deblender.deblend(scenes)[2]
+    np.testing.assert_allclose(among.stamps, alone.stamps, atol=2e-3 * alone.stamps.max())
+
+
+def test_stars_and_a_background():
+    """A star keeps the model PSF's shape, its fluxes are fitted again, and a background is told apart from galaxies."""
+    scene, truth = simulated(3, population=Population(bright=20, faint=22, stars=0.5), sources=(3, 3))
+    stars = np.array([source.kind == "point" for source in scene.sources])
+    assert 0 < stars.sum() < len(stars)
+    noise = 1 / np.sqrt(np.median(scene.observation.weights, axis=(1, 2)))
+    raised = replace(scene.observation, images=scene.observation.images + noise[:, None, None].astype(np.float32))
+    result = Deblender(SHIPPED, background=True).deblend(replace(scene, observation=raised))
+    np.testing.assert_allclose(result.background / noise, 1, atol=0.15)
+    ratio = result.sources[stars][:, 2].sum((1, 2)) / truth[stars][:, 2].sum((1, 2))
+    np.testing.assert_allclose(ratio, 1, atol=0.05)
+    stamp = result.stamps[np.flatnonzero(stars)[0]].astype(float)
+    shape = stamp / stamp.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(shape, shape[:1] + np.zeros_like(shape), atol=1e-3)
+
+
+def test_light_beyond_the_stamps_is_kept_and_flagged():
+    """A galaxy larger than the prior's stamps: its wings are the first fit's, and its flux is whole."""
+    side = 128
+    y, x = np.mgrid[:side, :side] - side / 2 + 0.5
+    light = np.exp(-np.hypot(y, x) / 9)
+    images = np.tile(3000 * light / light.sum() * 1e3, [5, 1, 1])
+    drawn = np.random.default_rng(1).normal(images, 3.0)
+    core = np.exp(-np.hypot(*np.mgrid[-20:21, -20:21]) ** 2 / 2 / 1.8**2)
+    seen = Observation(drawn, np.full(images.shape, 1 / 9), np.tile(core / core.sum(), [5, 1, 1]), tuple("grizy"))
+    result = Deblender(SHIPPED).deblend(Scene(seen, (Source(63.5, 63.5),)))
+    assert result.catalog["flags"][0] & measure.BEYOND_PRIOR
+    np.testing.assert_allclose(result.sources.sum((0, 2, 3)) / images.sum((1, 2)), 1, atol=0.05)
+
+
+# -- choosing one
+
+
+def test_auto_takes_bands_and_pixels_into_account():
+    scene, _ = simulated(0)
+    seen = scene.observation
+    auto = Deblender()
+    assert auto.prior_of(scene) == SHIPPED
+    for changed in (replace(seen, pixel_scale=0.2), replace(seen, bands=tuple("ugriz")), replace(seen, pixel_scale=None)):
+        assert auto.prior_of(replace(scene, observation=changed)) == "bulge-disk"
+
+
+def test_unfit_scenes_are_refused_in_one_line(deblender: Deblender):
+    scene, _ = simulated(0)
+    seen = scene.observation
+    for changed, message in (
+        (replace(seen, pixel_scale=0.2), "expected pixels of 0.168 arcsec, received 0.2"),
+        (replace(seen, bands=tuple("ugriz")), "expected bands g, r, i, z, y, received u, g, r, i, z"),
+    ):
+        with pytest.raises(DataError, match=f"prior {SHIPPED}: {message}"):
+            deblender.deblend(replace(scene, observation=changed))
+
+
+def test_files_that_are_no_priors(tmp_path: Path, capsys):
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(learned.find(SHIPPED).path.read_bytes()[:1000])
+    other = tmp_path / "other.keras"
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(other)
+    for path, message in (
+        (broken, "expected a denoiser saved by Keras"),
+        (other, "expected a denoiser, received a Sequential"),
+        (tmp_path / "none.keras", "expected a .keras file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            learned.find(str(path))
+    damaged = replace(learned.find(SHIPPED), path=broken)
+    with pytest.raises(DataError, match="the file is damaged"):
+        damaged.load()
+    assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", str(broken)]) == 2
+    assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", "sersik"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+def test_a_prior_from_a_file_is_the_shipped_one(tmp_path: Path, capsys):
+    scene, _ = simulated(1)
+    path = tmp_path / "mine.keras"
+    shutil.copy(learned.find(SHIPPED).path, path)
+    result = Deblender(str(path)).deblend(scene)
+    assert result.header["prior"] == "mine"
+    assert main(["info", "--priors", "--json"]) == 0
+    assert SHIPPED in json.loads(capsys.readouterr().out)["priors"]
