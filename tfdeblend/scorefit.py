@@ -5,7 +5,9 @@ At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by
 
     x = argmin |sqrt(w) (y - A x)|^2 + (x - D)^T V^-1 (x - D),
 
-whose answer is the next, less noisy x_t: one network call a level. The step is solved by conjugate gradients that are
+whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low as
+that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep that
+(median flux errors twice as large). The step is solved by conjugate gradients that are
 preconditioned by V, in which V is never inverted. Every iteration lowers the objective, so that few are enough: what
 one level leaves the next one takes up.
 """
@@ -37,9 +39,9 @@ class ScoreOptions:
     large: of the pixels of a galaxy larger than the prior's stamps around the first fit's, in units of their own.
     """
 
-    levels: int = 10
-    largest: float = 1.0
-    smallest: float = 0.003
+    levels: int = 3
+    largest: float = 0.01
+    smallest: float = 0.001
     iterations: int = 12
     background: float = 1.0
     point: float = 0.3
@@ -189,7 +191,7 @@ class ScoreFit:
             step = gaussian_step(blend, spread, data - blend(mean), options.iterations)
             return count + 1, mean.plus(tf.ones_like(sigma[:, 0]), step)
 
-        start = Scaled(galaxy * self.denoiser.mean + known, seed.state.background)
+        start = Scaled(inside / scale, seed.state.background)
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), start])
         stamps = cut.forward(scale * end.stamps) + wings
         sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
