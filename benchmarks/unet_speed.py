@@ -99,9 +99,7 @@ def main() -> None:
     ours = [sys.executable, "-m", "benchmarks.unet_speed", "--ours", *options]
     commands: dict[str, list[str | Path]] = {"ours": [*ours], "torch": [*peer]}
     rounds = [{name: run(command) for name, command in commands.items()} for _ in range(args.rounds)]
-    table = {
-        task: {name: min(r[name][task] for r in rounds) / args.batch * 1e3 for name in commands} for task in TASKS
-    }
+    table = {task: {name: min(r[name][task] for r in rounds) / args.batch * 1e3 for name in commands} for task in TASKS}
     print(f"{'ms a stamp':16}{'ours':>8}{'torch':>8}{'torch / ours':>14}")
     for task, row in table.items():
         print(f"{task:16}{row['ours']:8.2f}{row['torch']:8.2f}{row['torch'] / row['ours']:14.2f}")

@@ -8,7 +8,14 @@ import pytest
 import tensorflow as tf
 
 from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, negative_log_likelihood
+from tfdeblend.denoisers import (
+    HeadTraining,
+    NeuralDenoiser,
+    aperture_unlikelihood,
+    apertures,
+    flux_scale,
+    negative_log_likelihood,
+)
 from tfdeblend.gaussian import GaussianDenoiser, factor_analysis_lap
 from tfdeblend.generate import Generator
 from tfdeblend.networks import UNet
@@ -266,6 +273,28 @@ def test_head_converges_to_the_best_diagonal_and_rank():
     nats = expected_nats(true, dense(found.diagonal.numpy().astype(float), found.factor.numpy().astype(float)))
     best, plain = best_kl(true, rank), expected_nats(true, np.diag(np.diag(true)))
     assert best - 1e-6 < nats < best + 0.02 * (plain - best)
+
+
+def test_aperture_loss_is_the_likelihood_of_sums():
+    """Against the dense covariance of windowed sums; and the factor's true size is the best one."""
+    rng = np.random.default_rng(3)
+    side, bands, rank = 8, 2, 1
+    window = np.einsum("qy,qx->qyx", apertures(side), apertures(side)).reshape(-1, side * side)
+    sums = np.stack([np.kron(c, w) for w in window for c in (*np.eye(bands), np.ones(bands))])
+    diagonal = rng.uniform(0.5, 2, (1, bands, side, side))
+    factor = rng.standard_normal((1, rank, bands, side, side))
+    v = np.diag(diagonal.ravel()) + factor.reshape(rank, -1).T @ factor.reshape(rank, -1)
+    error = np.linalg.cholesky(v) @ rng.standard_normal((len(v), 4000))
+    variance = np.einsum("sn,nm,sm->s", sums, v, sums)
+    expected = 0.5 * np.mean((sums @ error[:, 0]) ** 2 / variance + np.log(2 * np.pi * variance))
+    x = error.T.reshape(-1, bands, side, side)
+
+    def loss(size: float) -> np.ndarray:
+        parts = np.concatenate([0 * x[:1, None], diagonal[:, None], size * factor], 1)
+        return aperture_unlikelihood(x, np.repeat(parts, len(x), 0)).numpy()
+
+    np.testing.assert_allclose(loss(1)[0], expected)
+    assert loss(1).mean() < min(loss(0.5).mean(), loss(2).mean()) < loss(20).mean()
 
 
 # -- schedules and generation

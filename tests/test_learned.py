@@ -198,7 +198,7 @@ def test_light_beyond_the_stamps_is_kept_and_flagged():
     light = np.exp(-np.hypot(y, x) / 9)
     images = np.tile(3000 * light / light.sum() * 1e3, [5, 1, 1])
     drawn = np.random.default_rng(1).normal(images, 3.0)
-    core = np.exp(-np.hypot(*np.mgrid[-20:21, -20:21]) ** 2 / 2 / 1.8**2)
+    core = np.exp(-(np.hypot(*np.mgrid[-20:21, -20:21]) ** 2) / 2 / 1.8**2)
     seen = Observation(drawn, np.full(images.shape, 1 / 9), np.tile(core / core.sum(), [5, 1, 1]), tuple("grizy"))
     result = Deblender(SHIPPED).deblend(Scene(seen, (Source(63.5, 63.5),)))
     assert result.catalog["flags"][0] & measure.BEYOND_PRIOR
@@ -213,7 +213,11 @@ def test_auto_takes_bands_and_pixels_into_account():
     seen = scene.observation
     auto = Deblender()
     assert auto.prior_of(scene) == SHIPPED
-    for changed in (replace(seen, pixel_scale=0.2), replace(seen, bands=tuple("ugriz")), replace(seen, pixel_scale=None)):
+    for changed in (
+        replace(seen, pixel_scale=0.2),
+        replace(seen, bands=tuple("ugriz")),
+        replace(seen, pixel_scale=None),
+    ):
         assert auto.prior_of(replace(scene, observation=changed)) == "bulge-disk"
 
 

@@ -179,6 +179,8 @@ def test_bad_populations_and_stamps_are_refused():
         StampConfig(Population(), HSC, model_sigma=0.1)
     with pytest.raises(DataError, match="split: expected one of train, test, all"):
         RealPopulation(".", split="training")
+    with pytest.raises(DataError, match="shrink: expected positive factors that rise, received"):
+        RealPopulation(".", shrink=(0.5, 0.3))
 
 
 def test_stamps_are_isolated_galaxies_near_the_middle():
@@ -217,6 +219,9 @@ def test_real_galaxies(data: Path):
     for row in range(5):
         image = camera.draw(drawn.components(row), 40, 40, (81, 81))
         np.testing.assert_allclose(image.sum((1, 2)), drawn.flux[row], rtol=0.02)
+    small, _ = draw_stamps(RealPopulation(folder, split="train", shrink=(0.5, 0.5)), HSC, 8, seed=2)
+    whole, _ = draw_stamps(RealPopulation(folder, split="train"), HSC, 8, seed=2)
+    assert (small.max((1, 2, 3)) > whole.max((1, 2, 3))).all()  # the same galaxies, denser
     with pytest.raises(
         DataError, match="expected galaxies of F814W magnitudes from 10 to 12 in split all, received none"
     ):

@@ -14,7 +14,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
+from tfdeblend.datasets import Augmentation, moments
+from tfdeblend.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.networks import UNet
+from training import card
 from training.config import DenoiserConfig, FitConfig, NetworkConfig
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
@@ -98,6 +103,38 @@ def test_trains_and_writes(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_two_samples_of_one_distribution_and_of_two():
+    rng = np.random.default_rng(0)
+    one, two = rng.standard_normal(400), rng.standard_normal(300)
+    same, other = card.two_sample(one, two), card.two_sample(one, two + 0.5)
+    expected = ks_2samp(one, two, method="asymp")
+    np.testing.assert_allclose([same["distance"], same["level"]], [expected.statistic, expected.pvalue], rtol=0.05)
+    assert other["level"] < 1e-4 < 0.05 < same["level"]
+
+
+def test_a_card_of_a_prior(tmp_path: Path):
+    """All parts of it, for a prior that was hardly trained."""
+    rng = np.random.default_rng(1)
+    r = np.hypot(*np.mgrid[-8:8, -8:8])
+    stamps = np.exp(-r / rng.uniform(1, 3, (96, 1, 1, 1))).astype(np.float32)
+    for name, part in (("train_0", stamps[:64]), ("heldout_0", stamps[64:])):
+        np.save(tmp_path / f"{name}.npy", part)
+    denoiser = NeuralDenoiser(UNet(16, 1, 1, widths=(8, 8), blocks=(1, 1), gated=True), bands=("i",), name="tiny")
+    unit = stamps / flux_scale(stamps)[:, None, None, None]
+    denoiser.set_moments(*moments(unit, Augmentation()))
+    denoiser.save(tmp_path / "tiny.keras")
+    options = ["--number", "32", "--gaussian", "64", "--out", str(tmp_path / "card")]
+    card.main(["--prior", str(tmp_path / "tiny.keras"), "--stamps", str(tmp_path), *options])
+    told = json.loads((tmp_path / "card" / "tiny.json").read_text())
+    assert (tmp_path / "card" / "tiny.png").stat().st_size > 1000
+    assert set(told["two_sample"]) == {"flux", "size", "ellipticity"}
+    losses = told["losses"]["0.1"]
+    assert losses["gaussian"]["nats"] > losses["prior"]["nats"]  # the first knows that pixels go together
+    np.testing.assert_allclose(
+        losses["prior"]["nats"], losses["prior"]["nats_alone"], rtol=0.01
+    )  # an untrained one not
+
+
 def test_killed_twice_ends_at_the_same_weights(tmp_path: Path):
     tiny(tmp_path).write(tmp_path / "tiny.json")
     whole = start(tmp_path / "tiny.json", tmp_path / "whole")

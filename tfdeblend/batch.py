@@ -201,7 +201,9 @@ def band_scales(scene: Scene) -> np.ndarray:
 def reference_flux(scene: Scene) -> np.ndarray:
     """(C,) of AB magnitude REFERENCE_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
     zeropoints = scene.observation.zeropoints
-    return np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - REFERENCE_ZEROPOINT))
+    return (
+        np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - REFERENCE_ZEROPOINT))
+    )
 
 
 def pixels_per_arcsec(scene: Scene) -> float:

@@ -31,7 +31,7 @@ FLAG_NAMES = {
     MASKED: "the central pixel is masked in some band",
     BAD_FIT: "chi-square per pixel above 2 where this source shines",
     UNDECLARED: "an undeclared source shines on this one's light",
-    BEYOND_PRIOR: "more than 5% of the flux lies beyond the learned prior's stamps, where the bulge-disk fit's light is kept",
+    BEYOND_PRIOR: "more than 5% of the flux lies beyond the learned prior's stamps: near the bulge-disk fit",
 }
 LARGE_CHI2 = 2.0
 TRUNCATED_SHARE = 0.05

@@ -38,7 +38,7 @@ class Settings:
     psf: str | None = None
 
     def digest(self) -> str:
-        """Hash of the settings, of the content of PSF and prior files and of the version; each result keeps it as CONFIG."""
+        """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
         psf = digest(Path(self.psf)) if self.psf else None
         prior = digest(Path(self.prior)) if self.prior.endswith(learned.SUFFIX) else self.prior
         text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior))], sort_keys=True)

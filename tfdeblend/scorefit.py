@@ -5,11 +5,11 @@ At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by
 
     x = argmin |sqrt(w) (y - A x)|^2 + (x - D)^T V^-1 (x - D),
 
-whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low as
-that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep that
-(median flux errors twice as large). The step is solved by conjugate gradients that are
-preconditioned by V, in which V is never inverted. Every iteration lowers the objective, so that few are enough: what
-one level leaves the next one takes up.
+whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low
+as that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep
+that (median flux errors twice as large). The step is solved by conjugate gradients that are preconditioned by V, in
+which V is never inverted. Every iteration lowers the objective, so that few are enough: what one level leaves the next
+one takes up.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def gaussian_step(blend: Blend, spread: Spread, residual: tf.Tensor, iterations:
 class ScoreFit:
     """The compiled fit for one batch shape, seeded by a closed-form fit of the same batch.
 
-    From the seed come the flux scales, the stars, and galaxies larger than the prior's stamps, of which it knows nothing:
-    these stay near the seed, within `ScoreOptions.large` inside the stamps, exactly beyond them.
+    From the seed come where to start, the flux scales, the stars, and galaxies larger than the prior's stamps, of which
+    it knows nothing: these stay near the seed, within `ScoreOptions.large` inside the stamps, exactly beyond them.
 
     Args:
       denoiser: of stamps of at most the seed's side, with its model PSF.
@@ -168,7 +168,9 @@ class ScoreFit:
 
         likelihood = Likelihood(tensors, shape)
         place = Place(tensors["corners"] + window, side, shape.frame)
-        blend = Blend(Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(scale), likelihood.root_weights)
+        blend = Blend(
+            Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(scale), likelihood.root_weights
+        )
         galaxy, large = self._by_size(galaxy, inside, seed.stamps)
         wings = seed.stamps - cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         beyond = likelihood.render(wings, tf.ones_like(seed.state.flux), tf.zeros_like(seed.state.background))

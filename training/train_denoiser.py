@@ -80,9 +80,7 @@ def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Pa
         keras.callbacks.TensorBoard(str(out / "tensorboard"), histogram_freq=4),
     ]
     epochs = settings.steps // settings.epoch
-    model.fit(
-        data(first_step, settings), epochs=epochs, steps_per_epoch=settings.epoch, callbacks=callbacks, verbose=2
-    )
+    model.fit(data(first_step, settings), epochs=epochs, steps_per_epoch=settings.epoch, callbacks=callbacks, verbose=2)
 
 
 def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):

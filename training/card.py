@@ -1,0 +1,131 @@
+"""A learned prior's model card: its losses on galaxies it has never seen, and its own galaxies beside them.
+
+    python -m training.card --prior hsc-grizy-64 --stamps stamps/hsc-grizy-64 --out docs/priors
+
+writes `<name>.json` and `<name>.png`: held-out galaxies above, galaxies drawn from the prior alone below. The stamps
+are those that the prior was trained with; the Gaussian prior beside it is fitted to `--gaussian` of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend import learned, measure
+from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.datasets import read_stamps
+from tfdeblend.denoisers import Denoiser, NeuralDenoiser, flux_scale
+from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.generate import Generator
+from training.monitors import LEVELS, draw
+
+BATCH = 32
+RANK = 32
+BRIGHT = 0.1  # of a stamp's peak: pixels whose calibration is told
+MEDIAN_CHI2 = 0.455  # of one degree of freedom
+
+
+def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int) -> dict[str, float]:
+    """At one noise level. mean: squared error over what the best denoiser leaves that sees one pixel at a time;
+    nats: log-likelihood a pixel of the covariance, and of that denoiser's variance; spread: of x - D over the
+    covariance's standard deviation, where stamps are bright, 1 if right."""
+    run = tf.function(lambda x, s: _parts(*denoiser.posterior(x, s)), autograph=False)
+    rows = []
+    for first in range(0, len(stamps) - BATCH + 1, BATCH):
+        x = stamps[first : first + BATCH]
+        noise = np.random.default_rng([seed, first]).standard_normal(x.shape).astype(np.float32)
+        level = np.full(BATCH, sigma, np.float32)
+        mean, diagonal, factor = run(x + sigma * noise, level)
+        error, v = x - mean, DiagonalLowRank(diagonal, factor)
+        v0 = prior.prior_variance(level)
+        single = prior.mean + prior.variance / (prior.variance + sigma**2) * (x + sigma * noise - prior.mean)
+        alone = DiagonalLowRank(v0, 0 * v0[:, None]).log_prob(x - single)
+        ratio = (error**2 / v.variance).numpy()[x > BRIGHT * x.max((1, 2, 3), keepdims=True)]
+        rows.append(
+            (
+                np.mean(error**2) / np.mean(v0),
+                np.mean(v.log_prob(error)) / x[0].size,
+                np.mean(alone) / x[0].size,
+                np.sqrt(np.median(ratio) / MEDIAN_CHI2),
+            )
+        )
+    return dict(zip(("mean", "nats", "nats_alone", "spread"), np.mean(rows, 0).tolist(), strict=True))
+
+
+def _parts(mean: tf.Tensor, v: DiagonalLowRank) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    return mean, v.diagonal, v.factor
+
+
+def properties(stamps: np.ndarray, bands: tuple[str, ...], model_sigma: float) -> dict[str, np.ndarray]:
+    """(N,) each: flux over the stamp's norm, half-light radius in pixels, ellipticity, colours in magnitudes."""
+    flux = stamps.sum((2, 3), dtype=float)
+    shapes = measure.stamp_shapes(stamps, np.zeros((len(stamps), 2)), model_sigma)
+    found = {"flux": flux.sum(1), "size": shapes.size, "ellipticity": np.hypot(shapes.e1, shapes.e2)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for b, (blue, red) in enumerate(pairwise(bands)):
+            found[f"{blue}-{red}"] = -2.5 * np.log10(flux[:, b] / flux[:, b + 1])
+    return found
+
+
+def two_sample(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
+    """Kolmogorov and Smirnov's largest distance of the distributions, its level (asymptotic), and the medians."""
+    one, two = np.sort(one[np.isfinite(one)]), np.sort(two[np.isfinite(two)])
+    every = np.concatenate([one, two])
+    steps = [np.searchsorted(part, every, "right") / len(part) for part in (one, two)]
+    distance = float(np.abs(steps[0] - steps[1]).max())
+    scaled = np.sqrt(len(one) * len(two) / len(every)) * distance
+    level = 2 * sum((-1) ** (k - 1) * np.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    medians = {"data": float(np.median(one)), "samples": float(np.median(two))}
+    return {"distance": distance, "level": float(np.clip(level, 0, 1)) if scaled > 0.2 else 1.0, **medians}
+
+
+def read(folder: Path, pattern: str, limit: int) -> np.ndarray:
+    """Some of every file's stamps, at unit scale."""
+    stamps = read_stamps(folder, pattern)
+    stamps = stamps[:: max(1, len(stamps) // limit)][:limit]
+    return stamps / flux_scale(stamps)[:, None, None, None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", required=True, help="name of a shipped prior, or a .keras file")
+    parser.add_argument("--stamps", type=Path, required=True, help="folder of the stamps it was trained with")
+    parser.add_argument("--train", default="train_*", help="pattern of those it was trained with")
+    parser.add_argument("--held-out", default="heldout_*", help="pattern of those it was not")
+    parser.add_argument("--number", type=int, default=512, help="held-out and generated galaxies")
+    parser.add_argument("--gaussian", type=int, default=4000, help="stamps that the Gaussian prior is fitted to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    known = learned.find(options.prior)
+    denoiser = known.load()
+    held_out = read(options.stamps, options.held_out, options.number)
+    gaussian = GaussianDenoiser.fit(read(options.stamps, options.train, options.gaussian), RANK)
+
+    card: dict = {"prior": known.name, "parameters": denoiser.count_params(), "held_out": len(held_out), "losses": {}}
+    for sigma in LEVELS:
+        card["losses"][f"{sigma:g}"] = {
+            name: losses(one, denoiser, held_out, sigma, options.seed)
+            for name, one in (("prior", denoiser), ("gaussian", gaussian))
+        }
+    generator = Generator(denoiser, denoiser.stamp_shape)
+    groups = range(0, options.number, BATCH)
+    samples = np.concatenate([generator(BATCH, (options.seed, first)).numpy() for first in groups])
+    data, drawn = (properties(x, known.bands, known.model_sigma) for x in (held_out, samples))
+    card["two_sample"] = {name: two_sample(data[name], drawn[name]) for name in data}
+    card["negative_flux"] = {
+        name: float(np.median(-np.minimum(x, 0).sum((1, 2, 3)) / np.abs(x).sum((1, 2, 3))))
+        for name, x in (("data", held_out), ("samples", samples))
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{known.name}.json").write_text(json.dumps(card, indent=1) + "\n")
+    draw(np.concatenate([samples[:32], held_out[:32]]), 16, options.out / f"{known.name}.png")  # drawn from below
+
+
+if __name__ == "__main__":
+    main()
