@@ -113,7 +113,7 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     seed = fit(batch)
     score = ScoreFit(fit, denoiser, ScoreOptions(levels=2, largest=30.0, smallest=10.0, iterations=300))
     end = score(batch, seed)
-    window = score.window(batch.tensors, seed.summary)
+    window = score.window(seed.summary)
     cut = Window(window, 48, shape.stamp)
     unit = batch.band_unit[:, None, :, None, None]
     scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(seed.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
@@ -205,6 +205,21 @@ def test_light_beyond_the_stamps_is_kept_and_flagged():
     np.testing.assert_allclose(result.sources.sum((0, 2, 3)) / images.sum((1, 2)), 1, atol=0.05)
 
 
+def test_no_light_is_made_of_nothing(deblender: Deblender):
+    """A source on a wholly masked patch, and one in a trough, get no light from the prior."""
+    scene, _ = simulated(0)
+    seen = scene.observation
+    images, weights = np.zeros_like(seen.images), seen.weights.copy()
+    weights[:, :30, :30] = 0
+    y, x = np.mgrid[:60, :60]
+    noise = 1 / np.sqrt(np.median(weights[weights > 0]))
+    images -= (30 * noise * np.exp(-((y - 45) ** 2 + (x - 45) ** 2) / 18)).astype(np.float32)
+    empty = Scene(replace(seen, images=images, weights=weights), (Source(12.0, 12.0), Source(45.0, 45.0)))
+    result = deblender.deblend(empty)
+    assert (result.catalog["flags"] & measure.BEYOND_PRIOR > 0).all()
+    assert (result.stamps.sum((2, 3)) < 1e-3 * noise).all()
+
+
 # -- choosing one
 
 
@@ -250,6 +265,10 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
     assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", str(broken)]) == 2
     assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", "sersik"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned, "find", lambda name: damaged)
+        assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", SHIPPED]) == 2
+    assert "the file is damaged" in capsys.readouterr().err
 
 
 def test_a_prior_from_a_file_is_the_shipped_one(tmp_path: Path, capsys):

@@ -102,7 +102,6 @@ def test_trains_and_writes(tmp_path: Path):
     assert list((tmp_path / "out" / "tensorboard" / "pictures").iterdir())
 
 
-@pytest.mark.slow
 def test_two_samples_of_one_distribution_and_of_two():
     rng = np.random.default_rng(0)
     one, two = rng.standard_normal(400), rng.standard_normal(300)
@@ -130,11 +129,10 @@ def test_a_card_of_a_prior(tmp_path: Path):
     assert set(told["two_sample"]) == {"flux", "size", "ellipticity"}
     losses = told["losses"]["0.1"]
     assert losses["gaussian"]["nats"] > losses["prior"]["nats"]  # the first knows that pixels go together
-    np.testing.assert_allclose(
-        losses["prior"]["nats"], losses["prior"]["nats_alone"], rtol=0.01
-    )  # an untrained one not
+    np.testing.assert_allclose(losses["prior"]["nats"], losses["prior"]["nats_alone"], rtol=0.01)  # untrained: not
 
 
+@pytest.mark.slow
 def test_killed_twice_ends_at_the_same_weights(tmp_path: Path):
     tiny(tmp_path).write(tmp_path / "tiny.json")
     whole = start(tmp_path / "tiny.json", tmp_path / "whole")

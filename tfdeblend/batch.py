@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfdeblend.errors import DataError
 from tfdeblend.scene import Scene
+from tfdeblend.stamps import COADD_ZEROPOINT
 
 IMAGE_SIDES = (32, 48, 64, 80, 96, 128, 192)
 SOURCE_COUNTS = (4, 8, 16, 24, 32)
@@ -24,7 +25,6 @@ NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
-REFERENCE_ZEROPOINT = 27.0  # AB: of the flux unit of learned priors' stamps, as in HSC's coadds
 TYPICAL_SEEING = 0.7  # arcsec: the assumed FWHM where no pixel scale is known, only to scale the prior's radii
 
 
@@ -64,7 +64,7 @@ class BlendBatch:
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
     is_point: tf.Tensor  # [B, K] 1 point source, 0 galaxy
     arcsec: tf.Tensor  # [B] pixels in an arcsec
-    band_unit: tf.Tensor  # [B, C] what a flux of AB magnitude 27 is in the images' units
+    band_unit: tf.Tensor  # [B, C] what a flux of AB magnitude COADD_ZEROPOINT is in the images' units
     band_scale: np.ndarray  # [B, C] float64: the noise by which each band was divided
 
     @classmethod
@@ -199,11 +199,9 @@ def band_scales(scene: Scene) -> np.ndarray:
 
 
 def reference_flux(scene: Scene) -> np.ndarray:
-    """(C,) of AB magnitude REFERENCE_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
+    """(C,) of AB magnitude COADD_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
     zeropoints = scene.observation.zeropoints
-    return (
-        np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - REFERENCE_ZEROPOINT))
-    )
+    return np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - COADD_ZEROPOINT))
 
 
 def pixels_per_arcsec(scene: Scene) -> float:

@@ -71,13 +71,11 @@ def check_prior(name: str) -> None:
     """Tells a wrong prior, and a file that holds none, before work starts. Errors: DataError."""
     from tfdeblend import learned
 
-    if name in PRIORS:
-        return
-    try:
+    if learned.is_learned(name):
         learned.find(name).load()
-    except DataError as error:
-        known = f"expected {', '.join([*PRIORS, *learned.shipped()])} or a {learned.SUFFIX} file, received {name!r}"
-        raise error if name.endswith(learned.SUFFIX) else DataError("--prior", known) from None
+    elif name not in PRIORS:
+        known = ", ".join([*PRIORS, *learned.shipped()])
+        raise DataError("--prior", f"expected {known} or a {learned.SUFFIX} file, received {name!r}")
 
 
 def priors() -> dict[str, str]:
@@ -118,8 +116,11 @@ def simulated_config(args: argparse.Namespace) -> Any:
 
     survey = Survey.find(args.survey)
     population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
+    if args.galaxies == "parametric" and args.shrink != (1, 1):
+        raise DataError("--shrink", "expected --galaxies DIR beside it, received parametric galaxies")
     if args.galaxies != "parametric":
         read_catalogue(args.galaxies)  # told before work starts
+        # Shrunk, the noise is no longer as bright as to need a continuation beyond its image.
         sharp = survey.pixel_scale < SHARP and args.shrink == (1, 1)
         padding = 2 * (args.size or 71) * survey.pixel_scale if sharp else 0.0
         population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding, args.shrink)

@@ -125,6 +125,7 @@ class Deblender:
         shape = scene_shape(scene, stamp_side(scene, known.side + 2))
         if problem := known.problem(scene, shape.model_sigma):
             raise DataError(scene.name, f"prior {known.name}", problem)
+        known.load()  # so that a damaged file is told as an error of the scene
         return shape
 
     @overload
@@ -237,9 +238,7 @@ class Deblender:
         header["modelsig"] = batch.shape.model_sigma
         flux = fit.state.flux[row, :count].astype(float) * scale
         table = measure.catalog(bare, shapes, flux, milliseconds, converged)
-        if learned.is_learned(prior):
-            cut = measure.beyond(bare.stamps, learned.find(prior).side)
-            table["flags"] |= np.where(cut, measure.BEYOND_PRIOR, 0)
+        table["flags"] |= np.where(fit.beyond_prior[row, :count], measure.BEYOND_PRIOR, 0)
         return replace(bare, header=header, catalog=table)
 
     def _header(

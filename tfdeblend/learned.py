@@ -46,7 +46,8 @@ class LearnedPrior:
         if scale and abs(scale / self.pixel_scale - 1) > SCALE_TOLERANCE:
             return f"expected pixels of {self.pixel_scale:g} arcsec, received {scale:.4g}"
         if abs(model_sigma - self.model_sigma) > 1e-3:
-            return f"expected a PSF wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
+            expected = f"expected a model PSF of sigma {self.model_sigma:g} pixel"
+            return f"{expected}, received {model_sigma:.3g}, the widest that this scene's PSFs allow"
         return None
 
     def load(self) -> NeuralDenoiser:

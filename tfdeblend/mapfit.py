@@ -47,7 +47,8 @@ class MapResult(NamedTuple):
 
     state: see MapState. model [B, C, S, S]; sources [B, K, C, S, S] as observed; stamps [B, K, C, P, P]; chi2 [B];
     distance [B] to the maximum in standard deviations; steps [B]; covariance: the Laplace approximation;
-    summary [B, K, 5] and its covariance [B, K, 5, 5]: see `GalaxyPrior.summary`.
+    summary [B, K, 5] and its covariance [B, K, 5, 5]: see `GalaxyPrior.summary`; beyond_prior [B, K]: galaxies that a
+    learned prior, if there was one, could not know.
     """
 
     state: MapState
@@ -60,6 +61,7 @@ class MapResult(NamedTuple):
     covariance: Laplace
     summary: tf.Tensor
     summary_covariance: tf.Tensor
+    beyond_prior: tf.Tensor
 
 
 class Progress(NamedTuple):
@@ -114,7 +116,10 @@ class MapFit:
         covariance = gauss_newton.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
         chi2 = exact.likelihood.chi2(model)
-        return MapResult(end.state, model, sources, stamps, chi2, end.distance, end.steps, covariance, summary, spread)
+        nothing = tf.zeros([self.shape.blends, self.shape.sources], tf.bool)
+        return MapResult(
+            end.state, model, sources, stamps, chi2, end.distance, end.steps, covariance, summary, spread, nothing
+        )
 
     def _tolerant(self, exact: GalaxyPosterior, background: tf.Tensor) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.

@@ -31,7 +31,7 @@ FLAG_NAMES = {
     MASKED: "the central pixel is masked in some band",
     BAD_FIT: "chi-square per pixel above 2 where this source shines",
     UNDECLARED: "an undeclared source shines on this one's light",
-    BEYOND_PRIOR: "more than 5% of the flux lies beyond the learned prior's stamps: near the bulge-disk fit",
+    BEYOND_PRIOR: "larger than the learned prior's stamps, or without light: near the bulge-disk fit",
 }
 LARGE_CHI2 = 2.0
 TRUNCATED_SHARE = 0.05
@@ -113,7 +113,10 @@ def remeasure(result: Deblended) -> Table:
     known = [np.asarray(saved[name], float) if name in saved.colnames else np.full(len(flux), np.nan) for name in names]
     converged = not (np.asarray(saved["flags"]) & NOT_CONVERGED).any() if "flags" in saved.colnames else True
     runtime = float(np.sum(saved["runtime_ms"])) if "runtime_ms" in saved.colnames else 0.0
-    return catalog(result, replace(measured, errors=np.stack(known, 1)), flux, runtime, converged)
+    table = catalog(result, replace(measured, errors=np.stack(known, 1)), flux, runtime, converged)
+    if "flags" in saved.colnames:
+        table["flags"] |= np.asarray(saved["flags"]) & BEYOND_PRIOR
+    return table
 
 
 def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) -> Shapes:
@@ -149,14 +152,6 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
         e2=np.clip(2 * yx / size, -1, 1),
         errors=np.full((len(light), 5), np.nan),
     )
-
-
-def beyond(stamps: np.ndarray, side: int) -> np.ndarray:
-    """(K,) bool: whether more than TRUNCATED_SHARE of a source's light is beyond the `side` pixels about its middle."""
-    first = (stamps.shape[-1] - side) // 2
-    middle = slice(first, first + side)
-    total = np.abs(stamps.sum((1, 2, 3), dtype=float))
-    return np.abs(stamps[..., middle, middle].sum((1, 2, 3), dtype=float)) < (1 - TRUNCATED_SHARE) * total
 
 
 def describe_scene(scene: Scene) -> dict[str, float]:

@@ -87,7 +87,7 @@ class RealPopulation:
         padding: arcsec: fill the surroundings of each image with the like of its noise, so that no edge shows in images
             nearly as sharp as HST's. 0: none, as for images from the ground, where that noise is far below theirs.
         shrink: least and largest factor of the galaxies' sizes. Where stamps are to be as sharp as the images, the
-            deconvolved noise is brighter than most galaxies; half as large, a galaxy outshines it ten times more.
+            deconvolved noise is brighter than most galaxies, and far less so once these are half as large.
 
     Errors, when galaxies are drawn: DataError.
     """

@@ -40,7 +40,12 @@ class Settings:
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
         psf = digest(Path(self.psf)) if self.psf else None
-        prior = digest(Path(self.prior)) if self.prior.endswith(learned.SUFFIX) else self.prior
+        if self.prior.endswith(learned.SUFFIX):
+            prior = digest(Path(self.prior))
+        else:
+            shipped = learned.shipped()
+            files = shipped if self.prior == "auto" else shipped.keys() & {self.prior}
+            prior = " ".join([self.prior, *sorted(str(shipped[name].sha256) for name in files)])
         text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

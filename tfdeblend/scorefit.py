@@ -7,9 +7,9 @@ At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by
 
 whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low
 as that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep
-that (median flux errors twice as large). The step is solved by conjugate gradients that are preconditioned by V, in
-which V is never inverted. Every iteration lowers the objective, so that few are enough: what one level leaves the next
-one takes up.
+that. The step is solved by conjugate gradients that are preconditioned by V, in
+which V is never inverted, and every iteration lowers the objective: at any number of them, what comes out fits better
+than what went in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.operators import LinearOperator, Place, Scale
 
-TRUNCATED_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the prior does not know it
+LARGE_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the prior does not know it
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class ScoreOptions:
     """levels: how many, from `largest` to `smallest` sigma; iterations: of conjugate gradients at each.
 
     background: standard deviation of a fitted background around the first fit's, in units of a pixel's noise.
-    point: that of a star's fluxes around the first fit's, in units of the brightest of them.
+    point: that of a star's fluxes around the first fit's, in units of the brightest over its noise.
     large: of the pixels of a galaxy larger than the prior's stamps around the first fit's, in units of their own.
     """
 
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
-    iterations: int = 12
+    iterations: int = 25
     background: float = 1.0
     point: float = 0.3
     large: float = 0.1
@@ -149,9 +149,9 @@ class ScoreFit:
             raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
         return self._run(batch.tensors, seed)
 
-    def window(self, tensors: dict[str, tf.Tensor], summary: tf.Tensor) -> tf.Tensor:
+    def window(self, summary: tf.Tensor) -> tf.Tensor:
         """[B, K, 2] integer: where in the seed's stamp the prior's begins, whose middle is the pixel of the source."""
-        middle = (self.shape.stamp - self.side) // 2
+        middle = self.shape.stamp // 2 - self.side // 2
         moved = tf.cast(tf.floor(summary[..., :2] + 0.5), tf.int32)
         return tf.clip_by_value(middle + moved, 0, self.shape.stamp - self.side)
 
@@ -159,7 +159,7 @@ class ScoreFit:
         shape, options, side = self.shape, self.options, self.side
         galaxy = (tensors["is_source"] * (1 - tensors["is_point"]))[:, :, None, None, None]
         star = (tensors["is_source"] * tensors["is_point"])[:, :, None, None, None]
-        window = self.window(tensors, seed.summary)
+        window = self.window(seed.summary)
         cut = Window(window, side, shape.stamp)
         inside = cut.transpose(seed.stamps) * (galaxy + star)
         unit = tensors["band_unit"][:, None, :, None, None]
@@ -171,7 +171,7 @@ class ScoreFit:
         blend = Blend(
             Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(scale), likelihood.root_weights
         )
-        galaxy, large = self._by_size(galaxy, inside, seed.stamps)
+        galaxy, large = self._by_size(galaxy, inside, seed.state.flux)
         wings = seed.stamps - cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         beyond = likelihood.render(wings, tf.ones_like(seed.state.flux), tf.zeros_like(seed.state.background))
         data = likelihood.root_weights * (likelihood.images - beyond)
@@ -208,13 +208,16 @@ class ScoreFit:
             stamps=stamps,
             chi2=likelihood.chi2(model),
             steps=seed.steps + options.levels,
+            beyond_prior=large[:, :, 0, 0, 0] > 0,
         )
 
-    def _by_size(self, galaxy: tf.Tensor, inside: tf.Tensor, stamps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """[B, K, 1, 1, 1] each: which galaxies the prior knows, and which are larger than its stamps."""
-        inner, whole = (tf.abs(tf.reduce_sum(x, [2, 3, 4], keepdims=True)) for x in (inside, stamps))
-        fits = tf.cast(inner >= (1 - TRUNCATED_SHARE) * whole, galaxy.dtype)
-        return galaxy * fits, galaxy * (1 - fits)
+    def _by_size(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[B, K, 1, 1, 1] each: which galaxies the prior knows; which are larger than its stamps, or have no light."""
+        inner, whole = tf.reduce_sum(inside, [3, 4]), flux
+        fits = tf.reduce_sum(tf.abs(inner), 2) >= (1 - LARGE_SHARE) * tf.reduce_sum(tf.abs(whole), 2)
+        fits &= tf.reduce_sum(inner, 2) > 0
+        known = galaxy * tf.cast(fits, galaxy.dtype)[:, :, None, None, None]
+        return known, galaxy - known
 
 
 class Window(LinearOperator):

@@ -65,7 +65,11 @@ def properties(stamps: np.ndarray, bands: tuple[str, ...], model_sigma: float) -
     """(N,) each: flux over the stamp's norm, half-light radius in pixels, ellipticity, colours in magnitudes."""
     flux = stamps.sum((2, 3), dtype=float)
     shapes = measure.stamp_shapes(stamps, np.zeros((len(stamps), 2)), model_sigma)
-    found = {"flux": flux.sum(1), "size": shapes.size, "ellipticity": np.hypot(shapes.e1, shapes.e2)}
+    found = {
+        "flux": flux.sum(1) / flux_scale(stamps),
+        "size": shapes.size,
+        "ellipticity": np.hypot(shapes.e1, shapes.e2),
+    }
     with np.errstate(divide="ignore", invalid="ignore"):
         for b, (blue, red) in enumerate(pairwise(bands)):
             found[f"{blue}-{red}"] = -2.5 * np.log10(flux[:, b] / flux[:, b + 1])
@@ -97,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stamps", type=Path, required=True, help="folder of the stamps it was trained with")
     parser.add_argument("--train", default="train_*", help="pattern of those it was trained with")
     parser.add_argument("--held-out", default="heldout_*", help="pattern of those it was not")
-    parser.add_argument("--number", type=int, default=512, help="held-out and generated galaxies")
+    parser.add_argument("--number", type=int, default=512, help="held-out and generated galaxies, at least 32")
     parser.add_argument("--gaussian", type=int, default=4000, help="stamps that the Gaussian prior is fitted to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
