@@ -236,12 +236,23 @@ def test_auto_takes_bands_and_pixels_into_account():
         assert auto.prior_of(replace(scene, observation=changed)) == "bulge-disk"
 
 
+def test_real_scenes_take_the_prior(data: Path):
+    """Measured PSFs, whose corners in Fourier space are noise, are wide enough all the same."""
+    scene = Scene.read(data / "scenes" / "hsc_cosmos_35.npz")
+    result = Deblender(SHIPPED).deblend(scene)
+    assert result.header["prior"] == SHIPPED and result.header["modelsig"] == 1
+    assert np.isfinite(result.sources).all()
+    plain = Deblender("bulge-disk").deblend(scene)
+    assert result.chi2 < plain.chi2
+
+
 def test_unfit_scenes_are_refused_in_one_line(deblender: Deblender):
     scene, _ = simulated(0)
     seen = scene.observation
     for changed, message in (
         (replace(seen, pixel_scale=0.2), "expected pixels of 0.168 arcsec, received 0.2"),
         (replace(seen, bands=tuple("ugriz")), "expected bands g, r, i, z, y, received u, g, r, i, z"),
+        (replace(seen, psf=np.ones((1, 1))), "expected PSFs wider than a Gaussian of sigma 1 pixel"),
     ):
         with pytest.raises(DataError, match=f"prior {SHIPPED}: {message}"):
             deblender.deblend(replace(scene, observation=changed))

@@ -108,8 +108,11 @@ def fast_fourier_size(number: int) -> int:
         size += 2
 
 
-def scene_shape(scene: Scene, stamp: int) -> BatchShape:
+def scene_shape(scene: Scene, stamp: int, model_sigma: float | None = None) -> BatchShape:
     """The bucket of a scene, for one blend: sides and counts rounded up to the few that are compiled.
+
+    Args:
+      stamp: P. model_sigma: pixels; None: `choose_model_sigma`.
 
     Raises: DataError for an undersampled PSF.
     """
@@ -125,7 +128,7 @@ def scene_shape(scene: Scene, stamp: int) -> BatchShape:
         margin=reach * 5 // 16,
         fourier=fast_fourier_size(side + reach),
         stamp=stamp,
-        model_sigma=choose_model_sigma(scene),
+        model_sigma=model_sigma or choose_model_sigma(scene),
     )
 
 
@@ -190,6 +193,18 @@ def choose_model_sigma(scene: Scene) -> float:
     widths = ", ".join(f"{width:.2f}" for width in psf_fwhm(psf))
     expected = f"expected a PSF wider than a Gaussian of sigma {NARROWEST_MODEL_SIGMA} pixel"
     raise DataError(scene.name, "psf", f"{expected}, received FWHM {widths} pixels (undersampled)")
+
+
+def allows_model_sigma(scene: Scene, sigma: float) -> bool:
+    """Whether a model PSF of `sigma` pixels is narrower than the scene's PSFs, as far as these tell.
+
+    Only frequencies below Nyquist's along any direction are asked: in the corners beyond, both PSFs are some 1e-4, and
+    the noise of a measured one may well be the larger.
+    """
+    side = 64
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    gain = np.abs(transfer_function(scene.observation.psf, sigma, side))
+    return bool(gain[:, radius <= 0.5].max() <= LARGEST_GAIN)
 
 
 def band_scales(scene: Scene) -> np.ndarray:

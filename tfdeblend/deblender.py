@@ -13,7 +13,7 @@ import tensorflow as tf
 from astropy.table import Table
 
 from tfdeblend import initialize, learned, measure
-from tfdeblend.batch import BatchShape, BlendBatch, choose_model_sigma, scene_shape
+from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
@@ -113,8 +113,7 @@ class Deblender:
             return self.prior
         if scene.observation.pixel_scale is None:
             return AUTOMATIC
-        sigma = choose_model_sigma(scene)
-        fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene, sigma) is None]
+        fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene) is None]
         return fitting[0] if fitting else AUTOMATIC
 
     def _shape(self, scene: Scene, prior: str) -> BatchShape:
@@ -122,11 +121,10 @@ class Deblender:
         if not learned.is_learned(prior):
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
-        shape = scene_shape(scene, stamp_side(scene, known.side + 2))
-        if problem := known.problem(scene, shape.model_sigma):
+        if problem := known.problem(scene):
             raise DataError(scene.name, f"prior {known.name}", problem)
         known.load()  # so that a damaged file is told as an error of the scene
-        return shape
+        return scene_shape(scene, stamp_side(scene, known.side + 2), known.model_sigma)
 
     @overload
     def deblend(self, scenes: Scene | Observation) -> Deblended: ...

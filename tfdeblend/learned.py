@@ -34,20 +34,21 @@ class LearnedPrior:
     sha256: str | None = None
     description: str = ""
 
-    def problem(self, scene: Scene, model_sigma: float) -> str | None:
-        """Why the prior cannot be used on a scene whose widest model PSF is `model_sigma`, or None.
+    def problem(self, scene: Scene) -> str | None:
+        """Why the prior cannot be used on a scene, or None.
 
         A scene without a pixel scale is taken to have the prior's.
         """
+        from tfdeblend.batch import allows_model_sigma
+
         observation = scene.observation
         if observation.bands != self.bands:
             return f"expected bands {', '.join(self.bands)}, received {', '.join(observation.bands)}"
         scale = observation.pixel_scale
         if scale and abs(scale / self.pixel_scale - 1) > SCALE_TOLERANCE:
             return f"expected pixels of {self.pixel_scale:g} arcsec, received {scale:.4g}"
-        if abs(model_sigma - self.model_sigma) > 1e-3:
-            expected = f"expected a model PSF of sigma {self.model_sigma:g} pixel"
-            return f"{expected}, received {model_sigma:.3g}, the widest that this scene's PSFs allow"
+        if not allows_model_sigma(scene, self.model_sigma):
+            return f"expected PSFs wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
         return None
 
     def load(self) -> NeuralDenoiser:

@@ -107,7 +107,8 @@ def remeasure(result: Deblended) -> Table:
     Errors of positions and shapes are the saved catalogue's, since stamps alone do not tell them.
     """
     flux = result.stamps.sum((2, 3), dtype=float)
-    measured = stamp_shapes(result.stamps, result.corners, choose_model_sigma(result.scene))
+    sigma = float(result.header.get("modelsig") or choose_model_sigma(result.scene))
+    measured = stamp_shapes(result.stamps, result.corners, sigma)
     saved = result.catalog
     names = ("y_err", "x_err", "size_err", "e1_err", "e2_err")
     known = [np.asarray(saved[name], float) if name in saved.colnames else np.full(len(flux), np.nan) for name in names]
