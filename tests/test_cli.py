@@ -95,7 +95,7 @@ def test_second_run_does_only_what_is_missing(deblender, scenes, tmp_path, capsy
     deblender.done.clear()
     assert deblend(scenes, "--out", out, "--json") == 0
     assert deblender.done == ["b", "c"]
-    assert json.loads(capsys.readouterr().out.split("\n", 3)[-1])["counts"] == {"done": 2, "skipped": 1, "failed": 0}
+    assert json.loads(capsys.readouterr().out.split("\n", 4)[-1])["counts"] == {"done": 2, "skipped": 1, "failed": 0}
     assert len(Table.read(out / "catalog.ecsv")) == 9
 
 

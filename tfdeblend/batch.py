@@ -64,7 +64,7 @@ class BlendBatch:
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
     is_point: tf.Tensor  # [B, K] 1 point source, 0 galaxy
     arcsec: tf.Tensor  # [B] pixels in an arcsec
-    band_unit: tf.Tensor  # [B, C] what a flux of AB magnitude COADD_ZEROPOINT is in the images' units
+    band_unit: tf.Tensor  # [B, C] what one flux in AB is in each band's whitened units, their geometric mean being 1
     band_scale: np.ndarray  # [B, C] float64: the noise by which each band was divided
 
     @classmethod
@@ -234,6 +234,8 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     weights = np.zeros_like(images)
     weights[:, :height, :width] = observation.weights * scale[:, None, None] ** 2
     images[:, :height, :width] = np.where(observation.valid, observation.images / scale[:, None, None], 0)
+    band_unit = reference_flux(scene) / scale
+    band_unit /= np.exp(np.mean(np.log(band_unit)))
     positions = np.zeros((shape.sources, 2))
     positions[: len(scene.sources)] = scene.positions
     first = 2 * np.floor((np.floor(positions + 0.5) - shape.stamp // 2) / 2)
@@ -250,7 +252,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
         "is_source": is_source,
         "is_point": is_point,
         "arcsec": np.array(pixels_per_arcsec(scene)),
-        "band_unit": reference_flux(scene) / scale,
+        "band_unit": band_unit,
         "band_scale": scale,
     }
 

@@ -34,6 +34,9 @@ LARGE_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the 
 class ScoreOptions:
     """levels: how many, from `largest` to `smallest` sigma; iterations: of conjugate gradients at each.
 
+    faintest: for bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is
+    that noise, down to this.
+
     background: standard deviation of a fitted background around the first fit's, in units of a pixel's noise.
     point: that of a star's fluxes around the first fit's, in units of the brightest over its noise.
     large: of the pixels of a galaxy larger than the prior's stamps around the first fit's, in units of their own.
@@ -42,6 +45,7 @@ class ScoreOptions:
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
+    faintest: float = 1e-4
     iterations: int = 25
     background: float = 1.0
     point: float = 0.3
@@ -140,7 +144,6 @@ class ScoreFit:
         expected = bands, denoiser.model_sigma
         if (self.shape.bands, self.shape.model_sigma) != expected or self.shape.stamp < self.side + 2:
             raise ValueError(f"expected bands, model PSF {expected} and larger stamps, received {self.shape}")
-        self.levels = tf.constant(np.geomspace(options.largest, options.smallest, options.levels), tf.float32)
         self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, batch: BlendBatch, seed: MapResult) -> MapResult:
@@ -181,10 +184,14 @@ class ScoreFit:
         flux = tf.reduce_sum(inside, [3, 4], keepdims=True)
         profile = inside / tf.where(tf.abs(flux) > 0, flux, tf.ones_like(flux)) / scale
         deviation = options.point * star * profile * tf.reduce_max(tf.abs(flux), 2, keepdims=True)
+        norm = tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4]))
+        last = tf.clip_by_value(1 / tf.maximum(norm, 1), options.faintest, options.smallest)
         background = options.background**2 * float(self.seed.options.background)
 
         def anneal(count: tf.Tensor, x: Scaled) -> tuple[tf.Tensor, Scaled]:
-            sigma = tf.fill(x.stamps.shape[:2], self.levels[count])
+            sigma = options.largest * (last / options.largest) ** (
+                tf.cast(count, last.dtype) / max(options.levels - 1, 1)
+            )
             denoised = galaxy * self.denoiser.denoise(x.stamps, sigma) + known
             mean = Scaled(denoised, seed.state.background)
             variance = self.denoiser.prior_variance(tf.reshape(sigma, [-1]))
