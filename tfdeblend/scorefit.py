@@ -7,9 +7,8 @@ At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by
 
 whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low
 as that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep
-that. The step is solved by conjugate gradients that are preconditioned by V, in
-which V is never inverted, and every iteration lowers the objective: at any number of them, what comes out fits better
-than what went in.
+that. The step is solved by conjugate gradients that are preconditioned by V, in which V is never inverted; every
+iteration lowers the objective, so that a step may be cut short.
 """
 
 from __future__ import annotations
