@@ -15,18 +15,21 @@ import tensorflow as tf
 from tfdeblend import learned, measure
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.cli import main
+from tfdeblend.covariance import diagonal_only
 from tfdeblend.deblender import Deblender
 from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.galaxies import Population
 from tfdeblend.likelihood import Likelihood
+from tfdeblend.linear_gaussian import Blend, Spread, Unknowns, gaussian_step
 from tfdeblend.mapfit import MapFit
 from tfdeblend.networks import UNet
 from tfdeblend.observation import Observation
 from tfdeblend.operators import Place, Scale
 from tfdeblend.priors import SersicPrior
 from tfdeblend.scene import Scene, Source
-from tfdeblend.scorefit import Blend, Scaled, ScoreFit, ScoreOptions, Spread, Window, gaussian_step
+from tfdeblend.scorefit import ScoreFit, ScoreOptions
+from tfdeblend.seeded import Window, window
 from tfdeblend.simulation import SceneConfig, Simulator
 from tfdeblend.surveys import SURVEYS
 
@@ -71,15 +74,17 @@ def test_gaussian_step_is_the_closed_form():
     pixels[:, 0] = rng.uniform(0.1, 3, [1, 2, 6, 6])
     star = np.zeros_like(pixels)
     star[:, 1] = rng.uniform(0, 1, [1, 2, 6, 6])
-    spread = Spread(tf.constant(pixels), tf.constant(star), 0.7)
+    ones, none = tf.ones([1, 2, 1, 1, 1], tf.float64), tf.zeros_like(star)
+    background = tf.constant(0.7, tf.float64)
+    spread = Spread(diagonal_only(tf.constant(pixels)), ones, none, tf.constant(star), background)
 
-    def flat(x: Scaled) -> np.ndarray:
+    def flat(x: Unknowns) -> np.ndarray:
         return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])
 
-    def unit(index: int) -> Scaled:
+    def unit(index: int) -> Unknowns:
         one = np.zeros(146)
         one[index] = 1
-        return Scaled(tf.constant(one[:144].reshape(1, 2, 2, 6, 6)), tf.constant(one[144:].reshape(1, 2)))
+        return Unknowns(tf.constant(one[:144].reshape(1, 2, 2, 6, 6)), tf.constant(one[144:].reshape(1, 2)))
 
     forward = np.stack([np.ravel(blend(unit(i))) for i in range(146)], 1)
     variance = np.stack([flat(spread(unit(i))) for i in range(146)], 1)
@@ -88,16 +93,16 @@ def test_gaussian_step_is_the_closed_form():
     found = gaussian_step(blend, spread, tf.constant(residual), 200)
     np.testing.assert_allclose(flat(found), variance @ forward.T @ inner, atol=1e-10)
     y = tf.constant(rng.standard_normal([1, 2, 8, 8]))
-    x = Scaled(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
+    x = Unknowns(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
     np.testing.assert_allclose(np.sum(blend(x) * y), x.dot(blend.transpose(y)), rtol=1e-12)
 
 
 def test_window_cuts_and_puts_back():
     stamps = tf.random.stateless_normal([2, 3, 1, 6, 6], [0, 1])
     begin = tf.constant([[[0, 1], [2, 2], [1, 0]]] * 2)
-    window = Window(begin, 6, 9)
-    np.testing.assert_array_equal(window.transpose(window.forward(stamps)), stamps)
-    assert float(tf.reduce_sum(window.forward(stamps)[0, 0, 0, :, 0] ** 2)) == 0  # begins at column 1
+    cut = Window(begin, 6, 9)
+    np.testing.assert_array_equal(cut.transpose(cut.forward(stamps)), stamps)
+    assert float(tf.reduce_sum(cut.forward(stamps)[0, 0, 0, :, 0] ** 2)) == 0  # begins at column 1
 
 
 def test_a_gaussian_prior_ends_at_its_maximum():
@@ -113,13 +118,13 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     seed = fit(batch)
     score = ScoreFit(fit, denoiser, ScoreOptions(levels=2, largest=30.0, smallest=10.0, iterations=300))
     end = score(batch, seed)
-    window = score.window(seed.summary)
-    cut = Window(window, 48, shape.stamp)
+    begin = window(seed.summary[..., :2], shape.stamp, 48)
+    cut = Window(begin, 48, shape.stamp)
     unit = batch.band_unit[:, None, :, None, None]
     scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(seed.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
     likelihood = Likelihood(batch.tensors, shape)
     pulled = likelihood.convolve.transpose(likelihood.weights * (likelihood.images - end.model))
-    pulled = Place(batch.corners + window, 48, shape.frame).transpose(pulled)
+    pulled = Place(batch.corners + begin, 48, shape.frame).transpose(pulled)
     slope = (scale * pulled).numpy()[0, : len(scene.sources)]
     x = (cut.transpose(end.stamps) / tf.where(scale > 0, scale, 1)).numpy()[0, : len(scene.sources)]
     expected = (x - light) / denoiser.variance.numpy()

@@ -71,7 +71,7 @@ class DiagonalLowRank:
 
     def _project(self, v: Tensor) -> Tensor:
         """L^T v: [..., C, P, P] -> [..., R]."""
-        flat = ops.reshape(v, (*ops.shape(v)[:-3], -1, 1))
+        flat = ops.reshape(v, (*ops.shape(v)[:-3], int(np.prod(v.shape[-3:])), 1))
         return ops.matmul(self._rows(self.factor), flat)[..., 0]
 
     def _expand(self, z: Tensor) -> Tensor:
@@ -81,7 +81,12 @@ class DiagonalLowRank:
 
     def _rows(self, factor: Tensor) -> Tensor:
         """[..., R, C, P, P] -> [..., R, C P P]."""
-        return ops.reshape(factor, (*ops.shape(factor)[:-3], -1))
+        return ops.reshape(factor, (*ops.shape(factor)[:-3], int(np.prod(factor.shape[-3:]))))
+
+
+def diagonal_only(diagonal: Tensor) -> DiagonalLowRank:
+    """diag(d), d [..., C, P, P], with no directions."""
+    return DiagonalLowRank(diagonal, ops.zeros((*diagonal.shape[:-3], 0, *diagonal.shape[-3:]), diagonal.dtype))
 
 
 def _logdet_root(root: Tensor) -> Tensor:

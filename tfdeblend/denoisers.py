@@ -44,9 +44,36 @@ class Denoiser(abc.ABC):
     def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
         """(D, V): the mean as `denoise`, and the covariance."""
 
+    @abc.abstractmethod
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        """[..., C, P, P]: each pixel's variance given x_t, if pixels were independent and Gaussian."""
+
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """grad log p(x_t) = (D - x_t) / sigma^2."""
         return (self.denoise(x, sigma) - x) / pixels(sigma) ** 2
+
+
+class Rescaled(Denoiser):
+    """The prior of r x, where x has that of `denoiser`: D = r D(x_t / r, sigma / r), V = r^2 V(x_t / r, sigma / r).
+
+    Args:
+      factor: r > 0 [...].
+    """
+
+    def __init__(self, denoiser: Denoiser, factor: Tensor):
+        self.denoiser, self.factor = denoiser, factor
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        r = pixels(self.factor)
+        return r * self.denoiser.denoise(x / r, sigma / self.factor)
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
+        r = pixels(self.factor)
+        mean, v = self.denoiser.posterior(x / r, sigma / self.factor)
+        return r * mean, DiagonalLowRank(r**2 * v.diagonal, ops.expand_dims(r, -4) * v.factor)
+
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        return pixels(self.factor) ** 2 * self.denoiser.prior_variance(sigma / self.factor)
 
 
 def pixels(sigma: Tensor) -> Tensor:
@@ -105,7 +132,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
         self.variance.assign(variance)
 
     def prior_variance(self, sigma: Tensor) -> Tensor:
-        """V0 [..., C, P, P]: each pixel's variance given x_t, if pixels were independent and Gaussian."""
+        """V0."""
         return pixels(sigma) ** 2 * self.variance / self._total_variance(sigma)
 
     def _total_variance(self, sigma: Tensor) -> Tensor:

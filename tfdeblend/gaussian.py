@@ -41,6 +41,10 @@ class GaussianDenoiser(Denoiser):
         g = ops.reshape(ops.solve_triangular(root, rows, lower=True), ops.shape(scaled))
         return DiagonalLowRank(noise * self.prior.diagonal / total, ops.expand_dims(noise, -4) * g)
 
+    def prior_variance(self, sigma: Tensor) -> Tensor:
+        noise, variance = pixels(sigma) ** 2, self.prior.variance
+        return noise * variance / (noise + variance)
+
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.posterior(x, sigma)[0]
 

@@ -45,7 +45,8 @@ class DenoiserConfig:
     stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
     judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
     (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
-    factor. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`.
+    factor. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras
+    file) whose networks and moments are taken over and trained on; a fit of no steps leaves them as they are.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DenoiserConfig:
     held_out: str = "heldout_*.npy"
     judged: int = 256
     seed: int = 0
+    start: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend import learned
 from tfdeblend.datasets import Augmentation, moments, noised_batches, read_stamps
 from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
 from tfdeblend.networks import UNet
@@ -31,8 +32,10 @@ Data = Callable[[tf.Variable, FitConfig], tf.data.Dataset]
 
 
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
-    """The untrained denoiser, with the moments of the stamps (at unit scale)."""
+    """The untrained denoiser, with the moments of the stamps (at unit scale), or the one to start from."""
     keras.utils.set_random_seed(config.seed)
+    if config.start is not None:
+        return learned.find(config.start).load().without_optimizer()
     mean, variance = moments(stamps, Augmentation(config.flips, config.shift, config.scale_jitter))
     bands = len(config.bands)
     network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
@@ -61,11 +64,13 @@ def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
 
 
 def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Path, watch: list) -> None:
-    """Plain `compile` and `fit`.
+    """Plain `compile` and `fit`; of no steps, nothing.
 
     Args:
       data: (first step, settings) -> dataset. watch: callbacks that add to the logs, or look on, at an epoch's end.
     """
+    if settings.steps == 0:
+        return
     first_step = tf.Variable(0, dtype=tf.int64)
     model.compile(optimizer=adam(settings), loss=loss, jit_compile=False)
     callbacks = [

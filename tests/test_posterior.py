@@ -1,0 +1,224 @@
+"""Posterior denoisers and samplers against the closed forms of Gaussian priors, in float64.
+
+With x ~ N(mu, C) and y = A x + n all is Gaussian: D_y(x_t) = m + S (S + sigma^2)^-1 (x_t - m), where m and S are the
+posterior's mean and covariance. Every step is affine in x_t and its normals, so that what it does to a mean and a
+covariance is read off unit vectors, without Monte Carlo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdeblend.draws import Draws, keys
+from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
+from tfdeblend.operators import LinearOperator
+from tfdeblend.posterior import METHODS, PosteriorDenoiser, Prior
+from tfdeblend.samplers import SAMPLERS, Noise
+from tfdeblend.schedules import noise_levels
+
+STAMP, RANK, IMAGE = (1, 4, 4), 3, (1, 6, 6)
+PIXELS, SEEN = 16, 36
+
+
+class Matrix(LinearOperator):
+    """Any matrix as A: [B, K, C, P, P] -> [B, C, S, S]."""
+
+    def __init__(self, matrix: np.ndarray, sources: int):
+        self.matrix, self.sources = tf.constant(matrix), sources
+
+    def forward(self, x):
+        return tf.reshape(tf.reshape(x, [-1, self.matrix.shape[1]]) @ tf.transpose(self.matrix), [-1, *IMAGE])
+
+    def transpose(self, y):
+        return tf.reshape(tf.reshape(y, [-1, SEEN]) @ self.matrix, [-1, self.sources, *STAMP])
+
+
+@dataclass
+class World:
+    """K Gaussian sources, one image, and the posterior in closed form."""
+
+    sources: int
+    strength: float = 1.5
+    seed: int = 0
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        mean, diagonal = rng.standard_normal(STAMP), np.exp(0.5 * rng.standard_normal(STAMP))
+        factor = rng.standard_normal((RANK, *STAMP))
+        self.denoiser = GaussianDenoiser(mean, diagonal, factor)
+        rows = factor.reshape(RANK, -1)
+        one = np.diag(diagonal.ravel()) + rows.T @ rows
+        self.size = PIXELS * self.sources
+        self.c = np.kron(np.eye(self.sources), one)
+        self.mu = np.tile(mean.ravel(), self.sources)
+        self.a = self.strength * rng.standard_normal((SEEN, self.size)) / np.sqrt(self.size)
+        truth = self.mu + np.linalg.cholesky(self.c) @ rng.standard_normal(self.size)
+        self.y = self.a @ truth + rng.standard_normal(SEEN)
+        self.s = np.linalg.inv(np.linalg.inv(self.c) + self.a.T @ self.a)
+        self.m = self.s @ (np.linalg.solve(self.c, self.mu) + self.a.T @ self.y)
+
+    def posterior(self, batch: int = 1, method: str = "head", iterations: int = 40) -> PosteriorDenoiser:
+        shape = [batch, self.sources, *STAMP]
+        ones, none = tf.ones([batch, self.sources, 1, 1, 1], tf.float64), tf.zeros(shape, tf.float64)
+        nothing = tf.zeros([batch, STAMP[0]], tf.float64)
+        prior = Prior(self.denoiser, lambda x: Unknowns(x, nothing), lambda v: Spread(v, ones, none, none, nothing))
+        blend = Blend(Matrix(self.a, self.sources), tf.ones([batch, *IMAGE], tf.float64))
+        data = tf.constant(np.broadcast_to(self.y.reshape(IMAGE), (batch, *IMAGE)))
+        return PosteriorDenoiser(prior, blend, data, method, iterations)
+
+    def denoised(self, x: np.ndarray, sigma: float) -> np.ndarray:
+        """D_y."""
+        return self.m + self.s @ np.linalg.solve(self.s + sigma**2 * np.eye(self.size), x - self.m)
+
+    def stamps(self, flat: np.ndarray) -> tf.Tensor:
+        return tf.constant(flat.reshape(-1, self.sources, *STAMP))
+
+    def step(self, name: str):
+        """sigma, after -> (F, b, Q): one step takes N(mean, cov) to N(F mean + b, F cov F^T + Q)."""
+        size, extra = self.size, RANK * self.sources
+        number = 1 + size + size + extra + SEEN + size  # of zero, and unit vectors of all that goes in
+        parts = np.split(np.eye(number)[:, 1:], np.cumsum([size, size, extra, SEEN]), 1)
+        x, stamps, factor, images, back = (tf.constant(p) for p in parts)
+        shape = [number, self.sources, *STAMP]
+        normals = Normals(
+            tf.reshape(stamps, shape),
+            tf.reshape(factor, [number, self.sources, RANK]),
+            tf.zeros([number, self.sources, 1], tf.float64),
+            tf.zeros([number, 1], tf.float64),
+            tf.reshape(images, [number, *IMAGE]),
+        )
+        noise = Noise(normals, tf.reshape(back, shape))
+        posterior = self.posterior(number)
+
+        @tf.function(autograph=False)
+        def columns(sigma, after):
+            levels = (tf.fill([number, self.sources], level) for level in (sigma, after))
+            return tf.reshape(SAMPLERS[name](posterior, tf.reshape(x, shape), *levels, noise), [number, size])
+
+        def affine(sigma: float, after: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            out = columns(tf.constant(sigma, tf.float64), tf.constant(after, tf.float64)).numpy()
+            moved = (out[1:] - out[0]).T
+            return moved[:, :size], out[0], moved[:, size:] @ moved[:, size:].T
+
+        return affine
+
+    def chain(self, name: str, steps: int, largest: float = 20.0, smallest: float = 0.02):
+        """The distribution at `smallest`, from the exact one at `largest`: mean and covariance."""
+        mean, cov = self.m, self.s + largest**2 * np.eye(self.size)
+        levels, step = noise_levels(largest, smallest, steps), self.step(name)
+        for sigma, after in zip(levels[:-1], levels[1:], strict=True):
+            f, b, q = step(sigma, after)
+            mean, cov = f @ mean + b, f @ cov @ f.T + q
+        return mean, cov, self.s + smallest**2 * np.eye(self.size)
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3])
+@pytest.mark.parametrize("sigma", [0.01, 0.5, 30.0])
+@pytest.mark.parametrize("method", ["head", "mmps"])
+def test_posterior_denoiser_is_exact(sources: int, sigma: float, method: str):
+    world = World(sources)
+    x = np.random.default_rng(1).standard_normal((2, world.size)) * sigma + world.m
+    levels = tf.fill([2, sources], tf.constant(sigma, tf.float64))
+    found = world.posterior(2, method, 36).mean(world.stamps(x), levels).stamps.numpy().reshape(2, -1)
+    np.testing.assert_allclose(found, np.stack([world.denoised(row, sigma) for row in x]), atol=1e-6)
+
+
+def test_convolved_likelihood_is_exact_under_a_flat_prior():
+    """D of a flat prior is x_t itself, and then the likelihood of x_t is N(y; A x_t, 1 + sigma^2 A A^T)."""
+    world = World(2)
+    wide = GaussianDenoiser(np.zeros(STAMP), np.full(STAMP, 1e12), np.zeros((1, *STAMP)))
+    world.denoiser, sigma = wide, 0.7
+    x = np.random.default_rng(2).standard_normal(world.size)
+    levels = tf.fill([1, 2], tf.constant(sigma, tf.float64))
+    found = world.posterior(1, "convolved").mean(world.stamps(x), levels).stamps.numpy().ravel()
+    inner = np.eye(SEEN) + sigma**2 * world.a @ world.a.T
+    expected = x + sigma**2 * world.a.T @ np.linalg.solve(inner, world.y - world.a @ x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["pixel", "pigdm", "tmpd", "convolved", "dps"])
+def test_approximate_methods_go_towards_the_data(method: str):
+    """None is exact here, but all lower the misfit of the prior's own mean."""
+    world, sigma = World(2), 0.5
+    x = world.stamps(np.random.default_rng(3).standard_normal(world.size) * sigma + world.mu)
+    levels = tf.fill([1, 2], tf.constant(sigma, tf.float64))
+    posterior = world.posterior(1, method)
+    misfit = [
+        float(tf.reduce_sum((posterior.data - posterior.blend(mean)) ** 2))
+        for mean in (posterior.mean(x, levels), posterior.prior.mean(world.denoiser.denoise(x, levels)))
+    ]
+    assert misfit[0] < misfit[1]
+
+
+def test_independent_pixels_make_three_methods_exact():
+    """Of a prior without correlations V is diagonal: the pixel's variance, and J's row sums."""
+    world = World(2)
+    diagonal = np.exp(np.random.default_rng(4).standard_normal(STAMP))
+    world.denoiser = GaussianDenoiser(np.zeros(STAMP), diagonal, np.zeros((1, *STAMP)))
+    x = world.stamps(np.random.default_rng(5).standard_normal(world.size))
+    levels = tf.fill([1, 2], tf.constant(0.8, tf.float64))
+    exact = world.posterior(1, "head").mean(x, levels).stamps
+    for method in ("pixel", "tmpd"):
+        np.testing.assert_allclose(world.posterior(1, method).mean(x, levels).stamps, exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16, 64])
+def test_moment_matched_steps_are_exact(steps: int):
+    mean, cov, expected = (world := World(2)).chain("moment-matched", steps)
+    np.testing.assert_allclose(mean, world.m, atol=1e-8)
+    np.testing.assert_allclose(cov, expected, atol=1e-8)
+
+
+ORDERS = {"ancestral": 1, "ddim": 1, "heun": 2, "euler-maruyama": 1, "euler-maruyama-vp": 1}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_samplers_converge_at_their_order(name: str):
+    """Twice the steps: the error of the covariance falls by 2 to the order."""
+    errors = []
+    for steps in (64, 128):
+        mean, cov, expected = World(1).chain(name, steps)
+        errors.append(np.abs(cov - expected).max())
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.3)
+
+
+def test_corrections_lower_the_ancestral_error():
+    world = World(1)
+    spread = {name: np.trace(world.chain(name, 16)[1]) for name in ("ancestral", "predictor-corrector")}
+    expected = np.trace(world.s + 0.02**2 * np.eye(world.size))
+    assert abs(spread["predictor-corrector"] - expected) < abs(spread["ancestral"] - expected)
+
+
+def test_renoised_ends_exact_from_anywhere_near():
+    """x_0's distribution given x_t forgets x_t; from the exact x_t it is exact."""
+    world = World(2)
+    mean, cov, expected = world.chain("renoised", 8)
+    np.testing.assert_allclose(mean, world.m, atol=1e-8)
+    np.testing.assert_allclose(cov, expected, atol=1e-8)
+
+
+# -- random numbers
+
+
+def test_draws_know_neither_batch_nor_bucket():
+    small = Draws(tf.constant(keys(3, ["a", "b"], 2)), (4, 2, 1, 8, 8), 48, 3)
+    large = Draws(tf.constant(keys(3, ["c", "b"], 2)), (4, 5, 1, 8, 8), 96, 3)
+    for one, two in zip(tf.nest.flatten(small.normals(tf.constant(2))), tf.nest.flatten(large.normals(tf.constant(2)))):
+        one, two = one.numpy()[2:], two.numpy()[2:]
+        np.testing.assert_array_equal(one, two[tuple(slice(n) for n in one.shape)])
+
+
+def test_draws_are_independent_standard_normals():
+    draws = Draws(tf.constant(keys(0, [str(i) for i in range(64)], 2)), (128, 2, 2, 8, 8), 40, 3)
+    parts = [tf.reshape(p, [128, -1]) for step in (0, 1) for p in tf.nest.flatten(draws.normals(tf.constant(step)))]
+    flat = tf.concat(parts, 1).numpy()
+    assert flat.mean() == pytest.approx(0, abs=4 / np.sqrt(flat.size))
+    assert flat.var() == pytest.approx(1, abs=6 / np.sqrt(flat.size))
+    correlation = flat.T @ flat / len(flat)
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 7 / np.sqrt(len(flat))  # 6 million pairs

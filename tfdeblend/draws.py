@@ -1,0 +1,77 @@
+"""Random numbers that depend on the blend, its sample, the step, the source and the pixel: on nothing else.
+
+A blend's samples are then the same alone, in a batch, and padded to a larger bucket. Every stamp has a stream of its
+own, and images are drawn in tiles counted from their first pixel, of which those of a smaller image are the first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.linear_gaussian import Normals
+
+TILE = 32
+STREAMS, PIECES = 4, 4096  # of one step, of one stream: sources and tiles
+STAMPS, IMAGES, POSITIONS = range(3)
+
+
+def keys(seed: int, names: Sequence[str], samples: int) -> np.ndarray:
+    """[B * samples] int64: one for each sample of each blend, by its name."""
+    rows = [np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(samples, np.uint64) for name in names]
+    return (np.concatenate(rows) >> 1).astype(np.int64)
+
+
+class Draws:
+    """Of a batch.
+
+    Args:
+      keys: [B] int64. stamps: (B, K, C, P, P). side: S, of the images. rank: R, of the covariances' factors.
+    """
+
+    def __init__(self, keys: tf.Tensor, stamps: Sequence[int], side: int, rank: int, dtype: tf.DType = tf.float32):
+        self.keys, self.stamps, self.side, self.rank, self.dtype = keys, tuple(stamps), side, rank, dtype
+
+    def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]:
+        """For a step: of a draw of the unknowns; of the noise put back [B, K, C, P, P]; of the scales [B, K]."""
+        batch, sources, bands, side, _ = self.stamps
+        pixels = bands * side**2
+        sizes = [pixels, pixels, self.rank, bands, 1, bands]
+        flat = self._streams(step, STAMPS, sources, sum(sizes))
+        one, two, factor, amplitude, scale, background = tf.split(flat, sizes, 2)
+        tiles = -(-self.side // TILE)
+        images = self._streams(step, IMAGES, tiles**2, bands * TILE**2)
+        images = tf.reshape(images, [batch, tiles, tiles, bands, TILE, TILE])
+        images = tf.reshape(tf.transpose(images, [0, 3, 1, 4, 2, 5]), [batch, bands, tiles * TILE, tiles * TILE])
+        shape = [batch, sources, bands, side, side]
+        drawn = Normals(
+            tf.reshape(one, shape), factor, amplitude, background[:, 0], images[..., : self.side, : self.side]
+        )
+        return drawn, tf.reshape(two, shape), scale[..., 0]
+
+    def positions(self) -> tf.Tensor:
+        """[B, K, 2]."""
+        return self._streams(tf.constant(0), POSITIONS, self.stamps[1], 2)
+
+    def _streams(self, step: tf.Tensor, stream: int, pieces: int, number: int) -> tf.Tensor:
+        """[B, pieces, number]."""
+        piece = shells(int(round(pieces**0.5))) if stream == IMAGES else np.arange(pieces)
+        label = (tf.cast(step, tf.int64) * STREAMS + stream) * PIECES + tf.constant(piece, tf.int64)
+        seeds = tf.stack([tf.repeat(self.keys, pieces), tf.tile(label, [self.stamps[0]])], 1)
+        flat = tf.map_fn(
+            lambda seed: tf.random.stateless_normal([number], seed, dtype=self.dtype, alg="philox"),
+            seeds,
+            fn_output_signature=tf.TensorSpec([number], self.dtype),
+            parallel_iterations=8,
+        )
+        return tf.reshape(flat, [self.stamps[0], pieces, number])
+
+
+def shells(side: int) -> np.ndarray:
+    """(side^2,) a number for each tile of a square of `side`, row by row, that larger squares keep: their shells."""
+    y, x = np.divmod(np.arange(side**2), side)
+    shell = np.maximum(y, x)
+    return shell**2 + np.where(y == shell, x, shell + 1 + y)

@@ -1,0 +1,154 @@
+"""A batch of blends as a learned prior sees it, seeded by a closed-form fit: A, y, and what the prior does not know.
+
+From the seed come where the stamps lie, the flux scales, the stars, and galaxies larger than the prior's stamps. These
+stay near the seed, within `SeedOptions.large` inside the stamps, exactly beyond them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from tfdeblend.batch import BatchShape
+from tfdeblend.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.likelihood import Likelihood
+from tfdeblend.linear_gaussian import Blend, Covariance, Spread, Unknowns
+from tfdeblend.mapfit import MapResult
+from tfdeblend.operators import LinearOperator, Place, Scale
+
+LARGE_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the prior does not know it
+
+
+@dataclass(frozen=True)
+class SeedOptions:
+    """How far from the seed what the prior does not know may be.
+
+    fit_background: whether a background is fitted. background: its standard deviation, in units of a pixel's noise.
+    point: that of a star's fluxes, in units of the brightest over its noise. large: of the pixels of a galaxy larger
+    than the prior's stamps, in units of their own; amplitude: of its flux in each band, likewise.
+    """
+
+    fit_background: bool = False
+    background: float = 1.0
+    point: float = 0.3
+    large: float = 0.1
+    amplitude: float = 0.1
+
+
+class SeededBlends:
+    """A, y and the Gaussian parts of B blends, K sources each, at unit scale.
+
+    Args:
+      tensors, shape: of the batch. seed: the closed-form fit of it. side: P, of the prior's stamps, at most the seed's.
+      shift: [B, K, 2] pixels by which the seed's positions are taken to be wrong.
+
+    Attributes:
+      galaxy: [B, K, 1, 1, 1] 1 for what the prior knows. large: likewise, what it does not. scale: [B, K, C, 1, 1] from
+      unit scale to flux. blend: A. data: y, whitened, less what lies beyond the stamps. start: the seed. norm: [B, K]
+      of the seeds in units of the noise, their signal-to-noise if all were seen.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, tf.Tensor],
+        shape: BatchShape,
+        seed: MapResult,
+        side: int,
+        options: SeedOptions,
+        shift: tf.Tensor | float = 0.0,
+    ):
+        galaxy = (tensors["is_source"] * (1 - tensors["is_point"]))[:, :, None, None, None]
+        star = (tensors["is_source"] * tensors["is_point"])[:, :, None, None, None]
+        self.tensors, self.seed = tensors, seed
+        self.begin = window(seed.summary[..., :2] + shift, shape.stamp, side)
+        self.cut = Window(self.begin, side, shape.stamp)
+        inside = self.cut.transpose(seed.stamps) * (galaxy + star)
+        unit = tensors["band_unit"][:, None, :, None, None]
+        scale = flux_scale(inside / unit)[:, :, None, None, None]
+        self.scale = unit * tf.where(scale > 0, scale, tf.ones_like(scale))
+        self.norm = tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4]))
+
+        self.likelihood = likelihood = Likelihood(tensors, shape)
+        place = Place(tensors["corners"] + self.begin, side, shape.frame)
+        stamps = Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(self.scale)
+        self.blend = Blend(stamps, likelihood.root_weights)
+        self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
+        ones, none = tf.ones_like(seed.state.flux), tf.zeros_like(seed.state.background)
+        self.data = likelihood.root_weights * (likelihood.images - likelihood.render(self.wings, ones, none))
+
+        self.galaxy, self.large = self._by_size(galaxy, inside, seed.state.flux)
+        self.start = Unknowns(inside / self.scale, seed.state.background)
+        self._known = (star + self.large) * self.start.stamps
+        self._wide = self.large * (options.large * self.start.stamps) ** 2
+        flux = tf.reduce_sum(inside, [3, 4], keepdims=True)
+        profile = inside / tf.where(tf.abs(flux) > 0, flux, tf.ones_like(flux)) / self.scale
+        deviation = options.point * star * profile * tf.reduce_max(tf.abs(flux), 2, keepdims=True)
+        self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
+        variance = options.background**2 * float(options.fit_background)
+        self._background = variance * tf.ones_like(seed.state.background)
+
+    def mean(self, denoised: tf.Tensor) -> Unknowns:
+        """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
+        return Unknowns(self.galaxy * denoised + self._known, self.seed.state.background)
+
+    def spread(self, covariance: Covariance) -> Spread:
+        """V of all unknowns, from that of the galaxies."""
+        return Spread(covariance, self.galaxy, self._wide, self._amplitude, self._background)
+
+    def stamps(self, unknowns: Unknowns) -> tf.Tensor:
+        """[B, K, C, Q, Q] in flux, of the seed's side, light beyond the prior's stamps included."""
+        return self.cut.forward(self.scale * unknowns.stamps) + self.wings
+
+    def flux(self, stamps: tf.Tensor) -> tf.Tensor:
+        """[B, K, C] of what `stamps` gives, with the seed's light beyond them."""
+        outside = self.seed.state.flux - tf.reduce_sum(self.seed.stamps, [3, 4])
+        return (tf.reduce_sum(stamps, [3, 4]) + outside) * self.tensors["is_source"][..., None]
+
+    def sources(self, stamps: tf.Tensor) -> tf.Tensor:
+        """[B, K, C, S, S] each source as observed."""
+        return tf.transpose(self.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+
+    def _by_size(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[B, K, 1, 1, 1] each: which galaxies the prior knows; which are larger than its stamps, or have no light."""
+        inner, whole = tf.reduce_sum(inside, [3, 4]), flux
+        fits = tf.reduce_sum(tf.abs(inner), 2) >= (1 - LARGE_SHARE) * tf.reduce_sum(tf.abs(whole), 2)
+        fits &= tf.reduce_sum(inner, 2) > 0
+        known = galaxy * tf.cast(fits, galaxy.dtype)[:, :, None, None, None]
+        return known, galaxy - known
+
+
+def check_fits(shape: BatchShape, denoiser: NeuralDenoiser) -> None:
+    """Raises: ValueError where the batch is not what the denoiser's stamps are for."""
+    bands, side, _ = denoiser.stamp_shape
+    expected = bands, denoiser.model_sigma
+    if (shape.bands, shape.model_sigma) != expected or shape.stamp < side + 2:
+        raise ValueError(f"expected bands, model PSF {expected} and larger stamps, received {shape}")
+
+
+def window(offset: tf.Tensor, larger: int, side: int) -> tf.Tensor:
+    """[B, K, 2] integer: where in the seed's stamp the prior's begins, whose middle is the pixel of the source.
+
+    offset: [B, K, 2] of the source from the seed's stamp's middle.
+    """
+    moved = tf.cast(tf.floor(offset + 0.5), tf.int32)
+    return tf.clip_by_value(larger // 2 - side // 2 + moved, 0, larger - side)
+
+
+class Window(LinearOperator):
+    """Stamps [B, K, C, P, P] into larger ones [B, K, C, Q, Q], zero elsewhere; its adjoint cuts them out.
+
+    Args:
+      begin: [B, K, 2] integer. side: P. larger: Q.
+    """
+
+    def __init__(self, begin: tf.Tensor, side: int, larger: int):
+        self.place = Place(tf.reshape(begin, [-1, 1, 2]), side, larger)
+
+    def forward(self, x: tf.Tensor) -> tf.Tensor:
+        placed = self.place.forward(tf.reshape(x, [-1, 1, *x.shape[2:]]))
+        return tf.reshape(placed, [*x.shape[:3], *placed.shape[2:]])
+
+    def transpose(self, y: tf.Tensor) -> tf.Tensor:
+        taken = self.place.transpose(tf.reshape(y, [-1, *y.shape[2:]]))
+        return tf.reshape(taken, [*y.shape[:3], *taken.shape[3:]])
