@@ -98,7 +98,8 @@ class World:
         @tf.function(autograph=False)
         def columns(sigma, after):
             levels = (tf.fill([number, self.sources], level) for level in (sigma, after))
-            return tf.reshape(SAMPLERS[name](posterior, tf.reshape(x, shape), *levels, noise), [number, size])
+            after_step, _ = SAMPLERS[name](posterior, tf.reshape(x, shape), *levels, noise)
+            return tf.reshape(after_step, [number, size])
 
         def affine(sigma: float, after: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             out = columns(tf.constant(sigma, tf.float64), tf.constant(after, tf.float64)).numpy()

@@ -80,6 +80,10 @@ class BlendBatch:
         }
         return cls(shape=shape, band_scale=stacked["band_scale"], **tensors)
 
+    def first_pixels(self, row: int) -> np.ndarray:
+        """(K, 2) the pixel of the image under the first one of each stamp."""
+        return self.corners[row].numpy() - self.shape.margin
+
     @property
     def tensors(self) -> dict[str, tf.Tensor]:
         """What a compiled graph takes, by name."""

@@ -69,8 +69,14 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         help="galaxy model, or a .keras file of one's own (default: auto); see `tfdeblend info --priors`",
     )
     parser.add_argument(
-        "--method", choices=["map"], default="map", help="inference (default: map, the posterior's maximum)"
+        "--method",
+        choices=["map", "sample"],
+        default="map",
+        help="inference: the posterior's maximum, or samples of it, with a learned prior (default: map)",
     )
+    parser.add_argument("--samples", type=_positive, default=16, metavar="N", help="of each scene (default: 16)")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="network evaluations of a sample (default: 12)")
+    parser.add_argument("--save-samples", action="store_true", help="keep the samples themselves in DIR/<scene>.fits")
     parser.add_argument(
         "--detect",
         action=argparse.BooleanOptionalAction,

@@ -30,16 +30,26 @@ DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 def deblend(args: argparse.Namespace) -> int:
     from tfdeblend import io
-    from tfdeblend.runs import Run, Settings
+    from tfdeblend.runs import Run, Sampling, Settings
 
     if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
         raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
     check_prior(args.prior)
+    check_sampling(args)
     paths = io.find_inputs(args.inputs)
     if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
         raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
     planes = None if args.mask_planes is None else tuple(args.mask_planes)
-    settings = Settings(args.prior, args.method, args.background, args.seed, args.detect, planes, args.psf)
+    settings = Settings(
+        args.prior,
+        args.method,
+        args.background,
+        args.seed,
+        args.detect,
+        planes,
+        args.psf,
+        Sampling.of(args) if args.method == "sample" else None,
+    )
     run = Run(
         paths,
         Path(args.out),
@@ -76,6 +86,22 @@ def check_prior(name: str) -> None:
     elif name not in PRIORS:
         known = ", ".join([*PRIORS, *learned.shipped()])
         raise DataError("--prior", f"expected {known} or a {learned.SUFFIX} file, received {name!r}")
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Errors: DataError for options of the other method, a prior that cannot be sampled, and a single sample."""
+    from tfdeblend import learned
+
+    if args.method == "map":
+        given = [name for name, value in (("--steps", args.steps), ("--save-samples", args.save_samples)) if value]
+        if given:
+            raise DataError(given[0], "expected --method sample beside it, received map")
+        return
+    if args.prior != "auto" and not learned.is_learned(args.prior):
+        expected = f"expected a learned prior to sample with ({', '.join(learned.shipped())})"
+        raise DataError("--prior", f"{expected}, received {args.prior!r}")
+    if args.samples < 2:
+        raise DataError("--samples", f"expected at least 2, received {args.samples}")
 
 
 def priors() -> dict[str, str]:

@@ -29,8 +29,9 @@ class Deblended:
         catalog: a row a source.
         header: method, prior, version, seed and the like, by FITS keyword.
         undeclared: detections on the residual that no source accounts for: x, y, snr.
-        samples: (S,K,C,P,P) posterior samples in the model frame.
-        sources_std: (K,C,H,W) posterior standard deviation of `sources`.
+        samples: (S,K,C,P,P) posterior samples in the model frame, where they were to be kept.
+        sources_std: (K,C,H,W) posterior standard deviation of `sources`, where sampled.
+        prior_share: (K,C,P,P) posterior variance of the stamps' pixels over the prior's, where sampled.
     """
 
     scene: Scene
@@ -45,6 +46,7 @@ class Deblended:
     undeclared: Table | None = None
     samples: np.ndarray | None = None
     sources_std: np.ndarray | None = None
+    prior_share: np.ndarray | None = None
 
     @property
     def residual(self) -> np.ndarray:

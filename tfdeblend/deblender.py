@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from astropy.table import Table
 
-from tfdeblend import initialize, learned, measure
+from tfdeblend import draws, initialize, learned, measure
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
@@ -21,13 +21,18 @@ from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
+from tfdeblend.sampled import Tally
+from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions, Samples
 from tfdeblend.scene import Scene
 from tfdeblend.scorefit import ScoreFit
+from tfdeblend.seeded import Seed, SeedOptions
 from tfdeblend.version import __version__
 
 AUTOMATIC = "bulge-disk"
 NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
 LARGEST_BATCH = 64
+METHODS = ("map", "sample")
+STAMPS_AT_ONCE = 128  # that a sampler holds: some 20 MB each
 FEW = 3  # scenes of one shape are not worth a compilation of their own
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
@@ -78,14 +83,17 @@ class Deblender:
     Args:
       prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
         `learned.shipped`, or a `.keras` file), which start from "bulge-disk". "auto": see `prior_of`.
-      method: "map", the maximum of the posterior, with errors from its curvature there.
-      seed: recorded with the results; the MAP draws nothing.
+      method: "map", the maximum of the posterior, with errors from its curvature there; "sample", draws from it, with
+        means, errors and covariances of these (learned priors only).
+      seed: of the draws; the MAP draws nothing.
       background: fit a constant in each band besides the sources.
       batch_size: scenes fitted together; None: as many as fit into memory.
       position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
       options: of the fit; see `MapOptions`.
+      samples: how many, at least 2; keep_samples: the draws themselves, not only what they tell together.
+      sampling: see `SampleOptions`.
 
-    Raises: ValueError for an unknown prior or method.
+    Raises: ValueError for an unknown prior or method, and too few samples.
     """
 
     prior: str = "auto"
@@ -95,6 +103,10 @@ class Deblender:
     batch_size: int | None = None
     position_sigma: float = 0.5
     options: MapOptions = field(default_factory=MapOptions)
+    samples: int = 16
+    keep_samples: bool = False
+    sampling: SampleOptions = field(default_factory=SampleOptions)
+    _samplers: dict[tuple[str, BatchShape], PosteriorSampler] = field(default_factory=dict, init=False, repr=False)
     _fits: dict[tuple[str, BatchShape], MapFit] = field(default_factory=dict, init=False, repr=False)
     _refinements: dict[tuple[str, BatchShape], NonparametricFit | ScoreFit] = field(
         default_factory=dict, init=False, repr=False
@@ -104,14 +116,19 @@ class Deblender:
         names = ["auto", *PRIORS, NONPARAMETRIC, *learned.shipped()]
         if self.prior not in names and not self.prior.endswith(learned.SUFFIX):
             raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
-        if self.method != "map":
-            raise ValueError(f"method: expected 'map', received {self.method!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
+        if self.samples < 2:
+            raise ValueError(f"samples: expected at least 2, received {self.samples}")
 
     def prior_of(self, scene: Scene) -> str:
-        """The prior for a scene: "auto" is a shipped one for its bands and pixel scale, else "bulge-disk"."""
+        """The prior for a scene: "auto" is a shipped one for its bands and pixel scale, else "bulge-disk".
+
+        Where the pixel scale is not known, that is enough of a reason for "bulge-disk", unless it is to be sampled.
+        """
         if self.prior != "auto":
             return self.prior
-        if scene.observation.pixel_scale is None:
+        if scene.observation.pixel_scale is None and self.method != "sample":
             return AUTOMATIC
         fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene) is None]
         return fitting[0] if fitting else AUTOMATIC
@@ -119,6 +136,9 @@ class Deblender:
     def _shape(self, scene: Scene, prior: str) -> BatchShape:
         """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
         if not learned.is_learned(prior):
+            if self.method == "sample":
+                problem = f"expected a learned prior to sample with ({', '.join(learned.shipped())}), received {prior}"
+                raise DataError(scene.name, "prior", problem)
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
         if problem := known.problem(scene):
@@ -175,12 +195,85 @@ class Deblender:
         fit = self._fit(shape, prior)
         batch = BlendBatch.build(scenes, shape)
         result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
+        if self.method == "sample":
+            yield from self._sample_chunk(indices, scenes, batch, result, prior, began)
+            return
         if prior not in PRIORS:
             result = self._refinement(fit, prior)(batch, result)
         arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
         milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
         for row, (index, scene) in enumerate(zip(indices, scenes, strict=True)):
             yield index, self._result(scene, batch, arrays, row, milliseconds, prior)
+
+    def _sample_chunk(
+        self, indices: list[int], scenes: list[Scene], batch: BlendBatch, fit: MapResult, prior: str, began: float
+    ) -> Iterator[tuple[int, Deblended]]:
+        """The draws of a batch in turn, a few rows at a time; a scene is done when its last one is."""
+        total = len(scenes) * self.samples
+        rows = int(min(max(STAMPS_AT_ONCE // batch.shape.sources, 1), 2 ** np.ceil(np.log2(total))))
+        sampler = self._sampler(batch.shape._replace(blends=rows), prior)
+        tallies = [
+            Tally(scene, batch.first_pixels(row)[: len(scene.sources)], batch.shape.model_sigma, self.keep_samples)
+            for row, scene in enumerate(scenes)
+        ]
+        keys, seed = draws.keys(self.seed, [scene.name for scene in scenes], self.samples), Seed.of(fit)
+        done = 0
+        for first in range(0, total, rows):
+            number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
+            take = tf.constant(number // self.samples)
+            tensors, some = tf.nest.map_structure(lambda t, take=take: tf.gather(t, take), (batch.tensors, seed))
+            drawn = tf.nest.map_structure(lambda t: t.numpy(), sampler(tensors, some, tf.constant(keys[number])))
+            for place in range(min(rows, total - first)):
+                row = number[place] // self.samples
+                tallies[row].add(*_own_units(drawn, place, scenes[row], batch.band_scale[row]))
+            finished = min(first + rows, total) // self.samples
+            milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
+            for row in range(done, finished):
+                beyond = drawn.large[row * self.samples + self.samples - 1 - first]
+                yield indices[row], self._sampled(tallies[row], batch, row, beyond, milliseconds, prior)
+                tallies[row].release()
+            done = finished
+
+    def _sampled(
+        self, tally: Tally, batch: BlendBatch, row: int, beyond: np.ndarray, milliseconds: float, prior: str
+    ) -> Deblended:
+        scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
+        places = np.stack([shapes.y, shapes.x], 1)
+        bare = Deblended(
+            scene=scene,
+            model=model,
+            sources=tally.mean("sources"),
+            stamps=tally.mean("stamps"),
+            corners=tally.corners,
+            background=np.mean(tally.background, 0),
+            flux_cov=tally.flux_covariance(),
+            catalog=Table(),
+            undeclared=residual_detections(scene.observation, model, places),
+            samples=np.stack(tally.samples) if self.keep_samples else None,
+            sources_std=tally.deviation("sources"),
+            prior_share=tally.prior_share(),
+        )
+        header = self._header(bare, milliseconds, prior) | {
+            "steps": self.sampling.steps,
+            "samples": self.samples,
+            "sampler": self.sampling.sampler,
+            "covar": self.sampling.covariance,
+            "ppchi2": float(np.mean(tally.chi2)),
+            "modelsig": batch.shape.model_sigma,
+        }
+        table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, True)
+        table["chi2"] = np.mean(tally.local_chi2, 0)
+        off = table["chi2"] > measure.LARGE_CHI2
+        table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
+        table["flags"] |= np.where(beyond[: len(table)], measure.BEYOND_PRIOR, 0)
+        return replace(bare, header=header, catalog=table)
+
+    def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
+        key = prior, shape
+        if key not in self._samplers:
+            near = SeedOptions(self.background, least_norm=LEAST_NORM)
+            self._samplers[key] = PosteriorSampler(shape, learned.find(prior).load(), self.sampling, near)
+        return self._samplers[key]
 
     def _fit(self, shape: BatchShape, prior: str) -> MapFit:
         name = prior if prior in PRIORS else SEED
@@ -214,7 +307,7 @@ class Deblender:
         unit = scale[:, None, None]
         terms = fit.covariance.linear[row]
         flux_cov = np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)])
-        corners = batch.corners[row, :count].numpy() - batch.shape.margin
+        corners = batch.first_pixels(row)[:count]
         center = corners + batch.shape.stamp // 2
         y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
@@ -232,26 +325,39 @@ class Deblender:
             catalog=Table(),
             undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
         )
-        header = self._header(bare, fit, row, milliseconds, converged, prior)
-        header["modelsig"] = batch.shape.model_sigma
+        header = self._header(bare, milliseconds, prior) | {
+            "steps": int(fit.steps[row]),
+            "converged": converged,
+            "distance": float(fit.distance[row]),
+            "modelsig": batch.shape.model_sigma,
+        }
         flux = fit.state.flux[row, :count].astype(float) * scale
         table = measure.catalog(bare, shapes, flux, milliseconds, converged)
         table["flags"] |= np.where(fit.beyond_prior[row, :count], measure.BEYOND_PRIOR, 0)
         return replace(bare, header=header, catalog=table)
 
-    def _header(
-        self, result: Deblended, fit: MapResult, row: int, milliseconds: float, converged: bool, prior: str
-    ) -> dict[str, str | int | float | bool]:
+    def _header(self, result: Deblended, milliseconds: float, prior: str) -> dict[str, str | int | float | bool]:
         return {
             "method": self.method,
             "prior": learned.find(prior).name if learned.is_learned(prior) else prior,
             "version": __version__,
             "seed": self.seed,
-            "steps": int(fit.steps[row]),
             "temperature": 1.0,
             "chi2": result.chi2,
-            "converged": converged,
-            "distance": float(fit.distance[row]),
             "walltime": milliseconds / 1e3,
             **measure.describe_scene(result.scene),
         }
+
+
+def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One sample, as `Tally.add` takes it."""
+    count, (_, height, width) = len(scene.sources), scene.observation.shape
+    unit = scale[:, None, None]
+    return (
+        drawn.stamps[row, :count] * unit,
+        drawn.sources[row, :count, :, :height, :width] * unit,
+        drawn.flux[row, :count] * scale,
+        drawn.background[row] * scale,
+        drawn.model[row, :, :height, :width] * unit,
+        drawn.prior_variance[row, :count] * unit**2,
+    )

@@ -126,6 +126,11 @@ class NeuralDenoiser(keras.Model, Denoiser):
         self.variance = self.add_weight(self.stamp_shape, start, trainable=False, name="variance")
         self.built = True
 
+    @property
+    def rank(self) -> int:
+        """Directions of the covariance head, 1 without one."""
+        return 1 if self.head is None else self.head.output_shape[-1] // self.stamp_shape[0] - 1
+
     def set_moments(self, mean: np.ndarray, variance: np.ndarray) -> None:
         """Takes over the training set's mean and variance, (C, P, P) each, at unit scale."""
         self.mean.assign(mean)

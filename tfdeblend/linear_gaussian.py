@@ -101,30 +101,37 @@ class Blend:
         return Unknowns(self.stamps.transpose(y), tf.reduce_sum(self.root_weights * y, [2, 3]))
 
 
-def gaussian_step(blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int) -> Unknowns:
-    """V A^T (I + A V A^T)^-1 residual, by `iterations` of conjugate gradients on V^-1 + A^T A preconditioned by V.
+def gaussian_step(
+    blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float = 0.0
+) -> Unknowns:
+    """V A^T (I + A V A^T)^-1 residual, by conjugate gradients on V^-1 + A^T A preconditioned by V.
 
     Beside each direction p = V q its q is kept, so that V^-1 p costs nothing. Every iteration lowers the objective:
     a solve may be cut short.
 
     Args:
-      residual: y - A D, whitened [B, C, S, S].
+      residual: y - A D, whitened [B, C, S, S]. iterations: at most so many. tolerance: a blend is done when its
+      gradient, measured by V, has fallen to this fraction, whatever the others of its batch do.
     """
     gradient = blend.transpose(residual)
     direction = spread(gradient)
     power = gradient.dot(direction)
-    tiny = np.finfo(power.dtype.as_numpy_dtype).eps ** 2 * power  # converged: what is left is rounding
+    done = max(tolerance, np.finfo(power.dtype.as_numpy_dtype).eps) ** 2 * power  # what is below is rounding
 
     def iterate(count, step, gradient, direction, inverse, power):
         curved = blend.transpose(blend(direction)).plus(tf.ones_like(power), inverse)
-        length = tf.where(power > tiny, power / tf.maximum(direction.dot(curved), 1e-30), tf.zeros_like(power))
+        length = tf.where(power > done, power / tf.maximum(direction.dot(curved), 1e-30), tf.zeros_like(power))
         step = step.plus(length, direction)
         gradient = gradient.plus(-length, curved)
         fresh = spread(gradient)
         after = gradient.dot(fresh)
-        turn = tf.where(power > tiny, after / tf.maximum(power, 1e-30), tf.zeros_like(power))
+        turn = tf.where(power > done, after / tf.maximum(power, 1e-30), tf.zeros_like(power))
         return count + 1, step, gradient, fresh.plus(turn, direction), gradient.plus(turn, inverse), after
 
     zero = Unknowns(*(tf.zeros_like(part) for part in gradient))
     start = [tf.constant(0), zero, gradient, direction, gradient, power]
-    return tf.while_loop(lambda count, *_: count < iterations, iterate, start)[1]
+
+    def unfinished(count, step, gradient, direction, inverse, power):
+        return (count < iterations) & tf.reduce_any(power > done)
+
+    return tf.while_loop(unfinished, iterate, start)[1]

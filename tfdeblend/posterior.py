@@ -65,14 +65,22 @@ class PosteriorDenoiser:
 
     Args:
       prior: see `Prior`. blend: A. data: y, whitened [B, C, S, S]. method: one of `METHODS`.
-      iterations: of the solve.
+      iterations, tolerance: of the solve, see `gaussian_step`.
     """
 
-    def __init__(self, prior: Prior, blend: Blend, data: tf.Tensor, method: str = "head", iterations: int = 10):
+    def __init__(
+        self,
+        prior: Prior,
+        blend: Blend,
+        data: tf.Tensor,
+        method: str = "head",
+        iterations: int = 10,
+        tolerance: float = 0.0,
+    ):
         if method not in METHODS:
             raise ValueError(f"covariance: expected one of {', '.join(METHODS)}, received {method!r}")
         self.prior, self.blend, self.data = prior, blend, data
-        self.method, self.iterations = method, iterations
+        self.method, self.iterations, self.tolerance = method, iterations, tolerance
 
     def mean(self, x: tf.Tensor, sigma: tf.Tensor) -> Unknowns:
         """D_y: x_t [B, K, C, P, P], sigma [B, K]."""
@@ -83,7 +91,7 @@ class PosteriorDenoiser:
         residual = self.data - self.blend(seen)
         if self.method == "mmps":
             return mean + generalised_step(self.blend, spread, residual, self.iterations)
-        return mean + gaussian_step(self.blend, spread, residual, self.iterations)
+        return mean + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
 
     def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> Unknowns:
         """One draw, if p(x | x_t) were N(D, V): one of N(D, V), moved by what the data, noised anew, say of it."""
@@ -92,7 +100,7 @@ class PosteriorDenoiser:
         mean, spread = self._prior(x, sigma)
         drawn = mean + spread.draw(normals)
         residual = self.data + normals.images - self.blend(drawn)
-        return drawn + gaussian_step(self.blend, spread, residual, self.iterations)
+        return drawn + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
 
     def _prior(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[Unknowns, Spread]:
         """D and V of all unknowns."""

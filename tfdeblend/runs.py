@@ -26,6 +26,27 @@ CHUNK = 256  # scenes in memory at a time
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Of `--method sample`. steps: None is the sampler's own number."""
+
+    samples: int = 16
+    steps: int | None = None
+    keep: bool = False
+
+    @classmethod
+    def of(cls, args: Any) -> Sampling:
+        """From the command line."""
+        return cls(args.samples, args.steps, args.save_samples)
+
+    def options(self) -> dict[str, Any]:
+        """What `Deblender` takes."""
+        from tfdeblend.sampling import SampleOptions
+
+        sampling = SampleOptions() if self.steps is None else SampleOptions(steps=self.steps)
+        return {"samples": self.samples, "keep_samples": self.keep, "sampling": sampling}
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything besides the scenes' own files that a result depends on."""
 
@@ -36,6 +57,7 @@ class Settings:
     detect: bool | None = None
     mask_planes: tuple[str | int, ...] | None = None
     psf: str | None = None
+    sampling: Sampling | None = None
 
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
@@ -161,6 +183,7 @@ class Run:
             seed=settings.seed,
             background=settings.background,
             batch_size=self.batch_size,
+            **(settings.sampling.options() if settings.sampling else {}),
         )
         with self._progress(None, "deblending", len(paths)) as bar:
             for start in range(0, len(paths), CHUNK):

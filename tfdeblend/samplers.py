@@ -1,6 +1,7 @@
 """Steps of the reverse diffusion, from noise level sigma to the next lower one, `after`, over any posterior denoiser.
 
-With tau = 1 - (after / sigma)^2 and x_t = x + sigma n. All take and give stamps [B, K, C, P, P]; levels are [B, K].
+With tau = 1 - (after / sigma)^2 and x_t = x + sigma n. All take stamps [B, K, C, P, P] and levels [B, K], and give the
+stamps at the next level and, where they draw one, x_0.
 Of p(x_s | x_t, y) the moment-matched step has mean and covariance right, the ancestral one and those of stochastic
 differential equations only the mean, to first order; all end at the same distribution for many steps.
 """
@@ -26,7 +27,7 @@ class Noise(NamedTuple):
     back: tf.Tensor
 
 
-Step = Callable[[PosteriorDenoiser, tf.Tensor, tf.Tensor, tf.Tensor, Noise], tf.Tensor]
+Step = Callable[[PosteriorDenoiser, tf.Tensor, tf.Tensor, tf.Tensor, Noise], tuple[tf.Tensor, tf.Tensor | None]]
 
 
 def _tau(sigma: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
@@ -35,7 +36,8 @@ def _tau(sigma: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
 
 def moment_matched(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """x_s = x_t + tau (x_0 - x_t) + after sqrt(tau) eps, x_0 ~ p(x | x_t, y): exact for Gaussians in any steps."""
-    return bridge(x, posterior.draw(x, sigma, noise.normals).stamps, sigma, after, noise.back)
+    x0 = posterior.draw(x, sigma, noise.normals).stamps
+    return bridge(x, x0, sigma, after, noise.back), x0
 
 
 def bridge(x, x0, sigma, after, eps):
@@ -46,18 +48,19 @@ def bridge(x, x0, sigma, after, eps):
 
 def renoised(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """x_s = x_0 + after eps, x_0 ~ p(x | x_t, y): forgets x_t (DAPS, Zhang et al. 2024)."""
-    return posterior.draw(x, sigma, noise.normals).stamps + pixels(after) * noise.back
+    x0 = posterior.draw(x, sigma, noise.normals).stamps
+    return x0 + pixels(after) * noise.back, x0
 
 
 def ancestral(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """x_s = x_t - tau (x_t - D_y) + after sqrt(tau) eps (Ho et al. 2020): of p(x_s | x_t, y) without V's spread."""
-    return bridge(x, posterior.mean(x, sigma).stamps, sigma, after, noise.back)
+    return bridge(x, posterior.mean(x, sigma).stamps, sigma, after, noise.back), None
 
 
 def ddim(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """x_s = D_y + (after / sigma) (x_t - D_y) (Song et al. 2021): Euler's method on the probability flow."""
     mean = posterior.mean(x, sigma).stamps
-    return mean + pixels(after / sigma) * (x - mean)
+    return mean + pixels(after / sigma) * (x - mean), None
 
 
 def heun(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
@@ -65,20 +68,20 @@ def heun(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     slope = (x - posterior.mean(x, sigma).stamps) / pixels(sigma)
     guess = x + pixels(after - sigma) * slope
     second = (guess - posterior.mean(guess, after).stamps) / pixels(after)
-    return x + pixels(after - sigma) * (slope + second) / 2
+    return x + pixels(after - sigma) * (slope + second) / 2, None
 
 
 def predictor_corrector(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """An ancestral step, then one of Langevin's at the new level (Song et al. 2021); two evaluations."""
-    x = ancestral(posterior, x, sigma, after, noise)
+    x, _ = ancestral(posterior, x, sigma, after, noise)
     towards = posterior.mean(x, after).stamps - x
-    return x + CORRECTION * towards + (2 * CORRECTION) ** 0.5 * pixels(after) * noise.normals.stamps
+    return x + CORRECTION * towards + (2 * CORRECTION) ** 0.5 * pixels(after) * noise.normals.stamps, None
 
 
 def euler_maruyama(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
     """dx = -g^2 grad log p_t(x | y) dt + g dw with g^2 = d sigma^2 / dt: the variance-exploding equation."""
     drop = pixels(sigma**2 - after**2)
-    return x + drop / pixels(sigma) ** 2 * (posterior.mean(x, sigma).stamps - x) + tf.sqrt(drop) * noise.back
+    return x + drop / pixels(sigma) ** 2 * (posterior.mean(x, sigma).stamps - x) + tf.sqrt(drop) * noise.back, None
 
 
 def euler_maruyama_vp(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
@@ -89,7 +92,7 @@ def euler_maruyama_vp(posterior: PosteriorDenoiser, x, sigma, after, noise: Nois
     wide, narrow = tf.sqrt(1 + pixels(sigma) ** 2), tf.sqrt(1 + pixels(after) ** 2)
     beta = 2 * tf.math.log(wide / narrow)
     score = wide * (posterior.mean(x, sigma).stamps - x) / pixels(sigma) ** 2
-    return narrow * (x / wide + beta * (x / wide / 2 + score) + tf.sqrt(beta) * noise.back)
+    return narrow * (x / wide + beta * (x / wide / 2 + score) + tf.sqrt(beta) * noise.back), None
 
 
 SAMPLERS: dict[str, Step] = {

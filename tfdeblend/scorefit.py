@@ -22,7 +22,7 @@ from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.galaxy_posterior import MapState
 from tfdeblend.linear_gaussian import Unknowns, gaussian_step
 from tfdeblend.mapfit import MapFit, MapResult
-from tfdeblend.seeded import SeededBlends, SeedOptions, check_fits
+from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ScoreFit:
 
     def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
         options = self.options
-        blends = SeededBlends(tensors, self.shape, seed, self.denoiser.stamp_shape[1], self.near)
+        blends = SeededBlends(tensors, self.shape, Seed.of(seed), self.denoiser.stamp_shape[1], self.near)
         last = tf.clip_by_value(1 / tf.maximum(blends.norm, 1), options.faintest, options.smallest)
 
         def anneal(count: tf.Tensor, x: Unknowns) -> tuple[tf.Tensor, Unknowns]:

@@ -7,6 +7,7 @@ stay near the seed, within `SeedOptions.large` inside the stamps, exactly beyond
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -17,30 +18,50 @@ from tfdeblend.linear_gaussian import Blend, Covariance, Spread, Unknowns
 from tfdeblend.mapfit import MapResult
 from tfdeblend.operators import LinearOperator, Place, Scale
 
-LARGE_SHARE = 0.05  # of a galaxy's light beyond the prior's stamps: above, the prior does not know it
+# A galaxy is larger than the prior's stamps where more than this share of its light lies beyond them, and that light's
+# norm is more than so many times the noise: the first fit's wings of a faint galaxy say nothing.
+LARGE_SHARE, LARGE_NORM = 0.05, 3.0
 
 
 @dataclass(frozen=True)
 class SeedOptions:
     """How far from the seed what the prior does not know may be.
 
-    fit_background: whether a background is fitted. background: its standard deviation, in units of a pixel's noise.
+    least_norm: of a galaxy, in units of the noise, below which its scale is not the seed's; above 0, galaxies to which
+    the seed gave no light are known to the prior, too. fit_background: whether a background is fitted. background: its standard deviation, in units of a pixel's noise.
     point: that of a star's fluxes, in units of the brightest over its noise. large: of the pixels of a galaxy larger
     than the prior's stamps, in units of their own; amplitude: of its flux in each band, likewise.
     """
 
     fit_background: bool = False
+    least_norm: float = 0.0
     background: float = 1.0
     point: float = 0.3
     large: float = 0.1
     amplitude: float = 0.1
 
 
+class Seed(NamedTuple):
+    """What is taken over of a closed-form fit, in whitened units: stamps [B, K, C, Q, Q], flux [B, K, C] with what lies
+    beyond them, background [B, C], offset [B, K, 2] of the sources from their stamps' middle and its covariance."""
+
+    stamps: tf.Tensor
+    flux: tf.Tensor
+    background: tf.Tensor
+    offset: tf.Tensor
+    offset_covariance: tf.Tensor
+
+    @classmethod
+    def of(cls, fit: MapResult) -> Seed:
+        covariance = tf.cast(fit.summary_covariance[..., :2, :2], fit.stamps.dtype)
+        return cls(fit.stamps, fit.state.flux, fit.state.background, fit.summary[..., :2], covariance)
+
+
 class SeededBlends:
     """A, y and the Gaussian parts of B blends, K sources each, at unit scale.
 
     Args:
-      tensors, shape: of the batch. seed: the closed-form fit of it. side: P, of the prior's stamps, at most the seed's.
+      tensors, shape: of the batch. side: P, of the prior's stamps, at most the seed's.
       shift: [B, K, 2] pixels by which the seed's positions are taken to be wrong.
 
     Attributes:
@@ -53,7 +74,7 @@ class SeededBlends:
         self,
         tensors: dict[str, tf.Tensor],
         shape: BatchShape,
-        seed: MapResult,
+        seed: Seed,
         side: int,
         options: SeedOptions,
         shift: tf.Tensor | float = 0.0,
@@ -61,24 +82,29 @@ class SeededBlends:
         galaxy = (tensors["is_source"] * (1 - tensors["is_point"]))[:, :, None, None, None]
         star = (tensors["is_source"] * tensors["is_point"])[:, :, None, None, None]
         self.tensors, self.seed = tensors, seed
-        self.begin = window(seed.summary[..., :2] + shift, shape.stamp, side)
+        self.begin = window(seed.offset + shift, shape.stamp, side)
         self.cut = Window(self.begin, side, shape.stamp)
         inside = self.cut.transpose(seed.stamps) * (galaxy + star)
         unit = tensors["band_unit"][:, None, :, None, None]
-        scale = flux_scale(inside / unit)[:, :, None, None, None]
+        scale = tf.maximum(flux_scale(inside / unit)[:, :, None, None, None], options.least_norm)
         self.scale = unit * tf.where(scale > 0, scale, tf.ones_like(scale))
-        self.norm = tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4]))
+        self.norm = tf.maximum(tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4])), options.least_norm)
 
         self.likelihood = likelihood = Likelihood(tensors, shape)
         place = Place(tensors["corners"] + self.begin, side, shape.frame)
         stamps = Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(self.scale)
         self.blend = Blend(stamps, likelihood.root_weights)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
-        ones, none = tf.ones_like(seed.state.flux), tf.zeros_like(seed.state.background)
+        ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
         self.data = likelihood.root_weights * (likelihood.images - likelihood.render(self.wings, ones, none))
 
-        self.galaxy, self.large = self._by_size(galaxy, inside, seed.state.flux)
-        self.start = Unknowns(inside / self.scale, seed.state.background)
+        bright = tf.reduce_sum(inside, [2, 3, 4], keepdims=True) > 0
+        self.large = self._beyond(galaxy, inside, seed.flux)
+        if options.least_norm == 0:
+            self.large = tf.where(bright, self.large, galaxy)
+        self.galaxy = galaxy - self.large
+        lit = inside if options.least_norm == 0 else inside * tf.cast(bright, inside.dtype)
+        self.start = Unknowns(lit / self.scale, seed.background)
         self._known = (star + self.large) * self.start.stamps
         self._wide = self.large * (options.large * self.start.stamps) ** 2
         flux = tf.reduce_sum(inside, [3, 4], keepdims=True)
@@ -86,11 +112,11 @@ class SeededBlends:
         deviation = options.point * star * profile * tf.reduce_max(tf.abs(flux), 2, keepdims=True)
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
-        self._background = variance * tf.ones_like(seed.state.background)
+        self._background = variance * tf.ones_like(seed.background)
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
-        return Unknowns(self.galaxy * denoised + self._known, self.seed.state.background)
+        return Unknowns(self.galaxy * denoised + self._known, self.seed.background)
 
     def spread(self, covariance: Covariance) -> Spread:
         """V of all unknowns, from that of the galaxies."""
@@ -102,20 +128,19 @@ class SeededBlends:
 
     def flux(self, stamps: tf.Tensor) -> tf.Tensor:
         """[B, K, C] of what `stamps` gives, with the seed's light beyond them."""
-        outside = self.seed.state.flux - tf.reduce_sum(self.seed.stamps, [3, 4])
+        outside = self.seed.flux - tf.reduce_sum(self.seed.stamps, [3, 4])
         return (tf.reduce_sum(stamps, [3, 4]) + outside) * self.tensors["is_source"][..., None]
 
     def sources(self, stamps: tf.Tensor) -> tf.Tensor:
         """[B, K, C, S, S] each source as observed."""
         return tf.transpose(self.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
 
-    def _by_size(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """[B, K, 1, 1, 1] each: which galaxies the prior knows; which are larger than its stamps, or have no light."""
+    def _beyond(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
+        """[B, K, 1, 1, 1]: galaxies larger than the prior's stamps."""
         inner, whole = tf.reduce_sum(inside, [3, 4]), flux
-        fits = tf.reduce_sum(tf.abs(inner), 2) >= (1 - LARGE_SHARE) * tf.reduce_sum(tf.abs(whole), 2)
-        fits &= tf.reduce_sum(inner, 2) > 0
-        known = galaxy * tf.cast(fits, galaxy.dtype)[:, :, None, None, None]
-        return known, galaxy - known
+        beyond = tf.reduce_sum(tf.abs(inner), 2) < (1 - LARGE_SHARE) * tf.reduce_sum(tf.abs(whole), 2)
+        beyond &= tf.reduce_sum(self.wings**2, [2, 3, 4]) > LARGE_NORM**2
+        return galaxy * tf.cast(beyond, galaxy.dtype)[:, :, None, None, None]
 
 
 def check_fits(shape: BatchShape, denoiser: NeuralDenoiser) -> None:

@@ -9,6 +9,7 @@ One file a scene, `(bands, height, width)` as in NumPy:
     SOURCES_STD   (K,C,H,W) its posterior standard deviation, where sampled
     STAMPS        (K,C,P,P) each source in the model frame, whose pixel grid is the image's, as is the WCS of the
                   header: stamp pixel (0, 0) of source k is image pixel (stamp_x0, stamp_y0) of CATALOG
+    PRIORSHARE    (K,C,P,P) variance of the samples over the prior's: near 0 the data decide, near 1 the prior does
     SAMPLES       (S,K,C,P,P) posterior samples in the model frame, on request
     REAPPORTIONED (K,C,H,W) the data shared out in proportion to the models
     FLUXCOV       (C,K,K) covariance of the sources' fluxes
@@ -104,6 +105,7 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
         "SOURCES": deblended.sources,
         "SOURCES_STD": deblended.sources_std,
         "STAMPS": deblended.stamps,
+        "PRIORSHARE": deblended.prior_share,
         "SAMPLES": deblended.samples,
         "REAPPORTIONED": deblended.reapportioned,
         "IMAGES": observation.images,
@@ -112,7 +114,7 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
     plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
     hdus = [fits.ImageHDU(data, wcs, name=name) for name, data in on_sky.items() if data is not None]
     for hdu in hdus:
-        if observation.unit is not None and hdu.name != "WEIGHTS":
+        if observation.unit is not None and hdu.name not in ("WEIGHTS", "PRIORSHARE"):
             hdu.header["BUNIT"] = _card_value(observation.unit)
     return hdus + [fits.ImageHDU(data, name=name) for name, data in plain.items()]
 
@@ -173,6 +175,7 @@ def read_fits(path: str | Path) -> Deblended:
             catalog=catalog,
             header=_read_header(path, hdus[0]),
             undeclared=contents.table("UNDECLARED") if "UNDECLARED" in hdus else None,
+            prior_share=contents.image("PRIORSHARE") if "PRIORSHARE" in hdus else None,
             samples=contents.image("SAMPLES") if "SAMPLES" in hdus else None,
             sources_std=contents.image("SOURCES_STD") if "SOURCES_STD" in hdus else None,
         )

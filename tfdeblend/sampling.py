@@ -1,0 +1,158 @@
+"""Samples of p({x_i} | y) with a learned prior: the reverse diffusion of all sources of many blends in one graph.
+
+Rows of the batch are samples: a blend with S of them is there S times. Noise levels are in units of each galaxy's norm
+and end below its pixels' noise. Galaxies start at the seed plus noise of the largest level, which drowns its errors.
+
+Flux scales are not taken for granted. The prior of a galaxy in flux is that of r x with r unknown, evenly in log r; given
+a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about |x_0| (a
+Gibbs step, for which levels stay what they are in flux). Positions: each sample's stamp lies at the pixel where a draw
+from the seed's errors puts the source, and within it the prior knows half a pixel either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.batch import BatchShape
+from tfdeblend.denoisers import NeuralDenoiser, Rescaled, flux_scale
+from tfdeblend.draws import Draws
+from tfdeblend.linear_gaussian import Unknowns
+from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
+from tfdeblend.samplers import SAMPLERS, Noise
+from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
+
+LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
+LARGEST_RESCALING = 5.0  # of a flux scale, from the seed's
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """steps: network evaluations of a sample. covariance: see `posterior`. sampler: see `samplers`. iterations,
+    tolerance: of the solve in a step, see `gaussian_step`.
+
+    largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
+    noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
+    """
+
+    steps: int = 12
+    covariance: str = "head"
+    sampler: str = "moment-matched"
+    iterations: int = 25
+    tolerance: float = 0.03
+    largest: float = 1.0
+    smallest: float = 0.3
+    faintest: float = 1e-4
+    rho: float = 7.0
+    rescale: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, received {getattr(self, name)!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, received {self.steps}")
+
+
+class Samples(NamedTuple):
+    """Of N rows, in whitened units. stamps [N, K, C, Q, Q] of the seed's side; sources [N, K, C, S, S] as observed;
+    flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
+    data; large [N, K] galaxies the prior does not know."""
+
+    stamps: tf.Tensor
+    sources: tf.Tensor
+    flux: tf.Tensor
+    background: tf.Tensor
+    model: tf.Tensor
+    prior_variance: tf.Tensor
+    large: tf.Tensor
+
+
+class PosteriorSampler:
+    """Compiled for one shape, whose `blends` are rows.
+
+    Args:
+      denoiser: of stamps smaller than the shape's. near: what the prior does not know stays near the seed.
+    """
+
+    def __init__(
+        self,
+        shape: BatchShape,
+        denoiser: NeuralDenoiser,
+        options: SampleOptions = SampleOptions(),
+        near: SeedOptions = SeedOptions(least_norm=LEAST_NORM),
+    ):
+        check_fits(shape, denoiser)
+        self.shape, self.denoiser, self.options, self.near = shape, denoiser, options, near
+        self.draws = options.covariance in DRAWABLE
+        self._run = tf.function(self._sample, autograph=False)
+
+    def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
+        """One sample a row: a pure function of the row and its key ([N] int64, see `draws.keys`)."""
+        return self._run(tensors, seed, keys)
+
+    def levels(self, norm: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """index -> [N, K]: the noise levels in units of each galaxy's norm, for norms [N, K] in units of the noise.
+
+        In flux all sources of a blend share one level, so that a bright one is settled before a faint one beside it
+        is; one whose largest level is below the blend's waits there.
+        """
+        options, norm = self.options, tf.maximum(norm, 1e-6)
+        first = tf.maximum(options.largest * tf.reduce_max(norm, 1, keepdims=True), 2 * options.smallest)
+        ends = first ** (1 / options.rho), options.smallest ** (1 / options.rho)
+
+        def level(index: tf.Tensor) -> tf.Tensor:
+            part = tf.cast(index, norm.dtype) / max(options.steps - 1, 1)
+            together = ((1 - part) * ends[0] + part * ends[1]) ** options.rho
+            return tf.clip_by_value(together / norm, options.faintest, options.largest)
+
+        return level
+
+    def _sample(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
+        options, (bands, side, _) = self.options, self.denoiser.stamp_shape
+        shape = (self.shape.blends, self.shape.sources, bands, side, side)
+        rank = self.denoiser.rank
+        draws = Draws(keys, shape, self.shape.side, rank, tensors["images"].dtype)
+        spread = seed.offset_covariance + 1e-8 * tf.eye(2, dtype=draws.dtype)
+        shift = tf.linalg.matvec(tf.linalg.cholesky(spread), draws.positions())
+        blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift)
+        level, step = self.levels(blends.norm), SAMPLERS[options.sampler]
+
+        def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
+            prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
+            return PosteriorDenoiser(
+                prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
+            )
+
+        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor):
+            normals, back, free = draws.normals(count + 1)
+            sigma, after = level(count), level(count + 1)
+            x, x0 = step(posterior(rescaling), x, sigma, after, Noise(normals, back))
+            if options.rescale and x0 is not None:
+                rescaling = self._rescale(x0, free)
+            return count + 1, x, rescaling
+
+        normals, back, free = draws.normals(tf.constant(0))
+        start = blends.start.stamps + level(tf.constant(0))[..., None, None, None] * back
+        rescaling = tf.exp(self.denoiser.scale_jitter * free) if options.rescale else tf.ones_like(free)
+        loop = [tf.constant(0), start, rescaling]
+        _, x, rescaling = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
+        last = level(tf.constant(options.steps - 1))
+        end = posterior(rescaling)
+        found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
+        stamps = blends.stamps(found)
+        sources = blends.sources(stamps)
+        model = tf.reduce_sum(sources, 1) + found.background[..., None, None]
+        large = blends.large[:, :, 0, 0, 0] > 0
+        before = blends.galaxy * (blends.scale * rescaling[..., None, None, None]) ** 2 * self.denoiser.variance
+        before = blends.cut.forward(before)
+        return Samples(stamps, sources, blends.flux(stamps), found.background, model, before, large)
+
+    def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
+        """r ~ p(r | x_0) [N, K]."""
+        scale = flux_scale(x0) * tf.exp(self.denoiser.scale_jitter * free)
+        return tf.clip_by_value(scale, 1 / LARGEST_RESCALING, LARGEST_RESCALING)
