@@ -49,7 +49,9 @@ def psf_images(survey: Survey) -> np.ndarray:
 
     pixel = galsim.Pixel(survey.pixel_scale)
     drawn = [
-        galsim.Convolve(psf, pixel).drawImage(nx=PSF_SIDE, ny=PSF_SIDE, scale=survey.pixel_scale, method="no_pixel").array
+        galsim.Convolve(psf, pixel)
+        .drawImage(nx=PSF_SIDE, ny=PSF_SIDE, scale=survey.pixel_scale, method="no_pixel")
+        .array
         for psf in survey.psfs()
     ]
     return np.stack([image / image.sum() for image in drawn]).astype(np.float32)

@@ -294,7 +294,7 @@ def test_noise_alone_gives_no_flux(deblender: Deblender) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"prior: expected one of auto, .*received 'sersik'"):
         Deblender("sersik")
-    with pytest.raises(ValueError, match="method: expected 'map', received 'mcmc'"):
+    with pytest.raises(ValueError, match="method: expected one of map, sample, received 'mcmc'"):
         Deblender(method="mcmc")
 
 

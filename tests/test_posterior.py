@@ -7,6 +7,7 @@ covariance is read off unit vectors, without Monte Carlo.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from tfdeblend.draws import Draws, keys
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
 from tfdeblend.operators import LinearOperator
-from tfdeblend.posterior import METHODS, PosteriorDenoiser, Prior
+from tfdeblend.posterior import PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise
 from tfdeblend.schedules import noise_levels
 
@@ -112,7 +113,7 @@ class World:
         """The distribution at `smallest`, from the exact one at `largest`: mean and covariance."""
         mean, cov = self.m, self.s + largest**2 * np.eye(self.size)
         levels, step = noise_levels(largest, smallest, steps), self.step(name)
-        for sigma, after in zip(levels[:-1], levels[1:], strict=True):
+        for sigma, after in itertools.pairwise(levels):
             f, b, q = step(sigma, after)
             mean, cov = f @ mean + b, f @ cov @ f.T + q
         return mean, cov, self.s + smallest**2 * np.eye(self.size)
@@ -183,7 +184,7 @@ def test_samplers_converge_at_their_order(name: str):
     """Twice the steps: the error of the covariance falls by 2 to the order."""
     errors = []
     for steps in (64, 128):
-        mean, cov, expected = World(1).chain(name, steps)
+        _mean, cov, expected = World(1).chain(name, steps)
         errors.append(np.abs(cov - expected).max())
     assert np.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.3)
 
@@ -209,7 +210,9 @@ def test_renoised_ends_exact_from_anywhere_near():
 def test_draws_know_neither_batch_nor_bucket():
     small = Draws(tf.constant(keys(3, ["a", "b"], 2)), (4, 2, 1, 8, 8), 48, 3)
     large = Draws(tf.constant(keys(3, ["c", "b"], 2)), (4, 5, 1, 8, 8), 96, 3)
-    for one, two in zip(tf.nest.flatten(small.normals(tf.constant(2))), tf.nest.flatten(large.normals(tf.constant(2)))):
+    for one, two in zip(
+        tf.nest.flatten(small.normals(tf.constant(2))), tf.nest.flatten(large.normals(tf.constant(2))), strict=False
+    ):
         one, two = one.numpy()[2:], two.numpy()[2:]
         np.testing.assert_array_equal(one, two[tuple(slice(n) for n in one.shape)])
 

@@ -137,8 +137,8 @@ class Deblender:
         """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
         if not learned.is_learned(prior):
             if self.method == "sample":
-                problem = f"expected a learned prior to sample with ({', '.join(learned.shipped())}), received {prior}"
-                raise DataError(scene.name, "prior", problem)
+                expected = f"expected a learned prior to sample with ({', '.join(learned.shipped())})"
+                raise DataError(scene.name, "prior", f"{expected}, received {prior}")
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
         if problem := known.problem(scene):

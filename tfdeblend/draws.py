@@ -21,7 +21,9 @@ STAMPS, IMAGES, POSITIONS = range(3)
 
 def keys(seed: int, names: Sequence[str], samples: int) -> np.ndarray:
     """[B * samples] int64: one for each sample of each blend, by its name."""
-    rows = [np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(samples, np.uint64) for name in names]
+    rows = [
+        np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(samples, np.uint64) for name in names
+    ]
     return (np.concatenate(rows) >> 1).astype(np.int64)
 
 
@@ -58,7 +60,7 @@ class Draws:
 
     def _streams(self, step: tf.Tensor, stream: int, pieces: int, number: int) -> tf.Tensor:
         """[B, pieces, number]."""
-        piece = shells(int(round(pieces**0.5))) if stream == IMAGES else np.arange(pieces)
+        piece = shells(round(pieces**0.5)) if stream == IMAGES else np.arange(pieces)
         label = (tf.cast(step, tf.int64) * STREAMS + stream) * PIECES + tf.constant(piece, tf.int64)
         seeds = tf.stack([tf.repeat(self.keys, pieces), tf.tile(label, [self.stamps[0]])], 1)
         flat = tf.map_fn(

@@ -96,7 +96,9 @@ class PosteriorDenoiser:
     def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> Unknowns:
         """One draw, if p(x | x_t) were N(D, V): one of N(D, V), moved by what the data, noised anew, say of it."""
         if self.method not in DRAWABLE:
-            raise ValueError(f"covariance: expected one of {', '.join(DRAWABLE)} to draw with, received {self.method!r}")
+            raise ValueError(
+                f"covariance: expected one of {', '.join(DRAWABLE)} to draw with, received {self.method!r}"
+            )
         mean, spread = self._prior(x, sigma)
         drawn = mean + spread.draw(normals)
         residual = self.data + normals.images - self.blend(drawn)

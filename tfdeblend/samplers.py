@@ -85,7 +85,8 @@ def euler_maruyama(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
 
 
 def euler_maruyama_vp(posterior: PosteriorDenoiser, x, sigma, after, noise: Noise):
-    """dz = [-beta z / 2 - beta grad log p_t(z | y)] dt + sqrt(beta) dw, z = x_t / sqrt(1 + sigma^2): variance-preserving.
+    """dz = [-beta z / 2 - beta grad log p_t(z | y)] dt + sqrt(beta) dw, z = x_t / sqrt(1 + sigma^2): the
+    variance-preserving equation.
 
     beta's integral over the step is log((1 + sigma^2) / (1 + after^2)).
     """

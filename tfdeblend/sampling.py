@@ -1,12 +1,12 @@
 """Samples of p({x_i} | y) with a learned prior: the reverse diffusion of all sources of many blends in one graph.
 
-Rows of the batch are samples: a blend with S of them is there S times. Noise levels are in units of each galaxy's norm
-and end below its pixels' noise. Galaxies start at the seed plus noise of the largest level, which drowns its errors.
+Rows of the batch are samples: a blend with S of them is there S times. Noise levels end below the pixels' noise.
+Galaxies start at the seed plus noise of the largest level, which drowns the seed's errors.
 
-Flux scales are not taken for granted. The prior of a galaxy in flux is that of r x with r unknown, evenly in log r; given
-a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about |x_0| (a
-Gibbs step, for which levels stay what they are in flux). Positions: each sample's stamp lies at the pixel where a draw
-from the seed's errors puts the source, and within it the prior knows half a pixel either way.
+Flux scales are not taken for granted. The prior of a galaxy in flux is that of r x with r unknown, evenly in log r;
+given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about |x_0|
+(a Gibbs step, for which levels stay what they are in flux). Positions: each sample's stamp lies at the pixel where a
+draw from the seed's errors puts the source, and within it the prior knows half a pixel either way.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
 from tfdeblend.denoisers import NeuralDenoiser, Rescaled, flux_scale
 from tfdeblend.draws import Draws
-from tfdeblend.linear_gaussian import Unknowns
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
 LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
+NEAR = SeedOptions(least_norm=LEAST_NORM)
 LARGEST_RESCALING = 5.0  # of a flux scale, from the seed's
 
 
@@ -42,8 +41,8 @@ class SampleOptions:
     steps: int = 12
     covariance: str = "head"
     sampler: str = "moment-matched"
-    iterations: int = 25
-    tolerance: float = 0.03
+    iterations: int = 80
+    tolerance: float = 0.003
     largest: float = 1.0
     smallest: float = 0.3
     faintest: float = 1e-4
@@ -84,7 +83,7 @@ class PosteriorSampler:
         shape: BatchShape,
         denoiser: NeuralDenoiser,
         options: SampleOptions = SampleOptions(),
-        near: SeedOptions = SeedOptions(least_norm=LEAST_NORM),
+        near: SeedOptions = NEAR,
     ):
         check_fits(shape, denoiser)
         self.shape, self.denoiser, self.options, self.near = shape, denoiser, options, near

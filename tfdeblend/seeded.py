@@ -28,7 +28,9 @@ class SeedOptions:
     """How far from the seed what the prior does not know may be.
 
     least_norm: of a galaxy, in units of the noise, below which its scale is not the seed's; above 0, galaxies to which
-    the seed gave no light are known to the prior, too. fit_background: whether a background is fitted. background: its standard deviation, in units of a pixel's noise.
+    the seed gave no light are known to the prior, too.
+
+    fit_background: whether a background is fitted. background: its standard deviation, in units of a pixel's noise.
     point: that of a star's fluxes, in units of the brightest over its noise. large: of the pixels of a galaxy larger
     than the prior's stamps, in units of their own; amplitude: of its flux in each band, likewise.
     """

@@ -1,0 +1,68 @@
+"""Samples of blends with a learned prior: the same alone and in a batch, what the results hold, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.test_learned import SHIPPED, simulated
+from tfdeblend.deblended import Deblended
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
+from tfdeblend.io.results import read_fits, write_fits
+from tfdeblend.sampling import SampleOptions
+
+FEW = SampleOptions(steps=3, iterations=20)
+
+
+def sampler(**changes) -> Deblender:
+    return Deblender(SHIPPED, "sample", samples=4, keep_samples=True, sampling=FEW, **changes)
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[Deblended]:
+    return sampler().deblend([simulated(0)[0], simulated(1)[0]])
+
+
+def test_samples_say_what_the_catalogue_says(pair: list[Deblended]):
+    result = pair[0]
+    samples, count = result.samples, len(result.sources)
+    assert samples is not None and samples.shape[:2] == (4, count)
+    flux = samples.sum((3, 4), dtype=float)  # light beyond the stamps is added to each sample alike
+    deviation = flux.std(0, ddof=1)
+    for b, band in enumerate(result.scene.observation.bands):
+        np.testing.assert_allclose(result.catalog[f"flux_err_{band}"], deviation[:, b], rtol=1e-3)
+    np.testing.assert_allclose(result.stamps, samples.mean(0), atol=1e-4 * samples.max())
+    np.testing.assert_allclose(result.flux_cov[2], np.cov(flux[..., 2].T, ddof=1), rtol=1e-3, atol=1e-6)
+    assert result.sources_std is not None and result.sources_std.shape == result.sources.shape
+    assert np.nanmin(result.prior_share) >= 0
+
+
+def test_a_blend_is_the_same_alone(pair: list[Deblended]):
+    alone = sampler().deblend(simulated(1)[0])
+    spread = pair[1].samples.std(0).max()
+    np.testing.assert_allclose(alone.samples, pair[1].samples, atol=1e-2 * spread)
+
+
+def test_the_same_seed_gives_the_same_bytes(pair: list[Deblended]):
+    scenes = [simulated(0)[0], simulated(1)[0]]
+    again, other = sampler().deblend(scenes), sampler(seed=1).deblend(scenes)
+    np.testing.assert_array_equal(again[0].samples, pair[0].samples)
+    assert not np.array_equal(other[0].samples, pair[0].samples)
+
+
+def test_samples_are_written_and_read_back(pair: list[Deblended], tmp_path):
+    write_fits(pair[0], tmp_path / "a.fits")
+    back = read_fits(tmp_path / "a.fits")
+    for name in ("samples", "sources_std", "prior_share"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(pair[0], name))
+    assert back.header["samples"] == 4
+
+
+def test_refuses_what_it_cannot_sample():
+    with pytest.raises(ValueError, match="samples: expected at least 2, received 1"):
+        Deblender(SHIPPED, "sample", samples=1)
+    with pytest.raises(ValueError, match="sampler: expected one of moment-matched"):
+        SampleOptions(sampler="gibbs")
+    with pytest.raises(DataError, match="expected a learned prior to sample with"):
+        Deblender("sersic", "sample").deblend(simulated(0)[0])
