@@ -102,7 +102,7 @@ class Blend:
 
 
 def gaussian_step(
-    blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float = 0.0
+    blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float | tf.Tensor = 0.0
 ) -> Unknowns:
     """V A^T (I + A V A^T)^-1 residual, by conjugate gradients on V^-1 + A^T A preconditioned by V.
 
@@ -116,7 +116,8 @@ def gaussian_step(
     gradient = blend.transpose(residual)
     direction = spread(gradient)
     power = gradient.dot(direction)
-    done = max(tolerance, np.finfo(power.dtype.as_numpy_dtype).eps) ** 2 * power  # what is below is rounding
+    least = tf.maximum(tf.cast(tolerance, power.dtype), np.finfo(power.dtype.as_numpy_dtype).eps)
+    done = least**2 * power  # what is below is rounding, or good enough
 
     def iterate(count, step, gradient, direction, inverse, power):
         curved = blend.transpose(blend(direction)).plus(tf.ones_like(power), inverse)

@@ -31,8 +31,10 @@ LARGEST_RESCALING = 5.0  # of a flux scale, from the seed's
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """steps: network evaluations of a sample. covariance: see `posterior`. sampler: see `samplers`. iterations,
-    tolerance: of the solve in a step, see `gaussian_step`.
+    """steps: network evaluations of a sample. covariance: see `posterior`. sampler: see `samplers`.
+
+    iterations: at most, of the solve in a step. first_tolerance, tolerance: of the first and the last solve, see
+    `gaussian_step`; those between lie between, since what an early step leaves undone the later ones make up for.
 
     largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
     noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
@@ -42,6 +44,7 @@ class SampleOptions:
     covariance: str = "head"
     sampler: str = "moment-matched"
     iterations: int = 80
+    first_tolerance: float = 0.03
     tolerance: float = 0.003
     largest: float = 1.0
     smallest: float = 0.3
@@ -121,16 +124,19 @@ class PosteriorSampler:
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift)
         level, step = self.levels(blends.norm), SAMPLERS[options.sampler]
 
-        def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
+        ends = options.first_tolerance, options.tolerance / options.first_tolerance
+
+        def posterior(rescaling: tf.Tensor, count: tf.Tensor) -> PosteriorDenoiser:
+            tolerance = ends[0] * ends[1] ** (tf.cast(count, draws.dtype) / max(options.steps - 1, 1))
             prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
             return PosteriorDenoiser(
-                prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
+                prior, blends.blend, blends.data, options.covariance, options.iterations, tolerance
             )
 
         def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor):
             normals, back, free = draws.normals(count + 1)
             sigma, after = level(count), level(count + 1)
-            x, x0 = step(posterior(rescaling), x, sigma, after, Noise(normals, back))
+            x, x0 = step(posterior(rescaling, count), x, sigma, after, Noise(normals, back))
             if options.rescale and x0 is not None:
                 rescaling = self._rescale(x0, free)
             return count + 1, x, rescaling
@@ -141,7 +147,7 @@ class PosteriorSampler:
         loop = [tf.constant(0), start, rescaling]
         _, x, rescaling = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
         last = level(tf.constant(options.steps - 1))
-        end = posterior(rescaling)
+        end = posterior(rescaling, tf.constant(options.steps - 1))
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)
