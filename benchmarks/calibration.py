@@ -1,0 +1,203 @@
+"""Are the error bars right? `python -m benchmarks.calibration --out DIR [--number 300 --samples 64 ...]`.
+
+Blends with truth (`benchmarks.worlds`) are deblended as a user's would be, and every truth is compared with its samples:
+coverage, ranks, z-scores, TARP, chi-square of the samples. Truth is drawn from the prior itself, which tests the
+sampler, or is held-out stamps (`--truth FOLDER`), which tests the prior. Writes `calibration.json` and `calibration.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import worlds
+from benchmarks.worlds import TrueBlend
+from tfdeblend import learned, metrics
+from tfdeblend.datasets import read_stamps
+from tfdeblend.deblended import Deblended
+from tfdeblend.deblender import Deblender
+from tfdeblend.generate import Generator
+from tfdeblend.posterior import METHODS
+from tfdeblend.samplers import SAMPLERS
+from tfdeblend.sampling import SampleOptions
+
+BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
+BINS = {
+    "snr": (0, 10, 30, 100, np.inf),
+    "blendedness": (-1, 0.05, 0.2, 0.5, 1),
+    "K": (1, 2, 3, 4, 5, 7),
+}
+BATCH = 32
+
+
+@dataclass
+class Findings:
+    """A row a source, in the order of the blends."""
+
+    truth: list[np.ndarray] = field(default_factory=list)  # (C,) fluxes
+    samples: list[np.ndarray] = field(default_factory=list)  # (S, C)
+    snr: list[float] = field(default_factory=list)
+    blendedness: list[float] = field(default_factory=list)
+    count: list[int] = field(default_factory=list)  # K
+    pixels: list[np.ndarray] = field(default_factory=list)  # z-scores
+    chi2: list[float] = field(default_factory=list)  # a blend: the samples' mean
+    failed: int = 0
+
+    def add(self, blend: TrueBlend, result: Deblended) -> None:
+        assert result.samples is not None and result.sources_std is not None
+        flux = result.samples.sum((3, 4), dtype=float)
+        peak = blend.sources.max((1, 2, 3), keepdims=True)
+        z = metrics.z_scores(blend.sources, result.sources, np.maximum(result.sources_std, 1e-30), len(flux))
+        for k, row in enumerate(result.catalog):
+            self.truth.append(blend.stamps[k].sum((1, 2), dtype=float))
+            self.samples.append(flux[:, k])
+            self.snr.append(float(row["snr"]))
+            self.blendedness.append(float(row["blendedness"]))
+            self.count.append(len(flux[0]))
+            self.pixels.append(z[k][blend.sources[k] > BRIGHT * peak[k]])
+        self.chi2.append(float(result.header["ppchi2"]))
+
+
+def table(found: Findings, seed: int = 0) -> dict:
+    """All figures. Flux is that of all bands together; "i" is the third band alone."""
+    truth, samples = np.array(found.truth), np.array(found.samples)
+    whole, drawn = truth.sum(1), samples.sum(2)
+    rank = metrics.ranks(whole, drawn, seed)
+    z = metrics.z_scores(whole, drawn.mean(1), drawn.std(1, ddof=1), drawn.shape[1])
+    error = np.abs(drawn.mean(1) - whole) / np.abs(whole)
+
+    def figures(rows: np.ndarray) -> dict:
+        share = {f"coverage_{level:g}": float(metrics.covered(rank[rows], level).mean()) for level in (0.68, 0.95)}
+        spread = np.sqrt(0.68 * 0.32 / rows.sum())
+        pixels = np.concatenate([p for p, row in zip(found.pixels, rows, strict=True) if row])
+        return {
+            "sources": int(rows.sum()),
+            **share,
+            "coverage_error": float(spread),
+            "z_mean": float(z[rows].mean()),
+            "z_spread": float(z[rows].std()),
+            "flux_error": float(np.median(error[rows])),
+            "pixel_z_spread": float(pixels.std()),
+        }
+
+    document: dict = {"all": figures(np.ones(len(rank), bool)), "bins": {}}
+    for name, values in (("snr", found.snr), ("blendedness", found.blendedness), ("K", found.count)):
+        edges = BINS[name]
+        for low, high in itertools.pairwise(edges):
+            rows = (np.array(values) >= low) & (np.array(values) < high)
+            if rows.sum() > 1:
+                document["bins"][f"{name} {low:g} to {high:g}"] = figures(rows)
+    logs = np.log(np.maximum(np.concatenate([samples, truth[:, None]], 1), 1e-3 * np.abs(truth[:, None])))
+    for name, uniform in (("ranks", rank), ("tarp", metrics.tarp(logs[:, -1], logs[:, :-1], seed))):
+        distance, limit = metrics.uniform_distance(uniform, seed)
+        document[name] = {"distance": distance, "limit_95": limit, "values": np.sort(uniform).round(4).tolist()}
+    chi2 = np.array(found.chi2)
+    document["chi2"] = {"mean": float(chi2.mean()), "median": float(np.median(chi2)), "failed": found.failed}
+    return document
+
+
+def draw(document: dict, path: Path) -> None:
+    """Coverage by bin; cumulative ranks and TARP less the diagonal, with the band of 95%."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = {"all": document["all"], **document["bins"]}
+    place = np.arange(len(rows))
+    for level, colour in ((0.68, "C0"), (0.95, "C1")):
+        share = [row[f"coverage_{level:g}"] for row in rows.values()]
+        error = [np.sqrt(level * (1 - level) / row["sources"]) for row in rows.values()]
+        left.errorbar(place, share, error, fmt="o", color=colour, label=f"{level:.0%}")
+        left.axhline(level, color=colour, lw=0.8)
+    left.set_xticks(
+        place, [f"{name} ({row['sources']})" for name, row in rows.items()], rotation=60, ha="right", size=7
+    )
+    left.set_ylabel("coverage of flux")
+    left.legend()
+    for name in ("ranks", "tarp"):
+        values = np.array(document[name]["values"])
+        right.plot(values, (np.arange(len(values)) + 0.5) / len(values) - values, label=name)
+    right.axhspan(-document["ranks"]["limit_95"], document["ranks"]["limit_95"], color="0.9")
+    right.set_xlabel("credibility")
+    right.set_ylabel("truths below - credibility")
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def show(document: dict) -> str:
+    """The table as text."""
+    lines = [f"{'':24}{'sources':>8}{'68%':>7}{'95%':>7}{'z mean':>8}{'z spread':>9}{'pixel z':>8}{'|error|':>8}"]
+    for name, row in {"all": document["all"], **document["bins"]}.items():
+        lines.append(
+            f"{name:24}{row['sources']:8d}{row['coverage_0.68']:7.2f}{row['coverage_0.95']:7.2f}{row['z_mean']:8.2f}"
+            f"{row['z_spread']:9.2f}{row['pixel_z_spread']:8.2f}{row['flux_error']:8.3f}"
+        )
+    for name in ("ranks", "tarp"):
+        lines.append(
+            f"{name}: distance {document[name]['distance']:.3f}, 95% of calibrated ones below "
+            f"{document[name]['limit_95']:.3f}"
+        )
+    lines.append(f"chi2/pixel of samples: mean {document['chi2']['mean']:.3f}, median {document['chi2']['median']:.3f}")
+    lines.append(
+        f"{document['seconds']:.4f} seconds a sample and source, compilation included; "
+        f"{document['chi2']['failed']} blends failed"
+    )
+    return "\n".join(lines)
+
+
+def truths(options: argparse.Namespace, number: int) -> np.ndarray:
+    """(N, C, P, P) at unit scale."""
+    if options.truth != "prior":
+        return worlds.unit(read_stamps(Path(options.truth), "*"))
+    denoiser = learned.find(options.prior).load()
+    generator = Generator(denoiser, denoiser.stamp_shape)
+    return np.concatenate([generator(BATCH, (options.seed, i)).numpy() for i in range(-(-number // BATCH))])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prior", default="hsc-grizy-64")
+    parser.add_argument("--truth", default="prior", help="'prior', or a folder of held-out stamps")
+    parser.add_argument("--number", type=int, default=300, help="of blends")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--sources", type=int, nargs=2, default=(1, 6), metavar=("A", "B"))
+    parser.add_argument("--snr", type=float, nargs=2, default=(5, 500), metavar=("A", "B"))
+    parser.add_argument("--steps", type=int, default=SampleOptions.steps)
+    parser.add_argument("--covariance", choices=METHODS, default=SampleOptions.covariance)
+    parser.add_argument("--sampler", choices=SAMPLERS, default=SampleOptions.sampler)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    most = options.number * options.sources[1]
+    stamps = truths(options, min(most, 1024))
+    denoiser = learned.find(options.prior).load()
+    made = worlds.blends(stamps, denoiser, options.number, options.sources, options.snr, seed=options.seed)
+    sampling = SampleOptions(options.steps, options.covariance, options.sampler)
+    deblender = Deblender(
+        options.prior, "sample", options.seed, samples=options.samples, keep_samples=True, sampling=sampling
+    )
+    found, began = Findings(), time.perf_counter()
+    for index, result in deblender.iterate([blend.scene for blend in made]):
+        if isinstance(result, Exception):
+            found.failed += 1
+        else:
+            found.add(made[index], result)
+    seconds = time.perf_counter() - began
+    document = table(found, options.seed)
+    document["seconds"] = seconds / (len(found.snr) * options.samples)
+    document["options"] = {name: str(value) for name, value in vars(options).items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "calibration.json").write_text(json.dumps(document, indent=1) + "\n")
+    draw(document, options.out / "calibration.png")
+    print(show(document))
+
+
+if __name__ == "__main__":
+    main()
