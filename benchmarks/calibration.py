@@ -1,8 +1,8 @@
 """Are the error bars right? `python -m benchmarks.calibration --out DIR [--number 300 --samples 64 ...]`.
 
-Blends with truth (`benchmarks.worlds`) are deblended as a user's would be, and every truth is compared with its samples:
-coverage, ranks, z-scores, TARP, chi-square of the samples. Truth is drawn from the prior itself, which tests the
-sampler, or is held-out stamps (`--truth FOLDER`), which tests the prior. Writes `calibration.json` and `calibration.png`.
+Blends with truth (`benchmarks.worlds`) are deblended as a user's would be, and every truth is compared with its
+samples: coverage, ranks, z-scores, TARP, chi-square of the samples. Truth is drawn from the prior itself, which tests
+the sampler, or is held-out stamps (`--truth FOLDER`), which tests the prior. Writes `calibration.json` and a figure.
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ covariance is read off unit vectors, without Monte Carlo.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.denoisers import pixels
 from tfdeblend.draws import Draws, keys
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
@@ -113,7 +115,7 @@ class World:
         """The distribution at `smallest`, from the exact one at `largest`: mean and covariance."""
         mean, cov = self.m, self.s + largest**2 * np.eye(self.size)
         levels, step = noise_levels(largest, smallest, steps), self.step(name)
-        for sigma, after in itertools.pairwise(levels):
+        for sigma, after in pairwise(levels):
             f, b, q = step(sigma, after)
             mean, cov = f @ mean + b, f @ cov @ f.T + q
         return mean, cov, self.s + smallest**2 * np.eye(self.size)
@@ -202,6 +204,57 @@ def test_renoised_ends_exact_from_anywhere_near():
     mean, cov, expected = world.chain("renoised", 8)
     np.testing.assert_allclose(mean, world.m, atol=1e-8)
     np.testing.assert_allclose(cov, expected, atol=1e-8)
+
+
+class MixtureDenoiser(GaussianDenoiser):
+    """Of N(m, d) / 2 + N(-m, d) / 2, independent pixels: two Gaussians, whose posterior is two Gaussians again."""
+
+    def __init__(self, mean: np.ndarray, diagonal: np.ndarray):
+        super().__init__(mean, diagonal, np.zeros((1, *mean.shape)))
+
+    def posterior(self, x, sigma):
+        noise, d = pixels(sigma) ** 2, self.prior.diagonal
+        odds = tf.reduce_sum(2 * x * self.mean / (d + noise), [-3, -2, -1])
+        share = pixels(tf.sigmoid(odds))
+        means = [(noise * sign * self.mean + d * x) / (d + noise) for sign in (1, -1)]
+        between = tf.sqrt(share * (1 - share)) * (means[0] - means[1])
+        variance = noise * d / (d + noise) + tf.zeros_like(x)
+        return share * means[0] + (1 - share) * means[1], DiagonalLowRank(variance, between[..., None, :, :, :])
+
+
+def mixture_samples(steps: int, strength: float = 0.2, number: int = 3000) -> tuple[np.ndarray, float]:
+    """Where along m samples lie, over |m|^2; and the exact weight of the component at 1."""
+    world = World(1, strength=strength, seed=1)
+    rng = np.random.default_rng(6)
+    mean, diagonal = 0.6 * rng.standard_normal(STAMP), np.full(STAMP, 0.05)
+    world.denoiser = MixtureDenoiser(mean, diagonal)
+    m = mean.ravel()
+    world.y = world.a @ m + rng.standard_normal(SEEN)
+    total = np.linalg.inv(0.05 * world.a @ world.a.T + np.eye(SEEN))
+    exact = 1 / (1 + np.exp(-2 * world.y @ total @ world.a @ m))
+    posterior = world.posterior(number, iterations=20)
+    draws = Draws(tf.constant(keys(0, ["mixture"], number)), (number, 1, *STAMP), IMAGE[1], 1, tf.float64)
+
+    @tf.function(autograph=False)
+    def advance(x, sigma, after, count):
+        normals, back, _ = draws.normals(count)
+        levels = (tf.fill([number, 1], level) for level in (sigma, after))
+        return SAMPLERS["moment-matched"](posterior, x, *levels, Noise(normals, back))[0]
+
+    x = 20 * draws.normals(tf.constant(999))[1]
+    for count, (sigma, after) in enumerate(pairwise(noise_levels(20.0, 0.02, steps))):
+        x = advance(x, tf.constant(sigma, tf.float64), tf.constant(after, tf.float64), tf.constant(count))
+    return x.numpy().reshape(number, -1) @ m / (m @ m), exact
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.2, 0.8])
+def test_a_mixture_of_two_is_sampled_with_its_weights(strength: float):
+    """Beyond Gaussians p(x | x_t, y) is taken for one all the same, which leaves the less likely component up to a
+    twentieth too much (of 0.13: 0.17), whatever the number of steps; nothing is left between the two."""
+    along, exact = mixture_samples(16, strength, 1000)
+    assert (along > 0).mean() == pytest.approx(exact, abs=0.05 + 3 * np.sqrt(exact * (1 - exact) / 1000))
+    assert np.abs(along[along > 0]).mean() == pytest.approx(1, abs=0.1)
+    assert (np.abs(along) < 0.3).mean() < 0.01
 
 
 # -- random numbers
