@@ -12,7 +12,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.io.results import read_fits, write_fits
 from tfdeblend.sampling import SampleOptions
 
-FEW = SampleOptions(steps=3)
+FEW = SampleOptions(steps=3, iterations=200, first_tolerance=1e-6, tolerance=1e-6)
 
 
 def sampler(**changes) -> Deblender:
@@ -38,11 +38,8 @@ def test_samples_say_what_the_catalogue_says(pair: list[Deblended]):
     assert np.nanmin(result.prior_share) >= 0
 
 
-@pytest.mark.xfail(
-    reason="the law is 1e-3; in float32 the solves' rounding grows over the steps to some tenths of a deviation",
-    strict=True,
-)
 def test_a_blend_is_the_same_alone(pair: list[Deblended]):
+    """With solves to the end. Cut short at the default tolerance, batches of other shapes stop at other iterations."""
     alone = sampler().deblend(simulated(1)[0])
     spread = pair[1].samples.std(0).max()
     np.testing.assert_allclose(alone.samples, pair[1].samples, atol=1e-3 * spread)
