@@ -3,6 +3,9 @@
 Blends with truth (`benchmarks.worlds`) are deblended as a user's would be, and every truth is compared with its
 samples: coverage, ranks, z-scores, TARP, chi-square of the samples. Truth is drawn from the prior itself, which tests
 the sampler, or is held-out stamps (`--truth FOLDER`), which tests the prior. Writes `calibration.json` and a figure.
+
+Several `--steps`, `--covariance` or `--sampler` are compared on the same blends, each in a folder of its own, in
+`methods.txt`. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +39,7 @@ BINS = {
     "K": (1, 2, 3, 4, 5, 7),
 }
 BATCH = 32
+AT_ONCE = 60  # blends: what a stopped run loses, at most
 
 
 @dataclass
@@ -48,21 +53,35 @@ class Findings:
     count: list[int] = field(default_factory=list)  # K
     pixels: list[np.ndarray] = field(default_factory=list)  # z-scores
     chi2: list[float] = field(default_factory=list)  # a blend: the samples' mean
-    failed: int = 0
 
-    def add(self, blend: TrueBlend, result: Deblended) -> None:
-        assert result.samples is not None and result.sources_std is not None
-        flux = result.samples.sum((3, 4), dtype=float)
-        peak = blend.sources.max((1, 2, 3), keepdims=True)
-        z = metrics.z_scores(blend.sources, result.sources, np.maximum(result.sources_std, 1e-30), len(flux))
-        for k, row in enumerate(result.catalog):
-            self.truth.append(blend.stamps[k].sum((1, 2), dtype=float))
-            self.samples.append(flux[:, k])
-            self.snr.append(float(row["snr"]))
-            self.blendedness.append(float(row["blendedness"]))
-            self.count.append(len(flux[0]))
-            self.pixels.append(z[k][blend.sources[k] > BRIGHT * peak[k]])
-        self.chi2.append(float(result.header["ppchi2"]))
+    def add(self, one: dict[str, np.ndarray]) -> None:
+        """A blend, as `compare` tells it."""
+        count = len(one["truth"])
+        self.truth.extend(one["truth"])
+        self.samples.extend(one["samples"])
+        self.snr.extend(one["snr"].tolist())
+        self.blendedness.extend(one["blendedness"].tolist())
+        self.count.extend([count] * count)
+        self.pixels.extend(np.split(one["pixels"], np.cumsum(one["lengths"])[:-1]))
+        self.chi2.append(float(one["chi2"]))
+
+
+def compare(blend: TrueBlend, result: Deblended) -> dict[str, np.ndarray]:
+    """Truth and samples of K sources."""
+    assert result.samples is not None and result.sources_std is not None
+    flux = result.samples.sum((3, 4), dtype=float)
+    peak = blend.sources.max((1, 2, 3), keepdims=True)
+    z = metrics.z_scores(blend.sources, result.sources, np.maximum(result.sources_std, 1e-30), len(flux))
+    pixels = [z[k][blend.sources[k] > BRIGHT * peak[k]] for k in range(len(peak))]
+    return {
+        "truth": blend.stamps.sum((2, 3), dtype=float),
+        "samples": flux.transpose(1, 0, 2),
+        "snr": np.array(result.catalog["snr"]),
+        "blendedness": np.array(result.catalog["blendedness"]),
+        "pixels": np.concatenate(pixels).astype(np.float32),
+        "lengths": np.array([len(p) for p in pixels]),
+        "chi2": np.array(result.header["ppchi2"]),
+    }
 
 
 def table(found: Findings, seed: int = 0) -> dict:
@@ -99,7 +118,7 @@ def table(found: Findings, seed: int = 0) -> dict:
         distance, limit = metrics.uniform_distance(uniform, seed)
         document[name] = {"distance": distance, "limit_95": limit, "values": np.sort(uniform).round(4).tolist()}
     chi2 = np.array(found.chi2)
-    document["chi2"] = {"mean": float(chi2.mean()), "median": float(np.median(chi2)), "failed": found.failed}
+    document["chi2"] = {"mean": float(chi2.mean()), "median": float(np.median(chi2)), "blends": len(chi2)}
     return document
 
 
@@ -147,7 +166,7 @@ def show(document: dict) -> str:
     lines.append(f"chi2/pixel of samples: mean {document['chi2']['mean']:.3f}, median {document['chi2']['median']:.3f}")
     lines.append(
         f"{document['seconds']:.4f} seconds a sample and source, compilation included; "
-        f"{document['chi2']['failed']} blends failed"
+        f"{document['failed']} blends failed"
     )
     return "\n".join(lines)
 
@@ -170,33 +189,67 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--sources", type=int, nargs=2, default=(1, 6), metavar=("A", "B"))
     parser.add_argument("--snr", type=float, nargs=2, default=(5, 500), metavar=("A", "B"))
-    parser.add_argument("--steps", type=int, default=SampleOptions.steps)
-    parser.add_argument("--covariance", choices=METHODS, default=SampleOptions.covariance)
-    parser.add_argument("--sampler", choices=SAMPLERS, default=SampleOptions.sampler)
+    parser.add_argument("--steps", type=int, nargs="+", default=[SampleOptions.steps])
+    parser.add_argument("--covariance", choices=METHODS, nargs="+", default=[SampleOptions.covariance])
+    parser.add_argument("--sampler", choices=SAMPLERS, nargs="+", default=[SampleOptions.sampler])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
     denoiser = learned.find(options.prior).load()
     made = worlds.blends(stamps, denoiser, options.number, options.sources, options.snr, seed=options.seed)
-    sampling = SampleOptions(options.steps, options.covariance, options.sampler)
+    methods = list(itertools.product(options.covariance, options.sampler, options.steps))
+    lines = []
+    for covariance, sampler, steps in methods:
+        name = f"{covariance}-{sampler}-{steps}"
+        folder = options.out if len(methods) == 1 else options.out / name
+        document = calibrate(made, SampleOptions(steps, covariance, sampler), folder, options)
+        row = document["all"]
+        lines.append(
+            f"{name:36}{document['seconds']:8.4f}{document['chi2']['mean']:9.3f}{row['flux_error']:8.3f}"
+            f"{row['z_spread']:8.2f}{row['coverage_0.68']:7.2f}{row['coverage_0.95']:7.2f}{row['pixel_z_spread']:8.2f}"
+            f"{document['failed']:5d}"
+        )
+    if len(methods) > 1:
+        header = f"{'method':36}{'s':>8}{'chi2':>9}{'|error|':>8}{'z':>8}{'68%':>7}{'95%':>7}{'pixel z':>8}{'fail':>5}"
+        (options.out / "methods.txt").write_text("\n".join([header, *lines]) + "\n")
+        print("\n".join([header, *lines]))
+
+
+def calibrate(made: list[TrueBlend], sampling: SampleOptions, folder: Path, options: argparse.Namespace) -> dict:
+    """Deblends what has not been yet, a file each in `folder`/blends; then all figures, written beside."""
+    (folder / "blends").mkdir(parents=True, exist_ok=True)
+    paths = [folder / "blends" / f"{index:04d}.npz" for index in range(len(made))]
+    left = [index for index, path in enumerate(paths) if not path.exists()]
     deblender = Deblender(
         options.prior, "sample", options.seed, samples=options.samples, keep_samples=True, sampling=sampling
     )
-    found, began = Findings(), time.perf_counter()
-    for index, result in deblender.iterate([blend.scene for blend in made]):
-        if isinstance(result, Exception):
-            found.failed += 1
-        else:
-            found.add(made[index], result)
-    seconds = time.perf_counter() - began
+    began, failed = time.perf_counter(), 0
+    for first in range(0, len(left), AT_ONCE):
+        some = left[first : first + AT_ONCE]
+        for place, result in deblender.iterate([made[index].scene for index in some]):
+            if isinstance(result, Exception):
+                failed += 1
+                print(f"{some[place]}: {result}", file=sys.stderr)
+                continue
+            unfinished = paths[some[place]].with_suffix(".part.npz")
+            np.savez(unfinished, **compare(made[some[place]], result))
+            unfinished.replace(paths[some[place]])
+        print(f"{folder.name}: {first + len(some)} of {len(left)} blends", file=sys.stderr, flush=True)
+    seconds, found = time.perf_counter() - began, Findings()
+    for path in paths:
+        if path.exists():
+            with np.load(path) as one:
+                found.add(dict(one))
     document = table(found, options.seed)
-    document["seconds"] = seconds / (len(found.snr) * options.samples)
+    drawn = sum(len(made[index].snr) for index in left) * options.samples
+    document["seconds"] = seconds / drawn if drawn else float("nan")
+    document["failed"] = failed
     document["options"] = {name: str(value) for name, value in vars(options).items()}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "calibration.json").write_text(json.dumps(document, indent=1) + "\n")
-    draw(document, options.out / "calibration.png")
+    (folder / "calibration.json").write_text(json.dumps(document, indent=1) + "\n")
+    draw(document, folder / "calibration.png")
     print(show(document))
+    return document
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tfdeblend.stamps import COADD_ZEROPOINT
 
 IMAGE_SIDES = (32, 48, 64, 80, 96, 128, 192)
 SOURCE_COUNTS = (4, 8, 16, 24, 32)
+PER_SOURCE = ("corners", "centers", "is_source", "is_point")  # tensors [B, K, ...] of a batch
 MODEL_SIGMA = 1.0  # pixels: the model PSF's sigma, wherever the observed PSFs allow it; wider ones alias less
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing

@@ -12,17 +12,18 @@ import numpy as np
 import tensorflow as tf
 from astropy.table import Table
 
-from tfdeblend import draws, initialize, learned, measure
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend import initialize, learned, measure, sample_batches
+from tfdeblend.batch import BatchShape, BlendBatch, fit_size, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
+from tfdeblend.nuts import NutsOptions, NutsSampler
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
-from tfdeblend.sampled import Tally
-from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions, Samples
+from tfdeblend.sample_batches import Drawn, rows_at_once
+from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.scene import Scene
 from tfdeblend.scorefit import ScoreFit
 from tfdeblend.seeded import Seed, SeedOptions
@@ -32,10 +33,12 @@ AUTOMATIC = "bulge-disk"
 NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
 LARGEST_BATCH = 64
 METHODS = ("map", "sample")
-STAMPS_AT_ONCE = 128  # that a sampler holds: some 20 MB each
+SAMPLED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of sources: a sampler's work goes with them, padding included
 FEW = 3  # scenes of one shape are not worth a compilation of their own
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
+
+Facts = dict[str, str | int | float | bool]  # of a result's header
 
 
 def stamp_side(scene: Scene, least: int = 0) -> int:
@@ -84,14 +87,15 @@ class Deblender:
       prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
         `learned.shipped`, or a `.keras` file), which start from "bulge-disk". "auto": see `prior_of`.
       method: "map", the maximum of the posterior, with errors from its curvature there; "sample", draws from it, with
-        means, errors and covariances of these (learned priors only).
+        means, errors and covariances of these: by the reverse diffusion with a learned prior, by NUTS with a
+        closed-form one.
       seed: of the draws; the MAP draws nothing.
       background: fit a constant in each band besides the sources.
       batch_size: scenes fitted together; None: as many as fit into memory.
       position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
       options: of the fit; see `MapOptions`.
       samples: how many, at least 2; keep_samples: the draws themselves, not only what they tell together.
-      sampling: see `SampleOptions`.
+      sampling, nuts: see `SampleOptions`, `NutsOptions`.
 
     Raises: ValueError for an unknown prior or method, and too few samples.
     """
@@ -106,6 +110,8 @@ class Deblender:
     samples: int = 16
     keep_samples: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
+    nuts: NutsOptions = field(default_factory=NutsOptions)
+    _nuts: dict[tuple[str, BatchShape], NutsSampler] = field(default_factory=dict, init=False, repr=False)
     _samplers: dict[tuple[str, BatchShape], PosteriorSampler] = field(default_factory=dict, init=False, repr=False)
     _fits: dict[tuple[str, BatchShape], MapFit] = field(default_factory=dict, init=False, repr=False)
     _refinements: dict[tuple[str, BatchShape], NonparametricFit | ScoreFit] = field(
@@ -136,8 +142,8 @@ class Deblender:
     def _shape(self, scene: Scene, prior: str) -> BatchShape:
         """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
         if not learned.is_learned(prior):
-            if self.method == "sample":
-                expected = f"expected a learned prior to sample with ({', '.join(learned.shipped())})"
+            if self.method == "sample" and prior not in PRIORS:
+                expected = f"expected a learned or closed-form prior to sample with ({', '.join(PRIORS)})"
                 raise DataError(scene.name, "prior", f"{expected}, received {prior}")
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
@@ -196,7 +202,7 @@ class Deblender:
         batch = BlendBatch.build(scenes, shape)
         result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
         if self.method == "sample":
-            yield from self._sample_chunk(indices, scenes, batch, result, prior, began)
+            yield from self._sample_chunk(indices, scenes, batch, fit, result, prior)
             return
         if prior not in PRIORS:
             result = self._refinement(fit, prior)(batch, result)
@@ -206,37 +212,39 @@ class Deblender:
             yield index, self._result(scene, batch, arrays, row, milliseconds, prior)
 
     def _sample_chunk(
-        self, indices: list[int], scenes: list[Scene], batch: BlendBatch, fit: MapResult, prior: str, began: float
+        self, indices: list[int], scenes: list[Scene], batch: BlendBatch, fit: MapFit, found: MapResult, prior: str
     ) -> Iterator[tuple[int, Deblended]]:
-        """The draws of a batch in turn, a few rows at a time; a scene is done when its last one is."""
-        total = len(scenes) * self.samples
-        rows = int(min(max(STAMPS_AT_ONCE // batch.shape.sources, 1), 2 ** np.ceil(np.log2(total))))
-        sampler = self._sampler(batch.shape._replace(blends=rows), prior)
-        tallies = [
-            Tally(scene, batch.first_pixels(row)[: len(scene.sources)], batch.shape.model_sigma, self.keep_samples)
-            for row, scene in enumerate(scenes)
-        ]
-        keys, seed = draws.keys(self.seed, [scene.name for scene in scenes], self.samples), Seed.of(fit)
-        done = 0
-        for first in range(0, total, rows):
-            number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
-            take = tf.constant(number // self.samples)
-            tensors, some = tf.nest.map_structure(lambda t, take=take: tf.gather(t, take), (batch.tensors, seed))
-            drawn = tf.nest.map_structure(lambda t: t.numpy(), sampler(tensors, some, tf.constant(keys[number])))
-            for place in range(min(rows, total - first)):
-                row = number[place] // self.samples
-                tallies[row].add(*_own_units(drawn, place, scenes[row], batch.band_scale[row]))
-            finished = min(first + rows, total) // self.samples
-            milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
-            for row in range(done, finished):
-                beyond = drawn.large[row * self.samples + self.samples - 1 - first]
-                yield indices[row], self._sampled(tallies[row], batch, row, beyond, milliseconds, prior)
-                tallies[row].release()
-            done = finished
+        began = time.perf_counter()
 
-    def _sampled(
-        self, tally: Tally, batch: BlendBatch, row: int, beyond: np.ndarray, milliseconds: float, prior: str
-    ) -> Deblended:
+        def finish(one: Drawn, facts: Facts) -> tuple[int, Deblended]:
+            milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
+            return indices[one.row], self._sampled(one, batch, milliseconds, prior, facts)
+
+        def gather(draw: sample_batches.Drawing, rows: int, members: list[int]) -> Iterator[Drawn]:
+            return sample_batches.gather(draw, rows, members, scenes, batch, self.samples, self.keep_samples)
+
+        if not learned.is_learned(prior):
+            chains = self._chains(fit, prior)(batch.tensors, found.state, self.seed)
+            facts: Facts = {"sampler": "nuts"}
+            draw = sample_batches.closed_form(fit, batch, chains)
+            for one in gather(draw, rows_at_once(batch.shape, len(scenes) * self.samples), list(range(len(scenes)))):
+                yield finish(one, facts | {"rhat": float(chains.rhat[one.row]), "ess": float(chains.ess[one.row])})
+            return
+        options = self.sampling
+        facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
+        # Scenes with about as many sources share a graph, which knows no others.
+        exact: dict[BatchShape, list[int]] = defaultdict(list)
+        for row, scene in enumerate(scenes):
+            exact[batch.shape._replace(sources=fit_size(len(scene.sources), SAMPLED_COUNTS))].append(row)
+        for shape, members in sorted(merge_buckets(exact).items()):
+            rows = rows_at_once(shape, len(members) * self.samples)
+            sampler = self._sampler(shape._replace(blends=rows), prior)
+            draw = sample_batches.learned(sampler, batch, Seed.of(found), scenes, self.samples, self.seed)
+            for one in gather(draw, rows, sorted(members)):
+                yield finish(one, facts)
+
+    def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
+        tally = drawn.tally
         scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
         places = np.stack([shapes.y, shapes.x], 1)
         bare = Deblended(
@@ -253,19 +261,13 @@ class Deblender:
             sources_std=tally.deviation("sources"),
             prior_share=tally.prior_share(),
         )
-        header = self._header(bare, milliseconds, prior) | {
-            "steps": self.sampling.steps,
-            "samples": self.samples,
-            "sampler": self.sampling.sampler,
-            "covar": self.sampling.covariance,
-            "ppchi2": float(np.mean(tally.chi2)),
-            "modelsig": batch.shape.model_sigma,
-        }
+        header = self._header(bare, milliseconds, prior) | facts
+        header |= {"samples": self.samples, "ppchi2": float(np.mean(tally.chi2)), "modelsig": batch.shape.model_sigma}
         table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, True)
         table["chi2"] = np.mean(tally.local_chi2, 0)
         off = table["chi2"] > measure.LARGE_CHI2
         table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
-        table["flags"] |= np.where(beyond[: len(table)], measure.BEYOND_PRIOR, 0)
+        table["flags"] |= np.where(drawn.beyond, measure.BEYOND_PRIOR, 0)
         return replace(bare, header=header, catalog=table)
 
     def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
@@ -274,6 +276,12 @@ class Deblender:
             near = SeedOptions(self.background, least_norm=LEAST_NORM)
             self._samplers[key] = PosteriorSampler(shape, learned.find(prior).load(), self.sampling, near)
         return self._samplers[key]
+
+    def _chains(self, fit: MapFit, prior: str) -> NutsSampler:
+        key = prior, fit.shape
+        if key not in self._nuts:
+            self._nuts[key] = NutsSampler(fit, self.samples, self.nuts)
+        return self._nuts[key]
 
     def _fit(self, shape: BatchShape, prior: str) -> MapFit:
         name = prior if prior in PRIORS else SEED
@@ -336,7 +344,7 @@ class Deblender:
         table["flags"] |= np.where(fit.beyond_prior[row, :count], measure.BEYOND_PRIOR, 0)
         return replace(bare, header=header, catalog=table)
 
-    def _header(self, result: Deblended, milliseconds: float, prior: str) -> dict[str, str | int | float | bool]:
+    def _header(self, result: Deblended, milliseconds: float, prior: str) -> Facts:
         return {
             "method": self.method,
             "prior": learned.find(prior).name if learned.is_learned(prior) else prior,
@@ -347,17 +355,3 @@ class Deblender:
             "walltime": milliseconds / 1e3,
             **measure.describe_scene(result.scene),
         }
-
-
-def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One sample, as `Tally.add` takes it."""
-    count, (_, height, width) = len(scene.sources), scene.observation.shape
-    unit = scale[:, None, None]
-    return (
-        drawn.stamps[row, :count] * unit,
-        drawn.sources[row, :count, :, :height, :width] * unit,
-        drawn.flux[row, :count] * scale,
-        drawn.background[row] * scale,
-        drawn.model[row, :, :height, :width] * unit,
-        drawn.prior_variance[row, :count] * unit**2,
-    )

@@ -109,7 +109,7 @@ class MapFit:
     def _fit(self, tensors: dict[str, tf.Tensor], first: tf.Tensor) -> MapResult:
         exact = self.posterior(tensors)
         state = MapState(first, *exact.solve_fluxes(exact.unit(first)))
-        posterior = self._tolerant(exact, state.background)
+        posterior = self.tolerant(exact, state.background)
         end = self._newton(posterior, state)
         stamps, model = posterior.stamps(end.state), posterior.model(end.state)
         sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
@@ -121,7 +121,7 @@ class MapFit:
             end.state, model, sources, stamps, chi2, end.distance, end.steps, covariance, summary, spread, nothing
         )
 
-    def _tolerant(self, exact: GalaxyPosterior, background: tf.Tensor) -> GalaxyPosterior:
+    def tolerant(self, exact: GalaxyPosterior, background: tf.Tensor) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.
 
         The brightness that it is a fraction of is the data's, less a first fit's background: where it matters the noise

@@ -42,14 +42,23 @@ class Tally:
         background: np.ndarray,
         model: np.ndarray,
         prior_variance: np.ndarray,
+        summary: np.ndarray,
     ) -> None:
-        """One sample: stamps (K, C, P, P), sources (K, C, H, W), flux (K, C), background (C,), model (C, H, W)."""
+        """One sample: stamps (K, C, P, P), sources (K, C, H, W), flux (K, C), background (C,), model (C, H, W).
+
+        summary: (K, 5) y, x from the stamps' pixel P // 2, size, e1, e2; (K, 0): these are measured on the stamps.
+        """
         observation = self.scene.observation
         residual = np.where(observation.valid, observation.images - model, 0)
         self.chi2.append(float(np.sum(observation.weights * residual**2.0) / max(observation.valid.sum(), 1)))
         self.local_chi2.append(measure.local_chi2(sources, residual, observation.weights))
-        found = measure.stamp_shapes(stamps, self.corners, self.model_sigma)
-        self.shapes.append(np.stack([found.y, found.x, found.size, found.e1, found.e2]))
+        if summary.shape[1]:
+            shapes = summary.T.astype(float)
+            shapes[:2] += (self.corners + stamps.shape[-1] // 2).T
+        else:
+            found = measure.stamp_shapes(stamps, self.corners, self.model_sigma)
+            shapes = np.stack([found.y, found.x, found.size, found.e1, found.e2])
+        self.shapes.append(shapes)
         self.flux.append(flux)
         self.background.append(background)
         if self.keep:

@@ -63,7 +63,8 @@ class SampleOptions:
 class Samples(NamedTuple):
     """Of N rows, in whitened units. stamps [N, K, C, Q, Q] of the seed's side; sources [N, K, C, S, S] as observed;
     flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
-    data; large [N, K] galaxies the prior does not know."""
+    data, 0 where no learned prior knows them; large [N, K] galaxies the prior does not know; summary [N, K, 5] of
+    closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others."""
 
     stamps: tf.Tensor
     sources: tf.Tensor
@@ -72,6 +73,7 @@ class Samples(NamedTuple):
     model: tf.Tensor
     prior_variance: tf.Tensor
     large: tf.Tensor
+    summary: tf.Tensor
 
 
 class PosteriorSampler:
@@ -155,7 +157,8 @@ class PosteriorSampler:
         large = blends.large[:, :, 0, 0, 0] > 0
         before = blends.galaxy * (blends.scale * rescaling[..., None, None, None]) ** 2 * self.denoiser.variance
         before = blends.cut.forward(before)
-        return Samples(stamps, sources, blends.flux(stamps), found.background, model, before, large)
+        flux = blends.flux(stamps)
+        return Samples(stamps, sources, flux, found.background, model, before, large, flux[..., :0])
 
     def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
         """r ~ p(r | x_0) [N, K]."""

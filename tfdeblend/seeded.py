@@ -58,6 +58,11 @@ class Seed(NamedTuple):
         covariance = tf.cast(fit.summary_covariance[..., :2, :2], fit.stamps.dtype)
         return cls(fit.stamps, fit.state.flux, fit.state.background, fit.summary[..., :2], covariance)
 
+    def first(self, sources: int) -> Seed:
+        """Of the first `sources` of each blend, where the others are padding."""
+        per_source = ("stamps", "flux", "offset", "offset_covariance")
+        return self._replace(**{name: getattr(self, name)[:, :sources] for name in per_source})
+
 
 class SeededBlends:
     """A, y and the Gaussian parts of B blends, K sources each, at unit scale.

@@ -1,0 +1,119 @@
+"""The samples of a batch of scenes, a few rows at a time: with a learned prior by the reverse diffusion, with a
+closed-form one by NUTS. Either way a scene is done when its last sample is, and holds no memory then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend import draws
+from tfdeblend.batch import PER_SOURCE, BatchShape, BlendBatch
+from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
+from tfdeblend.mapfit import MapFit
+from tfdeblend.nuts import NutsResult
+from tfdeblend.sampled import Tally
+from tfdeblend.sampling import PosteriorSampler, Samples
+from tfdeblend.scene import Scene
+from tfdeblend.seeded import Seed
+
+STAMPS_AT_ONCE = 128  # that a sampler holds: some 20 MB each
+
+# The samples (by number) of some blends of a batch (by row).
+Drawing = Callable[[np.ndarray, np.ndarray], Samples]
+
+
+class Drawn(NamedTuple):
+    """All samples of a scene. row: of the batch. beyond: (K,) galaxies that the prior does not know."""
+
+    row: int
+    tally: Tally
+    beyond: np.ndarray
+
+
+def rows_at_once(shape: BatchShape, total: int) -> int:
+    """Rows of a graph for `total` samples."""
+    return int(min(max(STAMPS_AT_ONCE // shape.sources, 1), 2 ** np.ceil(np.log2(total))))
+
+
+def learned(
+    sampler: PosteriorSampler, batch: BlendBatch, seed: Seed, scenes: Sequence[Scene], samples: int, number: int
+) -> Drawing:
+    """Of a batch seeded by a fit. number: the user's seed."""
+    sources = sampler.shape.sources
+    per_source = {name: batch.tensors[name][:, :sources] for name in PER_SOURCE}
+    given = batch.tensors | per_source, seed.first(sources)
+    keys = draws.keys(number, [scene.name for scene in scenes], samples).reshape(-1, samples)
+
+    def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
+        tensors, some = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), given)
+        return sampler(tensors, some, tf.constant(keys[rows, which]))
+
+    return draw
+
+
+def closed_form(fit: MapFit, batch: BlendBatch, found: NutsResult) -> Drawing:
+    """Of a batch that was sampled already: what its states look like."""
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def render(tensors: dict[str, tf.Tensor], state: MapState) -> Samples:
+        posterior: GalaxyPosterior = fit.posterior(tensors)
+        stamps = posterior.stamps(state)
+        sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        flux = state.flux * tensors["is_source"][..., None]
+        summary = fit.prior.summary(state.latent, posterior.frame)
+        large = tf.zeros(tf.shape(flux)[:2], tf.bool)
+        return Samples(
+            stamps, sources, flux, state.background, posterior.model(state), tf.zeros_like(stamps), large, summary
+        )
+
+    def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
+        tensors = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), batch.tensors)
+        take = tf.constant(np.stack([which, rows], 1))
+        return render(tensors, tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state))
+
+    return draw
+
+
+def gather(
+    draw: Drawing,
+    rows: int,
+    members: Sequence[int],
+    scenes: Sequence[Scene],
+    batch: BlendBatch,
+    samples: int,
+    keep: bool,
+) -> Iterator[Drawn]:
+    """All samples of the batch's blends `members`, `rows` at a time."""
+    total = len(members) * samples
+    tallies = {
+        row: Tally(scenes[row], batch.first_pixels(row)[: len(scenes[row].sources)], batch.shape.model_sigma, keep)
+        for row in members
+    }
+    for first in range(0, total, rows):
+        number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
+        row, which = np.array(members)[number // samples], number % samples
+        drawn = tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))
+        for place in range(min(rows, total - first)):
+            scene, tally = scenes[row[place]], tallies[row[place]]
+            tally.add(*_own_units(drawn, place, scene, batch.band_scale[row[place]]))
+            if tally.count == samples:
+                yield Drawn(int(row[place]), tally, drawn.large[place, : len(scene.sources)])
+                tally.release()
+
+
+def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One sample, as `Tally.add` takes it."""
+    count, (_, height, width) = len(scene.sources), scene.observation.shape
+    unit = scale[:, None, None]
+    return (
+        drawn.stamps[row, :count] * unit,
+        drawn.sources[row, :count, :, :height, :width] * unit,
+        drawn.flux[row, :count] * scale,
+        drawn.background[row] * scale,
+        drawn.model[row, :, :height, :width] * unit,
+        drawn.prior_variance[row, :count] * unit**2,
+        drawn.summary[row, :count],
+    )
