@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import worlds
 from benchmarks.worlds import TrueBlend
-from tfdeblend import learned, metrics
+from tfdeblend import learned, measure, metrics
 from tfdeblend.datasets import read_stamps
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
@@ -52,6 +52,7 @@ class Findings:
     blendedness: list[float] = field(default_factory=list)
     count: list[int] = field(default_factory=list)  # K
     pixels: list[np.ndarray] = field(default_factory=list)  # z-scores
+    beyond: list[bool] = field(default_factory=list)  # galaxies taken to be larger than the prior's stamps
     chi2: list[float] = field(default_factory=list)  # a blend: the samples' mean
 
     def add(self, one: dict[str, np.ndarray]) -> None:
@@ -62,6 +63,7 @@ class Findings:
         self.snr.extend(one["snr"].tolist())
         self.blendedness.extend(one["blendedness"].tolist())
         self.count.extend([count] * count)
+        self.beyond.extend(one["beyond"].tolist())
         self.pixels.extend(np.split(one["pixels"], np.cumsum(one["lengths"])[:-1]))
         self.chi2.append(float(one["chi2"]))
 
@@ -78,6 +80,7 @@ def compare(blend: TrueBlend, result: Deblended) -> dict[str, np.ndarray]:
         "samples": flux.transpose(1, 0, 2),
         "snr": np.array(result.catalog["snr"]),
         "blendedness": np.array(result.catalog["blendedness"]),
+        "beyond": (np.array(result.catalog["flags"]) & measure.BEYOND_PRIOR) > 0,
         "pixels": np.concatenate(pixels).astype(np.float32),
         "lengths": np.array([len(p) for p in pixels]),
         "chi2": np.array(result.header["ppchi2"]),
@@ -85,7 +88,8 @@ def compare(blend: TrueBlend, result: Deblended) -> dict[str, np.ndarray]:
 
 
 def table(found: Findings, seed: int = 0) -> dict:
-    """All figures. Flux is that of all bands together; "i" is the third band alone."""
+    """All figures; of flux, that of all bands together. Bins, ranks and TARP are of galaxies that the prior knows, as
+    their flags say."""
     truth, samples = np.array(found.truth), np.array(found.samples)
     whole, drawn = truth.sum(1), samples.sum(2)
     rank = metrics.ranks(whole, drawn, seed)
@@ -106,15 +110,19 @@ def table(found: Findings, seed: int = 0) -> dict:
             "pixel_z_spread": float(pixels.std()),
         }
 
-    document: dict = {"all": figures(np.ones(len(rank), bool)), "bins": {}}
+    beyond = np.array(found.beyond)
+    document: dict = {"all": figures(np.ones(len(rank), bool)), "bins": {"known to the prior": figures(~beyond)}}
+    if beyond.any():
+        document["bins"]["beyond the prior"] = figures(beyond)
     for name, values in (("snr", found.snr), ("blendedness", found.blendedness), ("K", found.count)):
         edges = BINS[name]
         for low, high in itertools.pairwise(edges):
-            rows = (np.array(values) >= low) & (np.array(values) < high)
+            rows = (np.array(values) >= low) & (np.array(values) < high) & ~beyond
             if rows.sum() > 1:
                 document["bins"][f"{name} {low:g} to {high:g}"] = figures(rows)
     logs = np.log(np.maximum(np.concatenate([samples, truth[:, None]], 1), 1e-3 * np.abs(truth[:, None])))
     for name, uniform in (("ranks", rank), ("tarp", metrics.tarp(logs[:, -1], logs[:, :-1], seed))):
+        uniform = uniform[~beyond]
         distance, limit = metrics.uniform_distance(uniform, seed)
         document[name] = {"distance": distance, "limit_95": limit, "values": np.sort(uniform).round(4).tolist()}
     chi2 = np.array(found.chi2)
@@ -204,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = f"{covariance}-{sampler}-{steps}"
         folder = options.out if len(methods) == 1 else options.out / name
         document = calibrate(made, SampleOptions(steps, covariance, sampler), folder, options)
-        row = document["all"]
+        row = document["bins"]["known to the prior"]
         lines.append(
             f"{name:36}{document['seconds']:8.4f}{document['chi2']['mean']:9.3f}{row['flux_error']:8.3f}"
             f"{row['z_spread']:8.2f}{row['coverage_0.68']:7.2f}{row['coverage_0.95']:7.2f}{row['pixel_z_spread']:8.2f}"

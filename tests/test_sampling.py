@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.test_learned import SHIPPED, simulated
+from tfdeblend import draws, learned
+from tfdeblend.batch import BlendBatch, fast_fourier_size, scene_shape
 from tfdeblend.deblended import Deblended
-from tfdeblend.deblender import Deblender
+from tfdeblend.deblender import Deblender, stamp_side
 from tfdeblend.errors import DataError
 from tfdeblend.io.results import read_fits, write_fits
-from tfdeblend.sampling import SampleOptions
+from tfdeblend.mapfit import MapFit
+from tfdeblend.priors import PRIORS
+from tfdeblend.sampling import PosteriorSampler, SampleOptions
+from tfdeblend.seeded import Seed
 
 FEW = SampleOptions(steps=3, iterations=200, first_tolerance=1e-6, tolerance=1e-6)
 
@@ -43,6 +49,28 @@ def test_a_blend_is_the_same_alone(pair: list[Deblended]):
     alone = sampler().deblend(simulated(1)[0])
     spread = pair[1].samples.std(0).max()
     np.testing.assert_allclose(alone.samples, pair[1].samples, atol=1e-3 * spread)
+
+
+def test_a_blend_is_the_same_in_a_larger_bucket():
+    """More places for sources, a larger image and rows beside it: draws belong to sources and pixels, not to shapes."""
+    scene = simulated(1)[0]
+    denoiser = learned.find(SHIPPED).load()
+    count = len(scene.sources)
+    small = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    large = small._replace(side=small.side + 16, fourier=fast_fourier_size(small.fourier + 16), blends=3)
+    fit = MapFit(PRIORS["bulge-disk"](small.bands), small)
+    seed = Seed.of(fit(BlendBatch.build([scene], small)))
+    found = []
+    for shape, sources, seeds in ((small, count, seed.first(count)), (large, small.sources, seed)):
+        shape = shape._replace(sources=sources)
+        batch = BlendBatch.build([scene] * shape.blends, shape)
+        seeds = tf.nest.map_structure(lambda t, n=shape.blends: tf.repeat(t, n, 0), seeds)
+        keys = tf.constant(draws.keys(0, [scene.name], 1).repeat(shape.blends))
+        found.append(PosteriorSampler(shape, denoiser, FEW)(batch.tensors, seeds, keys).stamps.numpy())
+    assert count < small.sources
+    spread = np.std(found[0][0], (2, 3)).max()
+    np.testing.assert_allclose(found[1][0, :count], found[0][0], atol=1e-3 * spread)
+    np.testing.assert_allclose(found[1][2], found[1][0], atol=1e-3 * spread)
 
 
 def test_the_same_seed_gives_the_same_bytes(pair: list[Deblended]):

@@ -17,12 +17,14 @@ from tfdeblend.batch import BatchShape, BlendBatch, fit_size, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
+from tfdeblend.evidence import over_scales
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.nuts import NutsOptions, NutsSampler
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
 from tfdeblend.sample_batches import Drawn, rows_at_once
+from tfdeblend.sampled import Tally
 from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.scene import Scene
 from tfdeblend.scorefit import ScoreFit
@@ -263,6 +265,9 @@ class Deblender:
         )
         header = self._header(bare, milliseconds, prior) | facts
         header |= {"samples": self.samples, "ppchi2": float(np.mean(tally.chi2)), "modelsig": batch.shape.model_sigma}
+        if learned.is_learned(prior) and self.sampling.evidence:
+            jitter = learned.find(prior).load().scale_jitter
+            header |= evidence_of(tally, batch.band_scale[drawn.row], jitter)
         table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, True)
         table["chi2"] = np.mean(tally.local_chi2, 0)
         off = table["chi2"] > measure.LARGE_CHI2
@@ -355,3 +360,13 @@ class Deblender:
             "walltime": milliseconds / 1e3,
             **measure.describe_scene(result.scene),
         }
+
+
+def evidence_of(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
+    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence.over_scales` of flux scales."""
+    scene = tally.scene
+    galaxies = [source.kind != "point" for source in scene.sources]
+    units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
+    scales = float(over_scales(np.stack(tally.log_scale)[:, galaxies], jitter).sum())
+    paths = np.array(tally.log_evidence)
+    return {"logevid": float(paths.mean()) + scales - units, "logeviderr": float(paths.std(ddof=1) / len(paths) ** 0.5)}

@@ -93,6 +93,12 @@ class PosteriorDenoiser:
             return mean + generalised_step(self.blend, spread, residual, self.iterations)
         return mean + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
 
+    def mean_and_gain(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """D_y, and D_y - D, of the stamps [B, K, C, P, P]; with a symmetric V."""
+        mean, spread = self._prior(x, sigma)
+        gain = gaussian_step(self.blend, spread, self.data - self.blend(mean), self.iterations, self.tolerance)
+        return (mean + gain).stamps, gain.stamps
+
     def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> Unknowns:
         """One draw, if p(x | x_t) were N(D, V): one of N(D, V), moved by what the data, noised anew, say of it."""
         if self.method not in DRAWABLE:

@@ -64,9 +64,18 @@ def closed_form(fit: MapFit, batch: BlendBatch, found: NutsResult) -> Drawing:
         sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
         flux = state.flux * tensors["is_source"][..., None]
         summary = fit.prior.summary(state.latent, posterior.frame)
-        large = tf.zeros(tf.shape(flux)[:2], tf.bool)
+        large, none = tf.zeros(tf.shape(flux)[:2], tf.bool), tf.zeros_like(flux[:, :, 0])
         return Samples(
-            stamps, sources, flux, state.background, posterior.model(state), tf.zeros_like(stamps), large, summary
+            stamps,
+            sources,
+            flux,
+            state.background,
+            posterior.model(state),
+            tf.zeros_like(stamps),
+            large,
+            summary,
+            np.nan + none[:, 0],
+            none,
         )
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
@@ -116,4 +125,6 @@ def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tup
         drawn.model[row, :, :height, :width] * unit,
         drawn.prior_variance[row, :count] * unit**2,
         drawn.summary[row, :count],
+        drawn.log_evidence[row],
+        drawn.log_scale[row, :count],
     )

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
 from tfdeblend.denoisers import NeuralDenoiser, Rescaled, flux_scale
 from tfdeblend.draws import Draws
+from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
-from tfdeblend.samplers import SAMPLERS, Noise
+from tfdeblend.samplers import SAMPLERS, Noise, bridge
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
 LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
@@ -38,19 +40,21 @@ class SampleOptions:
 
     largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
     noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
+    evidence: estimate log p(y) as well (see `evidence`), for twice the time. Flux scales are then the seed's.
     """
 
-    steps: int = 12
+    steps: int = 8
     covariance: str = "head"
     sampler: str = "moment-matched"
     iterations: int = 80
-    first_tolerance: float = 0.03
-    tolerance: float = 0.003
-    largest: float = 1.0
+    first_tolerance: float = 0.05
+    tolerance: float = 0.005
+    largest: float = 0.3
     smallest: float = 0.3
     faintest: float = 1e-4
     rho: float = 7.0
     rescale: bool = True
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
@@ -58,13 +62,17 @@ class SampleOptions:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, received {getattr(self, name)!r}")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, received {self.steps}")
+        if self.evidence and (self.sampler != "moment-matched" or self.covariance not in DRAWABLE):
+            expected = f"expected the moment-matched sampler and a covariance of {', '.join(DRAWABLE)}"
+            raise ValueError(f"evidence: {expected}, received {self.sampler}, {self.covariance}")
 
 
 class Samples(NamedTuple):
     """Of N rows, in whitened units. stamps [N, K, C, Q, Q] of the seed's side; sources [N, K, C, S, S] as observed;
     flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
     data, 0 where no learned prior knows them; large [N, K] galaxies the prior does not know; summary [N, K, 5] of
-    closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others."""
+    closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others. log_evidence [N]: see `evidence`, NaN where
+    not asked for or not known; log_scale [N, K] of the samples' norms over the seed's."""
 
     stamps: tf.Tensor
     sources: tf.Tensor
@@ -74,6 +82,8 @@ class Samples(NamedTuple):
     prior_variance: tf.Tensor
     large: tf.Tensor
     summary: tf.Tensor
+    log_evidence: tf.Tensor
+    log_scale: tf.Tensor
 
 
 class PosteriorSampler:
@@ -118,6 +128,7 @@ class PosteriorSampler:
 
     def _sample(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
         options, (bands, side, _) = self.options, self.denoiser.stamp_shape
+        rescale = options.rescale and not options.evidence
         shape = (self.shape.blends, self.shape.sources, bands, side, side)
         rank = self.denoiser.rank
         draws = Draws(keys, shape, self.shape.side, rank, tensors["images"].dtype)
@@ -135,19 +146,24 @@ class PosteriorSampler:
                 prior, blends.blend, blends.data, options.covariance, options.iterations, tolerance
             )
 
-        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor):
+        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, path: Path):
             normals, back, free = draws.normals(count + 1)
             sigma, after = level(count), level(count + 1)
-            x, x0 = step(posterior(rescaling, count), x, sigma, after, Noise(normals, back))
-            if options.rescale and x0 is not None:
+            end = posterior(rescaling, count)
+            moved, x0 = step(end, x, sigma, after, Noise(normals, back))
+            if options.evidence:
+                mean, gain = end.mean_and_gain(x, sigma)
+                expected = bridge(x, mean, sigma, after, 0.0)
+                path = path.step(blends.galaxy * gain, moved - expected, sigma, after, count == 0)
+            if rescale and x0 is not None:
                 rescaling = self._rescale(x0, free)
-            return count + 1, x, rescaling
+            return count + 1, moved, rescaling, path
 
         normals, back, free = draws.normals(tf.constant(0))
         start = blends.start.stamps + level(tf.constant(0))[..., None, None, None] * back
-        rescaling = tf.exp(self.denoiser.scale_jitter * free) if options.rescale else tf.ones_like(free)
-        loop = [tf.constant(0), start, rescaling]
-        _, x, rescaling = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
+        rescaling = tf.exp(self.denoiser.scale_jitter * free) if rescale else tf.ones_like(free)
+        loop = [tf.constant(0), start, rescaling, Path.above(level(tf.constant(0)))]
+        _, x, rescaling, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
         last = level(tf.constant(options.steps - 1))
         end = posterior(rescaling, tf.constant(options.steps - 1))
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
@@ -155,10 +171,20 @@ class PosteriorSampler:
         sources = blends.sources(stamps)
         model = tf.reduce_sum(sources, 1) + found.background[..., None, None]
         large = blends.large[:, :, 0, 0, 0] > 0
+        log_evidence = tf.fill([self.shape.blends], tf.constant(np.nan, draws.dtype))
+        if options.evidence:
+            mean, gain = end.mean_and_gain(x, last)
+            path = path.step(blends.galaxy * gain, found.stamps - mean, last, last, tf.constant(options.steps == 1))
+            known = ~tf.reduce_any(large, 1)
+            log_evidence = tf.where(known, log_likelihood(blends, found.stamps) - path.end(), log_evidence)
         before = blends.galaxy * (blends.scale * rescaling[..., None, None, None]) ** 2 * self.denoiser.variance
         before = blends.cut.forward(before)
         flux = blends.flux(stamps)
-        return Samples(stamps, sources, flux, found.background, model, before, large, flux[..., :0])
+        norm = flux_scale(found.stamps)
+        log_scale = tf.where(norm > 0, tf.math.log(tf.maximum(norm, 1e-30)), tf.zeros_like(norm))
+        return Samples(
+            stamps, sources, flux, found.background, model, before, large, flux[..., :0], log_evidence, log_scale
+        )
 
     def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
         """r ~ p(r | x_0) [N, K]."""

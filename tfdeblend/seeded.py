@@ -142,6 +142,12 @@ class SeededBlends:
         """[B, K, C, S, S] each source as observed."""
         return tf.transpose(self.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
 
+    def columns(self) -> tf.Tensor:
+        """[B, C, K + 1, S, S], whitened images: one standard deviation of each star's flux, and of the background."""
+        stars = self.likelihood.render_each(self.cut.forward(self.scale * self._amplitude)[:, :, None])
+        constant = tf.sqrt(self._background)[:, :, None, None, None] * tf.ones_like(stars[:, :, :1])
+        return self.likelihood.root_weights[:, :, None] * tf.concat([stars, constant], 2)
+
     def _beyond(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
         """[B, K, 1, 1, 1]: galaxies larger than the prior's stamps."""
         inner, whole = tf.reduce_sum(inside, [3, 4]), flux

@@ -1,0 +1,71 @@
+"""Evidence of blends of Gaussian sources, whose closed form is N(y; A mu, A C A^T + 1), in float64."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.stats import multivariate_normal
+from test_posterior import IMAGE, RANK, STAMP, World
+
+from tfdeblend.draws import Draws, keys
+from tfdeblend.evidence import Path, gaussian, over_scales
+from tfdeblend.samplers import Noise, bridge, moment_matched
+from tfdeblend.schedules import noise_levels
+
+
+def paths(world: World, steps: int, number: int) -> np.ndarray:
+    """(number,) estimates of log p(y)."""
+    posterior = world.posterior(number, iterations=40)
+    draws = Draws(
+        tf.constant(keys(0, ["evidence"], number)), (number, world.sources, *STAMP), IMAGE[1], RANK, tf.float64
+    )
+
+    @tf.function(autograph=False)
+    def advance(x, sigma, after, count, path, last):
+        normals, back, _ = draws.normals(count)
+        here, there = (tf.fill([number, world.sources], level) for level in (sigma, after))
+        mean, gain = posterior.mean_and_gain(x, here)
+        moved, x0 = moment_matched(posterior, x, here, there, Noise(normals, back))
+        expected = tf.where(last, mean, bridge(x, mean, here, there, 0.0))
+        moved = tf.where(last, x0, moved)
+        return moved, path.step(gain, moved - expected, here, there, count == 0)
+
+    levels = noise_levels(30.0, 0.05, steps)
+    start = world.posterior(number).data  # only for its dtype
+    x = world.stamps(np.tile(world.m, (number, 1))) + 30.0 * draws.normals(tf.constant(999))[1]
+    path = Path.above(tf.fill([number, world.sources], tf.constant(levels[0], start.dtype)))
+    for count, (sigma, after) in enumerate([*pairwise(levels), (levels[-1], levels[-1])]):
+        ends = (tf.constant(level, tf.float64) for level in (sigma, after))
+        x, path = advance(x, *ends, tf.constant(count), path, tf.constant(count == steps - 1))
+    residual = world.y - x.numpy().reshape(number, -1) @ world.a.T
+    likelihood = -0.5 * (residual**2).sum(1) - 0.5 * len(world.y) * np.log(2 * np.pi)
+    return likelihood - path.end().numpy()
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_gaussian_evidence_is_exact(sources: int):
+    world = World(sources)
+    law = multivariate_normal(world.a @ world.mu, world.a @ world.c @ world.a.T + np.eye(len(world.y)))
+    assert gaussian(world.mu, world.c, world.a, world.y) == pytest.approx(law.logpdf(world.y), abs=1e-9)
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_paths_tell_the_evidence(sources: int):
+    world = World(sources)
+    exact = gaussian(world.mu, world.c, world.a, world.y)
+    found = paths(world, 32, 400)
+    assert found.mean() == pytest.approx(exact, abs=0.1 + 3 * found.std() / 20)
+    assert found.std() < 3
+
+
+def test_scales_integrate_as_gaussians():
+    """One number, its prior N(ln s, j^2), data N(f, e^2): the integral over ln s is 1 times the data's at its best."""
+    jitter, error, f, s = 0.2, 0.1, 0.3, 0.15
+    weight = jitter**2 / (jitter**2 + error**2)
+    posterior = s + weight * (f - s), jitter * (1 - weight) ** 0.5
+    at_seed = np.exp(-0.5 * (f - s) ** 2 / (jitter**2 + error**2)) / np.sqrt(2 * np.pi * (jitter**2 + error**2))
+    samples = np.random.default_rng(0).normal(*posterior, 100000)[:, None] - s
+    assert over_scales(samples, jitter)[0] == pytest.approx(-np.log(at_seed), abs=0.02)
