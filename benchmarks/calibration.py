@@ -241,7 +241,7 @@ def calibrate(made: list[TrueBlend], sampling: SampleOptions, folder: Path, opti
                 print(f"{some[place]}: {result}", file=sys.stderr)
                 continue
             unfinished = paths[some[place]].with_suffix(".part.npz")
-            np.savez(unfinished, **compare(made[some[place]], result))
+            np.savez(unfinished, **compare(made[some[place]], result))  # type: ignore[arg-type]
             unfinished.replace(paths[some[place]])
         print(f"{folder.name}: {first + len(some)} of {len(left)} blends", file=sys.stderr, flush=True)
     seconds, found = time.perf_counter() - began, Findings()

@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 {
                     "truth": bool(two[first + index]),
                     "snr": float(made[first + index].snr[1]),
-                    **{"one": one["logevid"], "one_error": one["logeviderr"]},
-                    **{"two": both["logevid"], "two_error": both["logeviderr"]},
+                    **{"one": one["logevid"], "one_error": one["logevide"]},
+                    **{"two": both["logevid"], "two_error": both["logevide"]},
                 }
             )
         path.write_text("".join(json.dumps(case) + "\n" for case in found))

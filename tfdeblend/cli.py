@@ -72,10 +72,13 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "--method",
         choices=["map", "sample"],
         default="map",
-        help="inference: the posterior's maximum, or samples of it, with a learned prior (default: map)",
+        help="inference: the posterior's maximum, or samples of it (default: map)",
     )
     parser.add_argument("--samples", type=_positive, default=16, metavar="N", help="of each scene (default: 16)")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="network evaluations of a sample (default: 12)")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="of the reverse diffusion (default: 8)")
+    parser.add_argument(
+        "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
+    )
     parser.add_argument("--save-samples", action="store_true", help="keep the samples themselves in DIR/<scene>.fits")
     parser.add_argument(
         "--detect",

@@ -93,13 +93,17 @@ def check_sampling(args: argparse.Namespace) -> None:
     from tfdeblend import learned
 
     if args.method == "map":
-        given = [name for name, value in (("--steps", args.steps), ("--save-samples", args.save_samples)) if value]
+        options = {"--steps": args.steps, "--save-samples": args.save_samples, "--evidence": args.evidence}
+        given = [name for name, value in options.items() if value]
         if given:
             raise DataError(given[0], "expected --method sample beside it, received map")
         return
+    if args.prior == "nonparametric":
+        raise DataError("--prior", f"expected one that can be sampled, not nonparametric, received {args.prior!r}")
     if args.prior != "auto" and not learned.is_learned(args.prior):
-        expected = f"expected a learned prior to sample with ({', '.join(learned.shipped())})"
-        raise DataError("--prior", f"{expected}, received {args.prior!r}")
+        of_diffusion = {"--steps": args.steps, "--evidence": args.evidence}
+        if given := [name for name, value in of_diffusion.items() if value]:
+            raise DataError(given[0], f"expected a learned prior beside it, received {args.prior!r}")
     if args.samples < 2:
         raise DataError("--samples", f"expected at least 2, received {args.samples}")
 

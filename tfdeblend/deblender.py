@@ -369,4 +369,4 @@ def evidence_of(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, flo
     units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
     scales = float(over_scales(np.stack(tally.log_scale)[:, galaxies], jitter).sum())
     paths = np.array(tally.log_evidence)
-    return {"logevid": float(paths.mean()) + scales - units, "logeviderr": float(paths.std(ddof=1) / len(paths) ** 0.5)}
+    return {"logevid": float(paths.mean()) + scales - units, "logevide": float(paths.std(ddof=1) / len(paths) ** 0.5)}

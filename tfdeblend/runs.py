@@ -32,17 +32,18 @@ class Sampling:
     samples: int = 16
     steps: int | None = None
     keep: bool = False
+    evidence: bool = False
 
     @classmethod
     def of(cls, args: Any) -> Sampling:
         """From the command line."""
-        return cls(args.samples, args.steps, args.save_samples)
+        return cls(args.samples, args.steps, args.save_samples, args.evidence)
 
     def options(self) -> dict[str, Any]:
         """What `Deblender` takes."""
         from tfdeblend.sampling import SampleOptions
 
-        sampling = SampleOptions() if self.steps is None else SampleOptions(steps=self.steps)
+        sampling = SampleOptions(self.steps or SampleOptions.steps, evidence=self.evidence)
         return {"samples": self.samples, "keep_samples": self.keep, "sampling": sampling}
 
 
