@@ -56,9 +56,7 @@ def main() -> None:
     for iterations in (1, 5):
         guided = MMPSDenoiser(denoiser, data, observe, noise, iterations=iterations)
         samplers[f"mmps-{iterations}"] = DDPMSampler(guided, steps=args.steps, silent=True)
-    seconds = {
-        name: best(lambda sampler=sampler: sampler(start), 2) / args.batch for name, sampler in samplers.items()
-    }
+    seconds = {name: best(lambda sampler=sampler: sampler(start), 2) / args.batch for name, sampler in samplers.items()}
     print(json.dumps({"version": importlib.metadata.version("azula"), **seconds}))
 
 

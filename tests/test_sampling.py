@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.test_learned import SHIPPED, simulated
-from tfdeblend import draws, learned
+from tfdeblend import draws, learned, sample_plots
 from tfdeblend.batch import BlendBatch, fast_fourier_size, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender, stamp_side
@@ -86,6 +88,13 @@ def test_samples_are_written_and_read_back(pair: list[Deblended], tmp_path):
     for name in ("samples", "sources_std", "prior_share"):
         np.testing.assert_array_equal(getattr(back, name), getattr(pair[0], name))
     assert back.header["samples"] == 4
+
+
+def test_samples_are_shown(pair: list[Deblended]):
+    figure = sample_plots.draw(pair[0])
+    assert len(figure.axes) == min(len(pair[0].sources), sample_plots.SOURCES) * (4 + min(4, sample_plots.SAMPLES))
+    with pytest.raises(ValueError, match="expected a result with its samples"):
+        sample_plots.draw(replace(pair[0], samples=None))
 
 
 def test_refuses_what_it_cannot_sample():

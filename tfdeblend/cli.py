@@ -79,7 +79,11 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument(
         "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
     )
-    parser.add_argument("--save-samples", action="store_true", help="keep the samples themselves in DIR/<scene>.fits")
+    parser.add_argument(
+        "--save-samples",
+        action="store_true",
+        help="keep the samples themselves in DIR/<scene>.fits, and show some in DIR/<scene>_samples.png",
+    )
     parser.add_argument(
         "--detect",
         action=argparse.BooleanOptionalAction,

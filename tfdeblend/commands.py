@@ -184,13 +184,16 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from tfdeblend import io
+    from tfdeblend import io, sample_plots
     from tfdeblend.plots import plotter
 
     def draw(path: Path) -> str:
         target = (Path(args.out) if args.out else path.parent) / f"{io.scene_name(path)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        plotter().save(io.read_fits(path), target)
+        result = io.read_fits(path)
+        plotter().save(result, target)
+        if result.samples is not None:
+            sample_plots.save(result, target.with_name(f"{target.stem}_samples.png"))
         return str(target)
 
     figures, code = each(io.find_inputs(args.inputs), draw)

@@ -207,9 +207,12 @@ class Run:
         self._keep(path, Entry.of(result), "done")
 
     def _plot(self, result: Deblended, path: Path) -> None:
+        from tfdeblend import sample_plots
         from tfdeblend.plots import plotter
 
         plotter().save(result, self._target(path, ".png"))
+        if result.samples is not None:
+            sample_plots.save(result, self._target(path, "_samples.png"))
 
     def _keep(self, path: Path, entry: Entry, status: str) -> None:
         name = io.scene_name(path)
