@@ -204,7 +204,7 @@ class Deblender:
         batch = BlendBatch.build(scenes, shape)
         result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
         if self.method == "sample":
-            yield from self._sample_chunk(indices, scenes, batch, fit, result, prior)
+            yield from self._sample_chunk(indices, scenes, batch, fit, result, prior, began)
             return
         if prior not in PRIORS:
             result = self._refinement(fit, prior)(batch, result)
@@ -214,10 +214,15 @@ class Deblender:
             yield index, self._result(scene, batch, arrays, row, milliseconds, prior)
 
     def _sample_chunk(
-        self, indices: list[int], scenes: list[Scene], batch: BlendBatch, fit: MapFit, found: MapResult, prior: str
+        self,
+        indices: list[int],
+        scenes: list[Scene],
+        batch: BlendBatch,
+        fit: MapFit,
+        found: MapResult,
+        prior: str,
+        began: float,
     ) -> Iterator[tuple[int, Deblended]]:
-        began = time.perf_counter()
-
         def finish(one: Drawn, facts: Facts) -> tuple[int, Deblended]:
             milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
             return indices[one.row], self._sampled(one, batch, milliseconds, prior, facts)
@@ -226,9 +231,10 @@ class Deblender:
             return sample_batches.gather(draw, rows, members, scenes, batch, self.samples, self.keep_samples)
 
         if not learned.is_learned(prior):
-            chains = self._chains(fit, prior)(batch.tensors, found.state, self.seed)
+            sampler = self._chains(fit, prior)
+            chains = sampler(batch.tensors, found.state, self.seed)
             facts: Facts = {"sampler": "nuts"}
-            draw = sample_batches.closed_form(fit, batch, chains)
+            draw = sample_batches.closed_form(sampler, batch, chains)
             for one in gather(draw, rows_at_once(batch.shape, len(scenes) * self.samples), list(range(len(scenes)))):
                 yield finish(one, facts | {"rhat": float(chains.rhat[one.row]), "ess": float(chains.ess[one.row])})
             return
@@ -240,8 +246,8 @@ class Deblender:
             exact[batch.shape._replace(sources=fit_size(len(scene.sources), SAMPLED_COUNTS))].append(row)
         for shape, members in sorted(merge_buckets(exact).items()):
             rows = rows_at_once(shape, len(members) * self.samples)
-            sampler = self._sampler(shape._replace(blends=rows), prior)
-            draw = sample_batches.learned(sampler, batch, Seed.of(found), scenes, self.samples, self.seed)
+            diffusion = self._sampler(shape._replace(blends=rows), prior)
+            draw = sample_batches.learned(diffusion, batch, Seed.of(found), scenes, self.samples, self.seed)
             for one in gather(draw, rows, sorted(members)):
                 yield finish(one, facts)
 

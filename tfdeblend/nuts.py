@@ -17,6 +17,7 @@ import tensorflow_probability as tfp
 from tfdeblend import gauss_newton
 from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
 from tfdeblend.mapfit import MapFit
+from tfdeblend.sampling import Samples
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class NutsSampler:
     def __init__(self, fit: MapFit, samples: int, options: NutsOptions = NutsOptions()):
         self.fit, self.samples, self.options = fit, samples, options
         self._run = tf.function(self._sample, autograph=False)
+        self.render = tf.function(self._render, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], center: MapState, seed: int) -> NutsResult:
         """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples."""
@@ -137,3 +139,23 @@ class NutsSampler:
         states = tf.map_fn(white.state, drawn[apart - 1 :: apart], fn_output_signature=kinds)
         states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)
         return NutsResult(states, rhat, tf.reduce_min(ess, -1))
+
+    def _render(self, tensors: dict[str, tf.Tensor], state: MapState) -> Samples:
+        """What states look like, a row each."""
+        posterior = self.fit.posterior(tensors)
+        stamps = posterior.stamps(state)
+        sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        flux = state.flux * tensors["is_source"][..., None]
+        none = tf.zeros_like(flux[..., 0])
+        return Samples(
+            stamps=stamps,
+            sources=sources,
+            flux=flux,
+            background=state.background,
+            model=posterior.model(state),
+            prior_variance=tf.zeros_like(stamps),
+            large=none > 0,
+            summary=self.fit.prior.summary(state.latent, posterior.frame),
+            log_evidence=none[:, 0] + np.nan,
+            log_scale=none,
+        )

@@ -11,9 +11,7 @@ import tensorflow as tf
 
 from tfdeblend import draws
 from tfdeblend.batch import PER_SOURCE, BatchShape, BlendBatch
-from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
-from tfdeblend.mapfit import MapFit
-from tfdeblend.nuts import NutsResult
+from tfdeblend.nuts import NutsResult, NutsSampler
 from tfdeblend.sampled import Tally
 from tfdeblend.sampling import PosteriorSampler, Samples
 from tfdeblend.scene import Scene
@@ -54,34 +52,13 @@ def learned(
     return draw
 
 
-def closed_form(fit: MapFit, batch: BlendBatch, found: NutsResult) -> Drawing:
+def closed_form(sampler: NutsSampler, batch: BlendBatch, found: NutsResult) -> Drawing:
     """Of a batch that was sampled already: what its states look like."""
-
-    @tf.function(autograph=False, reduce_retracing=True)
-    def render(tensors: dict[str, tf.Tensor], state: MapState) -> Samples:
-        posterior: GalaxyPosterior = fit.posterior(tensors)
-        stamps = posterior.stamps(state)
-        sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
-        flux = state.flux * tensors["is_source"][..., None]
-        summary = fit.prior.summary(state.latent, posterior.frame)
-        large, none = tf.zeros(tf.shape(flux)[:2], tf.bool), tf.zeros_like(flux[:, :, 0])
-        return Samples(
-            stamps,
-            sources,
-            flux,
-            state.background,
-            posterior.model(state),
-            tf.zeros_like(stamps),
-            large,
-            summary,
-            np.nan + none[:, 0],
-            none,
-        )
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
         tensors = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), batch.tensors)
         take = tf.constant(np.stack([which, rows], 1))
-        return render(tensors, tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state))
+        return sampler.render(tensors, tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state))
 
     return draw
 
