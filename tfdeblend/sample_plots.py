@@ -32,6 +32,8 @@ def draw(deblended: Deblended) -> Figure:
     figure = Figure(figsize=(1.6 * len(titles), 1.75 * len(brightest) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(brightest), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, size=8)
     for row, k in zip(axes, brightest, strict=True):
         corner, side = deblended.corners[k], deblended.stamps.shape[-1]
         first = corner + (side - min(SIDE, side)) // 2
@@ -40,13 +42,11 @@ def draw(deblended: Deblended) -> Figure:
         panels = [_cut(image, first) for image in in_image]
         panels += [_cut(stretch(deblended.samples[s, k]), first - corner) for s in range(shown)]
         panels += [_cut(spread, first), _cut(residual_colours(sigma), first)]
-        for axis, panel, title in zip(row, panels, titles, strict=True):
+        for axis, panel in zip(row, panels, strict=True):
             limit = max(float(spread.max()), 1e-6)
             axis.imshow(panel, origin="lower", interpolation="nearest", cmap="magma", vmin=0, vmax=limit)
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(title, size=8)
         entry = deblended.catalog[k]
         row[0].set_ylabel(f"{entry['id']}   S/N {entry['snr']:.0f}", size=8)
         row[-2].set_xlabel(f"0 to {spread.max():.2g}", size=7)
