@@ -11,8 +11,9 @@ REQUIREMENTS = {
     "btk": ["blending-toolkit==1.0.9", "numpy>=2,<2.4"],
     "scarlet2": ["scarlet2==0.5.1", "numpy<2.4"],
     "torch": ["torch==2.13.0", "numpy>=2"],
+    "azula": ["azula==0.11.1", "torch==2.13.0", "numpy>=2"],
 }
-CHECK = {"btk": "import btk", "scarlet2": "import scarlet2", "torch": "import torch"}
+CHECK = {"btk": "import btk", "scarlet2": "import scarlet2", "torch": "import torch", "azula": "import azula.guidance"}
 
 
 def create(name: str, folder: Path) -> Path:

@@ -1,7 +1,9 @@
 """Seconds a sample and source: `python -m benchmarks.sampling_speed --out DIR`.
 
 Blends of galaxies drawn from the prior, 64 x 64 pixels in 5 bands, sampled with the graphs warm: by number of sources,
-of blends and of samples, the first fit included. Then `--memory N` blends of one galaxy, to see that memory is bounded.
+of blends and of samples, the first fit included. Instead, `--memory N` samples N blends of one galaxy, to see that
+memory is bounded; `--azula FOLDER` times MMPS and DPS of azula with the same network, in an environment made there, and ours
+with one galaxy a blend beside them.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import worlds
+from benchmarks import environments, worlds
 from benchmarks.calibration import truths
+from benchmarks.unet_speed import WIDTHS, run
 from tfdeblend import learned
 from tfdeblend.deblender import Deblender
 from tfdeblend.sampling import SampleOptions
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prior", default="hsc-grizy-64")
     parser.add_argument("--steps", type=int, default=SampleOptions.steps)
     parser.add_argument("--memory", type=int, default=0, metavar="N")
+    parser.add_argument("--azula", type=Path, metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     stamps = truths(Namespace(truth="prior", prior=options.prior, seed=options.seed), 128)
@@ -55,6 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done += 1
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         document["memory"] = {"blends": done, "peak_gib": peak, "seconds": time.perf_counter() - began}
+    elif options.azula:
+        python = environments.create("azula", options.azula)
+        settings = {"side": 64, "channels": 5, "batch": 16, "threads": 2, "steps": options.steps}
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        script = Path(__file__).parent / "run_azula.py"
+        document["azula"] = run([python, script, *words, "--widths", *map(str, WIDTHS)])
+        document["ours"] = seconds(blends(16, 1), 16, options.prior, sampling)
     else:
         rows = [(8, k, 16) for k in SOURCES] + [(b, 3, 16) for b in BLENDS] + [(4, 3, s) for s in SAMPLES]
         document["speed"] = []
