@@ -2,8 +2,8 @@
 
 Blends of galaxies drawn from the prior, 64 x 64 pixels in 5 bands, sampled with the graphs warm: by number of sources,
 of blends and of samples, the first fit included. Instead, `--memory N` samples N blends of one galaxy, to see that
-memory is bounded; `--azula FOLDER` times MMPS and DPS of azula with the same network, in an environment made there, and ours
-with one galaxy a blend beside them.
+memory is bounded; `--azula FOLDER` times MMPS and DPS of azula with the same network, in an environment made there,
+and ours with one galaxy a blend beside them.
 """
 
 from __future__ import annotations
