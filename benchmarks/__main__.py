@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64, help="number of blends (default 64)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prior", nargs="*", default=["sersic"], help="priors of ours to run (default sersic)")
-    parser.add_argument("--peer", nargs="*", default=["scarlet2"], help="peers to run (default scarlet2)")
+    parser.add_argument("--peer", nargs="*", default=["scarlet2"], choices=["scarlet2"], help="peers to run")
     args = parser.parse_args()
     name = f"{args.survey.lower()}_{args.seed}"
     scenes, places = args.work / "scenes" / name, args.work / "environments"

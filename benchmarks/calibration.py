@@ -206,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stamps = truths(options, min(most, 1024))
     denoiser = learned.find(options.prior).load()
     made = worlds.blends(stamps, denoiser, options.number, options.sources, options.snr, seed=options.seed)
+    claim(options.out, options)
     methods = list(itertools.product(options.covariance, options.sampler, options.steps))
     lines = []
     for covariance, sampler, steps in methods:
@@ -222,6 +223,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         header = f"{'method':36}{'s':>8}{'chi2':>9}{'|error|':>8}{'z':>8}{'68%':>7}{'95%':>7}{'pixel z':>8}{'fail':>5}"
         (options.out / "methods.txt").write_text("\n".join([header, *lines]) + "\n")
         print("\n".join([header, *lines]))
+
+
+def claim(folder: Path, options: argparse.Namespace) -> None:
+    """Makes a folder for these options; one that has cases of others is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / "options.json", json.dumps({name: str(v) for name, v in vars(options).items()}, indent=1)
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{path}: expected a folder of the same options, received one of others")
+    path.write_text(text)
 
 
 def calibrate(made: list[TrueBlend], sampling: SampleOptions, folder: Path, options: argparse.Namespace) -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import worlds
-from benchmarks.calibration import truths
+from benchmarks.calibration import claim, truths
 from tfdeblend import learned
 from tfdeblend.deblender import Deblender
 from tfdeblend.sampling import SampleOptions
@@ -99,15 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--truth", default="prior", help="'prior', or a folder of held-out stamps")
     parser.add_argument("--number", type=int, default=150)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=SampleOptions.for_evidence().steps)
     parser.add_argument("--snr", type=float, nargs=2, default=(5, 100), metavar=("A", "B"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     made, two = cases(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    claim(options.out, options)
     path = options.out / "cases.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    sampling = SampleOptions(options.steps, evidence=True)
+    sampling = SampleOptions.for_evidence(options.steps)
     deblender = Deblender(options.prior, "sample", options.seed, samples=options.samples, sampling=sampling)
     for first in range(len(found), len(made), AT_ONCE):
         some = [blend.scene for blend in made[first : first + AT_ONCE]]
@@ -122,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     **{"two": both["logevid"], "two_error": both["logevide"]},
                 }
             )
-        path.write_text("".join(json.dumps(case) + "\n" for case in found))
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text("".join(json.dumps(case) + "\n" for case in found))
+        unfinished.replace(path)
         print(f"{len(found)} of {len(made)} cases", file=sys.stderr, flush=True)
     known = [case for case in found if np.isfinite(case["one"]) and np.isfinite(case["two"])]
     document = report(known, tuple(options.snr)) | {"unknown": len(found) - len(known)}

@@ -102,5 +102,5 @@ def test_refuses_what_it_cannot_sample():
         Deblender(SHIPPED, "sample", samples=1)
     with pytest.raises(ValueError, match="sampler: expected one of moment-matched"):
         SampleOptions(sampler="gibbs")
-    with pytest.raises(DataError, match="expected a learned or closed-form prior to sample with"):
+    with pytest.raises(DataError, match="expected a learned or closed-form one"):
         Deblender("nonparametric", "sample").deblend(simulated(0)[0])

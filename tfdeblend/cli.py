@@ -82,7 +82,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument(
         "--save-samples",
         action="store_true",
-        help="keep the samples themselves in DIR/<scene>.fits, and show some in DIR/<scene>_samples.png",
+        help="keep the samples themselves in DIR/<scene>.fits, and show some in DIR/<scene>.samples.png",
     )
     parser.add_argument(
         "--detect",
@@ -90,7 +90,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         help="detect sources in every scene, or refuse those without a catalogue (default: detect where there is none)",
     )
     parser.add_argument("--background", action="store_true", help="fit a constant background in each band")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="scenes fitted together")
     parser.add_argument("--overwrite", action="store_true", help="do all scenes again")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write no DIR/<scene>.png")
@@ -116,7 +116,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
     parser.add_argument(
         "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     _add_population(parser)
     parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
     parser.add_argument(
@@ -243,6 +243,13 @@ def _pair(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, Any
         return kind(least), kind(most if dash else least)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected a number or two, such as {example}, received {text}") from error
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**31 - 1}, received {text}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -193,7 +193,7 @@ def plot(args: argparse.Namespace) -> int:
         result = io.read_fits(path)
         plotter().save(result, target)
         if result.samples is not None:
-            sample_plots.save(result, target.with_name(f"{target.stem}_samples.png"))
+            sample_plots.save(result, target.with_suffix(".samples.png"))
         return str(target)
 
     figures, code = each(io.find_inputs(args.inputs), draw)

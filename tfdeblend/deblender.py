@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -17,7 +18,7 @@ from tfdeblend.batch import BatchShape, BlendBatch, fit_size, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
-from tfdeblend.evidence import over_scales
+from tfdeblend.evidence import combine
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.nuts import NutsOptions, NutsSampler
@@ -38,6 +39,7 @@ METHODS = ("map", "sample")
 SAMPLED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of sources: a sampler's work goes with them, padding included
 FEW = 3  # scenes of one shape are not worth a compilation of their own
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
+LARGEST_RHAT = 1.1  # of chains: above, they have not mixed
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 Facts = dict[str, str | int | float | bool]  # of a result's header
@@ -126,17 +128,19 @@ class Deblender:
             raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: expected 0 to {2**31 - 1}, received {self.seed}")
         if self.samples < 2:
             raise ValueError(f"samples: expected at least 2, received {self.samples}")
 
     def prior_of(self, scene: Scene) -> str:
         """The prior for a scene: "auto" is a shipped one for its bands and pixel scale, else "bulge-disk".
 
-        Where the pixel scale is not known, that is enough of a reason for "bulge-disk", unless it is to be sampled.
+        Where the pixel scale is not known, that is enough of a reason for "bulge-disk".
         """
         if self.prior != "auto":
             return self.prior
-        if scene.observation.pixel_scale is None and self.method != "sample":
+        if scene.observation.pixel_scale is None:
             return AUTOMATIC
         fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene) is None]
         return fitting[0] if fitting else AUTOMATIC
@@ -144,9 +148,9 @@ class Deblender:
     def _shape(self, scene: Scene, prior: str) -> BatchShape:
         """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
         if not learned.is_learned(prior):
-            if self.method == "sample" and prior not in PRIORS:
-                expected = f"expected a learned or closed-form prior to sample with ({', '.join(PRIORS)})"
-                raise DataError(scene.name, "prior", f"{expected}, received {prior}")
+            if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
+                expected = "for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
+                raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
         if problem := known.problem(scene):
@@ -223,23 +227,37 @@ class Deblender:
         prior: str,
         began: float,
     ) -> Iterator[tuple[int, Deblended]]:
-        def finish(one: Drawn, facts: Facts) -> tuple[int, Deblended]:
-            milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
-            return indices[one.row], self._sampled(one, batch, milliseconds, prior, facts)
+        spent, total = time.perf_counter() - began, len(scenes)
 
-        def gather(draw: sample_batches.Drawing, rows: int, members: list[int]) -> Iterator[Drawn]:
-            return sample_batches.gather(draw, rows, members, scenes, batch, self.samples, self.keep_samples)
+        def gather(
+            draw: sample_batches.Drawing, rows: int, members: list[int], facts: Callable[[int], Facts]
+        ) -> Iterator[tuple[int, Deblended]]:
+            """Results as they are done; what is done with them between is not counted as their time."""
+            nonlocal spent
+            start = time.perf_counter()
+            for one in sample_batches.gather(draw, rows, members, scenes, batch, self.samples, self.keep_samples):
+                spent += time.perf_counter() - start
+                yield indices[one.row], self._sampled(one, batch, 1e3 * spent / total, prior, facts(one.row))
+                start = time.perf_counter()
 
         if not learned.is_learned(prior):
             sampler = self._chains(fit, prior)
-            chains = sampler(batch.tensors, found.state, self.seed)
-            facts: Facts = {"sampler": "nuts"}
-            draw = sample_batches.closed_form(sampler, batch, chains)
-            for one in gather(draw, rows_at_once(batch.shape, len(scenes) * self.samples), list(range(len(scenes)))):
-                yield finish(one, facts | {"rhat": float(chains.rhat[one.row]), "ess": float(chains.ess[one.row])})
+            names = zlib.crc32("\n".join(scene.name for scene in scenes).encode()) >> 1
+            chains = sampler(batch.tensors, found.state, (self.seed, names))
+            rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
+            draw, rows = (
+                sample_batches.closed_form(sampler, batch, chains),
+                rows_at_once(batch.shape, total * self.samples),
+            )
+            yield from gather(
+                draw,
+                rows,
+                list(range(total)),
+                lambda row: {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])},
+            )
             return
         options = self.sampling
-        facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
+        facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
         # Scenes with about as many sources share a graph, which knows no others.
         exact: dict[BatchShape, list[int]] = defaultdict(list)
         for row, scene in enumerate(scenes):
@@ -248,8 +266,7 @@ class Deblender:
             rows = rows_at_once(shape, len(members) * self.samples)
             diffusion = self._sampler(shape._replace(blends=rows), prior)
             draw = sample_batches.learned(diffusion, batch, Seed.of(found), scenes, self.samples, self.seed)
-            for one in gather(draw, rows, sorted(members)):
-                yield finish(one, facts)
+            yield from gather(draw, rows, sorted(members), lambda row: facts)
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
         tally = drawn.tally
@@ -274,7 +291,8 @@ class Deblender:
         if learned.is_learned(prior) and self.sampling.evidence:
             jitter = learned.find(prior).load().scale_jitter
             header |= evidence_of(tally, batch.band_scale[drawn.row], jitter)
-        table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, True)
+        mixed = not float(facts.get("rhat", 1)) > LARGEST_RHAT
+        table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, mixed)
         table["chi2"] = np.mean(tally.local_chi2, 0)
         off = table["chi2"] > measure.LARGE_CHI2
         table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
@@ -369,10 +387,9 @@ class Deblender:
 
 
 def evidence_of(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
-    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence.over_scales` of flux scales."""
+    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
     scene = tally.scene
     galaxies = [source.kind != "point" for source in scene.sources]
     units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
-    scales = float(over_scales(np.stack(tally.log_scale)[:, galaxies], jitter).sum())
-    paths = np.array(tally.log_evidence)
-    return {"logevid": float(paths.mean()) + scales - units, "logevide": float(paths.std(ddof=1) / len(paths) ** 0.5)}
+    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
+    return {"logevid": log_evidence - units, "logevide": error}

@@ -76,21 +76,32 @@ def log_likelihood(blends: SeededBlends, x: tf.Tensor) -> tf.Tensor:
     return 0.5 * (tf.reduce_sum(norm, [1, 2, 3]) - chi2 - logdet)
 
 
-def over_scales(log_scale: np.ndarray, jitter: float) -> np.ndarray:
-    """(K,): log of the integral of p(y | s) over ln s, in units of p(y | seed's s), for flux scales s of K galaxies.
+def over_scales(log_scale: np.ndarray, jitter: float) -> float:
+    """log of the integral of p(y | s) over ln s, in units of p(y | the seed's s), for flux scales s of K galaxies.
 
-    The prior knows a galaxy's log flux to `jitter` about ln s, so that p(y | s) is a Gaussian in ln s about what the
-    data say. It is read off the samples' log scales (S, K) under the seed's s, by Bayes' theorem for Gaussians.
+    The prior knows a galaxy's log flux to `jitter` J about ln s, so that p(y | s) is a Gaussian in ln s about what the
+    data say. It is read off the samples' log scales (S, K) under the seed's s, of mean o and covariance V, by Bayes'
+    theorem for Gaussians: o^T (J^2 - V)^-1 o / 2 + log det(2 pi J^4 (J^2 - V)^-1) / 2. Neighbours' scales are
+    anticorrelated, and V tells.
     """
-    offset = log_scale.mean(0)
-    variance = np.minimum(log_scale.var(0, ddof=1), WIDEST * jitter**2)
-    left = jitter**2 - variance
-    return 0.5 * offset**2 / left + 0.5 * np.log(2 * np.pi * jitter**4 / left)
+    count = log_scale.shape[1]
+    if count == 0 or jitter == 0:
+        return 0.0
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(log_scale.T)))
+    left = jitter**2 - np.clip(values, 0, WIDEST * jitter**2)
+    along = vectors.T @ log_scale.mean(0)
+    return float(0.5 * np.sum(along**2 / left) + 0.5 * np.sum(np.log(2 * np.pi * jitter**4 / left)))
 
 
-def gaussian(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, data: np.ndarray) -> float:
-    """log N(data; matrix mean, matrix covariance matrix^T + 1), exact: data (N,) whitened, matrix (N, M)."""
-    residual = data - matrix @ mean
-    root = np.linalg.cholesky(matrix @ covariance @ matrix.T + np.eye(len(data)))
-    inner = np.linalg.solve(root, residual)
-    return float(-0.5 * inner @ inner - np.log(np.diag(root)).sum() - 0.5 * len(data) * np.log(2 * np.pi))
+def combine(paths: np.ndarray, log_scale: np.ndarray, jitter: float) -> tuple[float, float]:
+    """log p(y) in nats and its standard error, from S paths (S,) and their log scales (S, K); by the jackknife."""
+    number = len(paths)
+
+    def value(rows: np.ndarray) -> float:
+        return float(paths[rows].mean()) + over_scales(log_scale[rows], jitter)
+
+    every = np.arange(number)
+    if number < 3:
+        return value(every), float("nan")
+    left_out = np.array([value(every != row) for row in every])
+    return value(every), float(np.sqrt((number - 1) * left_out.var()))

@@ -1,7 +1,7 @@
 """Samples of p({galaxies} | y) with a closed-form prior: the No-U-Turn sampler over latents, fluxes and backgrounds.
 
 The MAP's curvature whitens: a chain walks in u, where the Gaussian approximation of the posterior is N(0, 1), so that
-one step length fits all directions and no mass matrix has to be learnt. The posterior is the fit's own, weights
+one step length fits all directions and no mass matrix has to be learnt. The posterior is the fit's own, model error
 included. Sampler and step-size adaptation are TensorFlow Probability's (Hoffman & Gelman 2014).
 """
 
@@ -33,8 +33,9 @@ class NutsOptions:
 
 
 class NutsResult(NamedTuple):
-    """state: whitened units, [S, B, ...]. rhat: [B] the largest potential scale reduction of any parameter (Gelman &
-    Rubin 1992). ess: [B] the smallest effective number of samples in all draws."""
+    """state: whitened units, [S, B, ...]. rhat: [B] the largest potential scale reduction of any whitened parameter
+    (Gelman & Rubin 1992), of chains that start about one maximum: no proof that there is no other. ess: [B] the
+    smallest effective number of samples in all draws."""
 
     state: MapState
     rhat: tf.Tensor
@@ -44,8 +45,8 @@ class NutsResult(NamedTuple):
 class Whitening:
     """u [B, D] <-> latents and linear terms: the Laplace approximation at `center`, whose rendered scenes are `model`.
 
-    Linear terms follow the latents as their best values would, with a spread of their own. What is not used (padding,
-    no background) stays where it is, its u free and N(0, 1).
+    Linear terms follow the latents as their best values would, with a spread of their own. What no data tell of
+    (padding, bands that are all masked, no background) stays where it is, its u free and N(0, 1).
     """
 
     def __init__(self, posterior: GalaxyPosterior, center: MapState, model: tf.Tensor):
@@ -60,7 +61,8 @@ class Whitening:
         self.gain = tf.cast(gain, dtype)
         self.linear_root = tf.cast(tf.linalg.cholesky(linear), dtype)
         self.posterior, self.center = posterior, center
-        self.used = tf.cast(posterior.used, dtype)[:, None]  # [B, 1, Q]
+        seen = tf.reduce_any(system.mixed != 0, 2)  # what data tell of is coupled to the latents
+        self.used = tf.cast(posterior.used, dtype)[:, None] * tf.cast(seen, dtype)  # [B, C, Q]
         self.number, (self.bands, self.terms) = curvature.shape[-1], gain.shape[1:3]
 
     @property
@@ -81,6 +83,11 @@ class Whitening:
         own = tf.reshape(u[:, self.number :], [-1, self.bands, self.terms])
         return 0.5 * tf.reduce_sum((1 - self.used) * own**2, [1, 2])
 
+    def told(self) -> tf.Tensor:
+        """[B, D]: whether a component of u belongs to a real source, and data tell of it."""
+        real = tf.repeat(self.posterior.tensors["is_source"], self.posterior.prior.size, 1)
+        return tf.concat([real, tf.reshape(self.used, [-1, self.bands * self.terms])], 1) > 0
+
 
 class NutsSampler:
     """Compiled for the shape of a fit.
@@ -94,9 +101,10 @@ class NutsSampler:
         self._run = tf.function(self._sample, autograph=False)
         self.render = tf.function(self._render, autograph=False)
 
-    def __call__(self, tensors: dict[str, tf.Tensor], center: MapState, seed: int) -> NutsResult:
-        """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples."""
-        return self._run(tensors, center, tf.constant([seed, 0], tf.int32))
+    def __call__(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tuple[int, int]) -> NutsResult:
+        """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples, which
+        are others in another batch: unlike the reverse diffusion's, random numbers are the batch's."""
+        return self._run(tensors, center, tf.constant(seed, tf.int32))
 
     def _sample(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tf.Tensor) -> NutsResult:
         options, blends = self.options, self.fit.shape.blends
@@ -120,21 +128,24 @@ class NutsSampler:
         )
         every = -(-self.samples // options.chains)  # of a chain
         apart = max(-(-options.draws // every), 1)
-        first = tf.random.stateless_normal([rows, white.size], seed, dtype=model.dtype)
+        first = 1.5 * tf.random.stateless_normal([rows, white.size], seed, dtype=model.dtype)
         drawn = tfp.mcmc.sample_chain(
             every * apart,
-            0.5 * first,
+            first,
             kernel=kernel,
             num_burnin_steps=options.warmup,
             trace_fn=None,
             seed=seed + tf.constant([0, 1], tf.int32),
         )  # [draws, chains B, D]
+        told = white.told()[:blends]
         chains = tf.reshape(drawn, [every * apart, options.chains, blends, white.size])
         if options.chains > 1:
-            rhat = tf.reduce_max(tfp.mcmc.potential_scale_reduction(chains), -1)
+            rhat = tf.reduce_max(tf.where(told, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
         else:
             rhat = tf.fill([blends], tf.constant(np.nan, model.dtype))
-        ess = tf.reduce_sum(tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True), 0)
+        ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
+        # Draws that alternate about the mean may drive the estimate beyond infinity, to negative numbers.
+        ess = tf.where(told & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
         kinds = tf.nest.map_structure(lambda t: t.dtype, center)
         states = tf.map_fn(white.state, drawn[apart - 1 :: apart], fn_output_signature=kinds)
         states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)

@@ -43,7 +43,8 @@ class Sampling:
         """What `Deblender` takes."""
         from tfdeblend.sampling import SampleOptions
 
-        sampling = SampleOptions(self.steps or SampleOptions.steps, evidence=self.evidence)
+        kind, steps = (SampleOptions.for_evidence if self.evidence else SampleOptions), self.steps
+        sampling = kind() if steps is None else kind(steps)
         return {"samples": self.samples, "keep_samples": self.keep, "sampling": sampling}
 
 
@@ -211,8 +212,11 @@ class Run:
         from tfdeblend.plots import plotter
 
         plotter().save(result, self._target(path, ".png"))
+        of_samples = self._target(path, ".samples.png")
         if result.samples is not None:
-            sample_plots.save(result, self._target(path, "_samples.png"))
+            sample_plots.save(result, of_samples)
+        else:
+            of_samples.unlink(missing_ok=True)
 
     def _keep(self, path: Path, entry: Entry, status: str) -> None:
         name = io.scene_name(path)

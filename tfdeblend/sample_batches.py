@@ -74,20 +74,20 @@ def gather(
 ) -> Iterator[Drawn]:
     """All samples of the batch's blends `members`, `rows` at a time."""
     total = len(members) * samples
-    tallies = {
-        row: Tally(scenes[row], batch.first_pixels(row)[: len(scenes[row].sources)], batch.shape.model_sigma, keep)
-        for row in members
-    }
+    tallies: dict[int, Tally] = {}
     for first in range(0, total, rows):
         number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
         row, which = np.array(members)[number // samples], number % samples
         drawn = tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))
         for place in range(min(rows, total - first)):
-            scene, tally = scenes[row[place]], tallies[row[place]]
-            tally.add(*_own_units(drawn, place, scene, batch.band_scale[row[place]]))
-            if tally.count == samples:
-                yield Drawn(int(row[place]), tally, drawn.large[place, : len(scene.sources)])
-                tally.release()
+            at = int(row[place])
+            scene = scenes[at]
+            if at not in tallies:
+                corners = batch.first_pixels(at)[: len(scene.sources)]
+                tallies[at] = Tally(scene, corners, batch.shape.model_sigma, keep)
+            tallies[at].add(*_own_units(drawn, place, scene, batch.band_scale[at]))
+            if tallies[at].count == samples:
+                yield Drawn(at, tallies.pop(at), drawn.large[place, : len(scene.sources)])
 
 
 def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:

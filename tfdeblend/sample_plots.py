@@ -25,7 +25,7 @@ def draw(deblended: Deblended) -> Figure:
     observation = deblended.scene.observation
     stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
     sigma = significance(deblended.residual, observation.weights)
-    noise = 1 / np.sqrt(np.median(observation.weights[observation.weights > 0]))
+    noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in observation.weights])
     brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[:SOURCES]
     shown = min(SAMPLES, len(deblended.samples))
     titles = ["data", "mean", *(f"sample {s + 1}" for s in range(shown)), "deviation / noise", "residual / noise"]
@@ -37,7 +37,7 @@ def draw(deblended: Deblended) -> Figure:
     for row, k in zip(axes, brightest, strict=True):
         corner, side = deblended.corners[k], deblended.stamps.shape[-1]
         first = corner + (side - min(SIDE, side)) // 2
-        spread = np.sqrt((deblended.sources_std[k] ** 2).mean(0)) / noise
+        spread = np.sqrt(((deblended.sources_std[k] / noise[:, None, None]) ** 2).mean(0))
         in_image = [stretch(observation.images), stretch(deblended.sources[k])]
         panels = [_cut(image, first) for image in in_image]
         panels += [_cut(stretch(deblended.samples[s, k]), first - corner) for s in range(shown)]

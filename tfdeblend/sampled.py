@@ -74,10 +74,6 @@ class Tally:
         self.stamps, self.stamps2 = self.stamps + stamps, self.stamps2 + stamps.astype(float) ** 2
         self.prior_variance, self.model = self.prior_variance + prior_variance, self.model + model
 
-    def release(self) -> None:
-        """Gives the memory back."""
-        self.samples, self.sources, self.sources2, self.stamps, self.stamps2 = [], 0.0, 0.0, 0.0, 0.0
-
     @property
     def count(self) -> int:
         return len(self.flux)

@@ -40,7 +40,8 @@ class SampleOptions:
 
     largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
     noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
-    evidence: estimate log p(y) as well (see `evidence`), for twice the time. Flux scales are then the seed's.
+    evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
+    the samples scatter too little: take other samples for errors.
     """
 
     steps: int = 8
@@ -55,6 +56,13 @@ class SampleOptions:
     rho: float = 7.0
     rescale: bool = True
     evidence: bool = False
+
+    @classmethod
+    def for_evidence(cls, steps: int = 24) -> SampleOptions:
+        """Levels that reach further, and solves to the end: what either leaves out is missing from the divergence."""
+        return cls(
+            steps, iterations=300, first_tolerance=1e-3, tolerance=1e-3, largest=1.0, smallest=0.1, evidence=True
+        )
 
     def __post_init__(self) -> None:
         for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
@@ -72,7 +80,7 @@ class Samples(NamedTuple):
     flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
     data, 0 where no learned prior knows them; large [N, K] galaxies the prior does not know; summary [N, K, 5] of
     closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others. log_evidence [N]: see `evidence`, NaN where
-    not asked for or not known; log_scale [N, K] of the samples' norms over the seed's."""
+    not asked for or not known; log_scale [N, K] of the samples' norms at unit scale."""
 
     stamps: tf.Tensor
     sources: tf.Tensor
@@ -133,9 +141,10 @@ class PosteriorSampler:
         rank = self.denoiser.rank
         draws = Draws(keys, shape, self.shape.side, rank, tensors["images"].dtype)
         spread = seed.offset_covariance + 1e-8 * tf.eye(2, dtype=draws.dtype)
-        shift = tf.linalg.matvec(tf.linalg.cholesky(spread), draws.positions())
+        shift = tf.linalg.matvec(tf.linalg.cholesky(spread), draws.positions()) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift)
-        level, step = self.levels(blends.norm), SAMPLERS[options.sampler]
+        diffusing = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
+        level, step = self.levels(diffusing), SAMPLERS[options.sampler]
 
         ends = options.first_tolerance, options.tolerance / options.first_tolerance
 
