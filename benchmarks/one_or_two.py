@@ -44,14 +44,19 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
     return made, two
 
 
-def probability(one: float, two: float, snr: tuple[float, float]) -> float:
-    """Of two: both as likely beforehand; the second's flux evenly in its logarithm over the range it is drawn from."""
+def probability(one: float, two: float, snr: tuple[float, float], error: float = 0.0) -> float:
+    """Of two: both as likely beforehand; the second's flux evenly in its logarithm over the range it is drawn from.
+
+    error: of the evidences' difference, over which the probability is averaged.
+    """
     density = -np.log(snr[1] / snr[0] / worlds.FAINTEST_SHARE**2)
-    return float(1 / (1 + np.exp(np.clip(one - two - density, -500, 500))))
+    points, weights = np.polynomial.hermite_e.hermegauss(41)
+    odds = np.clip(two - one + density + error * points, -500, 500)
+    return float(np.sum(weights / (1 + np.exp(-odds))) / weights.sum())
 
 
 def report(found: list[dict], snr: tuple[float, float]) -> dict:
-    p = np.array([probability(case["one"], case["two"], snr) for case in found])
+    p = np.array([probability(c["one"], c["two"], snr, np.hypot(c["one_error"], c["two_error"])) for c in found])
     truth, second = np.array([case["truth"] for case in found]), np.array([case["snr"] for case in found])
     place = np.clip(np.digitize(p, EDGES) - 1, 0, len(EDGES) - 2)
     bins = [

@@ -56,6 +56,7 @@ def test_evidence_becomes_a_probability():
     density = np.log(snr[1] / snr[0] / 0.6**2)
     assert probability(0.0, density, snr) == pytest.approx(0.5)
     assert probability(0.0, density + np.log(3), snr) == pytest.approx(0.75)
+    assert 0.6 < probability(0.0, density + 2, snr, error=5.0) < probability(0.0, density + 2, snr, error=1.0)
     cases = [
         {"truth": True, "snr": 20.0, "one": 0.0, "two": 50.0, "one_error": 0.1, "two_error": 0.1},
         {"truth": False, "snr": 20.0, "one": 0.0, "two": -50.0, "one_error": 0.1, "two_error": 0.1},
