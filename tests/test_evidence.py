@@ -39,7 +39,7 @@ def paths(world: World, steps: int, number: int) -> np.ndarray:
     path = Path.above(tf.fill([number, world.sources], tf.constant(levels[0], start.dtype)))
     for count, (sigma, after) in enumerate([*pairwise(levels), (levels[-1], levels[-1])]):
         ends = (tf.constant(level, tf.float64) for level in (sigma, after))
-        x, path = advance(x, *ends, tf.constant(count), path, tf.constant(count == steps - 1))
+        x, path = advance(x, *ends, tf.constant(count), path, tf.constant(count == len(levels) - 1))
     residual = world.y - x.numpy().reshape(number, -1) @ world.a.T
     likelihood = -0.5 * (residual**2).sum(1) - 0.5 * len(world.y) * np.log(2 * np.pi)
     return likelihood - path.end().numpy()
