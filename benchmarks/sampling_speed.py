@@ -23,7 +23,7 @@ from tfdeblend import learned
 from tfdeblend.deblender import Deblender
 from tfdeblend.sampling import SampleOptions
 
-SOURCES, BLENDS, SAMPLES = (1, 2, 4, 8), (1, 4, 16), (4, 16, 64)
+SOURCES, BLENDS, SAMPLES = (1, 2, 4, 8), (1, 8), (4, 32)
 
 
 def seconds(blends: list[worlds.TrueBlend], samples: int, prior: str, sampling: SampleOptions) -> float:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document["azula"] = run([python, script, *words, "--widths", *map(str, WIDTHS)])
         document["ours"] = seconds(blends(16, 1), 16, options.prior, sampling)
     else:
-        rows = [(8, k, 16) for k in SOURCES] + [(b, 3, 16) for b in BLENDS] + [(4, 3, s) for s in SAMPLES]
+        rows = [(4, k, 16) for k in SOURCES] + [(b, 4, 16) for b in BLENDS] + [(4, 4, s) for s in SAMPLES]
         document["speed"] = []
         for number, sources, samples in rows:
             value = seconds(blends(number, sources), samples, options.prior, sampling)
