@@ -99,7 +99,8 @@ def check_sampling(args: argparse.Namespace) -> None:
             raise DataError(given[0], "expected --method sample beside it, received map")
         return
     if args.prior == "nonparametric":
-        raise DataError("--prior", f"expected auto, a learned or closed-form prior to sample with, received {args.prior!r}")
+        expected = "expected auto, a learned or a closed-form prior to sample with"
+        raise DataError("--prior", f"{expected}, received {args.prior!r}")
     if args.prior != "auto" and not learned.is_learned(args.prior):
         of_diffusion = {"--steps": args.steps, "--evidence": args.evidence}
         if given := [name for name, value in of_diffusion.items() if value]:
