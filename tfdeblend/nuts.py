@@ -102,8 +102,9 @@ class NutsSampler:
         self.render = tf.function(self._render, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tuple[int, int]) -> NutsResult:
-        """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples, which
-        are others in another batch: unlike the reverse diffusion's, random numbers are the batch's."""
+        """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples but
+        for the order of sums on several threads, which a long chain amplifies. They are others in another batch: unlike
+        the reverse diffusion's, random numbers are the batch's."""
         return self._run(tensors, center, tf.constant(seed, tf.int32))
 
     def _sample(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tf.Tensor) -> NutsResult:
