@@ -34,9 +34,8 @@ def paths(world: World, steps: int, number: int) -> np.ndarray:
         return moved, path.step(gain, moved - expected, here, there, count == 0)
 
     levels = noise_levels(30.0, 0.05, steps)
-    start = world.posterior(number).data  # only for its dtype
     x = world.stamps(np.tile(world.m, (number, 1))) + 30.0 * draws.normals(tf.constant(999))[1]
-    path = Path.above(tf.fill([number, world.sources], tf.constant(levels[0], start.dtype)))
+    path = Path.above(tf.fill([number, world.sources], tf.constant(levels[0], tf.float64)))
     for count, (sigma, after) in enumerate([*pairwise(levels), (levels[-1], levels[-1])]):
         ends = (tf.constant(level, tf.float64) for level in (sigma, after))
         x, path = advance(x, *ends, tf.constant(count), path, tf.constant(count == len(levels) - 1))

@@ -18,14 +18,12 @@ from tfdeblend.batch import BatchShape, BlendBatch, fit_size, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
-from tfdeblend.evidence import combine
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.nuts import NutsOptions, NutsSampler
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
 from tfdeblend.sample_batches import Drawn, rows_at_once
-from tfdeblend.sampled import Tally
 from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.scene import Scene
 from tfdeblend.scorefit import ScoreFit
@@ -101,7 +99,7 @@ class Deblender:
       samples: how many, at least 2; keep_samples: the draws themselves, not only what they tell together.
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
 
-    Raises: ValueError for an unknown prior or method, and too few samples.
+    Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples.
     """
 
     prior: str = "auto"
@@ -290,7 +288,7 @@ class Deblender:
         header |= {"samples": self.samples, "ppchi2": float(np.mean(tally.chi2)), "modelsig": batch.shape.model_sigma}
         if learned.is_learned(prior) and self.sampling.evidence:
             jitter = learned.find(prior).load().scale_jitter
-            header |= evidence_of(tally, batch.band_scale[drawn.row], jitter)
+            header |= sample_batches.evidence(tally, batch.band_scale[drawn.row], jitter)
         mixed = not float(facts.get("rhat", 1)) > LARGEST_RHAT
         table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, mixed)
         table["chi2"] = np.mean(tally.local_chi2, 0)
@@ -384,12 +382,3 @@ class Deblender:
             "walltime": milliseconds / 1e3,
             **measure.describe_scene(result.scene),
         }
-
-
-def evidence_of(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
-    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
-    scene = tally.scene
-    galaxies = [source.kind != "point" for source in scene.sources]
-    units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
-    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
-    return {"logevid": log_evidence - units, "logevide": error}

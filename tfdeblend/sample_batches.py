@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdeblend import draws
 from tfdeblend.batch import PER_SOURCE, BatchShape, BlendBatch
+from tfdeblend.evidence import combine
 from tfdeblend.nuts import NutsResult, NutsSampler
 from tfdeblend.sampled import Tally
 from tfdeblend.sampling import PosteriorSampler, Samples
@@ -88,6 +89,15 @@ def gather(
             tallies[at].add(*_own_units(drawn, place, scene, batch.band_scale[at]))
             if tallies[at].count == samples:
                 yield Drawn(at, tallies.pop(at), drawn.large[place, : len(scene.sources)])
+
+
+def evidence(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
+    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
+    scene = tally.scene
+    galaxies = [source.kind != "point" for source in scene.sources]
+    units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
+    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
+    return {"logevid": log_evidence - units, "logevide": error}
 
 
 def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
