@@ -261,3 +261,10 @@ def test_info_lists_versions_and_priors(capsys):
 def test_mask_planes_are_names_or_bits():
     args = build_parser().parse_args(["deblend", "x.npz", "--mask-planes", "BAD,3", "--out", "y"])
     assert args.mask_planes == ["BAD", 3] and args.inputs == ["x.npz"]
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**31)])
+def test_seeds_out_of_range_are_refused(seed: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["deblend", "a.npz", "--out", "b", "--seed", seed])
+    assert stop.value.code == 2 and f"expected 0 to {2**31 - 1}, received {seed}" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from tfdeblend.io.results import read_fits, write_fits
 from tfdeblend.mapfit import MapFit
 from tfdeblend.priors import PRIORS
 from tfdeblend.sampling import PosteriorSampler, SampleOptions
+from tfdeblend.scene import Scene
 from tfdeblend.seeded import Seed
 
 FEW = SampleOptions(steps=3, iterations=200, first_tolerance=1e-6, tolerance=1e-6)
@@ -95,6 +96,28 @@ def test_samples_are_shown(pair: list[Deblended]):
     assert len(figure.axes) == min(len(pair[0].sources), sample_plots.SOURCES) * (4 + min(4, sample_plots.SAMPLES))
     with pytest.raises(ValueError, match="expected a result with its samples"):
         sample_plots.draw(replace(pair[0], samples=None))
+
+
+def test_evidence_is_told_and_leaves_the_data_unit_alone():
+    """In a unit k times smaller the density of n pixels is k^-n times as large."""
+    scene = simulated(0)[0]
+    observation, unit = scene.observation, 8.0
+    scaled = replace(
+        observation,
+        images=observation.images * unit,
+        weights=observation.weights / unit**2,
+        zeropoints=observation.zeropoints + 2.5 * np.log10(unit),
+    )
+    sampling = SampleOptions(steps=3, iterations=200, first_tolerance=1e-6, tolerance=1e-6, evidence=True)
+    deblender = Deblender(SHIPPED, "sample", samples=4, sampling=sampling)
+    one, other = deblender.deblend([scene, Scene(scaled, scene.sources)])
+    assert np.isfinite(one.header["logevid"]) and one.header["logevide"] > 0
+    expected = -observation.valid.sum() * np.log(unit)
+    assert other.header["logevid"] - one.header["logevid"] == pytest.approx(expected, abs=0.5)
+    with pytest.raises(DataError, match="expected a learned one for the evidence"):
+        Deblender("sersic", "sample", sampling=sampling).deblend(scene)
+    with pytest.raises(ValueError, match="evidence: expected the moment-matched sampler"):
+        SampleOptions(sampler="ddim", evidence=True)
 
 
 def test_refuses_what_it_cannot_sample():

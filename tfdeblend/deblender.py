@@ -147,7 +147,9 @@ class Deblender:
         """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
         if not learned.is_learned(prior):
             if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
-                expected = "for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
+                expected = (
+                    "one for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
+                )
                 raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
             return scene_shape(scene, stamp_side(scene))
         known = learned.find(prior)
