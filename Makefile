@@ -4,14 +4,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo em-demo test lint bench clean
 
 help:
-	@echo "make demo   simulate a blend, deblend it, compare with the truth: demo/"
-	@echo "make test   lint, types and tests"
-	@echo "make lint   lint and types only"
-	@echo "make bench  compare with peers; options in BENCH=..., see benchmarks/README.md"
-	@echo "make clean  remove the environment and everything made"
+	@echo "make demo     simulate a blend, deblend it, compare with the truth: demo/"
+	@echo "make em-demo  learn a prior from blends alone: runs/em-demo/"
+	@echo "make test     lint, types and tests"
+	@echo "make lint     lint and types only"
+	@echo "make bench    compare with peers; options in BENCH=..., see benchmarks/README.md"
+	@echo "make clean    remove the environment and everything made"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,10 @@ $(VENV)/installed-dev: $(PACKAGING) | $(BIN)/python
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out demo
+
+em-demo: $(VENV)/installed
+	$(BIN)/tfdeblend simulate --number 160 --size 48 --sources 2-3 --bright 19 --faint 23 --seed 7 --out runs/em-demo/blends
+	$(BIN)/python -m training.train_em --config training/configs/em/demo.json --out runs/em-demo/laps
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

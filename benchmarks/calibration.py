@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
     denoiser = learned.find(options.prior).load()
-    made = worlds.blends(stamps, denoiser, options.number, options.sources, options.snr, seed=options.seed)
+    made = worlds.blends(stamps, denoiser.model_sigma, options.number, options.sources, options.snr, seed=options.seed)
     claim(options.out, options)
     methods = list(itertools.product(options.covariance, options.sampler, options.steps))
     lines = []

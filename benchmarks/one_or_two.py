@@ -35,7 +35,7 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
     """Two galaxies each; and whether the second is in the image."""
     denoiser = learned.find(options.prior).load()
     stamps = truths(options, 2 * options.number)
-    made = worlds.blends(stamps, denoiser, options.number, (2, 2), options.snr, seed=options.seed)
+    made = worlds.blends(stamps, denoiser.model_sigma, options.number, (2, 2), options.snr, seed=options.seed)
     two = np.random.default_rng(options.seed + 1).random(len(made)) < 0.5
     for index in np.flatnonzero(~two):
         observation = made[index].scene.observation

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     denoiser, sampling = learned.find(options.prior).load(), SampleOptions(options.steps)
 
     def blends(number: int, sources: int) -> list[worlds.TrueBlend]:
-        return worlds.blends(stamps, denoiser, number, (sources, sources), seed=options.seed)
+        return worlds.blends(stamps, denoiser.model_sigma, number, (sources, sources), seed=options.seed)
 
     document: dict = {}
     if options.memory:

@@ -6,13 +6,15 @@ wrong with samples is then the sampler's doing (stamps drawn from the prior), or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import transfer_function
-from tfdeblend.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.denoisers import flux_scale
 from tfdeblend.observation import Observation
 from tfdeblend.operators import Convolve, Place
 from tfdeblend.scene import Scene, Source
@@ -21,7 +23,7 @@ from tfdeblend.surveys import SURVEYS, Survey
 
 SIDE, EDGE = 64, 12  # pixels of an image; none of its sources is nearer to the edge
 NEAR = (3.0, 12.0)  # pixels between a source and one before it
-MARGIN, FOURIER, PSF_SIDE = 48, 160, 41
+MARGIN, PSF_SIDE = 48, 41
 FAINTEST_SHARE = 0.6  # signal-to-noise is drawn from below the range that is scored: its edge would be a prior, too
 
 
@@ -35,6 +37,14 @@ class TrueBlend:
     corners: np.ndarray
     sources: np.ndarray
     snr: np.ndarray
+
+
+def of_bands(survey: Survey, bands: Sequence[str]) -> Survey:
+    """A survey of some of its bands."""
+    rows = [survey.bands.index(band) for band in bands]
+    names = ("bands", "zeropoints", "psf_fwhm", "sky", "exposure", "throughputs")
+    some: dict[str, Any] = {name: tuple(getattr(survey, name)[row] for row in rows) for name in names}
+    return replace(survey, **some)
 
 
 def noise_deviation(survey: Survey) -> np.ndarray:
@@ -59,29 +69,32 @@ def psf_images(survey: Survey) -> np.ndarray:
 
 def blends(
     stamps: np.ndarray,
-    denoiser: NeuralDenoiser,
+    model_sigma: float,
     number: int,
     sources: tuple[int, int] = (1, 6),
     snr: tuple[float, float] = (5, 500),
     survey: Survey = SURVEYS["hsc"],
     seed: int = 0,
+    image: int = SIDE,
 ) -> list[TrueBlend]:
     """`number` blends of galaxies taken from stamps (N, C, P, P) in turn; signal-to-noise evenly in its logarithm.
+
+    Images are of `image` pixels a side, stamps at the resolution of a Gaussian PSF of `model_sigma` pixels.
 
     Galaxies lie in clusters, each up to NEAR from one before it. Their given positions are off by an error like a
     detection's, 2 pixels over the signal-to-noise, at most half a pixel.
     """
     rng = np.random.default_rng(seed)
     psf, noise = psf_images(survey), noise_deviation(survey)
-    kernel = transfer_function(psf.astype(float), denoiser.model_sigma, FOURIER)
+    kernel = transfer_function(psf.astype(float), model_sigma, image + 2 * MARGIN)
     side, found, used = stamps.shape[-1], [], 0
     for index in range(number):
         count = int(rng.integers(sources[0], sources[1] + 1))
-        middle = _cluster(rng, count)
+        middle = _cluster(rng, count, image)
         own = stamps[(used + np.arange(count)) % len(stamps)].astype(float)
         used += count
         corners = middle - side // 2
-        seen = _observe(own, corners, kernel)
+        seen = _observe(own, corners, kernel, image)
         wanted = np.exp(rng.uniform(np.log(FAINTEST_SHARE * snr[0]), np.log(snr[1] / FAINTEST_SHARE), count))
         scale = wanted / np.sqrt(np.einsum("kcyx,c->k", seen**2, noise**-2.0))
         own, seen = own * scale[:, None, None, None], seen * scale[:, None, None, None]
@@ -97,31 +110,31 @@ def blends(
             name=f"blend_{seed}_{index}",
         )
         error = np.minimum(0.5, 2 / wanted)[:, None] * rng.standard_normal((count, 2))
-        places = np.clip(_centroids(own) + corners + np.clip(error, -1, 1), 0, SIDE - 1)
+        places = np.clip(_centroids(own) + corners + np.clip(error, -1, 1), 0, image - 1)
         scene = Scene(observation, tuple(Source(float(y), float(x)) for y, x in places))
         found.append(TrueBlend(scene, own.astype(np.float32), corners, seen.astype(np.float32), wanted))
     return found
 
 
-def _cluster(rng: np.random.Generator, count: int) -> np.ndarray:
+def _cluster(rng: np.random.Generator, count: int, image: int) -> np.ndarray:
     """(count, 2) whole pixels."""
-    places = [rng.integers(EDGE + 8, SIDE - EDGE - 8, 2)]
+    places = [rng.integers(EDGE + 8, image - EDGE - 8, 2)]
     while len(places) < count:
         distance, angle = rng.uniform(*NEAR), rng.uniform(0, 2 * np.pi)
         move = distance * np.array([np.sin(angle), np.cos(angle)])
         new = np.round(places[rng.integers(len(places))] + move).astype(int)
-        inside = (new >= EDGE).all() and (new < SIDE - EDGE).all()
+        inside = (new >= EDGE).all() and (new < image - EDGE).all()
         if inside and min(np.hypot(*(new - old)) for old in places) >= NEAR[0]:
             places.append(new)
     return np.array(places)
 
 
-def _observe(stamps: np.ndarray, corners: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def _observe(stamps: np.ndarray, corners: np.ndarray, kernel: np.ndarray, image: int) -> np.ndarray:
     """(K, C, H, W) each source alone, in float64."""
     count, side = len(stamps), stamps.shape[-1]
-    place = Place(tf.constant(corners[:, None] + MARGIN), side, SIDE + 2 * MARGIN, tf.float64)
+    place = Place(tf.constant(corners[:, None] + MARGIN), side, image + 2 * MARGIN, tf.float64)
     kernels = tf.constant(np.broadcast_to(kernel, (count, *kernel.shape)), tf.complex128)
-    convolve = Convolve(kernels, FOURIER, MARGIN, (SIDE, SIDE))
+    convolve = Convolve(kernels, image + 2 * MARGIN, MARGIN, (image, image))
     return convolve(place(tf.constant(stamps[:, None], tf.float64))).numpy()
 
 

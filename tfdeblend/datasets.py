@@ -43,6 +43,10 @@ def read_stamps(folder: Path, pattern: str = "*") -> np.ndarray:
     if not paths:
         raise FileNotFoundError(f"expected stamps {pattern} ({', '.join(READERS)}) in {folder}, found none")
     parts = [READERS[path.suffix](path) for path in paths]
+    paths = [path for path, part in zip(paths, parts, strict=True) if len(part)]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise FileNotFoundError(f"expected stamps in the files {pattern} of {folder}, found none")
     for path, part in zip(paths, parts, strict=True):
         if part.shape[1:] != parts[0].shape[1:]:
             raise ValueError(f"expected stamps of shape {parts[0].shape[1:]}, received {part.shape[1:]} in {path}")
@@ -65,7 +69,7 @@ def _read_records(path: Path) -> np.ndarray:
         features = tf.io.parse_single_example(record, {"stamp": tf.io.FixedLenFeature([], tf.string)})
         return tf.io.parse_tensor(features["stamp"], tf.float32)
 
-    return np.stack(list(tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator()))
+    return np.array(list(tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator()), np.float32)
 
 
 READERS = {".npy": _read_npy, ".npz": _read_npz, ".tfrecord": _read_records}

@@ -22,7 +22,7 @@ from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.nuts import NutsOptions, NutsSampler
 from tfdeblend.observation import Observation
-from tfdeblend.priors import PRIORS
+from tfdeblend.priors import PRIORS, GalaxyPrior
 from tfdeblend.sample_batches import Drawn, rows_at_once
 from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.scene import Scene
@@ -73,6 +73,26 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
             host = min(hosts, key=cost)
             merged[host] = merged[host] + merged.pop(shape)
     return merged
+
+
+def by_count(shape: BatchShape, scenes: Sequence[Scene]) -> dict[BatchShape, list[int]]:
+    """Scenes of one shape, by index, in those that samplers are compiled for.
+
+    Scenes with about as many sources share a graph, which knows no others.
+    """
+    exact: dict[BatchShape, list[int]] = defaultdict(list)
+    for row, scene in enumerate(scenes):
+        exact[shape._replace(sources=fit_size(len(scene.sources), SAMPLED_COUNTS))].append(row)
+    return {shape: sorted(members) for shape, members in sorted(merge_buckets(exact).items())}
+
+
+def first_latents(prior: GalaxyPrior, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(B, K, S) to start a fit from, by `initialize.moments` of each scene."""
+    start = np.zeros((shape.blends, shape.sources, prior.size), np.float32)
+    for row, (radius, ellipticity) in enumerate(moments):
+        guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
+        start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
+    return start
 
 
 def brightness(scene: Scene) -> float:
@@ -206,7 +226,7 @@ class Deblender:
         began = time.perf_counter()
         fit = self._fit(shape, prior)
         batch = BlendBatch.build(scenes, shape)
-        result = fit(batch, self._start(fit, shape, [initialize.moments(scene) for scene in scenes]))
+        result = fit(batch, first_latents(fit.prior, shape, [initialize.moments(scene) for scene in scenes]))
         if self.method == "sample":
             yield from self._sample_chunk(indices, scenes, batch, fit, result, prior, began)
             return
@@ -258,15 +278,11 @@ class Deblender:
             return
         options = self.sampling
         facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
-        # Scenes with about as many sources share a graph, which knows no others.
-        exact: dict[BatchShape, list[int]] = defaultdict(list)
-        for row, scene in enumerate(scenes):
-            exact[batch.shape._replace(sources=fit_size(len(scene.sources), SAMPLED_COUNTS))].append(row)
-        for shape, members in sorted(merge_buckets(exact).items()):
+        for shape, members in by_count(batch.shape, scenes).items():
             rows = rows_at_once(shape, len(members) * self.samples)
             diffusion = self._sampler(shape._replace(blends=rows), prior)
             draw = sample_batches.learned(diffusion, batch, Seed.of(found), scenes, self.samples, self.seed)
-            yield from gather(draw, rows, sorted(members), lambda row: facts)
+            yield from gather(draw, rows, members, lambda row: facts)
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
         tally = drawn.tally
@@ -327,13 +343,6 @@ class Deblender:
             else:
                 self._refinements[key] = ScoreFit(seed, learned.find(prior).load())
         return self._refinements[key]
-
-    def _start(self, fit: MapFit, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        start = np.zeros((shape.blends, shape.sources, fit.prior.size), np.float32)
-        for row, (radius, ellipticity) in enumerate(moments):
-            guess = fit.prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
-            start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
-        return start
 
     def _result(
         self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int, milliseconds: float, prior: str

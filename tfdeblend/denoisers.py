@@ -34,7 +34,23 @@ def flux_scale(images: Any) -> Any:
 
 
 class Denoiser(abc.ABC):
-    """E[x | x_t] and Cov[x | x_t] of stamps at unit scale."""
+    """E[x | x_t] and Cov[x | x_t] of stamps at unit scale.
+
+    stamp_shape: (C, P, P). bands: C names, or none. rank: R, directions of the covariance. variance: [C, P, P] of the
+    prior's pixels. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps. scale_jitter: how wrong
+    a flux scale may be, in natural log.
+    """
+
+    stamp_shape: tuple[int, int, int]
+    bands: tuple[str, ...]
+    variance: Tensor
+    pixel_scale: float
+    model_sigma: float
+    scale_jitter: float
+
+    @property
+    @abc.abstractmethod
+    def rank(self) -> int: ...
 
     @abc.abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -62,6 +78,10 @@ class Rescaled(Denoiser):
 
     def __init__(self, denoiser: Denoiser, factor: Tensor):
         self.denoiser, self.factor = denoiser, factor
+
+    @property
+    def rank(self) -> int:
+        return self.denoiser.rank
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         r = pixels(self.factor)
@@ -184,6 +204,10 @@ class NeuralDenoiser(keras.Model, Denoiser):
             raise ValueError(f"expected stamps of shape (..., {expected}), received {tuple(x.shape)}")
         sigma = ops.broadcast_to(sigma, ops.shape(x)[:-3])
         return ops.reshape(x, (-1, *self.stamp_shape)), ops.reshape(sigma, (-1,))
+
+    def assign(self, other: NeuralDenoiser) -> None:
+        """Takes over another one's weights, of the same networks."""
+        self.set_weights(other.get_weights())
 
     def without_optimizer(self) -> NeuralDenoiser:
         """A copy that holds nothing of training, to be saved."""

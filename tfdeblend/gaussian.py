@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.denoisers import Denoiser, Tensor, pixels
+
+STAMPS = ("bands", "pixel_scale", "model_sigma", "scale_jitter")  # what the file says beside the arrays
 
 
 class GaussianDenoiser(Denoiser):
@@ -22,14 +26,47 @@ class GaussianDenoiser(Denoiser):
 
     Args:
       mean, diagonal: m, d, [C, P, P]; d > 0. factor: F, [R, C, P, P]. All of one dtype, in which all is computed.
+      bands, pixel_scale, model_sigma, scale_jitter: of the stamps, as `NeuralDenoiser` has them.
     """
 
-    def __init__(self, mean: Any, diagonal: Any, factor: Any):
-        self.mean = ops.convert_to_tensor(mean)
-        self.prior = DiagonalLowRank(ops.convert_to_tensor(diagonal), ops.convert_to_tensor(factor))
-        if self.mean.shape != self.prior.diagonal.shape or self.mean.shape != self.prior.factor.shape[1:]:
-            shapes = [tuple(a.shape) for a in (self.mean, self.prior.diagonal, self.prior.factor)]
+    def __init__(
+        self,
+        mean: Any,
+        diagonal: Any,
+        factor: Any,
+        bands: Sequence[str] = (),
+        pixel_scale: float = 1.0,
+        model_sigma: float = 1.0,
+        scale_jitter: float = 0.0,
+    ):
+        # Variables, so that graphs outlast a lap of expectation-maximisation.
+        self.mean, self._diagonal, self._factor = (_variable(a) for a in (mean, diagonal, factor))
+        self.bands, self.pixel_scale, self.model_sigma = tuple(bands), pixel_scale, model_sigma
+        self.scale_jitter, self.stamp_shape = scale_jitter, tuple(self.mean.shape)
+        if self.mean.shape != self._diagonal.shape or self.mean.shape != self._factor.shape[1:]:
+            shapes = [tuple(a.shape) for a in (self.mean, self._diagonal, self._factor)]
             raise ValueError(f"expected mean (C, P, P), diagonal (C, P, P) and factor (R, C, P, P), received {shapes}")
+
+    @property
+    def prior(self) -> DiagonalLowRank:
+        """C."""
+        return DiagonalLowRank(ops.convert_to_tensor(self._diagonal), ops.convert_to_tensor(self._factor))
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self._factor.shape[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """The diagonal of C."""
+        return self.prior.variance
+
+    def assign(self, other: GaussianDenoiser) -> None:
+        """Takes over another one's mean and covariance, of the same shape."""
+        self.mean.assign(other.mean)
+        self._diagonal.assign(other._diagonal)
+        self._factor.assign(other._factor)
 
     def covariance(self, sigma: Tensor) -> DiagonalLowRank:
         """V, which depends on no image: sigma [...]."""
@@ -64,20 +101,25 @@ class GaussianDenoiser(Denoiser):
 
     def save(self, path: Path) -> None:
         """As an .npz archive."""
-        arrays = {"mean": self.mean, "diagonal": self.prior.diagonal, "factor": self.prior.factor}
-        np.savez(path, **{name: ops.convert_to_numpy(value) for name, value in arrays.items()})
+        arrays = {"mean": self.mean, "diagonal": self._diagonal, "factor": self._factor}
+        written = {name: ops.convert_to_numpy(value) for name, value in arrays.items()}
+        written |= {name: np.array(getattr(self, name)) for name in STAMPS}
+        np.savez(path, **written)
 
     @classmethod
     def load(cls, path: Path) -> GaussianDenoiser:
         with np.load(path) as archive:
-            return cls(archive["mean"], archive["diagonal"], archive["factor"])
+            stamps = {name: archive[name].tolist() for name in STAMPS}
+            return cls(archive["mean"], archive["diagonal"], archive["factor"], **stamps)
 
     @classmethod
-    def fit(cls, stamps: np.ndarray, rank: int, laps: int = 16, seed: int = 0, floor: float = 1e-4) -> GaussianDenoiser:
+    def fit(
+        cls, stamps: np.ndarray, rank: int, laps: int = 16, seed: int = 0, floor: float = 1e-4, **kwargs: Any
+    ) -> GaussianDenoiser:
         """Maximum likelihood of stamps (N, C, P, P) by expectation-maximisation (factor analysis, Rubin & Thayer 1982).
 
         Starts from principal components. The diagonal stays above `floor` times the mean variance: pixels without
-        light would else have none.
+        light would else have none. kwargs: what the stamps are, see the class.
         """
         x = stamps.reshape(len(stamps), -1)
         mean = x.mean(0)
@@ -89,7 +131,11 @@ class GaussianDenoiser(Denoiser):
         for _ in range(laps):
             factor, diagonal = factor_analysis_lap(x, variance, factor, diagonal, least)
         shape = stamps.shape[1:]
-        return cls(mean.reshape(shape), diagonal.reshape(shape), factor.reshape(rank, *shape))
+        return cls(mean.reshape(shape), diagonal.reshape(shape), factor.reshape(rank, *shape), **kwargs)
+
+
+def _variable(values: Any) -> keras.Variable:
+    return keras.Variable(values, dtype=keras.backend.standardize_dtype(values.dtype), trainable=False)
 
 
 def factor_analysis_lap(

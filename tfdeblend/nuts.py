@@ -170,4 +170,5 @@ class NutsSampler:
             summary=self.fit.prior.summary(state.latent, posterior.frame),
             log_evidence=none[:, 0] + np.nan,
             log_scale=none,
+            unit=stamps[..., :0, :0],
         )

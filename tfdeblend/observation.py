@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import checks
+from .errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,23 @@ class Observation:
         from . import io
 
         return io.read(path, psf=psf, mask_planes=mask_planes)[0]
+
+    def select(self, bands: Sequence[str]) -> Observation:
+        """Some of the bands, in the order given. Raises: DataError for one that is not there."""
+        missing = [band for band in bands if band not in self.bands]
+        if missing:
+            expected = f"expected some of {', '.join(self.bands)}"
+            raise DataError(self.name, "bands", f"{expected}, received {', '.join(missing)}")
+        rows = [self.bands.index(band) for band in bands]
+        zeropoints = None if self.zeropoints is None else self.zeropoints[rows]
+        return replace(
+            self,
+            images=self.images[rows],
+            weights=self.weights[rows],
+            psf=self.psf[rows],
+            bands=tuple(bands),
+            zeropoints=zeropoints,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

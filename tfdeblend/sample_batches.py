@@ -64,6 +64,18 @@ def closed_form(sampler: NutsSampler, batch: BlendBatch, found: NutsResult) -> D
     return draw
 
 
+def in_turn(draw: Drawing, rows: int, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Samples]]:
+    """All samples of the batch's blends `members`, `rows` at a time.
+
+    Yields which blend each row is of, and NumPy arrays, whose rows beyond those are to be ignored.
+    """
+    total = len(members) * samples
+    for first in range(0, total, rows):
+        number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
+        row, which = np.array(members)[number // samples], number % samples
+        yield row[: total - first].tolist(), tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))
+
+
 def gather(
     draw: Drawing,
     rows: int,
@@ -74,14 +86,9 @@ def gather(
     keep: bool,
 ) -> Iterator[Drawn]:
     """All samples of the batch's blends `members`, `rows` at a time."""
-    total = len(members) * samples
     tallies: dict[int, Tally] = {}
-    for first in range(0, total, rows):
-        number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
-        row, which = np.array(members)[number // samples], number % samples
-        drawn = tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))
-        for place in range(min(rows, total - first)):
-            at = int(row[place])
+    for row, drawn in in_turn(draw, rows, members, samples):
+        for place, at in enumerate(row):
             scene = scenes[at]
             if at not in tallies:
                 corners = batch.first_pixels(at)[: len(scene.sources)]

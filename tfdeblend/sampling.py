@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
-from tfdeblend.denoisers import NeuralDenoiser, Rescaled, flux_scale
+from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale
 from tfdeblend.draws import Draws
 from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
@@ -80,7 +80,8 @@ class Samples(NamedTuple):
     flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
     data, 0 where no learned prior knows them; large [N, K] galaxies the prior does not know; summary [N, K, 5] of
     closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others. log_evidence [N]: see `evidence`, NaN where
-    not asked for or not known; log_scale [N, K] of the samples' norms at unit scale."""
+    not asked for or not known; log_scale [N, K] of the samples' norms at unit scale. unit [N, K, C, P, P]: stamps of
+    the prior's side, at unit scale up to that norm; 0 of what it does not know."""
 
     stamps: tf.Tensor
     sources: tf.Tensor
@@ -92,6 +93,7 @@ class Samples(NamedTuple):
     summary: tf.Tensor
     log_evidence: tf.Tensor
     log_scale: tf.Tensor
+    unit: tf.Tensor
 
 
 class PosteriorSampler:
@@ -104,7 +106,7 @@ class PosteriorSampler:
     def __init__(
         self,
         shape: BatchShape,
-        denoiser: NeuralDenoiser,
+        denoiser: Denoiser,
         options: SampleOptions = SampleOptions(),
         near: SeedOptions = NEAR,
     ):
@@ -191,8 +193,9 @@ class PosteriorSampler:
         flux = blends.flux(stamps)
         norm = flux_scale(found.stamps)
         log_scale = tf.where(norm > 0, tf.math.log(tf.maximum(norm, 1e-30)), tf.zeros_like(norm))
+        unit = blends.galaxy * found.stamps
         return Samples(
-            stamps, sources, flux, found.background, model, before, large, flux[..., :0], log_evidence, log_scale
+            stamps, sources, flux, found.background, model, before, large, flux[..., :0], log_evidence, log_scale, unit
         )
 
     def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:

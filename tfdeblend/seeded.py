@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
-from tfdeblend.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.denoisers import Denoiser, flux_scale
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.linear_gaussian import Blend, Covariance, Spread, Unknowns
 from tfdeblend.mapfit import MapResult
@@ -156,7 +156,7 @@ class SeededBlends:
         return galaxy * tf.cast(beyond, galaxy.dtype)[:, :, None, None, None]
 
 
-def check_fits(shape: BatchShape, denoiser: NeuralDenoiser) -> None:
+def check_fits(shape: BatchShape, denoiser: Denoiser) -> None:
     """Raises: ValueError where the batch is not what the denoiser's stamps are for."""
     bands, side, _ = denoiser.stamp_shape
     expected = bands, denoiser.model_sigma

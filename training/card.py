@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import learned, measure
+from tfdeblend import learned
 from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.datasets import read_stamps
 from tfdeblend.denoisers import Denoiser, NeuralDenoiser, flux_scale
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.generate import Generator
+from tfdeblend.populations import properties, two_sample
 from training.monitors import LEVELS, draw
 
 BATCH = 32
@@ -59,33 +59,6 @@ def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma:
 
 def _parts(mean: tf.Tensor, v: DiagonalLowRank) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     return mean, v.diagonal, v.factor
-
-
-def properties(stamps: np.ndarray, bands: tuple[str, ...], model_sigma: float) -> dict[str, np.ndarray]:
-    """(N,) each: flux over the stamp's norm, half-light radius in pixels, ellipticity, colours in magnitudes."""
-    flux = stamps.sum((2, 3), dtype=float)
-    shapes = measure.stamp_shapes(stamps, np.zeros((len(stamps), 2)), model_sigma)
-    found = {
-        "flux": flux.sum(1) / flux_scale(stamps),
-        "size": shapes.size,
-        "ellipticity": np.hypot(shapes.e1, shapes.e2),
-    }
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for b, (blue, red) in enumerate(pairwise(bands)):
-            found[f"{blue}-{red}"] = -2.5 * np.log10(flux[:, b] / flux[:, b + 1])
-    return found
-
-
-def two_sample(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
-    """Kolmogorov and Smirnov's largest distance of the distributions, its level (asymptotic), and the medians."""
-    one, two = np.sort(one[np.isfinite(one)]), np.sort(two[np.isfinite(two)])
-    every = np.concatenate([one, two])
-    steps = [np.searchsorted(part, every, "right") / len(part) for part in (one, two)]
-    distance = float(np.abs(steps[0] - steps[1]).max())
-    scaled = np.sqrt(len(one) * len(two) / len(every)) * distance
-    level = 2 * sum((-1) ** (k - 1) * np.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
-    medians = {"data": float(np.median(one)), "samples": float(np.median(two))}
-    return {"distance": distance, "level": float(np.clip(level, 0, 1)) if scaled > 0.2 else 1.0, **medians}
 
 
 def read(folder: Path, pattern: str, limit: int) -> np.ndarray:

@@ -21,6 +21,9 @@ class NetworkConfig:
     head_kernel: int = 3
 
 
+HEAD = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel=1)
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """One `fit`. steps: in all; epoch: steps between checkpoints; batch: stamps a step.
@@ -58,7 +61,7 @@ class DenoiserConfig:
     mean_fit: FitConfig
     head_fit: FitConfig
     network: NetworkConfig = NetworkConfig()
-    head: NetworkConfig = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel=1)
+    head: NetworkConfig = HEAD
     rank: int = 6
     noise_median: float = 0.04
     noise_spread: float = 1.8

@@ -39,7 +39,8 @@ class LossByLevel(keras.callbacks.Callback):
 
     def __init__(self, stamps: np.ndarray, loss, seed: int, batch: int = 64):
         super().__init__()
-        self.stamps, self.loss, self.seed, self.batch = stamps, loss, seed, batch
+        self.stamps, self.loss, self.seed = stamps, loss, seed
+        self.batch = min(batch, len(stamps))
         self.evaluate = tf.function(self._evaluate, autograph=False)
 
     def _evaluate(self, x: tf.Tensor, sigma: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

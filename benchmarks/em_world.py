@@ -1,0 +1,179 @@
+"""How far does expectation-maximisation get? Blends with truth, and priors judged on others of the same galaxies.
+
+    python -m benchmarks.em_world make --stamps galaxies.npy --bands g r i --number 1500 --out world
+    python -m training.train_em --config em.json --out run               # "blends": ["world"]
+    python -m benchmarks.em_world judge --stamps held-out.npy --bands g r i --number 300 --out judged \\
+        --priors run/lap_000/prior.keras run/lap_001/prior.keras ... isolated.keras
+
+`make` writes scenes as NPZ; stamps (N, C, P, P) are of galaxies alone, at the resolution of the model PSF. `judge`
+samples held-out blends under every prior, the first of which is the start and the last one was trained on the truth,
+and tells how far between the two the others are: `judged.json`, `judged.txt`. A judging that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import worlds
+from tfdeblend import em, learned, metrics, shards
+from tfdeblend.sampling import SampleOptions
+from tfdeblend.surveys import SURVEYS
+
+BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
+BOOTSTRAPS = 1000
+FIGURES = ("l2", "flux", "pixel_z", "peak", "chi2")
+
+
+def make(options: argparse.Namespace) -> list[worlds.TrueBlend]:
+    stamps = worlds.unit(np.load(options.stamps).astype(float))
+    survey = worlds.of_bands(SURVEYS[options.survey], options.bands)
+    count, snr = tuple(options.sources), tuple(options.snr)
+    return worlds.blends(stamps, options.model_sigma, options.number, count, snr, survey, options.seed, options.image)
+
+
+def write(blends: list[worlds.TrueBlend], out: Path) -> None:
+    """Scenes as the NPZ files of docs/formats.md, with `truth`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for blend in blends:
+        observation = blend.scene.observation
+        arrays = {
+            "images": observation.images,
+            "weights": observation.weights,
+            "psfs": observation.psf,
+            "filters": np.array(observation.bands),
+            "peaks": blend.scene.positions[:, ::-1],
+            "zeropoints": observation.zeropoints,
+            "pixel_scale": np.array(observation.pixel_scale),
+            "truth": blend.sources,
+        }
+        shards.write_whole(out / f"{blend.scene.name}.npz", lambda path, arrays=arrays: shards.write_npz(path, arrays))
+
+
+def judged(blends: list[worlds.TrueBlend], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
+    """(blends, 6): sums over a blend's sources of relative L2 of the mean, flux error and peak height over the truth's;
+    of its bright pixels' squared z-scores and their number; and chi-square a pixel of the mean."""
+    truth = {blend.scene.name: blend for blend in blends}
+    rows = {}
+    for shard in found:
+        sums: dict[int, list] = {}
+        scales = shard.batch().band_scale
+        for which, drawn in expectation.draw(shard, samples, seed):
+            for row, blend in enumerate(which):
+                scene = shard.scenes[blend]
+                _, height, width = scene.observation.shape
+                unit = scales[blend][:, None, None]
+                sources = drawn.sources[row, : len(scene.sources), :, :height, :width] * unit
+                sums.setdefault(blend, []).append(sources)
+        for blend, every in sums.items():
+            scene = shard.scenes[blend]
+            rows[scene.name] = _compare(truth[scene.name], np.stack(every))
+    return np.array([rows[blend.scene.name] for blend in blends])
+
+
+def _compare(blend: worlds.TrueBlend, sources: np.ndarray) -> list[float]:
+    true, mean = blend.sources.astype(float), sources.mean(0, dtype=float)
+    deviation = np.maximum(sources.std(0, ddof=1), 1e-30)
+    z = metrics.z_scores(true, mean, deviation, len(sources))
+    bright = true > BRIGHT * true.max((1, 2, 3), keepdims=True)
+    error = np.sqrt(((mean - true) ** 2).sum((1, 2, 3)) / (true**2).sum((1, 2, 3)))
+    flux = np.abs(mean.sum((1, 2, 3)) / true.sum((1, 2, 3)) - 1)
+    peak = mean.max((1, 2, 3)) / true.max((1, 2, 3))
+    observation = blend.scene.observation
+    chi2 = (observation.weights * (observation.images - mean.sum(0)) ** 2.0).sum() / observation.valid.sum()
+    return [*(float(x.mean()) for x in (error, flux, peak)), float((z[bright] ** 2).sum()), float(bright.sum()), chi2]
+
+
+def figures(rows: np.ndarray) -> dict[str, float]:
+    """Of blends' rows, as `judged` gives them."""
+    error, flux, peak, square, number, chi2 = rows.T
+    spread = float(np.sqrt(square.sum() / number.sum()))
+    values = float(error.mean()), float(flux.mean()), spread, float(peak.mean()), float(chi2.mean())
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def progress(rows: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
+    """Of each prior: the figures, and what share of the way from the first to the last it is, with bootstrap intervals
+    over blends (95%); of pixel z-scores, of their spread's distance from 1 in logarithm."""
+    names = list(rows)
+    rng = np.random.default_rng(seed)
+    number = len(rows[names[0]])
+    picks = [np.arange(number), *rng.integers(0, number, (BOOTSTRAPS, number))]
+
+    def way(pick: np.ndarray, name: str) -> tuple[float, float]:
+        first, here, last = (figures(rows[key][pick]) for key in (names[0], name, names[-1]))
+        error = (first["l2"] - here["l2"]) / (first["l2"] - last["l2"])
+        z = [abs(np.log(one["pixel_z"] / last["pixel_z"])) for one in (first, here)]
+        return error, 1 - z[1] / z[0]
+
+    told: dict[str, dict] = {}
+    for name in names:
+        ways = np.array([way(pick, name) for pick in picks])
+        low, high = np.quantile(ways[1:], (0.025, 0.975), axis=0)
+        told[name] = {
+            **figures(rows[name]),
+            "way_l2": [float(ways[0, 0]), float(low[0]), float(high[0])],
+            "way_pixel_z": [float(ways[0, 1]), float(low[1]), float(high[1])],
+        }
+    return told
+
+
+def judge(options: argparse.Namespace) -> None:
+    blends, out = make(options), options.out
+    out.mkdir(parents=True, exist_ok=True)
+    scenes, seeding = [blend.scene for blend in blends], em.Seeding()
+    first = learned.find(str(options.priors[0])).load()
+    by_name = {scene.name: scene for scene in scenes}
+    found = []
+    for number, (shape, members) in enumerate(em.plan(scenes, first.stamp_shape[1], first.model_sigma)):
+        path = out / f"seed_{number:05d}.npz"
+        if not path.exists():
+            seeding([scenes[index] for index in members], shape).write(path)
+        found.append(em.Shard.read(path, by_name))
+    expectation = em.Expectation(first.without_optimizer(), SampleOptions())
+    rows = {}
+    for number, prior in enumerate(options.priors):
+        path = out / f"prior_{number:02d}.npy"
+        if not path.exists():
+            expectation.use(learned.find(str(prior)).load())
+            values = judged(blends, found, expectation, options.samples, options.seed)
+            shards.write_whole(path, lambda temporary, values=values: np.save(temporary.open("wb"), values))
+        rows[f"{number} {prior}"] = np.load(path)
+        print(prior, {name: round(value, 4) for name, value in figures(rows[f"{number} {prior}"]).items()}, flush=True)
+    told = progress(rows)
+    (out / "judged.json").write_text(json.dumps(told, indent=1) + "\n")
+    lines = ["relative L2, flux error, pixel z spread, peak, chi2; share of the way by L2 and by pixel z (95%): prior"]
+    for name, one in told.items():
+        ways = [f"{a:5.2f} ({b:5.2f}, {c:5.2f})" for a, b, c in (one["way_l2"], one["way_pixel_z"])]
+        lines.append("  ".join([*(f"{one[key]:6.3f}" for key in FIGURES), *ways, name]))
+    (out / "judged.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "judge"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stamps", type=Path, required=True, help=".npy of (N, C, P, P)")
+    parser.add_argument("--survey", default="hsc")
+    parser.add_argument("--bands", nargs="+", required=True)
+    parser.add_argument("--model-sigma", type=float, default=1.0)
+    parser.add_argument("--number", type=int, default=300, help="of blends")
+    parser.add_argument("--image", type=int, default=48, help="pixels a side")
+    parser.add_argument("--sources", type=int, nargs=2, default=(2, 2), metavar=("A", "B"))
+    parser.add_argument("--snr", type=float, nargs=2, default=(20, 400), metavar=("A", "B"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--priors", type=Path, nargs="+", default=[], help="from the start's to the truth's")
+    options = parser.parse_args(arguments)
+    if options.what == "make":
+        write(make(options), options.out)
+    else:
+        judge(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Laps of expectation-maximisation against the closed form of Gaussian worlds, and held-out scores against theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdeblend import em
+from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.errors import DataError
+from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.observation import Observation
+from tfdeblend.sampling import NEAR, SampleOptions
+from tfdeblend.scene import Scene, Source
+from tfdeblend.seeded import Seed, SeededBlends
+
+SIDE, RANK, SIGMA = 8, 3, 1.0
+PIXELS = SIDE**2
+SCALE = 20.0  # of the seeds, in units of the noise
+EXACT = SampleOptions(steps=4, iterations=200, first_tolerance=1e-5, tolerance=1e-5, largest=30.0, rescale=False)
+
+
+def moments(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """mu, C of galaxies at unit scale: a bump, a floor and RANK directions."""
+    t = np.arange(SIDE) - SIDE // 2
+    bump = np.exp(-(t[:, None] ** 2 + t**2) / 8).ravel()
+    factor = bump * rng.standard_normal((RANK, PIXELS)) * 0.15
+    return 0.25 * bump, factor.T @ factor + np.diag(0.01 * bump + 0.002)
+
+
+@dataclass
+class World:
+    """Blends of two galaxies each, drawn from N(mu, C), with their matrices A and data y, whitened."""
+
+    shard: em.Shard
+    a: np.ndarray  # (B, n, 2 PIXELS)
+    y: np.ndarray  # (B, n)
+
+    @classmethod
+    def draw(cls, number: int, mu: np.ndarray, c: np.ndarray, rng: np.random.Generator) -> World:
+        t = np.arange(-7, 8)
+        psf = np.exp(-(t[:, None] ** 2 + t**2) / (2 * 1.7**2))
+        scenes, root = [], np.linalg.cholesky(c)
+        for index in range(number):
+            first = rng.integers(12, 18, 2)
+            places = [first, first + rng.permutation([4, rng.integers(-2, 3)])]
+            blank = Observation(
+                np.zeros((1, 32, 32)), np.ones((1, 32, 32)), psf[None] / psf.sum(), name=f"gaussian_{index}"
+            )
+            scenes.append(Scene(blank, tuple(Source(float(y), float(x)) for y, x in places)))
+        shape = scene_shape(scenes[0], 16, SIGMA)._replace(blends=em.BLENDS, sources=2)
+        a = np.stack([matrix(scene, shape) for scene in scenes])
+        truth = mu + (rng.standard_normal((number, 2, PIXELS)) @ root.T)
+        y = np.einsum("bni,bi->bn", a, truth.reshape(number, -1))
+        y += rng.standard_normal(y.shape)
+        seen = [
+            Scene(Observation(y[i].reshape(1, 32, 32), blank.weights, blank.psf, name=scene.name), scene.sources)
+            for i, scene in enumerate(scenes)
+        ]
+        return cls(em.Shard(tuple(seen), shape, seeds(seen, shape)), a, y)
+
+    def posteriors(self, mu: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means (B, 2, PIXELS) and covariances (B, 2, PIXELS, PIXELS) of each source."""
+        inverse, both = np.kron(np.eye(2), np.linalg.inv(c)), np.tile(mu, 2)
+        s = np.linalg.inv(inverse + self.a.swapaxes(1, 2) @ self.a)
+        m = np.einsum("bij,bj->bi", s, inverse @ both + np.einsum("bni,bn->bi", self.a, self.y))
+        blocks = s.reshape(-1, 2, PIXELS, 2, PIXELS)
+        return m.reshape(-1, 2, PIXELS), np.einsum("bkikj->bkij", blocks)
+
+    def lap(self, mu: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """mu' = mean m_j, C' = mean[S_j + (m_j - mu')(m_j - mu')^T], and the mean S_j."""
+        m, s = (x.reshape(-1, *x.shape[2:]) for x in self.posteriors(mu, c))
+        after = m.mean(0)
+        return after, s.mean(0) + (m - after).T @ (m - after) / len(m), s.mean(0)
+
+    def evidence(self, mu: np.ndarray, c: np.ndarray) -> float:
+        """Of all blends, in nats, by what n - 2 PIXELS dimensions that A does not reach leave out of it."""
+        s, m = np.kron(np.eye(2), c), np.tile(mu, 2)
+        total = 0.0
+        for a, y in zip(self.a, self.y, strict=True):
+            r = y - a @ m
+            inner = np.eye(len(s)) + s @ a.T @ a
+            total -= (
+                0.5 * (r @ r - (a.T @ r) @ np.linalg.solve(inner, s @ (a.T @ r))) + 0.5 * np.linalg.slogdet(inner)[1]
+            )
+        return total
+
+
+def seeds(scenes: list[Scene], shape) -> Seed:
+    """Of norm SCALE, at the sources' whole pixels, which are taken to be right."""
+    number, q = len(scenes), shape.stamp
+    batch = BlendBatch.build(scenes, shape._replace(blends=number))
+    offset = np.round(batch.centers.numpy()).astype(int)
+    stamps = np.zeros((number, 2, 1, q, q), np.float32)
+    for b in range(number):
+        for k in range(2):
+            stamps[b, k, 0, q // 2 + offset[b, k, 0], q // 2 + offset[b, k, 1]] = SCALE
+    nothing = np.zeros((number, 2, 2, 2), np.float32)
+    return Seed(stamps, stamps.sum((3, 4)), np.zeros((number, 1), np.float32), offset.astype(np.float32), nothing)
+
+
+def matrix(scene: Scene, shape) -> np.ndarray:
+    """(n, 2 PIXELS): the operator that samplers see, one unit vector after another."""
+    many = shape._replace(blends=2 * PIXELS)
+    batch = BlendBatch.build([scene] * (2 * PIXELS), many)
+    seed = Seed(*(tf.constant(np.repeat(part, 2 * PIXELS, 0)) for part in seeds([scene], shape)))
+    blends = SeededBlends(batch.tensors, many, seed, SIDE, NEAR)
+    unit = tf.constant(np.eye(2 * PIXELS, dtype=np.float32).reshape(-1, 2, 1, SIDE, SIDE))
+    return blends.blend.stamps.forward(unit).numpy().reshape(2 * PIXELS, -1).T.astype(float)
+
+
+def denoiser(mu: np.ndarray, c: np.ndarray, rank: int) -> GaussianDenoiser:
+    """The best diagonal and factor: c is of that kind."""
+    values, vectors = np.linalg.eigh(c - np.diag(np.full(PIXELS, np.linalg.eigvalsh(c)[0] * 0.9)))
+    factor = (np.sqrt(np.maximum(values[-rank:], 0)) * vectors[:, -rank:]).T
+    diagonal = np.maximum(np.diag(c) - (factor**2).sum(0), 1e-4)
+    parts = (x.astype(np.float32).reshape(-1, 1, SIDE, SIDE) for x in (mu, diagonal, factor))
+    mean, diagonal, factor = parts
+    return GaussianDenoiser(mean[0], diagonal[0], factor, model_sigma=SIGMA)
+
+
+def dense(prior: GaussianDenoiser) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.reshape(prior.prior.factor, (-1, PIXELS)).astype(float)
+    return np.ravel(prior.mean).astype(float), np.diag(np.ravel(prior.prior.diagonal)).astype(float) + rows.T @ rows
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    rng = np.random.default_rng(0)
+    return World.draw(48, *moments(rng), rng)
+
+
+def test_closed_form_laps_never_lower_the_evidence(world: World):
+    mu, c = np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS)
+    values = [world.evidence(mu, c)]
+    for _ in range(10):
+        mu, c, _ = world.lap(mu, c)
+        values.append(world.evidence(mu, c))
+    assert (np.diff(values) > 0).all()
+
+
+def test_the_samples_are_the_closed_form_lap(world: World):
+    """The E-step's moments are mu' and C' to their Monte Carlo error, from a prior that is wrong."""
+    prior = denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), 1)
+    expectation = em.Expectation(prior, EXACT)
+    found = [drawn.unit[: len(rows), :, 0] for rows, drawn in expectation.draw(world.shard, 8, 1)]
+    x = np.concatenate(found).reshape(-1, PIXELS).astype(float)
+    mu, c, s = world.lap(*dense(prior))
+    assert len(x) == 48 * 8 * 2
+    z = (x.mean(0) - mu) / np.sqrt(np.diag(s) / len(x))
+    assert np.abs(z).max() < 4.5 and z.std() < 1.3
+    moved = ((x - mu) ** 2).mean(0)
+    # A pixel's squares scatter by what is drawn about the means: var = 2 s^2 + 4 s (m - mu)^2, on average.
+    error = np.sqrt(4 * np.diag(s) * np.diag(c) / len(x))
+    assert np.abs((moved - np.diag(c)) / error).max() < 4.5
+
+
+def test_laps_of_a_gaussian_prior_raise_the_evidence(world: World):
+    """By factor analysis of samples: the evidence falls by no more than their noise, and nears the closed form's."""
+    prior = denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK)
+    expectation = em.Expectation(prior, EXACT)
+    mu, c = dense(prior)
+    values = [world.evidence(mu, c)]
+    for lap in range(6):
+        drawn = [d.unit[: len(rows), :, 0] for rows, d in expectation.draw(world.shard, 4, lap)]
+        images = np.concatenate(drawn).reshape(-1, 1, SIDE, SIDE)
+        prior.assign(GaussianDenoiser.fit(images, RANK, em.LAPS_OF_FACTORS))
+        values.append(world.evidence(*dense(prior)))
+        mu, c, _ = world.lap(mu, c)
+    exact = world.evidence(mu, c)
+    noise = 0.5 * PIXELS * (RANK + 2) / 4  # half a nat a parameter, over the samples of a source
+    assert (np.diff(values) > -noise).all()
+    assert values[-1] > values[0] + 0.7 * (exact - values[0])
+
+
+def test_a_lap_is_a_function_of_prior_shard_and_seed(world: World, tmp_path):
+    expectation = em.Expectation(denoiser(*moments(np.random.default_rng(0)), RANK), EXACT)
+    first = expectation.stamps(world.shard, 1, 5)
+    world.shard.write(tmp_path / "shard.npz")
+    again = em.Shard.read(tmp_path / "shard.npz", {scene.name: scene for scene in world.shard.scenes})
+    assert again.shape == world.shard.shape
+    second, other = (expectation.stamps(shard, 1, seed) for shard, seed in ((again, 5), (world.shard, 6)))
+    np.testing.assert_allclose(second.images, first.images, atol=1e-6)
+    assert np.abs(other.images - first.images).max() > 0.01
+    np.testing.assert_allclose((first.images**2).sum((1, 2, 3)), 1, rtol=1e-5)
+    assert len(expectation.stamps(world.shard, 1, 5, least_signal=2 * SCALE).images) == 0
+
+
+def test_thinned_halves_are_independent():
+    """y + n' and y - n': uncorrelated noise, of twice the variance."""
+    rng = np.random.default_rng(1)
+    weights = rng.uniform(0.5, 2, (1, 96, 96)) * (rng.uniform(size=(1, 96, 96)) > 0.1)
+    images = np.where(weights > 0, rng.standard_normal(weights.shape) / np.sqrt(np.maximum(weights, 1e-9)), 0)
+    psf = np.ones((1, 3, 3)) / 9
+    scene = Scene(Observation(images, weights, psf, name="noise"), (Source(5.0, 5.0),))
+    thinned = em.thin(scene, 0)
+    valid = weights > 0
+    seen = thinned.scene.observation
+    one, two = ((x * np.sqrt(seen.weights))[valid] for x in (seen.images, thinned.images))
+    assert np.std(one) == pytest.approx(1, abs=0.03) and np.std(two) == pytest.approx(1, abs=0.03)
+    assert np.corrcoef(one, two)[0, 1] == pytest.approx(0, abs=4 / np.sqrt(valid.sum()))
+    assert (seen.weights[~valid] == 0).all()
+    np.testing.assert_array_equal(em.thin(scene, 0).images, thinned.images)
+
+
+def test_the_right_prior_foretells_best(world: World):
+    """log p(y' | y) of thinned blends is higher under the prior they were drawn from than under a wrong one."""
+    rng = np.random.default_rng(0)
+    right = denoiser(*moments(rng), RANK + 2)
+    thinned = [em.thin(scene, 3) for scene in world.shard.scenes[:16]]
+    scenes = [one.scene for one in thinned]
+    halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
+    shard = em.Shard(tuple(scenes), world.shard.shape, Seed(*(part[:16] for part in world.shard.seed)))
+    expectation = em.Expectation(right, EXACT)
+    scores = []
+    for prior in (right, denoiser(np.zeros(PIXELS), 0.3 * np.eye(PIXELS), RANK + 2)):
+        expectation.use(prior)
+        scores.append([one.log_predictive for _, one in em.score(expectation, shard, halves, 16, 0)])
+    assert np.mean(scores[0]) > np.mean(scores[1]) + 3 * np.std(np.subtract(*scores)) / 4
+
+
+def test_an_empty_file_of_samples_is_no_stamps(tmp_path):
+    em.Stamps(np.zeros((0, 1, 8, 8), np.float32), np.array([], str), np.array([], int)).write(tmp_path / "a.tfrecord")
+    with pytest.raises(FileNotFoundError, match="found none"):
+        from tfdeblend.datasets import read_stamps
+
+        read_stamps(tmp_path)
+
+
+def test_bands_are_selected_or_refused():
+    observation = Observation(np.ones((3, 8, 8)), np.ones((3, 8, 8)), np.ones((3, 3, 3)) / 9, ("g", "r", "i"))
+    assert observation.select(["i", "g"]).bands == ("i", "g")
+    with pytest.raises(DataError, match="expected some of g, r, i, received z"):
+        observation.select(["z"])

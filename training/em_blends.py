@@ -1,0 +1,91 @@
+"""The observations of a run of expectation-maximisation: read, split, thinned where they judge, and seeded by a fit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tfdeblend import em, learned
+from tfdeblend.errors import DataError
+from tfdeblend.io import find_inputs
+from tfdeblend.scene import Scene
+from training.em_config import EMConfig
+
+SPLITS = ("training", "validation", "test")
+
+
+def split_of(name: str, config: EMConfig) -> str:
+    """Which of SPLITS a scene belongs to: a pure function of its name and the seed."""
+    share = np.random.default_rng([config.seed, *name.encode()]).uniform()
+    if share < config.test:
+        return "test"
+    return "validation" if share < config.test + config.validation else "training"
+
+
+def read_scenes(config: EMConfig) -> list[Scene]:
+    """The scenes that the prior could be used on; the others are told.
+
+    Raises: DataError where none is.
+    """
+    about = learned.LearnedPrior(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
+    found, refused = [], []
+    for path in tqdm(find_inputs(list(config.blends)), "reading", disable=None):
+        try:
+            scene = Scene.read(path)
+            scene = Scene(scene.observation.select(config.bands), scene.sources)
+            problem = about.problem(scene)
+        except DataError as error:
+            problem = str(error)
+        if problem is None:
+            found.append(scene)
+        else:
+            refused.append(f"{path.name}: {problem}")
+    if refused:
+        print(f"left out {len(refused)} scenes, such as {refused[0]}", file=sys.stderr)
+    if not found:
+        raise DataError(config.name, "blends", "expected scenes that the prior can be used on, received none")
+    return found
+
+
+@dataclass(frozen=True)
+class Blends:
+    """Shards of the splits; those of "validation" and "test" are thinned, `judged` their other halves by name."""
+
+    shards: dict[str, list[em.Shard]]
+    judged: dict[str, np.ndarray]
+
+    @classmethod
+    def prepare(cls, config: EMConfig, scenes: Sequence[Scene], folder: Path) -> Blends:
+        """Seeds that are in `folder` already are read. Raises: DataError for a split without scenes."""
+        groups: dict[str, list[Scene]] = {split: [] for split in SPLITS}
+        judged = {}
+        for scene in scenes:
+            split = split_of(scene.name, config)
+            if split != "training":
+                scene, judged[scene.name] = em.thin(scene, config.seed)
+            groups[split].append(scene)
+        for split in SPLITS[: 3 if config.test else 2]:
+            if not groups[split]:
+                raise DataError(config.name, split, f"expected blends, received none of {len(scenes)}")
+        shards = {split: seeded(config, split, group, folder, False) for split, group in groups.items()}
+        return cls(shards, judged)
+
+
+def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, free: bool) -> list[em.Shard]:
+    """Shards of scenes, from files where these are there already. free: fitted without a profile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seeding, by_name = em.Seeding(free), {scene.name: scene for scene in scenes}
+    found = []
+    for number, (shape, members) in enumerate(
+        tqdm(em.plan(scenes, config.side, config.model_sigma), f"fitting {kind}", disable=None)
+    ):
+        path = folder / f"{kind}_{number:05d}.npz"
+        if not path.exists():
+            seeding([scenes[index] for index in members], shape).write(path)
+        found.append(em.Shard.read(path, by_name))
+    return found
