@@ -1,0 +1,188 @@
+"""Runs of expectation-maximisation: what they write, a killed one ends where a whole one does, what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_training import NETWORK
+from tfdeblend import learned
+from tfdeblend.errors import DataError
+from tfdeblend.sampling import SampleOptions
+from tfdeblend.shards import write_npz
+from training import train_em
+from training.config import FitConfig
+from training.em_blends import split_of
+from training.em_config import EMConfig, StartConfig
+from training.em_judge import rise
+
+CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
+FIT = FitConfig(steps=4, epoch=2, batch=8, warmup=1, ema=0.9)
+
+
+def write_blends(folder: Path, number: int = 14) -> None:
+    """Scenes of two round galaxies each."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((32, 32))
+    t = np.arange(-7, 8)
+    psf = np.exp(-(t[:, None] ** 2 + t**2) / (2 * 2.0**2))
+    for index in range(number):
+        places = np.array([[13, 13], [13, 20]]) + rng.uniform(-1, 1, (2, 2))
+        size, flux = rng.uniform(2.2, 3.2, 2), rng.uniform(500, 2000, 2)
+        image = sum(
+            f * np.exp(-((y - p[0]) ** 2 + (x - p[1]) ** 2) / (2 * s**2)) / (2 * np.pi * s**2)
+            for f, p, s in zip(flux, places, size, strict=True)
+        )
+        arrays = {
+            "images": (image + rng.standard_normal(image.shape))[None].astype(np.float32),
+            "weights": np.ones((1, 32, 32), np.float32),
+            "psfs": (psf / psf.sum())[None].astype(np.float32),
+            "filters": np.array(["i"]),
+            "peaks": places[:, ::-1],
+            "pixel_scale": np.array(0.168),
+        }
+        write_npz(folder / f"blend_{index}.npz", arrays)
+
+
+def tiny(blends: Path) -> EMConfig:
+    return EMConfig(
+        name="tiny",
+        blends=(str(blends),),
+        bands=("i",),
+        side=16,
+        pixel_scale=0.168,
+        start=StartConfig("gaussian", rank=2, laps=1),
+        mean_fit=FIT,
+        head_fit=FIT,
+        laps=2,
+        sampling=SampleOptions(steps=2),
+        validation=0.3,
+        test=0.2,
+        judged=2,
+        patience=5,
+        least_dispersion=0.01,
+        network=NETWORK,
+        head=dataclasses.replace(NETWORK, patch=4, head_kernel=1),
+        rank=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[EMConfig, Path]:
+    folder = tmp_path_factory.mktemp("em")
+    (folder / "blends").mkdir()
+    write_blends(folder / "blends")
+    config = tiny(folder / "blends")
+    train_em.Run(config, folder / "out").run()
+    return config, folder / "out"
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    return learned.find(str(path)).load().get_weights()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_says(whole: tuple[EMConfig, Path]):
+    config, out = whole
+    summary = json.loads((out / "summary.json").read_text())
+    assert [one["lap"] for one in summary["validation"]] == [0, 1, 2]
+    assert np.isfinite([one["log_predictive"] for one in summary["validation"]]).all()
+    assert {"best", "rise", "test", "test_rise"} <= set(summary)
+    assert (out / "laps.png").stat().st_size > 1000 and list((out / "tensorboard").glob("events*"))
+    assert (out / "lap_000" / "prior.npz").exists() and (out / "lap_002" / "prior.keras").exists()
+    assert len(list(out.glob("tiny.*"))) == 1
+    assert EMConfig.read(out / "em.json") == config
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_where_a_whole_one_does(whole: tuple[EMConfig, Path], tmp_path: Path):
+    """Killed in the middle of the last lap: some samples, no prior."""
+    config, out = whole
+    killed = tmp_path / "out"
+    shutil.copytree(out, killed)
+    lap = killed / "lap_002"
+    for path in [*lap.iterdir(), killed / "summary.json"]:
+        if path.name != "samples":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (lap / "samples" / "train_00000.tfrecord").unlink()
+    train_em.Run(config, killed).run()
+    for one, two in zip(weights(killed / "lap_002/prior.keras"), weights(out / "lap_002/prior.keras"), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_lap_that_collapses_is_refused(whole: tuple[EMConfig, Path]):
+    config, out = whole
+    run = train_em.Run(config, out)
+    run.config = dataclasses.replace(config, least_dispersion=100.0)
+    with pytest.raises(DataError, match=r"lap 2: dispersion: expected at least 100 .* the samples collapse"):
+        run.dispersion(2)
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(whole: tuple[EMConfig, Path]):
+    config, out = whole
+    with pytest.raises(DataError, match="expected the configuration that this folder was begun with"):
+        train_em.Run(dataclasses.replace(config, laps=3), out)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_are_valid(path: Path, tmp_path: Path):
+    config = EMConfig.read(path)
+    (tmp_path / "again.json").write_text(config.text())
+    assert EMConfig.read(tmp_path / "again.json") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"share": 0.0}, "share: expected"),
+        ({"laps": 0}, "laps: expected at least 1"),
+        ({"validation": 0.6, "test": 0.5}, "expected less than all blends"),
+        ({"start": {"kind": "prior"}}, "expected a prior for kind"),
+        ({"start": {"kind": "hst"}}, "expected gaussian, fits, prior"),
+        ({"lap": 3}, "received lap"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(changes: dict, expected: str, tmp_path: Path):
+    document = json.loads(CONFIGS[0].read_text())
+    (tmp_path / "em.json").write_text(json.dumps(document | changes))
+    with pytest.raises(ValueError, match=expected):
+        EMConfig.read(tmp_path / "em.json")
+
+
+def test_the_command_tells_errors(tmp_path: Path, capsys):
+    config = tmp_path / "em.json"
+    config.write_text(dataclasses.replace(tiny(tmp_path / "none"), name="x").text())
+    assert train_em.main(["--config", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_splits_are_by_name_and_of_the_shares_asked_for(tmp_path: Path):
+    config = tiny(tmp_path)
+    splits = [split_of(f"scene_{i}", config) for i in range(4000)]
+    assert splits.count("test") / 4000 == pytest.approx(config.test, abs=0.03)
+    assert splits.count("validation") / 4000 == pytest.approx(config.validation, abs=0.03)
+
+
+def test_laps_of_a_share_go_through_all_shards():
+    run = object.__new__(train_em.Run)
+    run.config = dataclasses.replace(tiny(Path()), share=0.3)
+    run.blends = type("Blends", (), {"shards": {"training": list(range(10))}})()
+    laps = [run.shards_of(lap) for lap in range(1, 11)]
+    assert all(len(lap) == 3 for lap in laps)
+    assert sorted(number for lap in laps for number in lap) == sorted(list(range(10)) * 3)
+
+
+def test_a_rise_has_an_interval():
+    rng = np.random.default_rng(0)
+    before = {str(i): (rng.normal(), 1.0) for i in range(200)}
+    after = {name: (value + 0.5 + 0.1 * rng.standard_normal(), 1.0) for name, (value, _) in before.items()}
+    told = rise(before, after)
+    assert told["low"] < told["mean"] < told["high"] and told["mean"] == pytest.approx(0.5, abs=0.03)
+    assert told["risen"] > 0.99
