@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.denoisers import Denoiser, Tensor, pixels
+from tfdeblend.denoisers import Denoiser, Tensor, flux_scale, pixels
 
 STAMPS = ("bands", "pixel_scale", "model_sigma", "scale_jitter")  # what the file says beside the arrays
 
@@ -98,6 +98,14 @@ class GaussianDenoiser(Denoiser):
     def jacobian(self, sigma: Tensor, v: Tensor) -> Tensor:
         """J v with J = dD / dx_t = V / sigma^2 (Tweedie): [..., C, P, P] -> [..., C, P, P]."""
         return self.covariance(sigma).matvec(v) / pixels(sigma) ** 2
+
+    def draw(self, number: int, seed: int) -> np.ndarray:
+        """(number, C, P, P) draws of x at unit norm."""
+        rng = np.random.default_rng(seed)
+        mean, diagonal, factor = (np.array(part, float) for part in (self.mean, self._diagonal, self._factor))
+        x = mean + np.sqrt(diagonal) * rng.standard_normal((number, *mean.shape))
+        x += np.tensordot(rng.standard_normal((number, self.rank)), factor, 1)
+        return x / flux_scale(x)[:, None, None, None]
 
     def save(self, path: Path) -> None:
         """As an .npz archive."""

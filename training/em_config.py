@@ -44,7 +44,7 @@ class EMConfig:
     score has not risen for `patience` laps. samples: of each source in a lap. share: of the blends, in a lap.
     least_signal: norm of a galaxy's fit over the noise; those below teach nothing that the prior did not say.
     validation, test: shares of the blends, by name, that laps and, once, the end are judged on, with `judged` samples
-    each. least_dispersion: of a lap's samples, over that of a Gaussian prior's lap: below, it is refused.
+    each. least_dispersion: a lap that keeps less of the samples' dispersion than that of a Gaussian prior is refused.
     mean_fit, head_fit: of a lap; first_*: of a network that starts from nothing, of no steps: as in a lap.
     truth: a folder of stamps, where truth is known, and `truth_pattern` of its files. The rest: see `DenoiserConfig`.
     """

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from tfdeblend import em, learned
@@ -31,6 +32,7 @@ from training.em_judge import Judge, rise
 from training.train_denoiser import train
 
 CHECKED = 4  # shards that a lap's dispersion is checked on
+DRAWN = 1000  # of that Gaussian prior's own galaxies
 TWIN_RANK = 32  # of the Gaussian prior that it is compared with
 
 
@@ -136,9 +138,11 @@ class Run:
             expectation.stamps(shard, samples, seed, config.least_signal).write(path)
 
     def dispersion(self, lap: int) -> float:
-        """Of this lap's samples, over that of a Gaussian prior's lap from where the one before ended; NaN of the first.
+        """By what factor this lap changed the samples' dispersion, over that by which a Gaussian prior's lap does, from
+        where the one before ended; NaN of the first.
 
-        Raises: DataError for a lap that lost dispersion.
+        Shrinkage of samples compounds over laps, and nothing else tells. Raises: DataError for a lap that lost
+        dispersion.
         """
         if lap == 1:
             return float("nan")
@@ -150,14 +154,16 @@ class Run:
         seed = em.lap_seed(config.seed + 2, lap)
         like = self.expectation(lap - 1).denoiser
         twin = em.fit_gaussian(before, like, seed, min(TWIN_RANK, len(before) // 2))
-        expectation = em.Expectation(twin, config.sampling)
         shards = [self.blends.shards["training"][number] for number in numbers]
+        expectation = em.Expectation(twin, config.sampling)
         parts = [expectation.stamps(shard, config.samples, seed, config.least_signal).images for shard in shards]
-        ratio = em.dispersion(own) / em.dispersion(np.concatenate(parts))
-        if ratio < config.least_dispersion:
+        own_factor = em.dispersion(own) / em.dispersion(before)
+        twin_factor = em.dispersion(np.concatenate(parts)) / em.dispersion(twin.draw(DRAWN, seed))
+        if own_factor < config.least_dispersion * twin_factor:
             expected = f"expected at least {config.least_dispersion:g} of a Gaussian prior's lap"
-            raise DataError(f"lap {lap}", "dispersion", f"{expected}, received {ratio:.2f}: the samples collapse")
-        return ratio
+            received = f"received {own_factor / twin_factor:.2f}: the samples collapse"
+            raise DataError(f"lap {lap}", "dispersion", f"{expected}, {received}")
+        return own_factor / twin_factor
 
     def maximise(self, lap: int) -> None:
         """Fits the network to the lap's samples, from the weights of the lap before where there are any."""
@@ -246,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON, see training/em_config.py")
     parser.add_argument("--out", type=Path, help="where to write; default: runs/<name>")
     options = parser.parse_args(arguments)
+    tf.get_logger().setLevel("ERROR")  # it takes a graph for each shape for a mistake
     try:
         config = EMConfig.read(options.config)
         summary = Run(config, options.out or Path("runs") / config.name).run()
