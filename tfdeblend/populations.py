@@ -65,14 +65,15 @@ def pqmass(data: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
     are of one distribution, the mean over REPEATS tessellations.
 
     Each cuts the space into the cells nearest to CELLS of the stamps, which are then left out, and compares how many of
-    either set fall into each. Distances are those along the data's first COMPONENTS principal components, in units of
-    their square roots: all pixels as they are would be the brightest ones' alone.
+    either set fall into each. Distances are those along the first COMPONENTS principal components of both sets (of one
+    alone they would follow its noise), in units of their square roots: all pixels as they are would be the brightest
+    ones' alone.
     """
-    flat = [x.reshape(len(x), -1).astype(np.float64) for x in (data, samples)]
-    center = flat[0].mean(0)
-    _, spread, axes = np.linalg.svd(flat[0] - center, full_matrices=False)
-    axes, spread = axes[:COMPONENTS], spread[:COMPONENTS] / np.sqrt(len(data))
-    seen = np.concatenate([(x - center) @ axes.T / np.sqrt(spread) for x in flat])
+    flat = np.concatenate([x.reshape(len(x), -1) for x in (data, samples)]).astype(np.float64)
+    flat -= flat.mean(0)
+    _, spread, axes = np.linalg.svd(flat, full_matrices=False)
+    spread = spread[:COMPONENTS] / np.sqrt(len(flat))
+    seen = flat @ axes[:COMPONENTS].T / np.sqrt(np.maximum(spread, 1e-12))
     first = np.arange(len(seen)) < len(data)
     rng = np.random.default_rng(seed)
     values = []
