@@ -97,7 +97,7 @@ def figures(rows: np.ndarray) -> dict[str, float]:
 
 def progress(rows: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
     """Of each prior: the figures, and what share of the way from the first to the last it is, with bootstrap intervals
-    over blends (95%); of pixel z-scores, of their spread's distance from 1 in logarithm."""
+    over blends (95%); of pixel z-scores, of their spread's distance from the last prior's in logarithm."""
     names = list(rows)
     rng = np.random.default_rng(seed)
     number = len(rows[names[0]])
@@ -140,7 +140,7 @@ def judge(options: argparse.Namespace) -> None:
         if not path.exists():
             expectation.use(learned.find(str(prior)).load())
             values = judged(blends, found, expectation, options.samples, options.seed)
-            shards.write_whole(path, lambda temporary, values=values: np.save(temporary.open("wb"), values))
+            shards.write_whole(path, lambda temporary, values=values: np.save(temporary, values))
         rows[f"{number} {prior}"] = np.load(path)
         print(prior, {name: round(value, 4) for name, value in figures(rows[f"{number} {prior}"]).items()}, flush=True)
     told = progress(rows)

@@ -105,9 +105,9 @@ def seeds(scenes: list[Scene], shape) -> Seed:
 def matrix(scene: Scene, shape) -> np.ndarray:
     """(n, 2 PIXELS): the operator that samplers see, one unit vector after another."""
     many = shape._replace(blends=2 * PIXELS)
-    batch = BlendBatch.build([scene] * (2 * PIXELS), many)
-    seed = Seed(*(tf.constant(np.repeat(part, 2 * PIXELS, 0)) for part in seeds([scene], shape)))
-    blends = SeededBlends(batch.tensors, many, seed, SIDE, NEAR)
+    one = BlendBatch.build([scene], shape._replace(blends=1)).tensors, seeds([scene], shape)
+    tensors, seed = tf.nest.map_structure(lambda t: tf.repeat(tf.constant(t), 2 * PIXELS, 0), one)
+    blends = SeededBlends(tensors, many, seed, SIDE, NEAR)
     unit = tf.constant(np.eye(2 * PIXELS, dtype=np.float32).reshape(-1, 2, 1, SIDE, SIDE))
     return blends.blend.stamps.forward(unit).numpy().reshape(2 * PIXELS, -1).T.astype(float)
 
@@ -206,20 +206,85 @@ def test_thinned_halves_are_independent():
     np.testing.assert_array_equal(em.thin(scene, 0).images, thinned.images)
 
 
-def test_the_right_prior_foretells_best(world: World):
-    """log p(y' | y) of thinned blends is higher under the prior they were drawn from than under a wrong one."""
-    rng = np.random.default_rng(0)
-    right = denoiser(*moments(rng), RANK + 2)
-    thinned = [em.thin(scene, 3) for scene in world.shard.scenes[:16]]
+def ensemble(sources: int, spread: float, shift: float, number: int, samples: int) -> np.ndarray:
+    """(number, 3) scores of blends whose galaxies' fluxes are Gaussian, by samples whose deviations are off by the factor
+    `spread` and whose means by `shift` deviations."""
+    rng = np.random.default_rng(3)
+    y, x = np.indices((24, 24))
+    places = [(8, 8), (15, 14)][:sources]
+    shapes = np.stack([np.exp(-((y - p) ** 2 + (x - q) ** 2) / 12.0) for p, q in places])
+    scores = []
+    for index in range(number):
+        truth, told = rng.standard_normal((2, sources))
+        drawn = told + spread * rng.standard_normal((samples, sources)) + shift
+        true, models = (3 * np.tensordot(f - told, shapes, 1)[..., None, :, :] for f in (truth + told, drawn))
+        images = true + rng.standard_normal((1, 24, 24))
+        blank = Observation(np.zeros((1, 24, 24)), np.ones((1, 24, 24)), np.ones((1, 3, 3)) / 9, name=f"{index}")
+        scene = Scene(blank, tuple(Source(float(p), float(q)) for p, q in places))
+        scores.append(em.judge(scene, images, models, 0)[:3])
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("samples", [6, 16])
+def test_the_right_posterior_scores_best(samples: int):
+    """Of samples that scatter too little or too much, or are off; and error and spread are alike if all is right."""
+    right = ensemble(2, 1.0, 0.0, 400, samples)
+    for spread, shift in ((0.5, 0.0), (2.0, 0.0), (1.0, 0.7)):
+        wrong = ensemble(2, spread, shift, 400, samples)
+        gain = right[:, 0] - wrong[:, 0]
+        assert gain.mean() > 3 * gain.std() / 20
+    _, error, variance = right.mean(0)
+    assert error == pytest.approx(variance, rel=0.15)
+    assert ensemble(2, 0.5, 0.0, 400, samples)[:, 2].mean() < 0.35 * error
+
+
+def test_log_gaussian_has_no_bias():
+    """Its mean over samples of any number is the density itself."""
+    rng = np.random.default_rng(5)
+    truth = 0.7
+    for number in (8, 32):
+        samples = 2 + 1.5 * rng.standard_normal((number, 100000))
+        found = em.log_gaussian(np.full(samples.shape[1], truth), samples)
+        exact = -0.5 * ((truth - 2) / 1.5) ** 2 - np.log(1.5) - 0.5 * np.log(2 * np.pi)
+        assert found.mean() == pytest.approx(exact, abs=4 * found.std() / 316)
+
+
+def test_samples_score_by_the_shard(world: World):
+    """What `score` tells of a Gaussian world under its own prior is calibrated."""
+    thinned = [em.thin(scene, 3) for scene in world.shard.scenes]
     scenes = [one.scene for one in thinned]
     halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
-    shard = em.Shard(tuple(scenes), world.shard.shape, Seed(*(part[:16] for part in world.shard.seed)))
-    expectation = em.Expectation(right, EXACT)
-    scores = []
-    for prior in (right, denoiser(np.zeros(PIXELS), 0.3 * np.eye(PIXELS), RANK + 2)):
-        expectation.use(prior)
-        scores.append([one.log_predictive for _, one in em.score(expectation, shard, halves, 16, 0)])
-    assert np.mean(scores[0]) > np.mean(scores[1]) + 3 * np.std(np.subtract(*scores)) / 4
+    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.seed)
+    expectation = em.Expectation(denoiser(*moments(np.random.default_rng(0)), RANK + 2), EXACT)
+    found = {scene.name: one[:3] for scene, one in em.score(expectation, shard, halves, 8, 0)}
+    values = np.array(list(found.values()))
+    assert len(found) == len(scenes)
+    error, spread = values[:, 1].mean(), values[:, 2].mean()
+    assert error == pytest.approx(spread, abs=4 * values[:, 1].std() / np.sqrt(len(values)))
+    assert values[:, 0].mean() < 0
+
+
+def test_seed_stamps_are_centred_as_samples_are(world: World):
+    """The seeds are single pixels, wherever in their stamps: at unit norm in the middle."""
+    found = em.seed_stamps(world.shard, SIDE)
+    expected = np.zeros((1, SIDE, SIDE))
+    expected[0, SIDE // 2, SIDE // 2] = 1
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (96, 1, SIDE, SIDE)), atol=1e-6)
+    assert len(em.seed_stamps(world.shard, SIDE, 2 * SCALE)) == 0
+
+
+def test_a_lap_of_a_gaussian_prior_by_unit_stamps(world: World):
+    """`gaussian_lap` moves a wrong mean towards the galaxies', and keeps the prior's rank."""
+    mu, _ = moments(np.random.default_rng(0))
+    prior = denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK)
+    expectation = em.Expectation(prior, EXACT)
+    em.gaussian_lap(expectation, [world.shard], 0)
+    unit = mu / np.linalg.norm(mu)
+    mean = np.ravel(prior.mean)
+    assert prior.rank == RANK
+    assert mean @ unit / np.linalg.norm(mean) > 0.9 > np.full(PIXELS, 0.1) @ unit / 0.8
+    with pytest.raises(DataError, match="expected at least 6 galaxies"):
+        em.fit_gaussian(np.zeros((3, 1, SIDE, SIDE)), prior, 0, RANK)
 
 
 def test_an_empty_file_of_samples_is_no_stamps(tmp_path):

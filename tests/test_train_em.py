@@ -12,6 +12,8 @@ import pytest
 
 from tests.test_training import NETWORK
 from tfdeblend import learned
+from tfdeblend.datasets import read_records
+from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.shards import write_npz
@@ -63,7 +65,7 @@ def tiny(blends: Path) -> EMConfig:
         sampling=SampleOptions(steps=2),
         validation=0.3,
         test=0.2,
-        judged=2,
+        judged=4,
         patience=5,
         least_dispersion=0.01,
         network=NETWORK,
@@ -92,6 +94,7 @@ def test_a_run_leaves_what_it_says(whole: tuple[EMConfig, Path]):
     summary = json.loads((out / "summary.json").read_text())
     assert [one["lap"] for one in summary["validation"]] == [0, 1, 2]
     assert np.isfinite([one["log_predictive"] for one in summary["validation"]]).all()
+    assert all(one["kept"] > 0 for one in summary["validation"][1:])
     assert {"best", "rise", "test", "test_rise"} <= set(summary)
     assert (out / "laps.png").stat().st_size > 1000 and list((out / "tensorboard").glob("events*"))
     assert (out / "lap_000" / "prior.npz").exists() and (out / "lap_002" / "prior.keras").exists()
@@ -116,19 +119,37 @@ def test_a_killed_run_ends_where_a_whole_one_does(whole: tuple[EMConfig, Path], 
 
 
 @pytest.mark.slow
-def test_a_lap_that_collapses_is_refused(whole: tuple[EMConfig, Path]):
+def test_laps_that_collapse_end_the_run(whole: tuple[EMConfig, Path], tmp_path: Path):
+    """Samples that are all alike from the second lap on: told, and the first lap's prior is kept."""
     config, out = whole
-    run = train_em.Run(config, out)
-    run.config = dataclasses.replace(config, least_dispersion=100.0)
-    with pytest.raises(DataError, match=r"lap 2: dispersion: expected at least 100 .* the samples collapse"):
-        run.dispersion(2)
+    killed = tmp_path / "out"
+    shutil.copytree(out, killed)
+    (killed / "lap_002" / "scores.json").unlink()
+    for path in (killed / "lap_002" / "samples").glob("train_*"):
+        images = read_records(path)
+        same = np.repeat(images[:1], len(images), 0)
+        Stamps(same, np.full(len(same), ""), np.zeros(len(same), int)).write(path)
+    summary = train_em.Run(dataclasses.replace(config, least_dispersion=0.3), killed).run()
+    assert "lap 2: dispersion: expected at least 0.3" in summary["collapse"]
+    assert summary["best"] < 2 and (killed / "summary.json").exists()
 
 
 @pytest.mark.slow
-def test_another_configuration_is_refused(whole: tuple[EMConfig, Path]):
+def test_other_settings_or_blends_are_refused(whole: tuple[EMConfig, Path], tmp_path: Path):
     config, out = whole
     with pytest.raises(DataError, match="expected the configuration that this folder was begun with"):
-        train_em.Run(dataclasses.replace(config, laps=3), out)
+        train_em.Run(dataclasses.replace(config, samples=3), out)
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    (other / "seeds" / "blends.sha256").write_text("0")
+    with pytest.raises(DataError, match="expected the blends that this folder was begun with"):
+        train_em.Run(config, other)
+
+
+def test_a_start_for_other_stamps_is_refused(tmp_path: Path):
+    config = dataclasses.replace(tiny(tmp_path), start=StartConfig("prior", "hsc-grizy-64"))
+    with pytest.raises(DataError, match=r"expected bands, side, .* \('i',\), 16"):
+        train_em.Run(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -146,6 +167,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
         ({"validation": 0.6, "test": 0.5}, "expected less than all blends"),
         ({"start": {"kind": "prior"}}, "expected a prior for kind"),
         ({"start": {"kind": "hst"}}, "expected gaussian, fits, prior"),
+        ({"judged": 2}, "judged: expected at least 4"),
         ({"lap": 3}, "received lap"),
     ],
 )
@@ -174,9 +196,10 @@ def test_laps_of_a_share_go_through_all_shards():
     run = object.__new__(train_em.Run)
     run.config = dataclasses.replace(tiny(Path()), share=0.3)
     run.blends = type("Blends", (), {"shards": {"training": list(range(10))}})()
-    laps = [run.shards_of(lap) for lap in range(1, 11)]
-    assert all(len(lap) == 3 for lap in laps)
-    assert sorted(number for lap in laps for number in lap) == sorted(list(range(10)) * 3)
+    laps = [run.shards_of(lap) for lap in range(1, 10)]
+    for turn in (laps[:3], laps[3:6], laps[6:]):
+        assert sorted(number for lap in turn for number in lap) == list(range(10))
+    assert laps[:3] != laps[3:6]
 
 
 def test_a_rise_has_an_interval():

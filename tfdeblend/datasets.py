@@ -64,7 +64,9 @@ def _read_npz(path: Path) -> np.ndarray:
         return archive["stamps"]
 
 
-def _read_records(path: Path) -> np.ndarray:
+def read_records(path: Path) -> np.ndarray:
+    """The stamps (N, C, P, P) of one TFRecord file; (0,) where there are none."""
+
     def parse(record: tf.Tensor) -> tf.Tensor:
         features = tf.io.parse_single_example(record, {"stamp": tf.io.FixedLenFeature([], tf.string)})
         return tf.io.parse_tensor(features["stamp"], tf.float32)
@@ -72,7 +74,7 @@ def _read_records(path: Path) -> np.ndarray:
     return np.array(list(tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator()), np.float32)
 
 
-READERS = {".npy": _read_npy, ".npz": _read_npz, ".tfrecord": _read_records}
+READERS = {".npy": _read_npy, ".npz": _read_npz, ".tfrecord": read_records}
 
 
 def batch_indices(step: tf.Tensor, batch: int, number: int, seed: int) -> tf.Tensor:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,7 @@ from tfdeblend import initialize, sample_batches, shards
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblender import SEED, brightness, by_count, first_latents, merge_buckets, stamp_side
 from tfdeblend.denoisers import Denoiser, flux_scale
+from tfdeblend.errors import DataError
 from tfdeblend.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.mapfit import MapFit
 from tfdeblend.nonparametric import NonparametricFit
@@ -27,9 +28,10 @@ from tfdeblend.priors import PRIORS
 from tfdeblend.sample_batches import STAMPS_AT_ONCE
 from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions, Samples
 from tfdeblend.scene import Scene
-from tfdeblend.seeded import Seed
+from tfdeblend.seeded import LARGE_SHARE, Seed, Window, window
 
 BLENDS = 16  # of a shard, at most
+APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
 
 
@@ -86,13 +88,13 @@ def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[B
 class Seeding:
     """Fits shards' blends in closed form, or, after that, without a profile; each shape is compiled once."""
 
-    def __init__(self, nonparametric: bool = False, position_sigma: float = 0.5):
-        self.nonparametric, self.position_sigma = nonparametric, position_sigma
+    def __init__(self, nonparametric: bool = False):
+        self.nonparametric = nonparametric
         self.fits: dict[BatchShape, tuple[MapFit, NonparametricFit]] = {}
 
     def __call__(self, scenes: Sequence[Scene], shape: BatchShape) -> Shard:
         if shape not in self.fits:
-            fit = MapFit(PRIORS[SEED](shape.bands, self.position_sigma), shape)
+            fit = MapFit(PRIORS[SEED](shape.bands), shape)
             self.fits[shape] = fit, NonparametricFit(fit)
         fit, refine = self.fits[shape]
         batch = BlendBatch.build(scenes, shape)
@@ -161,39 +163,45 @@ def lap_seed(seed: int, lap: int) -> int:
 
 
 def seed_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarray:
-    """(N, C, side, side) the seeds' own galaxies at unit scale, cut about their stamps' middle."""
-    stamps, first = shard.seed.stamps, shard.shape.stamp // 2 - side // 2
-    cut = stamps[..., first : first + side, first : first + side]
-    norm = flux_scale(cut)
+    """(N, C, side, side) the seeds' own galaxies at unit scale, cut where a sampler would; none that is larger."""
+    stamps = tf.constant(shard.seed.stamps)
+    begin = window(tf.constant(shard.seed.offset), shard.shape.stamp, side)
+    cut = Window(begin, side, shard.shape.stamp).transpose(stamps).numpy()
+    norm, light = flux_scale(cut), np.abs(cut).sum((2, 3, 4))
+    inside = light > (1 - LARGE_SHARE) * np.abs(shard.seed.flux).sum(2)
     galaxy = np.zeros(norm.shape, bool)
     for row, scene in enumerate(shard.scenes):
         galaxy[row, : len(scene.sources)] = [source.kind == "galaxy" for source in scene.sources]
-    keep = galaxy & (norm >= max(least_signal, 1e-6))
-    unit = cut[keep] / norm[keep][:, None, None, None]
+    keep = galaxy & inside & (norm >= max(least_signal, 1e-6))
     units = np.repeat(shard.batch().band_unit.numpy()[:, None], norm.shape[1], 1)[keep]
-    unit = unit / units[:, :, None, None]
+    unit = cut[keep] / units[:, :, None, None]
     return unit / flux_scale(unit)[:, None, None, None]
 
 
-def gaussian_lap(expectation: Expectation, found: Sequence[Shard], seed: int, least_signal: float = 0.0) -> Stamps:
-    """One lap of a Gaussian prior, the expectation's, which is changed in place; gives the E-step's samples.
+def gaussian_lap(expectation: Expectation, found: Sequence[Shard], seed: int, least_signal: float = 0.0) -> None:
+    """One lap of a Gaussian prior, the expectation's, which is changed in place.
 
-    The M-step is factor analysis: cutting a covariance to a rank may lower the evidence, this does not.
+    The M-step is factor analysis: it fits diagonal and directions together, where cutting a covariance to a rank
+    may lower the evidence even of exact laps.
     """
     prior = expectation.denoiser
     assert isinstance(prior, GaussianDenoiser)
-    parts = [expectation.stamps(shard, 1, seed, least_signal) for shard in found]
-    every = Stamps(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    prior.assign(fit_gaussian(every.images, prior, seed))
-    return every
+    images = np.concatenate([expectation.stamps(shard, 1, seed, least_signal).images for shard in found])
+    prior.assign(fit_gaussian(images, prior, seed, prior.rank))
 
 
-def fit_gaussian(images: np.ndarray, like: Denoiser, seed: int, rank: int | None = None) -> GaussianDenoiser:
-    """Of stamps (N, C, P, P) at unit norm, whose scales a prior `like` that one takes to be wrong by its jitter."""
-    scale = np.exp(like.scale_jitter * np.random.default_rng(seed).standard_normal(len(images)))
+def fit_gaussian(images: np.ndarray, like: Any, seed: int, rank: int) -> GaussianDenoiser:
+    """Of stamps (N, C, P, P) at unit norm, whose scales a prior such as `like` takes to be wrong by its jitter.
+
+    Raises: DataError for too few stamps.
+    """
+    if len(images) < 2 * max(rank, 1):
+        expected = f"expected at least {2 * max(rank, 1)} galaxies for a Gaussian prior of rank {rank}"
+        raise DataError("blends", "galaxies", f"{expected}, received {len(images)}")
+    scale = np.exp(like.scale_jitter * np.random.default_rng(seed).standard_normal(len(images))).astype(np.float32)
     kind = {name: getattr(like, name) for name in STAMPS}
-    jittered = (images * scale[:, None, None, None]).astype(np.float32)
-    return GaussianDenoiser.fit(jittered, rank or like.rank, LAPS_OF_FACTORS, **kind)
+    jittered = images.astype(np.float32) * scale[:, None, None, None]
+    return GaussianDenoiser.fit(jittered, rank, LAPS_OF_FACTORS, **kind)
 
 
 def dispersion(images: np.ndarray) -> float:
@@ -224,16 +232,20 @@ def thin(scene: Scene, seed: int) -> Thinned:
 
 
 class Score(NamedTuple):
-    """Of one blend. log_predictive: log p(y' | y) in nats above -N / 2 - log(sqrt(2 pi) sigma) of N pixels of pure
-    noise, by S samples: the logarithm of their mean likelihood. chi2: a pixel, of their mean. model: it, (C, H, W)."""
+    """Of one blend. log_predictive: the mean log p(t | y) in nats of the light t in apertures of the other half, less
+    what it were if the truth were known. error, spread: a pixel, the squared error of the samples' mean and their
+    variance, both over the noise's variance and as of infinitely many samples: alike if calibrated. model: the mean."""
 
     log_predictive: float
-    chi2: float
+    error: float
+    spread: float
     model: np.ndarray
 
 
-def score(expectation: Expectation, shard: Shard, judged: Mapping[str, np.ndarray], samples: int, seed: int):
-    """Yields (scene, Score) of a shard of thinned scenes; judged: their other images, by name."""
+def score(
+    expectation: Expectation, shard: Shard, halves: Mapping[str, np.ndarray], samples: int, seed: int
+) -> Iterator[tuple[Scene, Score]]:
+    """Of a shard of thinned scenes, with 4 samples or more; halves: their other images (C, H, W), by name."""
     models: dict[int, list[np.ndarray]] = defaultdict(list)
     scales = shard.batch().band_scale
     for blends, drawn in expectation.draw(shard, samples, seed):
@@ -241,10 +253,45 @@ def score(expectation: Expectation, shard: Shard, judged: Mapping[str, np.ndarra
             _, height, width = shard.scenes[blend].observation.shape
             models[blend].append(drawn.model[row, :, :height, :width] * scales[blend][:, None, None])
     for blend, scene in enumerate(shard.scenes):
-        weights, images, number = scene.observation.weights, judged[scene.name], scene.observation.valid.sum()
-        chi2 = np.array([np.sum(weights * (images - model) ** 2.0) for model in models[blend]])
-        mean = np.mean(models[blend], 0)
-        least = chi2.min()
-        log_mean = np.log(np.mean(np.exp((least - chi2) / 2))) - least / 2
-        left = float(np.sum(weights * (images - mean) ** 2.0) / max(number, 1))
-        yield scene, Score(float(log_mean + number / 2), left, mean.astype(np.float32))
+        yield scene, judge(scene, halves[scene.name], np.stack(models[blend]), seed)
+
+
+def judge(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Score:
+    """images: (C, H, W) not seen by the samples; models: (S, C, H, W), theirs.
+
+    The likelihood of thousands of pixels under a few samples is that of the best of them, and higher where samples
+    scatter too little; that of a few numbers is not, once it is corrected for S (`log_gaussian`).
+    """
+    weights, number = scene.observation.weights.astype(float), max(int(scene.observation.valid.sum()), 1)
+    mean, count = models.mean(0, dtype=float), len(models)
+    variance = float(np.sum(weights * models.var(0, ddof=1, dtype=float)) / number)
+    error = float(np.sum(weights * (images - mean) ** 2) / number) - 1 - variance / count
+    y, x = np.indices(mean.shape[1:])
+    light, noise = [], []
+    for source in scene.sources:
+        for width in APERTURES:
+            w = np.exp(-0.5 * ((y - source.y) ** 2 + (x - source.x) ** 2) / width**2) * weights
+            light.append(np.concatenate([[(w * images).sum((1, 2))], np.einsum("cyx,scyx->sc", w, models)]))
+            noise.append(np.sum(w**2 / np.where(weights > 0, weights, 1), axis=(1, 2)))
+    told, deviation = np.moveaxis(np.array(light), 1, 0), np.sqrt(np.array(noise))  # [1 + S, N, C], [N, C]
+    seen = deviation > 0
+    normal = np.random.default_rng([seed, *scene.name.encode()]).standard_normal(told[1:].shape)
+    foretold = (told[1:] + deviation * normal)[:, seen] / deviation[seen]
+    known = -0.5 * np.log(2 * np.pi) - 0.5
+    logs = log_gaussian(told[0][seen] / deviation[seen], foretold) - known
+    return Score(float(logs.mean()) if seen.any() else 0.0, error, variance, mean.astype(np.float32))
+
+
+def log_gaussian(truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """(N,) log p of truth (N,) under the Gaussian that samples (S, N) are of, without bias by their finite number:
+    the ensemble-adjusted ignorance score (Siegert et al. 2019, Q. J. R. Meteorol. Soc. 145, 129), in nats.
+
+    Raises: ValueError for fewer than 4 samples.
+    """
+    n = len(samples)
+    if n < 4:
+        raise ValueError(f"expected at least 4 samples, received {n}")
+    mean, variance = samples.mean(0), samples.var(0, ddof=1)
+    half = (n - 1) / 2
+    finite = float(tf.math.digamma(half)) - np.log(half) + 1 / n
+    return -0.5 * (np.log(2 * np.pi * variance) + (n - 3) / (n - 1) * (truth - mean) ** 2 / variance - finite)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -14,8 +16,10 @@ from tfdeblend import em, learned
 from tfdeblend.errors import DataError
 from tfdeblend.io import find_inputs
 from tfdeblend.scene import Scene
+from tfdeblend.shards import write_whole
 from training.em_config import EMConfig
 
+T = TypeVar("T")
 SPLITS = ("training", "validation", "test")
 
 
@@ -34,7 +38,7 @@ def read_scenes(config: EMConfig) -> list[Scene]:
     """
     about = learned.LearnedPrior(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
     found, refused = [], []
-    for path in tqdm(find_inputs(list(config.blends)), "reading", disable=None):
+    for path in progress(find_inputs(list(config.blends)), "reading"):
         try:
             scene = Scene.read(path)
             scene = Scene(scene.observation.select(config.bands), scene.sources)
@@ -54,38 +58,62 @@ def read_scenes(config: EMConfig) -> list[Scene]:
 
 @dataclass(frozen=True)
 class Blends:
-    """Shards of the splits; those of "validation" and "test" are thinned, `judged` their other halves by name."""
+    """Shards of the splits; those of "validation" and "test" are thinned, `halves` their other images by name."""
 
     shards: dict[str, list[em.Shard]]
-    judged: dict[str, np.ndarray]
+    halves: dict[str, np.ndarray]
 
     @classmethod
     def prepare(cls, config: EMConfig, scenes: Sequence[Scene], folder: Path) -> Blends:
         """Seeds that are in `folder` already are read. Raises: DataError for a split without scenes."""
         groups: dict[str, list[Scene]] = {split: [] for split in SPLITS}
-        judged = {}
+        halves = {}
         for scene in scenes:
             split = split_of(scene.name, config)
             if split != "training":
-                scene, judged[scene.name] = em.thin(scene, config.seed)
+                scene, halves[scene.name] = em.thin(scene, config.seed)
             groups[split].append(scene)
         for split in SPLITS[: 3 if config.test else 2]:
             if not groups[split]:
                 raise DataError(config.name, split, f"expected blends, received none of {len(scenes)}")
-        shards = {split: seeded(config, split, group, folder, False) for split, group in groups.items()}
-        return cls(shards, judged)
+        _same_blends(scenes, folder)
+        seeding = em.Seeding()
+        shards = {split: seeded(config, split, group, folder, seeding) for split, group in groups.items()}
+        return cls(shards, halves)
 
 
-def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, free: bool) -> list[em.Shard]:
-    """Shards of scenes, from files where these are there already. free: fitted without a profile."""
+def _same_blends(scenes: Sequence[Scene], folder: Path) -> None:
+    """Raises: DataError where the seeds in `folder` are of other blends."""
+    digest = hashlib.sha256()
+    for scene in scenes:
+        observation = scene.observation
+        for part in (observation.images, observation.weights, observation.psf, scene.positions):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(scene.name.encode())
+    path = folder / "blends.sha256"
+    if path.exists() and path.read_text() != digest.hexdigest():
+        raise DataError(path, "blends", "expected the blends that this folder was begun with, received others")
     folder.mkdir(parents=True, exist_ok=True)
-    seeding, by_name = em.Seeding(free), {scene.name: scene for scene in scenes}
+    write_whole(path, lambda temporary: temporary.write_text(digest.hexdigest()))
+
+
+def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, seeding: em.Seeding) -> list[em.Shard]:
+    """Shards of scenes, from files where these are there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    by_name = {scene.name: scene for scene in scenes}
     found = []
     for number, (shape, members) in enumerate(
-        tqdm(em.plan(scenes, config.side, config.model_sigma), f"fitting {kind}", disable=None)
+        progress(em.plan(scenes, config.side, config.model_sigma), f"fitting {kind}")
     ):
         path = folder / f"{kind}_{number:05d}.npz"
         if not path.exists():
             seeding([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))
     return found
+
+
+def progress(work: Iterable[T], text: str) -> Iterable[T]:
+    """A bar on a terminal, a line in a log."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+    return tqdm(work, text, disable=None)

@@ -44,7 +44,8 @@ class EMConfig:
     score has not risen for `patience` laps. samples: of each source in a lap. share: of the blends, in a lap.
     least_signal: norm of a galaxy's fit over the noise; those below teach nothing that the prior did not say.
     validation, test: shares of the blends, by name, that laps and, once, the end are judged on, with `judged` samples
-    each. least_dispersion: a lap that keeps less of the samples' dispersion than that of a Gaussian prior is refused.
+    each, at least 4. least_dispersion: laps that keep less than this share of the dispersion that a Gaussian prior's
+    laps keep end the run.
     mean_fit, head_fit: of a lap; first_*: of a network that starts from nothing, of no steps: as in a lap.
     truth: a folder of stamps, where truth is known, and `truth_pattern` of its files. The rest: see `DenoiserConfig`.
     """
@@ -73,7 +74,7 @@ class EMConfig:
     truth: str | None = None
     truth_pattern: str = "*"
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    head: NetworkConfig = field(default_factory=lambda: HEAD)
+    head: NetworkConfig = HEAD
     rank: int = 6
     noise_median: float = 0.04
     noise_spread: float = 2.0
@@ -85,9 +86,9 @@ class EMConfig:
             low = 0 if name == "test" else 1e-6
             if not low <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share of the blends, 0 to 1, received {getattr(self, name)}")
-        for name in ("laps", "samples", "judged", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}")
+        for name, least in (("laps", 1), ("samples", 1), ("judged", 4), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, received {getattr(self, name)}")
         if self.validation + self.test >= 1:
             raise ValueError(f"validation, test: expected less than all blends, received {self.validation + self.test}")
 
@@ -98,6 +99,10 @@ class EMConfig:
             return parse(cls, json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def lasting(self) -> EMConfig:
+        """Without what only says when to stop, which may change while a run goes on."""
+        return dataclasses.replace(self, laps=1, patience=1, least_dispersion=0.0)
 
     def text(self) -> str:
         """The JSON that `read` takes, every setting spelt out."""

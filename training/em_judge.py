@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tfdeblend.datasets import read_stamps
 from tfdeblend.denoisers import Denoiser, flux_scale
-from tfdeblend.em import Expectation, Shard, score
+from tfdeblend.em import Expectation, Score, Shard, score
 from tfdeblend.generate import Generator
 from tfdeblend.plots import Stretch, residual_colours, significance
 from tfdeblend.populations import pqmass, properties, two_sample
@@ -21,48 +21,50 @@ from tfdeblend.shards import write_whole
 from training.em_config import EMConfig
 from training.monitors import draw
 
-DRAWN = 512  # of a prior's own galaxies, to be compared with the truth
+PRIOR_DRAWS = 512  # of a prior's own galaxies, to be compared with the truth
 AT_ONCE = 64
 SHOWN = 4  # blends in the figure of the laps
 BOOTSTRAPS = 1000
+SCORES = Score._fields[:3]
 
 
 class Judge:
     """Of all laps of a run.
 
     Args:
-      shards: of thinned validation blends; judged: their other halves, by name.
+      shards: of thinned validation blends; halves: their other images, by name.
     """
 
-    def __init__(self, config: EMConfig, shards: Sequence[Shard], judged: Mapping[str, np.ndarray], out: Path):
-        self.config, self.shards, self.judged, self.out = config, shards, judged, out
+    def __init__(self, config: EMConfig, shards: Sequence[Shard], halves: Mapping[str, np.ndarray], out: Path):
+        self.config, self.shards, self.halves, self.out = config, shards, halves, out
         self.writer = tf.summary.create_file_writer(str(out / "tensorboard"))
         self.truth = None
         if config.truth is not None:
             stamps = read_stamps(Path(config.truth), config.truth_pattern)
-            stamps = stamps[:: max(1, len(stamps) // DRAWN)][:DRAWN]
+            stamps = stamps[:: max(1, len(stamps) // PRIOR_DRAWS)][:PRIOR_DRAWS]
             self.truth = stamps / flux_scale(stamps)[:, None, None, None]
-        names = sorted({scene.name for shard in shards for scene in shard.scenes if 1 < len(scene.sources) <= 6})
+        scenes = [scene for shard in shards for scene in shard.scenes]
+        blended = [scene for scene in scenes if 1 < len(scene.sources) <= 6]
+        names = sorted(scene.name for scene in blended or scenes)
         self.shown = names[:: max(1, len(names) // SHOWN)][:SHOWN]
         self.generator: Generator | None = None
 
     def blends(self, expectation: Expectation, shards: Sequence[Shard]) -> tuple[dict, dict[str, np.ndarray]]:
-        """Scores of thinned blends: means and each blend's; and mean models of those that are shown."""
+        """Scores of thinned blends: means, and each blend's; and mean models of those that are shown."""
         found, models = {}, {}
         for shard in shards:
-            for scene, one in score(expectation, shard, self.judged, self.config.judged, self.config.seed):
-                found[scene.name] = one.log_predictive, one.chi2
+            for scene, one in score(expectation, shard, self.halves, self.config.judged, self.config.seed):
+                found[scene.name] = one[:3]
                 if scene.name in self.shown:
                     models[scene.name] = one.model
-        log_predictive, chi2 = np.array(list(found.values())).T
-        told = {"log_predictive": float(log_predictive.mean()), "chi2": float(chi2.mean()), "blends": found}
-        return told, models
+        means = np.mean(list(found.values()), 0).tolist()
+        return {**dict(zip(SCORES, means, strict=True)), "blends": found}, models
 
     def population(self, denoiser: Denoiser) -> tuple[dict, np.ndarray]:
         """The prior's own galaxies, and how far they are from the truth, where that is known."""
         if self.generator is None or self.generator.denoiser is not denoiser:
             self.generator = Generator(denoiser, denoiser.stamp_shape)
-        number = DRAWN if self.truth is not None else AT_ONCE
+        number = PRIOR_DRAWS if self.truth is not None else AT_ONCE
         drawn = [self.generator(AT_ONCE, (self.config.seed, first)).numpy() for first in range(0, number, AT_ONCE)]
         stamps = np.concatenate(drawn)
         stamps /= flux_scale(stamps)[:, None, None, None]
@@ -80,12 +82,12 @@ class Judge:
         np.savez(folder / "models.npz", **models)  # type: ignore[arg-type]
         draw(drawn[:64], 16, folder / "drawn.png")
         with self.writer.as_default(lap):
-            for name in ("log_predictive", "chi2", *facts):
+            for name in (*SCORES, *facts):
                 tf.summary.scalar(name, told[name])
             for name, value in distances.items():
                 tf.summary.scalar(f"distance/{name}", value)
             tf.summary.image("drawn from the prior", tf.image.decode_png((folder / "drawn.png").read_bytes(), 3)[None])
-            tf.summary.histogram("log_predictive of blends", [one for one, _ in told["blends"].values()])
+            tf.summary.histogram("log_predictive of blends", [one[0] for one in told["blends"].values()])
         write_whole(folder / "scores.json", lambda path: path.write_text(json.dumps(told, indent=1) + "\n"))
         return told
 
@@ -120,7 +122,7 @@ def _panels(scene: Scene, model: np.ndarray | None) -> list[np.ndarray]:
 
 
 def rise(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], seed: int = 0) -> dict:
-    """Of log p(y' | y) a blend from one prior to another, on the same blends, with its bootstrap interval (95%)."""
+    """Of `Score.log_predictive` from one prior to another, on the same blends, with its bootstrap interval (95%)."""
     gain = np.array([after[name][0] - before[name][0] for name in before])
     rng = np.random.default_rng(seed)
     means = gain[rng.integers(0, len(gain), (BOOTSTRAPS, len(gain)))].mean(1)

@@ -23,6 +23,7 @@ from tfdeblend.datasets import Augmentation, moments, noised_batches, read_stamp
 from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
 from tfdeblend.networks import UNet
 from tfdeblend.schedules import LogNormalNoise
+from tfdeblend.shards import write_whole
 from training.config import DenoiserConfig, FitConfig
 from training.monitors import LossByLevel, Pictures, StartData
 
@@ -150,7 +151,7 @@ def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
     fit_mean(denoiser, config, stamps, held_out, out)
     fit_head(denoiser, config, stamps, held_out, out)
     done = denoiser.without_optimizer()
-    done.save(out / f"{config.name}.keras")
+    write_whole(out / f"{config.name}.keras", done.save)
     return done
 
 

@@ -1,6 +1,6 @@
 """Learns a prior from blends alone: laps of posterior samples of all galaxies, and of fitting the network to them.
 
-    python -m training.train_em --config training/configs/em-demo.json --out runs/em-demo
+    python -m training.train_em --config training/configs/em/demo.json --out runs/em-demo
 
 Everything goes below `--out`: each lap's prior, samples, scores and pictures, `laps.png`, `summary.json`, TensorBoard's
 logs and, in the end, the best lap's prior. A run that was killed goes on where it stopped when the same command is
@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfdeblend import em, learned
-from tfdeblend.datasets import read_stamps
+from tfdeblend.datasets import read_records, read_stamps
 from tfdeblend.denoisers import Denoiser
 from tfdeblend.errors import DataError
 from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.sampling import SampleOptions
 from tfdeblend.shards import write_whole
-from training.em_blends import Blends, read_scenes, seeded
+from training.em_blends import Blends, progress, read_scenes, seeded
 from training.em_config import EMConfig
-from training.em_judge import Judge, rise
+from training.em_judge import SCORES, Judge, rise
 from training.train_denoiser import train
 
 CHECKED = 4  # shards that a lap's dispersion is checked on
@@ -36,23 +36,33 @@ DRAWN = 1000  # of that Gaussian prior's own galaxies
 TWIN_RANK = 32  # of the Gaussian prior that it is compared with
 
 
+class Collapse(DataError):
+    """A lap that lost dispersion."""
+
+
 class Run:
-    """All laps below `out`."""
+    """All laps below `out`.
+
+    Raises: DataError where `out` was begun with other settings or blends, and for a start that does not fit.
+    """
 
     def __init__(self, config: EMConfig, out: Path):
         self.config, self.out = config, out
+        check_start(config)
         self._keep_config()
         self.blends = Blends.prepare(config, read_scenes(config), out / "seeds")
-        self.judge = Judge(config, self.blends.shards["validation"], self.blends.judged, out)
+        self.judge = Judge(config, self.blends.shards["validation"], self.blends.halves, out)
         self._expectations: dict[type, em.Expectation] = {}
+        self._twin: em.Expectation | None = None
 
     def _keep_config(self) -> None:
-        """Raises: DataError where `out` is another configuration's."""
         path = self.out / "em.json"
-        if path.exists() and path.read_text() != self.config.text():
-            raise DataError(path, "config", "expected the configuration that this folder was begun with")
+        if path.exists():
+            if EMConfig.read(path).lasting() != self.config.lasting():
+                raise DataError(path, "config", "expected the configuration that this folder was begun with")
+            return
         self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.config.text())
+        write_whole(path, lambda temporary: temporary.write_text(self.config.text()))
 
     def folder(self, lap: int) -> Path:
         return self.out / f"lap_{lap:03d}"
@@ -69,13 +79,10 @@ class Run:
     def shards_of(self, lap: int) -> list[int]:
         """Which training shards a lap sees: laps of a share go through all of them in turn."""
         number = len(self.blends.shards["training"])
-        count = max(1, round(self.config.share * number))
-        places = (lap - 1) * count + np.arange(count)
-        orders = {
-            turn: np.random.default_rng([self.config.seed, int(turn)]).permutation(number)
-            for turn in set(places // number)
-        }
-        return sorted(int(orders[place // number][place % number]) for place in places)
+        laps = max(1, round(1 / self.config.share))
+        turn, place = divmod(lap - 1, laps)
+        order = np.random.default_rng([self.config.seed, turn]).permutation(number)
+        return sorted(np.array_split(order, min(laps, number))[place % number].tolist())
 
     # -- steps of a lap
 
@@ -97,12 +104,10 @@ class Run:
     def _start_gaussian(self, folder: Path) -> None:
         config, training = self.config, self.blends.shards["training"]
         images = np.concatenate([em.seed_stamps(shard, config.side, config.least_signal) for shard in training])
-        names = ("bands", "pixel_scale", "model_sigma", "scale_jitter")
-        kind = {name: getattr(config, name) for name in names}
-        rank = min(config.start.rank, len(images) // 2)
-        prior = GaussianDenoiser.fit(images.astype(np.float32), rank, **kind)
+        rank = max(min(config.start.rank, len(images) // 4), 1)
+        prior = em.fit_gaussian(images, config, config.seed, rank)
         expectation = em.Expectation(prior, config.sampling)
-        for lap in tqdm(range(config.start.laps), "laps of the Gaussian prior", disable=None):
+        for lap in progress(range(config.start.laps), "laps of the Gaussian prior"):
             path = folder / f"gaussian_{lap:02d}.npz"
             if path.exists():
                 prior.assign(GaussianDenoiser.load(path))
@@ -112,11 +117,10 @@ class Run:
         write_whole(folder / "prior.npz", prior.save)
 
     def _start_fits(self, folder: Path) -> None:
-        config = self.config
+        config, seeding = self.config, em.Seeding(nonparametric=True)
         for kind, split in (("train", "training"), ("heldout", "validation")):
             scenes = [scene for shard in self.blends.shards[split] for scene in shard.scenes]
-            found = seeded(config, kind, scenes, folder / "fits", True)
-            for number, shard in enumerate(found):
+            for number, shard in enumerate(seeded(config, kind, scenes, folder / "fits", seeding)):
                 images = em.seed_stamps(shard, config.side, config.least_signal).astype(np.float32)
                 stamps = em.Stamps(images, np.full(len(images), ""), np.zeros(len(images), int))
                 stamps.write(_samples(folder) / f"{kind}_{number:05d}.tfrecord")
@@ -129,7 +133,7 @@ class Run:
         work = [("train", i, config.samples) for i in self.shards_of(lap)]
         work += [("heldout", i, 1) for i in range(len(shards["validation"]))]
         expectation = None
-        for kind, number, samples in tqdm(work, f"lap {lap}: sampling", disable=None):
+        for kind, number, samples in progress(work, f"lap {lap}: sampling"):
             path = folder / f"{kind}_{number:05d}.tfrecord"
             if path.exists():
                 continue
@@ -138,32 +142,37 @@ class Run:
             expectation.stamps(shard, samples, seed, config.least_signal).write(path)
 
     def dispersion(self, lap: int) -> float:
-        """By what factor this lap changed the samples' dispersion, over that by which a Gaussian prior's lap does, from
-        where the one before ended; NaN of the first.
-
-        Shrinkage of samples compounds over laps, and nothing else tells. Raises: DataError for a lap that lost
-        dispersion.
-        """
+        """The factor by which a lap changed the galaxies' dispersion, over that of an exact lap of a Gaussian prior
+        from the same galaxies: below 1, samples shrink, which compounds over laps."""
+        config = self.config
         if lap == 1:
-            return float("nan")
-        config, numbers = self.config, self.shards_of(lap)[:CHECKED]
-        before = read_stamps(_samples(self.folder(lap - 1)), "train_*.tfrecord")
-        own = np.concatenate(
-            [read_stamps(_samples(self.folder(lap)), f"train_{number:05d}.tfrecord") for number in numbers]
-        )
+            before = self.judge.population(self.expectation(0).denoiser)[1]
+        else:
+            before = read_stamps(_samples(self.folder(lap - 1)), "train_*.tfrecord")
+        own = {}
+        for number in self.shards_of(lap):
+            path = _samples(self.folder(lap)) / f"train_{number:05d}.tfrecord"
+            if len(images := read_records(path)):
+                own[number] = images
+        checked = list(own)[:: max(1, len(own) // CHECKED)]
         seed = em.lap_seed(config.seed + 2, lap)
-        like = self.expectation(lap - 1).denoiser
-        twin = em.fit_gaussian(before, like, seed, min(TWIN_RANK, len(before) // 2))
-        shards = [self.blends.shards["training"][number] for number in numbers]
-        expectation = em.Expectation(twin, config.sampling)
-        parts = [expectation.stamps(shard, config.samples, seed, config.least_signal).images for shard in shards]
-        own_factor = em.dispersion(own) / em.dispersion(before)
-        twin_factor = em.dispersion(np.concatenate(parts)) / em.dispersion(twin.draw(DRAWN, seed))
-        if own_factor < config.least_dispersion * twin_factor:
-            expected = f"expected at least {config.least_dispersion:g} of a Gaussian prior's lap"
-            received = f"received {own_factor / twin_factor:.2f}: the samples collapse"
-            raise DataError(f"lap {lap}", "dispersion", f"{expected}, {received}")
-        return own_factor / twin_factor
+        twin = em.fit_gaussian(before, config, seed, max(min(TWIN_RANK, len(before) // 4), 1))
+        if self._twin is None or self._twin.denoiser.rank != twin.rank:
+            self._twin = em.Expectation(twin, SampleOptions())  # exact for a Gaussian in any number of steps
+        self._twin.use(twin)
+        shards = [self.blends.shards["training"][number] for number in checked]
+        parts = [self._twin.stamps(shard, config.samples, seed, config.least_signal).images for shard in shards]
+        own_factor = em.dispersion(np.concatenate([own[number] for number in checked])) / em.dispersion(before)
+        return own_factor / (em.dispersion(np.concatenate(parts)) / em.dispersion(twin.draw(DRAWN, seed)))
+
+    def check_dispersion(self, lap: int, ratio: float) -> float:
+        """The product over the laps so far. Raises: Collapse where it is too small, or not a number."""
+        before = [json.loads((self.folder(k) / "scores.json").read_text())["dispersion"] for k in range(1, lap)]
+        kept = float(np.prod([*before, ratio]))
+        if not kept >= self.config.least_dispersion:
+            expected = f"expected at least {self.config.least_dispersion:g} of what a Gaussian prior's laps keep"
+            raise Collapse(f"lap {lap}", "dispersion", f"{expected}, received {kept:.2f}: the samples collapse")
+        return kept
 
     def maximise(self, lap: int) -> None:
         """Fits the network to the lap's samples, from the weights of the lap before where there are any."""
@@ -186,44 +195,63 @@ class Run:
             self.expect(lap)
             sampled = time.perf_counter()
             facts["dispersion"] = self.dispersion(lap)
+            facts["kept"] = self.check_dispersion(lap, facts["dispersion"])
             checked = time.perf_counter()
             self.maximise(lap)
             facts |= {"seconds_expectation": sampled - began, "seconds_maximisation": time.perf_counter() - checked}
         told = self.judge(lap, self.expectation(lap), self.folder(lap), facts)
-        shown = {name: told[name] for name in ("log_predictive", "chi2")} | told["distances"]
+        shown = {name: told[name] for name in (*SCORES, *facts)} | told["distances"]
         print(f"lap {lap}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
         return told
 
     def run(self) -> dict:
-        """Laps until the last one, or until the held-out score rises no more."""
-        told = [self.lap(0)]
-        best = 0
+        """Laps until the last one, until the held-out score rises no more, or until one collapses."""
+        told, best, collapse = [self.lap(0)], 0, None
         for lap in range(1, self.config.laps + 1):
-            told.append(self.lap(lap))
-            self.judge.figure(range(lap + 1))
+            try:
+                told.append(self.lap(lap))
+            except Collapse as error:
+                collapse = str(error)
+                print(f"error: {collapse}", file=sys.stderr)
+                break
             if told[lap]["log_predictive"] > told[best]["log_predictive"]:
                 best = lap
             elif lap - best >= self.config.patience:
                 print(f"lap {lap}: no better than lap {best} for {self.config.patience} laps, done")
                 break
-        return self._end(told, best)
+        self.judge.figure(range(len(told)))
+        return self._end(told, best, collapse)
 
-    def _end(self, told: list[dict], best: int) -> dict:
+    def _end(self, told: list[dict], best: int, collapse: str | None) -> dict:
         """Writes the best lap's prior and the summary, with the test blends, which no lap has seen."""
         summary: dict = {
             "best": best,
-            "validation": [{key: one[key] for key in ("lap", "log_predictive", "chi2", "distances")} for one in told],
+            "collapse": collapse,
+            "validation": [{key: value for key, value in one.items() if key != "blends"} for one in told],
             "rise": rise(told[0]["blends"], told[best]["blends"]),
         }
         if self.blends.shards["test"]:
             test = [self.judge.blends(self.expectation(lap), self.blends.shards["test"])[0] for lap in (0, best)]
-            summary["test"] = [{key: one[key] for key in ("log_predictive", "chi2")} for one in test]
+            summary["test"] = [{key: one[key] for key in SCORES} for one in test]
             summary["test_rise"] = rise(*(one["blends"] for one in test))
         file = prior_file(self.folder(best))
         assert file is not None
         shutil.copy(file, self.out / f"{self.config.name}{file.suffix}")
         write_whole(self.out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
         return summary
+
+
+def check_start(config: EMConfig) -> None:
+    """Raises: DataError for a prior to start from that is not there, or for other stamps."""
+    if config.start.prior is None:
+        return
+    known = learned.find(config.start.prior)
+    denoiser = known.load()
+    found = known.bands, known.side, known.pixel_scale, known.model_sigma, denoiser.scale_jitter
+    expected = config.bands, config.side, config.pixel_scale, config.model_sigma, config.scale_jitter
+    if found != expected:
+        told = "bands, side, pixel scale, model PSF and scale jitter"
+        raise DataError(config.start.prior, "prior", f"expected {told} {expected}, received {found}")
 
 
 def _samples(folder: Path) -> Path:
@@ -259,8 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"best lap {summary['best']}: held-out log p(y' | y) rose by {summary['rise']['mean']:.3g} nats a blend")
-    return 0
+    blends, gain = ("test", summary["test_rise"]) if "test_rise" in summary else ("validation", summary["rise"])
+    interval = f"{gain['low']:.3g} to {gain['high']:.3g}"
+    print(f"best lap {summary['best']}: log p(t | y) of {blends} blends rose by {gain['mean']:.3g} nats ({interval})")
+    return 1 if summary["collapse"] else 0
 
 
 if __name__ == "__main__":
