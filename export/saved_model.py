@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from export import warmup
 from export.bucket import PSF_SIDE, SAMPLES, STEPS, Bucket
+from export.layout import versions
 from export.signatures import Concrete, Inference
 from tfdeblend import learned
 from tfdeblend.batch import IMAGE_SIDES, SOURCE_COUNTS
@@ -49,13 +50,6 @@ def write(bucket: Bucket, base: Path, version: int | None = None) -> Path:
         os.chmod(made, 0o755)
         made.rename(target)
     return target
-
-
-def versions(model: Path) -> list[int]:
-    """The versions of a model, in order: its folders whose names are whole numbers."""
-    if not model.is_dir():
-        return []
-    return sorted(int(path.name) for path in model.iterdir() if path.is_dir() and path.name.isdecimal())
 
 
 def _save(

@@ -10,8 +10,8 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from export.bucket import Bucket
+from export.layout import WARM_UP
 
-FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 SIGMA = 2.0  # pixels, of the PSF and the source
 
 
@@ -54,7 +54,7 @@ def inputs(bucket: Bucket, signatures: dict[str, tf.types.experimental.ConcreteF
 
 def write(folder: Path, bucket: Bucket, signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> None:
     """The records of all signatures into the folder of a version."""
-    path = folder / FILE
+    path = folder / WARM_UP
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as records:
         for name in signatures:
