@@ -10,8 +10,9 @@ import tensorflow as tf
 from tfdeblend import learned
 from tfdeblend.batch import IMAGE_SIDES, MODEL_SIGMA, SMALLEST_REACH, SOURCE_COUNTS, BatchShape, fast_fourier_size
 from tfdeblend.priors import PRIORS
+from tfdeblend.transport import SAMPLES, STEPS
 
-SAMPLES, STEPS = 16, 8
+__all__ = ["PSF_SIDE", "SAMPLES", "STEPS", "Bucket", "blend_specs"]
 PSF_SIDE = 43  # pixels: what a frame of the usual width can hold
 STAMPS = ((32, 48), (64, 64), (80, 80))  # image side, stamp side of closed-form galaxies
 

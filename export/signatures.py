@@ -15,6 +15,7 @@ from export.bucket import SAMPLES, STEPS, Bucket, blend_specs
 from tfdeblend import learned
 from tfdeblend.batch import BlendBatch
 from tfdeblend.deblender import CONVERGED, SEED
+from tfdeblend.draws import NormalDraws
 from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.priors import PRIORS
 from tfdeblend.sampling import PosteriorSampler, SampleOptions, Samples
@@ -148,8 +149,12 @@ class Inference:
             "ellipticity_err": errors[..., 3:],
         }
 
-    def _drawn(self, batch: BlendBatch, seed: Seed, draws) -> Samples:
-        tensors, seed = tf.nest.map_structure(lambda t: tf.repeat(t, SAMPLES, 0), (batch.tensors, seed))
+    def _drawn(self, batch: BlendBatch, seed: Seed, draws: NormalDraws) -> Samples:
+        def rows(tensor: tf.Tensor) -> tf.Tensor:
+            """One for each sample; transfer functions serve all."""
+            return tensor if tensor.dtype.is_complex else tf.repeat(tensor, SAMPLES, 0)
+
+        tensors, seed = tf.nest.map_structure(rows, (batch.tensors, seed))
         return self.sampler.sample(tensors, seed, draws)
 
     def _samples(self, batch: BlendBatch, drawn: Samples) -> Tensors:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 
@@ -23,9 +25,8 @@ from tfdeblend.errors import DataError
 from tfdeblend.observation import Observation
 from tfdeblend.sampled import Tally
 from tfdeblend.scene import Scene
-from tfdeblend.transport import Arrays, Model, ServerError, connect
+from tfdeblend.transport import SAMPLES, STEPS, Arrays, Model, ServerError, connect
 
-SAMPLES, STEPS = 16, 8  # of the signature `sample_16`
 SIGNATURES = {"map": "map", "sample": f"sample_{SAMPLES}"}
 
 
@@ -52,6 +53,7 @@ class Client:
     def __post_init__(self) -> None:
         self._local = Deblender(self.prior, self.method, self.seed)  # what prior a scene has, and checks of the rest
         self._server = connect(self.url, self.timeout)
+        self._finding = Lock()
 
     def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
         """One result for one scene, a list for several; an observation's sources are detected.
@@ -71,16 +73,11 @@ class Client:
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as it is done; a scene that cannot be done yields its error."""
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
         with ThreadPoolExecutor(self.at_once) as pool:
             waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
                 error = done.exception()
-                if isinstance(error, DataError):
-                    yield waiting[done], error
-                else:
-                    yield waiting[done], done.result()
+                yield waiting[done], error if isinstance(error, DataError) else done.result()
 
     def _one(self, scene: Scene) -> Deblended:
         began = time.perf_counter()
@@ -124,9 +121,10 @@ class Client:
         counts = [number for number in SOURCE_COUNTS if number >= count]
         for side, number in sorted(((s, k) for s in sides for k in counts), key=lambda size: size[0] ** 2 * size[1]):
             name = f"{stem}_{side}x{number}"
-            if name not in self._models:
-                self._models[name] = self._server.model(name, sigma)
-            model = self._models[name]
+            with self._finding:
+                if name not in self._models:
+                    self._models[name] = self._server.model(name, sigma)
+                model = self._models[name]
             if model and model.bands == bands and model.psf >= psf:
                 return model
         expected = f"expected a model {stem}_SIDExSOURCES for {max(height, width)} pixels, {count} sources"

@@ -14,6 +14,7 @@ import numpy as np
 from tfdeblend.errors import DataError
 
 Arrays = dict[str, np.ndarray]
+SAMPLES, STEPS = 16, 8  # of the signature `sample_16`
 LARGEST_MESSAGE = 2**31 - 1  # bytes: samples are larger than gRPC's 4 MiB
 KINDS = {"DT_FLOAT": np.float32, "DT_DOUBLE": np.float64, "DT_INT32": np.int32, "DT_INT64": np.int64, "DT_BOOL": bool}
 
