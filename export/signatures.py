@@ -200,14 +200,14 @@ def _concrete(function: Callable[[Tensors], Tensors], specs: Specs) -> Concrete:
 def rowwise(one: Callable[[Tensors], Tensors], specs: Specs) -> Concrete:
     """A function of named tensors [B, ...] that applies `one`, of tensors [1, ...], to each blend."""
     single = {name: tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name) for name, spec in specs.items()}
-    traced = tf.function(lambda blend: one(dict(blend)), [single], autograph=False).get_concrete_function()
-    outputs = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in traced.structured_outputs.items()}
+    found = _concrete(lambda blend: one(dict(blend)), single).structured_outputs
+    outputs = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in found.items()}
+
+    def row(blend: Tensors) -> Tensors:
+        found = one({name: value[None] for name, value in blend.items()})
+        return {name: found[name][0] for name in outputs}
 
     def apply(blends: Tensors) -> Tensors:
-        def row(blend: Tensors) -> Tensors:
-            found = traced(tf.nest.map_structure(lambda t: t[None], blend))
-            return {name: found[name][0] for name in outputs}
-
         return tf.map_fn(row, blends, fn_output_signature=outputs, parallel_iterations=AT_ONCE)
 
     return _concrete(apply, specs)

@@ -24,7 +24,7 @@ def main(folder: Path, work: Path) -> None:
     except ImportError:
         return figures.tell(name, 0.0, skipped="the package openvino is not installed")
     inputs, expected = figures.load(work / f"{SIGNATURE}.npz")
-    model = openvino.Core().read_model(str(pruned.write(folder, SIGNATURE, work / "single") / "saved_model.pb"))
+    model = openvino.convert_model(str(pruned.write(folder, SIGNATURE, work / "single")))
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled({port: inputs[_name(port.get_names(), inputs)] for port in compiled.inputs})
     outputs = {}
