@@ -26,6 +26,7 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 from export import saved_model, warmup
 from export.bucket import Bucket
+from export.check_saved_model import check
 from export.embedded import inputs
 from export.embedded.batcher import Batcher, Closed
 from export.embedded.refusal import Refusal
@@ -248,6 +249,7 @@ def test_client_tells_what_the_server_lacks(server: Server):
         Client("localhost:8500")
 
 
+@pytest.mark.slow
 def test_versions_roll_over_without_losing_a_request(base: Path, tmp_path: Path):
     """A broken version leaves the old one in service; a new one takes over under load; SIGTERM finishes what came."""
     shutil.copytree(base, tmp_path / "models")
@@ -290,6 +292,11 @@ def _request(given: dict[str, np.ndarray]) -> PredictRequest:
     request.model_spec.name = BUCKET.name
     warmup.fill(request, given)
     return request
+
+
+@pytest.mark.slow
+def test_every_proof_holds(base: Path):
+    assert check(base / BUCKET.name / "1")
 
 
 # -- batches
