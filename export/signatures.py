@@ -7,6 +7,7 @@ needs padding, and no size of a batch is compiled anew.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ from tfdeblend.seeded import Seed
 
 Tensors = dict[str, tf.Tensor]
 Specs = dict[str, tf.TensorSpec]
-Concrete = tf.types.experimental.ConcreteFunction
+Concrete = Any  # tf.types.experimental.ConcreteFunction
 SAMPLE, SAMPLE_EPS = f"sample_{SAMPLES}", f"sample_{SAMPLES}_eps"
 AT_ONCE = 4  # blends of a batch that are worked on side by side
 

@@ -20,6 +20,7 @@ from export.embedded.refusal import Refusal
 from export.layout import WARM_UP, versions
 
 log = logging.getLogger("tfdeblend.serve")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of gradients, which nobody asks for
 DEFAULT = "serving_default"
 NOT_DONE = "saved_model.pb"  # a version without it is still being copied
 

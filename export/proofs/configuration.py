@@ -22,8 +22,8 @@ RANDOM = ("Random", "Multinomial")
 
 def main(folder: Path, work: Path) -> None:
     tool = Path(sys.executable).with_name("saved_model_cli")
-    command = [tool, "show", "--dir", folder, "--all"] if tool.exists() else None
-    shown = subprocess.run(command, capture_output=True, text=True).stdout if command else ""
+    command = [str(tool), "show", "--dir", str(folder), "--all"]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
     signatures = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].signature_def
     names = [name for name in signatures if not name.startswith("__")]
     missing = [name for name in names if f"signature_def['{name}']" not in shown]

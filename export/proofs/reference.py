@@ -17,8 +17,7 @@ from export.signatures import SAMPLE_EPS, Inference
 
 def bucket_of(folder: Path) -> Bucket:
     config = json.loads((folder / "assets" / "config.json").read_text())
-    names = ("prior", "side", "sources", "psf", "bands")
-    return Bucket(**{name: tuple(config[name]) if name == "bands" else config[name] for name in names})
+    return Bucket(config["prior"], config["side"], config["sources"], config["psf"], tuple(config["bands"]))
 
 
 def main(folder: Path, work: Path) -> None:
