@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from tfdeblend.io import read
     from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene, Source
+    from tfdeblend.serving import Client
 
-__all__ = ["DataError", "Deblended", "Deblender", "Observation", "Scene", "Source", "__version__", "read"]
+__all__ = ["Client", "DataError", "Deblended", "Deblender", "Observation", "Scene", "Source", "__version__", "read"]
 
 _MODULES = {
+    "Client": "serving",
     "DataError": "errors",
     "Deblended": "deblended",
     "Deblender": "deblender",

@@ -151,7 +151,7 @@ def transfer_function(psf: np.ndarray, model_sigma: float, side: int) -> np.ndar
     """
     bands, height, width = psf.shape
     reach = min(side // 2, max(height, width))
-    y0, x0 = (_psf_center(psf.sum(0).sum(1 - axis), psf.shape[1 + axis]) for axis in (0, 1))
+    y0, x0 = psf_center(psf)
     rows, columns = (np.arange(n) - int(np.floor(c)) for n, c in ((height, y0), (width, x0)))
     keep_y, keep_x = np.abs(rows) < reach, np.abs(columns) < reach
     padded = np.zeros((bands, side, side))
@@ -162,6 +162,12 @@ def transfer_function(psf: np.ndarray, model_sigma: float, side: int) -> np.ndar
     gauss = np.exp(-0.5 * (t / model_sigma) ** 2)
     model = np.fft.fft(gauss / gauss.sum()).real
     return np.fft.rfft2(padded) * phase / (model[:, None] * model[None, : side // 2 + 1])
+
+
+def psf_center(psf: np.ndarray) -> tuple[float, float]:
+    """(y, x) pixel coordinates of the origin of a PSF (C, h, w)."""
+    y, x = (_psf_center(psf.sum(0).sum(1 - axis), psf.shape[1 + axis]) for axis in (0, 1))
+    return y, x
 
 
 def _psf_center(profile: np.ndarray, size: int) -> float:

@@ -94,6 +94,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument("--background", action="store_true", help="fit a constant background in each band")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="scenes fitted together")
+    parser.add_argument(
+        "--server", metavar="URL", help="let a model server do it: grpc://HOST:PORT or http://HOST:PORT"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do all scenes again")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write no DIR/<scene>.png")
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")

@@ -36,6 +36,8 @@ def deblend(args: argparse.Namespace) -> int:
         raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
     check_prior(args.prior)
     check_sampling(args)
+    if args.server:
+        check_server(args)
     paths = io.find_inputs(args.inputs)
     if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
         raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
@@ -49,6 +51,7 @@ def deblend(args: argparse.Namespace) -> int:
         planes,
         args.psf,
         Sampling.of(args) if args.method == "sample" else None,
+        args.server,
     )
     run = Run(
         paths,
@@ -107,6 +110,24 @@ def check_sampling(args: argparse.Namespace) -> None:
             raise DataError(given[0], f"expected a learned prior beside it, received {args.prior!r}")
     if args.samples < 2:
         raise DataError("--samples", f"expected at least 2, received {args.samples}")
+
+
+def check_server(args: argparse.Namespace) -> None:
+    """Errors: DataError for what no exported model does, a wrong URL, and packages that are missing."""
+    from tfdeblend.transport import SAMPLES, STEPS, connect
+
+    fixed = {
+        "--background": (args.background, None),
+        "--evidence": (args.evidence, None),
+        "--samples": (args.method == "sample" and args.samples != SAMPLES, SAMPLES),
+        "--steps": (args.steps not in (None, STEPS), STEPS),
+        "--prior": (args.prior == "nonparametric", "another"),
+    }
+    for name, (given, only) in fixed.items():
+        if given:
+            received = vars(args)[name.removeprefix("--")]
+            raise DataError(name, f"expected {only or 'none'} beside --server, received {received}")
+    connect(args.server, timeout=1)
 
 
 def priors() -> dict[str, str]:

@@ -11,12 +11,11 @@ from typing import overload
 
 import numpy as np
 import tensorflow as tf
-from astropy.table import Table
 
-from tfdeblend import initialize, learned, measure, sample_batches
+from tfdeblend import assembly, initialize, learned, measure, sample_batches
+from tfdeblend.assembly import Facts
 from tfdeblend.batch import BatchShape, BlendBatch, fit_size, scene_shape
 from tfdeblend.deblended import Deblended
-from tfdeblend.detection import residual_detections
 from tfdeblend.errors import DataError
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
 from tfdeblend.nonparametric import NonparametricFit
@@ -28,7 +27,6 @@ from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.scene import Scene
 from tfdeblend.scorefit import ScoreFit
 from tfdeblend.seeded import Seed, SeedOptions
-from tfdeblend.version import __version__
 
 AUTOMATIC = "bulge-disk"
 NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
@@ -39,8 +37,6 @@ FEW = 3  # scenes of one shape are not worth a compilation of their own
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 LARGEST_RHAT = 1.1  # of chains: above, they have not mixed
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
-
-Facts = dict[str, str | int | float | bool]  # of a result's header
 
 
 def stamp_side(scene: Scene, least: int = 0) -> int:
@@ -285,35 +281,11 @@ class Deblender:
             yield from gather(draw, rows, members, lambda row: facts)
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
-        tally = drawn.tally
-        scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
-        places = np.stack([shapes.y, shapes.x], 1)
-        bare = Deblended(
-            scene=scene,
-            model=model,
-            sources=tally.mean("sources"),
-            stamps=tally.mean("stamps"),
-            corners=tally.corners,
-            background=np.mean(tally.background, 0),
-            flux_cov=tally.flux_covariance(),
-            catalog=Table(),
-            undeclared=residual_detections(scene.observation, model, places),
-            samples=np.stack(tally.samples) if self.keep_samples else None,
-            sources_std=tally.deviation("sources"),
-            prior_share=tally.prior_share(),
-        )
-        header = self._header(bare, milliseconds, prior) | facts
-        header |= {"samples": self.samples, "ppchi2": float(np.mean(tally.chi2)), "modelsig": batch.shape.model_sigma}
+        facts = self._facts(milliseconds, prior) | facts
         if learned.is_learned(prior) and self.sampling.evidence:
             jitter = learned.find(prior).load().scale_jitter
-            header |= sample_batches.evidence(tally, batch.band_scale[drawn.row], jitter)
-        mixed = not float(facts.get("rhat", 1)) > LARGEST_RHAT
-        table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, mixed)
-        table["chi2"] = np.mean(tally.local_chi2, 0)
-        off = table["chi2"] > measure.LARGE_CHI2
-        table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
-        table["flags"] |= np.where(drawn.beyond, measure.BEYOND_PRIOR, 0)
-        return replace(bare, header=header, catalog=table)
+            facts |= sample_batches.evidence(drawn.tally, batch.band_scale[drawn.row], jitter)
+        return assembly.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
 
     def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
         key = prior, shape
@@ -358,38 +330,26 @@ class Deblender:
         y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
         shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
-        model = (fit.model[row, :, :height, :width] * unit).astype(np.float32)
-        converged = bool(fit.distance[row] <= CONVERGED)
-        bare = Deblended(
-            scene=scene,
-            model=model,
-            sources=(fit.sources[row, :count, :, :height, :width] * unit).astype(np.float32),
-            stamps=(fit.stamps[row, :count] * unit).astype(np.float32),
+        found = assembly.Fitted(
+            model=fit.model[row, :, :height, :width] * unit,
+            sources=fit.sources[row, :count, :, :height, :width] * unit,
+            stamps=fit.stamps[row, :count] * unit,
             corners=corners,
             background=fit.state.background[row] * scale,
+            flux=fit.state.flux[row, :count].astype(float) * scale,
             flux_cov=flux_cov,
-            catalog=Table(),
-            undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
+            shapes=shapes,
+            converged=bool(fit.distance[row] <= CONVERGED),
+            beyond_prior=fit.beyond_prior[row, :count],
         )
-        header = self._header(bare, milliseconds, prior) | {
-            "steps": int(fit.steps[row]),
-            "converged": converged,
-            "distance": float(fit.distance[row]),
-            "modelsig": batch.shape.model_sigma,
-        }
-        flux = fit.state.flux[row, :count].astype(float) * scale
-        table = measure.catalog(bare, shapes, flux, milliseconds, converged)
-        table["flags"] |= np.where(fit.beyond_prior[row, :count], measure.BEYOND_PRIOR, 0)
-        return replace(bare, header=header, catalog=table)
+        facts: Facts = {"steps": int(fit.steps[row]), "distance": float(fit.distance[row])}
+        facts["modelsig"] = batch.shape.model_sigma
+        return assembly.fitted(scene, found, self._facts(milliseconds, prior) | facts)
 
-    def _header(self, result: Deblended, milliseconds: float, prior: str) -> Facts:
+    def _facts(self, milliseconds: float, prior: str) -> Facts:
         return {
             "method": self.method,
             "prior": learned.find(prior).name if learned.is_learned(prior) else prior,
-            "version": __version__,
             "seed": self.seed,
-            "temperature": 1.0,
-            "chi2": result.chi2,
             "walltime": milliseconds / 1e3,
-            **measure.describe_scene(result.scene),
         }

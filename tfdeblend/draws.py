@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,16 @@ def keys(seed: int, names: Sequence[str], samples: int) -> np.ndarray:
         np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(samples, np.uint64) for name in names
     ]
     return (np.concatenate(rows) >> 1).astype(np.int64)
+
+
+class NormalDraws(Protocol):
+    """Standard normals, as a sampler asks for them; see `Draws`."""
+
+    dtype: tf.DType
+
+    def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]: ...
+
+    def positions(self) -> tf.Tensor: ...
 
 
 class Draws:

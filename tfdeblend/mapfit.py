@@ -90,7 +90,7 @@ class MapFit:
         self.prior, self.shape, self.options = prior, shape, options
         self._run = tf.function(self._fit, autograph=False)
 
-    def __call__(self, batch: BlendBatch, start: np.ndarray | None = None) -> MapResult:
+    def __call__(self, batch: BlendBatch, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
         """Fits `batch`, whose shape must be this fit's.
 
         Args:
@@ -99,7 +99,7 @@ class MapFit:
         if batch.shape != self.shape:
             raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
         latent = [self.shape.blends, self.shape.sources, self.prior.size]
-        first = tf.zeros(latent, self.prior.dtype) if start is None else tf.constant(start, self.prior.dtype)
+        first = tf.zeros(latent, self.prior.dtype) if start is None else tf.cast(start, self.prior.dtype)
         return self._run(batch.tensors, first)
 
     def posterior(self, tensors: dict[str, tf.Tensor]) -> GalaxyPosterior:

@@ -221,7 +221,9 @@ class Convolve(LinearOperator):
     """
 
     def __init__(self, kernel: tf.Tensor, side: int, margin: int, image: tuple[int, int]):
-        self.kernel, self.side, self.margin, self.image = kernel, side, margin, image
+        # As two real tensors: not every runtime takes complex ones into a loop.
+        self.kernel = tf.math.real(kernel), tf.math.imag(kernel)
+        self.side, self.margin, self.image = side, margin, image
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
         """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
@@ -233,12 +235,15 @@ class Convolve(LinearOperator):
         """[B, C, ..., H, W] -> [B, C, ..., F, F], F = H + 2 margin."""
         m, (height, width) = self.margin, self.image
         far = [[0, 0]] * (len(y.shape) - 2) + [[m, m], [m, m]]
-        full = self._filter(tf.pad(y, far), tf.math.conj(self._kernel(y)))
+        full = self._filter(tf.pad(y, far), self._kernel(y, -1.0))
         return full[..., : height + 2 * m, : width + 2 * m]
 
-    def _kernel(self, x: tf.Tensor) -> tf.Tensor:
-        extra = len(x.shape) - len(self.kernel.shape)
-        return tf.reshape(self.kernel, [-1, *self.kernel.shape[1:2], *[1] * extra, *self.kernel.shape[2:]])
+    def _kernel(self, x: tf.Tensor, sign: float = 1.0) -> tf.Tensor:
+        """The transfer function, or with sign -1 its conjugate, with as many axes as x."""
+        extra = len(x.shape) - len(self.kernel[0].shape)
+        shape = [-1, *self.kernel[0].shape[1:2], *[1] * extra, *self.kernel[0].shape[2:]]
+        real, imaginary = (tf.reshape(part, shape) for part in self.kernel)
+        return tf.complex(real, sign * imaginary)
 
     def _filter(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         n = [self.side, self.side]

@@ -21,6 +21,8 @@ from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
     from tfdeblend.deblended import Deblended
+    from tfdeblend.deblender import Deblender
+    from tfdeblend.serving import Client
 
 CHUNK = 256  # scenes in memory at a time
 
@@ -60,6 +62,7 @@ class Settings:
     mask_planes: tuple[str | int, ...] | None = None
     psf: str | None = None
     sampling: Sampling | None = None
+    server: str | None = None
 
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
@@ -176,17 +179,7 @@ class Run:
             return None
 
     def _deblend(self, good: dict[Path, Scene | None], config: str) -> None:
-        from tfdeblend.deblender import Deblender
-
-        settings, paths = self.settings, list(good)
-        deblender = Deblender(
-            settings.prior,
-            settings.method,
-            seed=settings.seed,
-            background=settings.background,
-            batch_size=self.batch_size,
-            **(settings.sampling.options() if settings.sampling else {}),
-        )
+        deblender, paths = self._deblender(), list(good)
         with self._progress(None, "deblending", len(paths)) as bar:
             for start in range(0, len(paths), CHUNK):
                 chunk = {path: good.pop(path) or self._read(path) for path in paths[start : start + CHUNK]}
@@ -199,6 +192,25 @@ class Run:
                     else:
                         self._write(path, result, config)
                     bar.update()
+
+    def _deblender(self) -> Deblender | Client:
+        """Of this machine, or a server's."""
+        settings = self.settings
+        if settings.server:
+            from tfdeblend.serving import Client
+
+            keep = settings.sampling is not None and settings.sampling.keep
+            return Client(settings.server, settings.prior, settings.method, settings.seed, keep)
+        from tfdeblend.deblender import Deblender
+
+        return Deblender(
+            settings.prior,
+            settings.method,
+            seed=settings.seed,
+            background=settings.background,
+            batch_size=self.batch_size,
+            **(settings.sampling.options() if settings.sampling else {}),
+        )
 
     def _write(self, path: Path, result: Deblended, config: str) -> None:
         result = replace(result, header={**result.header, "config": config, "inputsha": input_digest(path)})

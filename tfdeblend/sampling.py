@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
 from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale
-from tfdeblend.draws import Draws
+from tfdeblend.draws import Draws, NormalDraws
 from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise, bridge
@@ -113,11 +113,16 @@ class PosteriorSampler:
         check_fits(shape, denoiser)
         self.shape, self.denoiser, self.options, self.near = shape, denoiser, options, near
         self.draws = options.covariance in DRAWABLE
-        self._run = tf.function(self._sample, autograph=False)
+        self._run = tf.function(self._keyed, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
         """One sample a row: a pure function of the row and its key ([N] int64, see `draws.keys`)."""
         return self._run(tensors, seed, keys)
+
+    def draws_of(self, keys: tf.Tensor) -> Draws:
+        """The random numbers of rows with these keys [N]."""
+        shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
+        return Draws(keys, shape, self.shape.side, self.denoiser.rank)
 
     def levels(self, norm: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """index -> [N, K]: the noise levels in units of each galaxy's norm, for norms [N, K] in units of the noise.
@@ -136,14 +141,14 @@ class PosteriorSampler:
 
         return level
 
-    def _sample(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
-        options, (bands, side, _) = self.options, self.denoiser.stamp_shape
+    def _keyed(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
+        return self.sample(tensors, seed, self.draws_of(keys))
+
+    def sample(self, tensors: dict[str, tf.Tensor], seed: Seed, draws: NormalDraws) -> Samples:
+        """One sample a row from given random numbers."""
+        options, side = self.options, self.denoiser.stamp_shape[1]
         rescale = options.rescale and not options.evidence
-        shape = (self.shape.blends, self.shape.sources, bands, side, side)
-        rank = self.denoiser.rank
-        draws = Draws(keys, shape, self.shape.side, rank, tensors["images"].dtype)
-        spread = seed.offset_covariance + 1e-8 * tf.eye(2, dtype=draws.dtype)
-        shift = tf.linalg.matvec(tf.linalg.cholesky(spread), draws.positions()) * float(not options.evidence)
+        shift = correlated(seed.offset_covariance, draws.positions()) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift)
         diffusing = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
         level, step = self.levels(diffusing), SAMPLERS[options.sampler]
@@ -202,3 +207,12 @@ class PosteriorSampler:
         """r ~ p(r | x_0) [N, K]."""
         scale = flux_scale(x0) * tf.exp(self.denoiser.scale_jitter * free)
         return tf.clip_by_value(scale, 1 / LARGEST_RESCALING, LARGEST_RESCALING)
+
+
+def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:
+    """N(0, covariance) from standard normals [..., 2], by the Cholesky root of the 2 x 2 matrices in closed form."""
+    yy, yx, xx = covariance[..., 0, 0] + 1e-8, covariance[..., 1, 0], covariance[..., 1, 1] + 1e-8
+    first = tf.sqrt(yy)
+    along = yx / first
+    rest = tf.sqrt(tf.maximum(xx - along**2, 0))
+    return tf.stack([first * normals[..., 0], along * normals[..., 0] + rest * normals[..., 1]], -1)

@@ -1,0 +1,112 @@
+"""Concurrent requests of one signature, put together into batches."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.embedded.refusal import Refusal
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[str, Arrays], Arrays]  # a signature, on a batch
+
+
+class Closed(Exception):
+    """The batcher takes nothing more: another version has taken over, or the server stops."""
+
+
+@dataclass
+class Task:
+    """One request on its way."""
+
+    signature: str
+    inputs: Arrays
+    future: Future = field(default_factory=Future)
+
+    @property
+    def blends(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+class Batcher:
+    """Args:
+    run: what to do with a batch. largest: blends in one. waiting: blends that may wait, beyond which requests are
+    refused. threads: batches at work side by side. watch: called with the blends of each batch, and those waiting.
+    """
+
+    def __init__(self, run: Run, largest: int, waiting: int, threads: int, watch: Callable[[int, int], None]):
+        self.run, self.largest, self.waiting, self.watch = run, largest, waiting, watch
+        self._tasks: deque[Task] = deque()
+        self._held = 0  # blends that wait
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, name="batches") for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, signature: str, inputs: Arrays) -> Future:
+        """The outputs to come. Raises: Closed; Refusal where too many wait."""
+        task = Task(signature, inputs)
+        with self._changed:
+            if self._closed:
+                raise Closed
+            if self._held + task.blends > self.waiting:
+                message = f"expected at most {self.waiting} blends to wait, received one more: try again later"
+                raise Refusal("UNAVAILABLE", message)
+            self._tasks.append(task)
+            self._held += task.blends
+            self._changed.notify()
+        return task.future
+
+    def close(self) -> None:
+        """Takes nothing more, finishes what waits, and returns when all is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _take(self) -> list[Task]:
+        """The task that has waited longest, and those of its signature that fit into its batch; none at the end."""
+        with self._changed:
+            while not self._tasks and not self._closed:
+                self._changed.wait()
+            batch: list[Task] = []
+            room = self.largest
+            for task in list(self._tasks):
+                if batch and (task.signature != batch[0].signature or task.blends > room):
+                    continue
+                batch.append(task)
+                self._tasks.remove(task)
+                room -= task.blends
+                if room <= 0:
+                    break
+            self._held -= sum(task.blends for task in batch)
+            return batch
+
+    def _work(self) -> None:
+        while batch := self._take():
+            self.watch(sum(task.blends for task in batch), self._held)
+            self._do(batch)
+
+    def _do(self, batch: list[Task]) -> None:
+        try:
+            inputs = {name: np.concatenate([task.inputs[name] for task in batch]) for name in batch[0].inputs}
+            outputs = self.run(batch[0].signature, inputs)
+        except Exception as error:  # whatever the graph raises: each then fails, or not, for itself
+            if len(batch) > 1:
+                for task in batch:
+                    self._do([task])
+            else:
+                batch[0].future.set_exception(error)
+            return
+        first = 0
+        for task in batch:
+            last = first + task.blends
+            task.future.set_result({name: value[first:last] for name, value in outputs.items()})
+            first = last

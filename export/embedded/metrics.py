@@ -1,0 +1,69 @@
+"""What Prometheus may ask of the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from export.embedded.refusal import Refusal
+
+SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class Metrics:
+    """Of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = {"registry": self.registry}
+        self._requests = Counter(
+            "tfdeblend_requests", "Requests by their end.", ["model", "signature", "api", "status"], **own
+        )
+        self._seconds = Histogram(
+            "tfdeblend_request_seconds",
+            "From arrival to answer.",
+            ["model", "signature", "api"],
+            buckets=SECONDS,
+            **own,
+        )
+        self._batch = Histogram(
+            "tfdeblend_batch_blends", "Blends in a batch.", ["model"], buckets=(1, 2, 4, 8, 16, 32), **own
+        )
+        self._waiting = Gauge("tfdeblend_waiting_blends", "Blends that wait.", ["model"], **own)
+        self._version = Gauge("tfdeblend_model_version", "In service; 0: none.", ["model"], **own)
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        return generate_latest(self.registry)
+
+    def watch(self, model: str) -> Callable[[int, int], None]:
+        """What a batcher tells of its batches."""
+
+        def tell(blends: int, waiting: int) -> None:
+            self._batch.labels(model).observe(blends)
+            self._waiting.labels(model).set(waiting)
+
+        return tell
+
+    def serving(self, model: str, number: int) -> None:
+        self._version.labels(model).set(number)
+
+    @contextmanager
+    def request(self, api: str) -> Iterator[dict[str, str]]:
+        """Counts and times what happens within; who asks fills in `model` and `signature` once they are known."""
+        labels = {"model": "unknown", "signature": "unknown", "api": api}  # never a name that a client made up
+        began, status = time.perf_counter(), "OK"
+        try:
+            yield labels
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        except BaseException:
+            status = "INTERNAL"
+            raise
+        finally:
+            self._requests.labels(**labels, status=status).inc()
+            self._seconds.labels(**labels).observe(time.perf_counter() - began)

@@ -1,0 +1,164 @@
+"""The models of a folder: the newest version of each is loaded, warmed up, served, and replaced by a newer one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from export.embedded import inputs
+from export.embedded.batcher import Arrays, Batcher, Closed
+from export.embedded.metrics import Metrics
+from export.embedded.refusal import Refusal
+from export.layout import WARM_UP, versions
+
+log = logging.getLogger("tfdeblend.serve")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of gradients, which nobody asks for
+DEFAULT = "serving_default"
+NOT_DONE = "saved_model.pb"  # a version without it is still being copied
+
+
+@dataclass(frozen=True)
+class Limits:
+    """blends: in a batch and in a request. waiting: blends that may wait. threads: batches side by side."""
+
+    blends: int = 8
+    waiting: int = 256
+    threads: int = 2
+
+
+class Version:
+    """A loaded version of a model.
+
+    Attributes: signatures: as the model tells of itself. specs: of each signature's inputs.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, metrics: Metrics):
+        self.name, self.number, self.limits = folder.parent.name, int(folder.name), limits
+        saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        defined = saved.meta_graphs[0].signature_def
+        self.signatures: dict[str, SignatureDef] = {k: v for k, v in defined.items() if not k.startswith("__")}
+        self._model = tf.saved_model.load(str(folder))  # signatures hold no reference to its variables
+        self._functions = dict(self._model.signatures)
+        self.specs = {name: f.structured_input_signature[1] for name, f in self._functions.items()}
+        self._warm_up(folder / WARM_UP)
+        self.batcher = Batcher(self._run, limits.blends, limits.waiting, limits.threads, metrics.watch(self.name))
+
+    def _run(self, signature: str, arrays: Arrays) -> Arrays:
+        found = self._functions[signature](**{name: tf.constant(value) for name, value in arrays.items()})
+        return {name: value.numpy() for name, value in found.items()}
+
+    def _warm_up(self, records: Path) -> None:
+        if not records.exists():
+            return
+        for record in tf.data.TFRecordDataset(str(records)):
+            request = PredictionLog.FromString(record.numpy()).predict_log.request
+            name = request.model_spec.signature_name or DEFAULT
+            self._run(name, inputs.of_protos(request.inputs, self.specs[name], self.limits.blends))
+
+
+class Models:
+    """The models below `base`.
+
+    Raises: Refusal from what is asked of them; OSError for a folder that is not there.
+    """
+
+    def __init__(self, base: Path, limits: Limits, metrics: Metrics):
+        self.base, self.limits, self.metrics = base, limits, metrics
+        self._served: dict[str, Version] = {}
+        self._broken: set[Path] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._poller: threading.Thread | None = None
+        if not base.is_dir():
+            raise NotADirectoryError(f"expected a folder of models, received {base}")
+
+    def poll(self) -> None:
+        """Loads what is new and drops what is gone; a version that does not load leaves the older one in service."""
+        there = {path.name: path for path in sorted(self.base.iterdir()) if versions(path)}
+        for name in set(self._served) - set(there):
+            self._replace(name, None)
+        for name, folder in there.items():
+            whole = [n for n in versions(folder) if (folder / str(n) / NOT_DONE).exists()]
+            newest = folder / str(max(whole, default=0))
+            served = self._served.get(name)
+            if not whole or newest in self._broken or (served and served.number == int(newest.name)):
+                continue
+            began = time.perf_counter()
+            try:
+                version = Version(newest, self.limits, self.metrics)
+            except Exception as error:  # of TensorFlow or protobuf, whatever is wrong with the files
+                self._broken.add(newest)
+                log.error("%s: expected a model, received %s", newest, " ".join(str(error).split())[:300])
+                continue
+            self._replace(name, version)
+            log.info("%s: version %d in service after %.1f s", name, version.number, time.perf_counter() - began)
+
+    def watch(self, seconds: float) -> None:
+        """Polls again and again, until `close`."""
+
+        def repeat() -> None:
+            while not self._stop.wait(seconds):
+                self.poll()
+
+        self._poller = threading.Thread(target=repeat, name="versions")
+        self._poller.start()
+
+    def close(self) -> None:
+        """Takes no more requests and finishes what was accepted."""
+        self._stop.set()
+        if self._poller:
+            self._poller.join()
+        for name in list(self._served):
+            self._replace(name, None)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._served)
+
+    def find(self, name: str, number: int | None = None, label: str = "") -> Version:
+        """The served version of a model. Raises: Refusal."""
+        version = self._served.get(name)
+        if version is None or (number is not None and version.number != number) or label:
+            wanted = f" version {number}" if number is not None else f" label {label!r}" if label else ""
+            have = f"{name} version {version.number}" if version else ", ".join(self.names) or "no model"
+            raise Refusal("NOT_FOUND", f"expected a model that is served ({have}), received {name[:80]}{wanted}")
+        return version
+
+    def predict(self, version: Version, pinned: bool, signature: str, arrays: Arrays) -> Arrays:
+        """Raises: Refusal; what the graph raises. pinned: whether that version was asked for."""
+        while True:
+            try:
+                future = version.batcher.submit(signature, arrays)
+            except Closed:  # replaced since it was found
+                version = self.find(version.name, version.number if pinned else None)
+                continue
+            try:
+                return future.result()
+            except tf.errors.OpError as error:
+                raise Refusal("INTERNAL", " ".join(str(error.message).split())[:300]) from error
+
+    def _replace(self, name: str, version: Version | None) -> None:
+        with self._lock:
+            before = self._served.pop(name, None)
+            if version:
+                self._served[name] = version
+        self.metrics.serving(name, version.number if version else 0)
+        if before:
+            before.batcher.close()
+
+
+def signature_of(version: Version, name: str) -> str:
+    """The signature that a request means. Raises: Refusal."""
+    name = name or DEFAULT
+    if name not in version.specs:
+        known = ", ".join(sorted(version.specs))
+        raise Refusal("INVALID_ARGUMENT", f"signature_name: expected one of {known}, received {name[:80]!r}")
+    return name

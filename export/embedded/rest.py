@@ -1,0 +1,113 @@
+"""REST as TensorFlow Serving has it: predict in rows or columns, status, metadata, metrics, errors in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.json_format import MessageToDict
+
+from export.embedded import inputs
+from export.embedded.metrics import Metrics
+from export.embedded.models import Models, Version, signature_of
+from export.embedded.refusal import Refusal, invalid
+from export.embedded.rpc import signature_map, status_of
+
+log = logging.getLogger("tfdeblend.serve")
+CALLS = 64  # requests that are worked on side by side; each waits for its batch
+MODEL = "/v1/models/{model:[^/:]+}"
+VERSION = MODEL + r"/versions/{version:\d{1,18}}"
+
+
+class Rest:
+    """The routes of a server."""
+
+    def __init__(self, models: Models, metrics: Metrics):
+        self.models, self.metrics = models, metrics
+        self.pool = ThreadPoolExecutor(CALLS, "rest")
+
+    def application(self, largest: int) -> web.Application:
+        """Args: largest: bytes of a request."""
+        app = web.Application(client_max_size=largest, middlewares=[told])
+        for path in (MODEL, VERSION):
+            app.router.add_post(path + ":predict", self.predict)
+            app.router.add_get(path + "/metadata", self.metadata)
+            app.router.add_get(path, self.status)
+        app.router.add_get("/monitoring/prometheus/metrics", self.prometheus)
+        app.router.add_get("/healthz", self.health)
+        return app
+
+    async def predict(self, request: web.Request) -> web.Response:
+        content = await request.read()
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self.pool, self._predict, content, request.match_info)
+        return web.Response(body=text, content_type="application/json")
+
+    def _predict(self, content: bytes, where: Any) -> bytes:
+        with self.metrics.request("rest") as labels:
+            version, pinned = self._version(where)
+            try:
+                body = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise invalid("body", "JSON", str(error)[:200]) from error
+            name = body.get("signature_name", "") if isinstance(body, dict) else ""
+            if not isinstance(name, str):
+                raise invalid("signature_name", "text", type(name).__name__)
+            signature = signature_of(version, name)
+            labels |= {"model": version.name, "signature": signature}
+            arrays, rows = inputs.of_json(body, version.specs[signature], version.limits.blends)
+            outputs = self.models.predict(version, pinned, signature, arrays)
+            columns = {key: value.tolist() for key, value in outputs.items()}
+            if rows:
+                each = zip(*columns.values(), strict=True)
+                return json.dumps({"predictions": [dict(zip(columns, row, strict=True)) for row in each]}).encode()
+            return json.dumps({"outputs": columns}).encode()
+
+    async def status(self, request: web.Request) -> web.Response:
+        answer = _plain(status_of(self._version(request.match_info)[0]))
+        for one in answer["model_version_status"]:
+            one["status"] = {"error_code": "OK", "error_message": ""}
+        return web.json_response(answer)
+
+    async def metadata(self, request: web.Request) -> web.Response:
+        version, _ = self._version(request.match_info)
+        spec = {"name": version.name, "signature_name": "", "version": str(version.number)}
+        return web.json_response({"model_spec": spec, "metadata": {"signature_def": _plain(signature_map(version))}})
+
+    async def prometheus(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def health(self, request: web.Request) -> web.Response:
+        names = self.models.names
+        return web.json_response({"models": names}, status=200 if names else 503)
+
+    def _version(self, where: Any) -> tuple[Version, bool]:
+        number = where.get("version")
+        return self.models.find(where["model"], int(number) if number else None), bool(number)
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+@web.middleware
+async def told(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Errors as TensorFlow Serving tells them; nothing else leaves the server."""
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return web.json_response({"error": str(refusal)}, status=refusal.http)
+    except web.HTTPRequestEntityTooLarge as error:
+        return web.json_response({"error": f"body: expected a smaller request, received {error.text}"}, status=413)
+    except web.HTTPException as error:
+        message = f"expected a known path and method, received {request.method} {request.path[:200]}"
+        return web.json_response({"error": message}, status=error.status)
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("a request failed")
+        return web.json_response({"error": "the server failed; its log says why"}, status=500)

@@ -1,0 +1,130 @@
+"""gRPC: TensorFlow Serving's PredictionService and ModelService."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from export.embedded import inputs
+from export.embedded.metrics import Metrics
+from export.embedded.models import Models, Version, signature_of
+from export.embedded.refusal import Refusal
+
+log = logging.getLogger("tfdeblend.serve")
+CALLS = 128  # that may be answered side by side; each waits for its batch
+AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+
+
+def found(models: Models, spec: Any) -> tuple[Version, bool]:
+    """The version that a ModelSpec means, and whether it asks for that one."""
+    pinned = spec.WhichOneof("version_choice") == "version"
+    return models.find(spec.name, spec.version.value if pinned else None, spec.version_label), pinned
+
+
+def answered(call):
+    """Refusals as gRPC tells them; nothing else leaves the server."""
+
+    def handler(self, request, context):
+        try:
+            return call(self, request)
+        except Refusal as refusal:
+            context.abort(getattr(grpc.StatusCode, refusal.status), str(refusal))
+        except Exception:
+            log.exception("a request failed")
+            context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")
+
+    return handler
+
+
+class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict and GetModelMetadata; what else the service has is not implemented."""
+
+    def __init__(self, models: Models, metrics: Metrics):
+        self.models, self.metrics = models, metrics
+
+    @answered
+    def Predict(self, request):
+        with self.metrics.request("grpc") as labels:
+            version, pinned = found(self.models, request.model_spec)
+            signature = signature_of(version, request.model_spec.signature_name)
+            labels |= {"model": version.name, "signature": signature}
+            arrays = inputs.of_protos(request.inputs, version.specs[signature], version.limits.blends)
+            known = version.signatures[signature].outputs
+            names = list(request.output_filter) or list(known)
+            if unknown := sorted(set(names) - set(known)):
+                expected = f"expected among {', '.join(sorted(known))}"
+                raise Refusal("INVALID_ARGUMENT", f"output_filter: {expected}, received {unknown[0][:80]!r}")
+            outputs = self.models.predict(version, pinned, signature, arrays)
+            answer = predict_pb2.PredictResponse()
+            answer.model_spec.name, answer.model_spec.signature_name = version.name, signature
+            answer.model_spec.version.value = version.number
+            for name in names:
+                answer.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
+            return answer
+
+    @answered
+    def GetModelMetadata(self, request):
+        if list(request.metadata_field) != ["signature_def"]:
+            received = ", ".join(request.metadata_field) or "none"
+            raise Refusal("INVALID_ARGUMENT", f"metadata_field: expected signature_def, received {received[:80]}")
+        version, _ = found(self.models, request.model_spec)
+        answer = get_model_metadata_pb2.GetModelMetadataResponse()
+        answer.model_spec.name, answer.model_spec.version.value = version.name, version.number
+        answer.metadata["signature_def"].Pack(signature_map(version))
+        return answer
+
+
+class ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus."""
+
+    def __init__(self, models: Models):
+        self.models = models
+
+    @answered
+    def GetModelStatus(self, request):
+        return status_of(found(self.models, request.model_spec)[0])
+
+
+def signature_map(version: Version):
+    """SignatureDefMap of a version."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in version.signatures.items():
+        signatures.signature_def[name].CopyFrom(signature)
+    return signatures
+
+
+def status_of(version: Version):
+    """GetModelStatusResponse."""
+    answer = get_model_status_pb2.GetModelStatusResponse()
+    status = answer.model_version_status.add(version=version.number, state=AVAILABLE)
+    status.status.error_code = 0
+    return answer
+
+
+def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[grpc.Server, int]:
+    """A running server and its port. largest: bytes of a request. Raises: OSError for a port that is taken."""
+    options = [
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.server(ThreadPoolExecutor(CALLS, "grpc"), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelStatus(models), server)
+    try:
+        bound = server.add_insecure_port(f"{address}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"expected a free port, received {address}:{port}, which is taken") from error
+    server.start()
+    return server, bound

@@ -1,0 +1,63 @@
+"""The sampler's random numbers as one tensor, so that a graph can take them as an input and hold no random op."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfdeblend.draws import Draws
+from tfdeblend.linear_gaussian import Normals
+
+
+class GivenNormals:
+    """Standard normals cut out of one tensor, as `draws.Draws` would give them.
+
+    Args:
+      eps: [N, E], E = `size(...)`: of each step, then the positions'. stamps: (N, K, C, P, P). side: S, of the images.
+      rank: R. steps: T.
+    """
+
+    def __init__(self, eps: tf.Tensor, stamps: tuple[int, ...], side: int, rank: int, steps: int):
+        self.dtype, self.stamps, self.side, self.rank = eps.dtype, stamps, side, rank
+        number, sources = stamps[:2]
+        self._positions = tf.reshape(eps[:, -2 * sources :], [number, sources, 2])
+        self._steps = tf.reshape(eps[:, : -2 * sources], [number, steps, -1])
+
+    def positions(self) -> tf.Tensor:
+        """[N, K, 2]."""
+        return self._positions
+
+    def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]:
+        """See `draws.Draws.normals`."""
+        number, sources, bands, *_ = self.stamps
+        sizes = step_sizes(self.stamps, self.side, self.rank)
+        flat = tf.split(tf.gather(self._steps, step, axis=1), sizes, 1)
+        one, two, factor, amplitude, scale, background, images = flat
+        drawn = Normals(
+            tf.reshape(one, self.stamps),
+            tf.reshape(factor, [number, sources, self.rank]),
+            tf.reshape(amplitude, [number, sources, bands]),
+            background,
+            tf.reshape(images, [number, bands, self.side, self.side]),
+        )
+        return drawn, tf.reshape(two, self.stamps), tf.reshape(scale, [number, sources])
+
+
+def step_sizes(stamps: tuple[int, ...], side: int, rank: int) -> list[int]:
+    """Numbers of one step: stamps, stamps, factors, amplitudes, scales, background, images."""
+    _, sources, bands, pixels, _ = stamps
+    whole = sources * bands * pixels**2
+    return [whole, whole, sources * rank, sources * bands, sources, bands, bands * side**2]
+
+
+def size(stamps: tuple[int, ...], side: int, rank: int, steps: int) -> int:
+    """E."""
+    return steps * sum(step_sizes(stamps, side, rank)) + 2 * stamps[1]
+
+
+def flatten(draws: Draws, steps: int) -> tf.Tensor:
+    """[N, E]: what `GivenNormals` needs to give the same numbers."""
+    rows, parts = draws.stamps[0], []
+    for step in range(steps):
+        drawn, back, scale = draws.normals(tf.constant(step))
+        parts += [drawn.stamps, back, drawn.factor, drawn.amplitude, scale, drawn.background, drawn.images]
+    return tf.concat([tf.reshape(part, [rows, -1]) for part in [*parts, draws.positions()]], 1)

@@ -1,0 +1,199 @@
+"""A blend as a client sends it -> the tensors that the inference graphs take, in TensorFlow.
+
+What `BlendBatch.build` and `initialize.moments` do in NumPy, so that a served graph needs no client code for it. The
+two agree to the rounding of float32; a test keeps it so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.batch import BatchShape, BlendBatch
+from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
+from tfdeblend.stamps import COADD_ZEROPOINT
+
+BRIGHTEST = 1e7  # of a pixel, in units of its noise: beyond, float32 cannot tell the noise
+
+Tensors = dict[str, tf.Tensor]
+
+
+def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
+    """The batch of blends that `checked` has passed."""
+    images, weights = blend["images"], blend["weights"]
+    scale = tf.cast(band_scales(weights), images.dtype)
+    unit = scale[..., None, None]
+    psfs = tf.cast(blend["psfs"], tf.float64)
+    is_source = tf.cast(blend["is_source"], images.dtype)
+    positions = tf.where(blend["is_source"][..., None], blend["positions"], 0.0)
+    first = 2 * tf.floor((tf.floor(positions + 0.5) - shape.stamp // 2) / 2)
+    full, small = (
+        transfer_function(psfs, blend["psf_center"], shape.model_sigma, side) for side in (shape.fourier, shape.window)
+    )
+    batch = BlendBatch(
+        shape=shape,
+        band_scale=scale,
+        images=images / unit,
+        weights=weights * unit**2,
+        kernel=full,
+        stamp_kernel=_low(small),
+        corners=tf.cast(first, tf.int32) + shape.margin,
+        centers=tf.cast(positions - first - shape.stamp // 2, images.dtype),
+        is_source=is_source,
+        is_point=is_source * tf.cast(blend["is_point"], images.dtype),
+        arcsec=1 / blend["pixel_scale"],
+        band_unit=band_units(blend["zeropoints"], scale),
+    )
+    return batch
+
+
+def checked(blend: Tensors) -> tuple[Tensors, tf.Tensor]:
+    """Blends as the signatures take them, see `bucket.blend_specs`, and which [B] can be used.
+
+    Pixels that are not finite, or without a positive finite weight, are masked. A blend that cannot be used becomes a
+    point-like PSF and nothing else, so that it fails no other blend of its batch.
+    """
+    images, weights = blend["images"], blend["weights"]
+    seen = tf.math.is_finite(images) & tf.math.is_finite(weights) & (weights > 0)
+    masked = {"images": tf.where(seen, images, 0.0), "weights": tf.where(seen, weights, 0.0)}
+    usable = _usable(blend | masked)
+    psfs = blend["psfs"]
+    middle = psfs.shape[-1] // 2
+    point = tf.constant(np.pad(np.ones((1, 1)), [[middle, psfs.shape[-1] - middle - 1]] * 2), psfs.dtype)
+    empty = {name: tf.zeros_like(value) for name, value in blend.items()}
+    empty |= {"psfs": point + empty["psfs"], "pixel_scale": tf.ones_like(blend["pixel_scale"])}
+    empty["psf_center"] += float(middle)
+
+    def choose(name: str, value: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(usable, [-1] + [1] * (len(value.shape) - 1)), value, empty[name])
+
+    return {name: choose(name, value) for name, value in (blend | masked).items()}, usable
+
+
+def _usable(blend: Tensors) -> tf.Tensor:
+    """[B]: whether numbers are finite, pixel scales positive, PSFs of sum 1, sources on the image, which is no brighter
+    than BRIGHTEST times its noise."""
+    images, weights = blend["images"], blend["weights"]
+    side = images.shape[-1]
+    at, used = blend["positions"], blend["is_source"]
+    near = tf.reduce_all((at >= -0.5) & (at <= side - 0.5), -1)
+    total = tf.reduce_sum(blend["psfs"], [2, 3])
+    dim = tf.reduce_all(tf.abs(images) * tf.sqrt(weights) < BRIGHTEST, [1, 2, 3])
+    scalars = tf.concat([blend["zeropoints"], blend["psf_center"], blend["pixel_scale"][:, None]], 1)
+    finite = tf.reduce_all(tf.math.is_finite(scalars), 1) & tf.reduce_all(tf.abs(total - 1) < 0.05, 1)
+    return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1)
+
+
+def band_scales(weights: tf.Tensor) -> tf.Tensor:
+    """[B, C, S, S] -> [B, C] float64: see `batch.band_scales`."""
+    flat = tf.reshape(tf.cast(weights, tf.float64), [-1, weights.shape[1], int(np.prod(weights.shape[2:]))])
+    count = tf.reduce_sum(tf.cast(flat > 0, tf.int32), -1)
+    ordered = tf.sort(tf.where(flat > 0, flat, tf.constant(np.inf, tf.float64)), -1)
+    middle = tf.stack([tf.maximum(count - 1, 0) // 2, count // 2], -1)
+    median = tf.reduce_mean(tf.gather(ordered, tf.minimum(middle, flat.shape[-1] - 1), batch_dims=2), -1)
+    return tf.where(count > 0, tf.sqrt(1 / median), tf.ones_like(median))
+
+
+def band_units(zeropoints: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """[B, C]: one AB flux in each band's whitened units, their geometric mean being 1."""
+    magnitudes = tf.cast(zeropoints, tf.float64) - COADD_ZEROPOINT
+    log_unit = 0.4 * np.log(10) * magnitudes - tf.math.log(tf.cast(scale, tf.float64))
+    return tf.cast(tf.exp(log_unit - tf.reduce_mean(log_unit, -1, keepdims=True)), scale.dtype)
+
+
+def transfer_function(psfs: tf.Tensor, center: tf.Tensor, model_sigma: float, side: int) -> tf.Tensor:
+    """F[PSF] / F[model PSF]: see `batch.transfer_function`. By products with waves, which know no whole pixels.
+
+    Args:
+      psfs: [B, C, Q, Q] float64. center: [B, 2] (y, x), pixel coordinates in them of the PSFs' origin.
+    Returns:
+      [B, C, side, side // 2 + 1] complex64.
+    """
+    rows, columns = (_waves(center[:, axis], psfs.shape[-1], side) for axis in (0, 1))
+    half = columns[:, :, : side // 2 + 1]
+    along = tf.matmul(rows[:, :, None], psfs)  # [2, B, C, N, Q]: real and imaginary parts
+    both = tf.matmul(along[:, None], half[None, :, :, None], transpose_b=True)  # [2, 2, B, C, N, N // 2 + 1]
+    t = np.minimum(np.arange(side), side - np.arange(side))
+    gauss = np.exp(-0.5 * (t / model_sigma) ** 2)
+    model = np.fft.fft(gauss / gauss.sum()).real
+    blur = tf.constant(model[:, None] * model[: side // 2 + 1])
+    real, imaginary = (both[0, 0] - both[1, 1]) / blur, (both[0, 1] + both[1, 0]) / blur
+    return tf.complex(tf.cast(real, tf.float32), tf.cast(imaginary, tf.float32))
+
+
+def _waves(center: tf.Tensor, size: int, side: int) -> tf.Tensor:
+    """[2, B, N, Q] float64: each frequency's wave over pixels, real and imaginary; 0 where the grid has no room."""
+    origin = tf.cast(center, tf.float64)[:, None]
+    pixel = tf.range(size, dtype=tf.float64)
+    keep = tf.abs(pixel - tf.floor(origin)) < min(side // 2, size)
+    phase = -2 * np.pi * np.fft.fftfreq(side)[:, None] * (pixel - origin)[:, None]
+    room = tf.cast(keep, tf.float64)[:, None]
+    return tf.stack([tf.cos(phase) * room, tf.sin(phase) * room])
+
+
+def _low(transfer: tf.Tensor) -> tf.Tensor:
+    """See `batch`."""
+    quarter = transfer.shape[2] // 4
+    return tf.concat([transfer[:, :, :quarter], transfer[:, :, -quarter:]], 2)[..., : quarter + 1] / 4
+
+
+def moments(blend: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+    """Half-light radius in arcsec [B, K] and ellipticity [B, K, 2] to start from: see `initialize.moments`; float64."""
+    images, weights = (tf.cast(blend[name], tf.float64) for name in ("images", "weights"))
+    total = tf.reduce_sum(weights, 1)
+    seen = tf.reduce_sum(weights * images, 1)
+    image = tf.where(total > 0, seen / tf.sqrt(tf.where(total > 0, total, 1.0)), 0.0)
+    covariance = adaptive_moments(_symmetric_cutouts(image, tf.round(blend["positions"])))
+    psf = tf.reduce_mean(tf.cast(blend["psfs"], tf.float64), 1)
+    intrinsic = covariance - adaptive_moments(_around_peak(psf)[:, None])
+    intrinsic = tf.where(tf.math.is_finite(intrinsic), intrinsic, 0.0)
+    yy, yx, xx = tf.unstack(tf.clip_by_value(intrinsic, -1e3, 1e3), axis=-1)
+    area = tf.sqrt(tf.maximum(yy * xx - yx**2, 0.05**2))
+    trace = tf.maximum(yy + xx, 1e-3)
+    e1, e2 = (xx - yy) / (trace + 2 * area), 2 * yx / (trace + 2 * area)
+    shrink = 0.8 / tf.maximum(tf.sqrt(e1**2 + e2**2), 0.8)
+    radius = GAUSSIAN_HALF_LIGHT * tf.sqrt(area) * tf.cast(blend["pixel_scale"], tf.float64)[:, None]
+    return radius, tf.stack([e1 * shrink, e2 * shrink], -1)
+
+
+def adaptive_moments(stamps: tf.Tensor) -> tf.Tensor:
+    """[B, K, P, P] -> [B, K, 3]: see `initialize.adaptive_moments`, about pixel P // 2."""
+    side = stamps.shape[-1]
+    y, x = np.indices((side, side)) - side // 2
+    products = tf.constant(np.stack([y * y, y * x, x * x]).reshape(3, -1), stamps.dtype)
+    flat = tf.maximum(tf.reshape(stamps, [-1, stamps.shape[1], side**2]), 0)
+    covariance = tf.constant([4.0, 0.0, 4.0], stamps.dtype) * tf.ones_like(flat[..., :1])
+    for _ in range(ITERATIONS):
+        yy, yx, xx = tf.unstack(covariance, axis=-1)
+        inverse = tf.stack([xx, -2 * yx, yy], -1) / tf.maximum(yy * xx - yx**2, 1e-3)[..., None]
+        weighted = flat * tf.exp(-0.5 * tf.einsum("bki,in->bkn", inverse, products))
+        total = tf.reduce_sum(weighted, -1, keepdims=True)
+        measured = 2 * tf.einsum("bkn,in->bki", weighted, products) / tf.maximum(total, 1e-30)
+        yy, yx, xx = tf.unstack(tf.where(total > 0, measured, covariance), axis=-1)
+        yy, xx = (tf.clip_by_value(t, 0.5, HALF**2) for t in (yy, xx))
+        limit = 0.9 * tf.sqrt(yy * xx)
+        covariance = tf.stack([yy, tf.clip_by_value(yx, -limit, limit), xx], -1)
+    return covariance
+
+
+def _cutouts(images: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
+    """[B, H, W] about [B, K, 2] -> [B, K, 2 HALF + 1, 2 HALF + 1], 0 beyond the images."""
+    height, width = images.shape[1:]
+    padded = tf.pad(images, [[0, 0], [HALF, HALF], [HALF, HALF]])
+    at = tf.clip_by_value(tf.cast(middle, tf.int32), 0, [height - 1, width - 1])
+    rows, columns = (at[..., axis, None] + tf.range(2 * HALF + 1) for axis in (0, 1))
+    some = tf.gather(padded, rows, axis=1, batch_dims=1)  # [B, K, 25, W + 2 HALF]
+    return tf.linalg.matrix_transpose(tf.gather(tf.linalg.matrix_transpose(some), columns, axis=2, batch_dims=2))
+
+
+def _symmetric_cutouts(images: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
+    """Of each pair of pixels opposite to each other across the source, the fainter."""
+    cut = _cutouts(images, middle)
+    return tf.minimum(cut, cut[..., ::-1, ::-1])
+
+
+def _around_peak(psf: tf.Tensor) -> tf.Tensor:
+    """[B, Q, Q] -> [B, 2 HALF + 1, 2 HALF + 1] with the brightest pixel in the middle."""
+    side = psf.shape[-1]
+    peak = tf.argmax(tf.reshape(psf, [-1, side**2]), -1, output_type=tf.int32)
+    return _cutouts(psf, tf.stack([peak // side, peak % side], -1)[:, None])[:, 0]

@@ -1,0 +1,67 @@
+"""python -m export.proofs.configuration FOLDER WORK: what a model server reads beside the graph is what it expects."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.config import model_server_config_pb2, monitoring_config_pb2
+
+from export.layout import WARM_UP
+from export.proofs import figures
+
+SERVING = Path(__file__).parents[1] / "serving"
+FORBIDDEN = ("EagerPyFunc", "PyFunc", "PyFuncStateless", "XlaLaunch")
+RANDOM = ("Random", "Multinomial")
+
+
+def main(folder: Path, work: Path) -> None:
+    tool = Path(sys.executable).with_name("saved_model_cli")
+    command = [str(tool), "show", "--dir", str(folder), "--all"]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    signatures = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].signature_def
+    names = [name for name in signatures if not name.startswith("__")]
+    missing = [name for name in names if f"signature_def['{name}']" not in shown]
+    figures.tell("signatures that saved_model_cli does not show", float(len(missing)), 0.0)
+    scalars = [n for n in names for i in (*signatures[n].inputs.values(), *signatures[n].outputs.values()) if _fixed(i)]
+    figures.tell("tensors whose first dimension is not free", float(len(scalars)), 0.0)
+    config = model_server_config_pb2.ModelServerConfig()
+    text_format.Parse((SERVING / "models.config").read_text(), config)
+    known = [one.name for one in config.model_config_list.config]
+    figures.tell("models in models.config", f"{len(known)}, {folder.parent.name} {folder.parent.name in known}")
+    text_format.Parse((SERVING / "monitoring.config").read_text(), monitoring_config_pb2.MonitoringConfig())
+    _graph(folder)
+    _warm_up(folder, names)
+
+
+def _fixed(info) -> bool:
+    return not info.tensor_shape.dim or info.tensor_shape.dim[0].size != -1
+
+
+def _graph(folder: Path) -> None:
+    graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    ops = {node.op for function in graph.library.function for node in function.node_def} | {n.op for n in graph.node}
+    stateful = {op for op in ops if op.startswith(RANDOM)} | (ops & set(FORBIDDEN))
+    figures.tell("operations a server refuses, or that keep a random state", float(len(stateful)), 0.0)
+    compiled = any(f.attr["_XlaMustCompile"].b for f in graph.library.function)
+    figures.tell("functions that must be compiled by XLA", float(compiled), 0.0)
+
+
+def _warm_up(folder: Path, names: list[str]) -> None:
+    model = tf.saved_model.load(str(folder))
+    replayed = set()
+    for record in tf.data.TFRecordDataset(str(folder / WARM_UP)):
+        request = PredictionLog.FromString(record.numpy()).predict_log.request
+        given = {key: tf.constant(tf.make_ndarray(proto)) for key, proto in request.inputs.items()}
+        model.signatures[request.model_spec.signature_name](**given)
+        replayed.add(request.model_spec.signature_name)
+    figures.tell("signatures without a warm-up record that replays", float(len(set(names) - replayed)), 0.0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

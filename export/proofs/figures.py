@@ -1,0 +1,51 @@
+"""What proofs read and tell. NumPy alone, so that it can stand beside any runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+LARGEST = 1e-5  # relative: the same graph elsewhere
+INDEPENDENT = 1e-4  # of another runtime
+SEPARATOR = "|"  # between "in" or "out" and a name
+
+
+def tell(name: str, figure: float | str, limit: float | None = None, skipped: str = "") -> None:
+    """One line for `check_saved_model`: a number that must be at most `limit`, or a fact."""
+    good = True if limit is None or skipped else bool(float(figure) <= limit)
+    print(json.dumps({"proof": name, "figure": figure, "limit": limit, "good": good, "skipped": skipped}), flush=True)
+
+
+def save(path: Path, inputs: Arrays, outputs: Arrays) -> None:
+    """Keeps what a signature was given, and gave."""
+    given = {f"in{SEPARATOR}{name}": value for name, value in inputs.items()}
+    np.savez(path, allow_pickle=False, **given, **{f"out{SEPARATOR}{name}": value for name, value in outputs.items()})
+
+
+def load(path: Path) -> tuple[Arrays, Arrays]:
+    with np.load(path) as kept:
+        parts: dict[str, Arrays] = {"in": {}, "out": {}}
+        for key in kept.files:
+            way, name = key.split(SEPARATOR)
+            parts[way][name] = kept[key]
+    return parts["in"], parts["out"]
+
+
+def difference(found: Arrays, expected: Arrays) -> float:
+    """The largest over all outputs, each in units of its largest value; infinite where anything else differs."""
+    worst = 0.0
+    if set(found) != set(expected):
+        return float("inf")
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            return float("inf")
+        if value.dtype.kind != "f":
+            worst = max(worst, 0.0 if (found[name] == value).all() else float("inf"))
+            continue
+        scale = max(float(np.abs(value).max()), 1e-30)
+        step = float(np.abs(found[name].astype(float) - value.astype(float)).max()) / scale
+        worst = max(worst, step if step == step else float("inf"))
+    return worst

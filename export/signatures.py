@@ -1,0 +1,226 @@
+"""The signatures of an exported model: functions of named tensors, all with the blends as their first dimension.
+
+Blends are done one by one within a graph (`rowwise`): what comes out does not depend on the others of a batch, no batch
+needs padding, and no size of a batch is compiled anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from export import normals, preparation, seeds
+from export.bucket import SAMPLES, STEPS, Bucket, blend_specs
+from tfdeblend import learned
+from tfdeblend.batch import BlendBatch
+from tfdeblend.deblender import CONVERGED, SEED
+from tfdeblend.draws import NormalDraws
+from tfdeblend.mapfit import MapFit, MapResult
+from tfdeblend.priors import PRIORS
+from tfdeblend.sampling import PosteriorSampler, SampleOptions, Samples
+from tfdeblend.scorefit import ScoreFit
+from tfdeblend.seeded import Seed
+
+Tensors = dict[str, tf.Tensor]
+Specs = dict[str, tf.TensorSpec]
+Concrete = Any  # tf.types.experimental.ConcreteFunction
+SAMPLE, SAMPLE_EPS = f"sample_{SAMPLES}", f"sample_{SAMPLES}_eps"
+AT_ONCE = 4  # blends of a batch that are worked on side by side
+
+
+class Inference:
+    """What a bucket's model computes, and `weights`, the variables it reads.
+
+    `signatures` gives functions by name: `map`, and of a learned prior `start`, `sample_16`, `sample_16_eps`,
+    `denoise`. Their outputs are in the image's own units, but those of `start` in units of each band's noise.
+    """
+
+    def __init__(self, bucket: Bucket):
+        self.bucket, self.shape = bucket, bucket.shape
+        closed_form = SEED if bucket.is_learned else bucket.prior
+        self.fit = MapFit(PRIORS[closed_form](bucket.channels), self.shape)
+        self.weights: list[tf.Variable] = []
+        if bucket.is_learned:
+            self.denoiser = learned.find(bucket.prior).load()
+            self.weights = [variable.value for variable in self.denoiser.variables]
+            self.refinement = ScoreFit(self.fit, self.denoiser)
+            rows = self.shape._replace(blends=SAMPLES)
+            self.sampler = PosteriorSampler(rows, self.denoiser, SampleOptions(steps=STEPS))
+
+    def signatures(self) -> dict[str, Concrete]:
+        """By name; each takes its tensors as keywords and gives them by name."""
+        blend = blend_specs(self.bucket)
+        rows: dict[str, tuple[Callable[[Tensors], Tensors], Specs]] = {"map": (self._map, blend)}
+        if self.bucket.is_learned:
+            seed = {"seed": tf.TensorSpec([None, 2], tf.int32, "seed")}
+            rows["start"] = (self._start, blend)
+            rows[SAMPLE] = (self._sample, blend | seed)
+            rows[SAMPLE_EPS] = (self._sample_eps, blend | self._start_specs(blend) | self._eps_spec())
+        found = {name: rowwise(function, specs) for name, (function, specs) in rows.items()}
+        if self.bucket.is_learned:
+            c, p, _ = self.denoiser.stamp_shape
+            x, sigma = tf.TensorSpec([None, c, p, p], tf.float32, "x"), tf.TensorSpec([None], tf.float32, "sigma")
+            found["denoise"] = _concrete(self._denoise, {"x": x, "sigma": sigma})
+        return found
+
+    # -- of one blend
+
+    def _map(self, blend: Tensors) -> Tensors:
+        blend, usable, batch, found = self._fitted(blend)
+        if self.bucket.is_learned:
+            found = self.refinement(batch, found)
+        valid = tf.reduce_sum(tf.cast(batch.weights > 0, tf.float32), [1, 2, 3])
+        chi2 = tf.reduce_sum(batch.weights * (batch.images - found.model) ** 2, [1, 2, 3])
+        values = self._fluxes(batch, found) | self._shapes(batch, found)
+        unit = batch.band_scale[..., None, None]
+        values |= {
+            "chi2": chi2 / tf.maximum(valid, 1),
+            "distance": tf.cast(found.distance, tf.float32),
+            "converged": found.distance <= CONVERGED,
+            "steps": found.steps,
+            "background": found.state.background * batch.band_scale,
+            "model": found.model * unit,
+            "sources": found.sources * unit[:, None],
+            "stamps": found.stamps * unit[:, None],
+            "beyond_prior": found.beyond_prior,
+        }
+        return _of_usable(values, usable)
+
+    def _start(self, blend: Tensors) -> Tensors:
+        _, usable, _, found = self._fitted(blend)
+        seed = Seed.of(found)._asdict()
+        return {f"start_{name}": value for name, value in seed.items()} | {"usable": usable}
+
+    def _sample(self, blend: Tensors) -> Tensors:
+        keys = tf.reshape(seeds.keys(blend.pop("seed"), SAMPLES), [SAMPLES])
+        _, usable, batch, found = self._fitted(blend)
+        drawn = self._drawn(batch, Seed.of(found), self.sampler.draws_of(keys))
+        return _of_usable(self._samples(batch, drawn), usable)
+
+    def _sample_eps(self, blend: Tensors) -> Tensors:
+        seed = Seed(**{name: blend.pop(f"start_{name}") for name in Seed._fields})
+        eps = tf.reshape(blend.pop("eps"), [SAMPLES, -1])
+        blend, usable = preparation.checked(blend)
+        batch = preparation.prepare(blend, self.shape)
+        given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
+        return _of_usable(self._samples(batch, self._drawn(batch, seed, given)), usable)
+
+    def _denoise(self, inputs: Tensors) -> Tensors:
+        """E[x | x_t] and the pixels' variances of stamps at unit scale x [B, C, P, P] with noise of sigma [B]."""
+        mean, covariance = self.denoiser.posterior(inputs["x"], inputs["sigma"])
+        return {"mean": mean, "variance": covariance.variance}
+
+    # -- parts
+
+    def _fitted(self, blend: Tensors) -> tuple[Tensors, tf.Tensor, BlendBatch, MapResult]:
+        blend, usable = preparation.checked(blend)
+        batch = preparation.prepare(blend, self.shape)
+        radius, ellipticity = (tf.cast(t, tf.float32) for t in preparation.moments(blend))
+        first = self.fit.prior.start(radius, ellipticity)
+        real = tf.math.is_finite(first) & (batch.is_source > 0)[..., None]
+        return blend, usable, batch, self.fit(batch, tf.where(real, first, tf.zeros_like(first)))
+
+    def _fluxes(self, batch: BlendBatch, found: MapResult) -> Tensors:
+        k, scale = self.shape.sources, tf.cast(batch.band_scale, tf.float64)
+        own = tf.einsum("bcqcr->bcqr", found.covariance.linear)[:, :, :k, :k]
+        covariance = own * scale[..., None, None] ** 2
+        real = tf.cast(batch.is_source, tf.float64)
+        covariance *= real[:, None, :, None] * real[:, None, None]
+        errors = tf.sqrt(tf.linalg.matrix_transpose(tf.linalg.diag_part(covariance)))
+        flux = found.state.flux * batch.band_scale[:, None] * batch.is_source[..., None]
+        return {
+            "flux": flux,
+            "flux_err": tf.cast(errors, tf.float32),
+            "flux_cov": tf.cast(covariance, tf.float32),
+        }
+
+    def _shapes(self, batch: BlendBatch, found: MapResult) -> Tensors:
+        corners = batch.corners - self.shape.margin
+        errors = tf.sqrt(tf.maximum(tf.cast(tf.linalg.diag_part(found.summary_covariance), tf.float32), 0))
+        middle = tf.cast(corners + self.shape.stamp // 2, tf.float64)
+        return {
+            "corners": corners,
+            "positions": middle + tf.cast(found.summary[..., :2], tf.float64),
+            "position_err": errors[..., :2],
+            "size": found.summary[..., 2],
+            "size_err": errors[..., 2],
+            "ellipticity": found.summary[..., 3:],
+            "ellipticity_err": errors[..., 3:],
+        }
+
+    def _drawn(self, batch: BlendBatch, seed: Seed, draws: NormalDraws) -> Samples:
+        def rows(tensor: tf.Tensor) -> tf.Tensor:
+            """One for each sample; transfer functions serve all."""
+            return tensor if tensor.dtype.is_complex else tf.repeat(tensor, SAMPLES, 0)
+
+        tensors, seed = tf.nest.map_structure(rows, (batch.tensors, seed))
+        return self.sampler.sample(tensors, seed, draws)
+
+    def _samples(self, batch: BlendBatch, drawn: Samples) -> Tensors:
+        """[1, S, ...] each."""
+        scale = batch.band_scale
+        unit = scale[..., None, None]
+        flux = drawn.flux * scale[:, None]
+        offset = (flux - tf.reduce_mean(flux, 0)) / (SAMPLES - 1) ** 0.5
+        of_all = {
+            "stamps": drawn.stamps * unit[:, None],
+            "sources": drawn.sources * unit[:, None],
+            "flux": flux,
+            "background": drawn.background * scale,
+            "model": drawn.model * unit,
+        }
+        together = {
+            "corners": (batch.corners - self.shape.margin)[0],
+            "flux_err": tf.sqrt(tf.reduce_sum(offset**2, 0)),
+            "flux_cov": tf.einsum("skc,slc->ckl", offset, offset),
+            "prior_variance": tf.reduce_mean(drawn.prior_variance, 0) * unit[0] ** 2,
+            "beyond_prior": tf.reduce_any(drawn.large, 0),
+        }
+        return {name: value[None] for name, value in (of_all | together).items()}
+
+    def _stamps(self) -> tuple[int, ...]:
+        return SAMPLES, self.shape.sources, *self.denoiser.stamp_shape
+
+    def _eps_spec(self) -> Specs:
+        number = normals.size(self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
+        return {"eps": tf.TensorSpec([None, SAMPLES, number], tf.float32, "eps")}
+
+    def _start_specs(self, blend: Specs) -> Specs:
+        one = {name: tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for name, spec in blend.items()}
+        found = tf.function(self._start, [one], autograph=False).get_concrete_function().structured_outputs
+        specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name) for name, t in found.items()}
+        return {name: spec for name, spec in specs.items() if name.startswith("start_")}
+
+
+def _concrete(function: Callable[[Tensors], Tensors], specs: Specs) -> Concrete:
+    return tf.function(lambda **inputs: function(inputs), autograph=False).get_concrete_function(**specs)
+
+
+def rowwise(one: Callable[[Tensors], Tensors], specs: Specs) -> Concrete:
+    """A function of named tensors [B, ...] that applies `one`, of tensors [1, ...], to each blend."""
+    single = {name: tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name) for name, spec in specs.items()}
+    found = _concrete(lambda blend: one(dict(blend)), single).structured_outputs
+    outputs = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in found.items()}
+
+    def row(blend: Tensors) -> Tensors:
+        found = one({name: value[None] for name, value in blend.items()})
+        return {name: found[name][0] for name in outputs}
+
+    def apply(blends: Tensors) -> Tensors:
+        return tf.map_fn(row, blends, fn_output_signature=outputs, parallel_iterations=AT_ONCE)
+
+    return _concrete(apply, specs)
+
+
+def _of_usable(values: Tensors, usable: tf.Tensor) -> Tensors:
+    """Numbers of a blend that could not be used are NaN, so that nobody takes them for a result."""
+
+    def blank(value: tf.Tensor) -> tf.Tensor:
+        if not value.dtype.is_floating:
+            return value
+        flag = tf.reshape(usable, [-1] + [1] * (len(value.shape) - 1))
+        return tf.where(flag, value, tf.constant(float("nan"), value.dtype))
+
+    return {name: blank(value) for name, value in values.items()} | {"usable": usable}

@@ -1,0 +1,125 @@
+"""What is exported: the preparation in TensorFlow agrees with NumPy's, and models with the library itself."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import normals, preparation, seeds
+from export.bucket import Bucket, blend_specs
+from export.warmup import example
+from tests.test_learned import SHIPPED, simulated
+from tfdeblend import draws, initialize
+from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.deblender import stamp_side
+from tfdeblend.draws import Draws
+from tfdeblend.scene import Scene
+from tfdeblend.serving import blend_arrays
+
+BUCKET = Bucket(SHIPPED, 32)
+
+
+def scene(index: int = 0) -> Scene:
+    return simulated(index, size=30, sources=(2, 3))[0]
+
+
+def given(one: Scene, bucket: Bucket = BUCKET) -> dict[str, tf.Tensor]:
+    arrays = blend_arrays(one, bucket.side, bucket.sources, bucket.psf)
+    return {name: tf.constant(arrays[name][None], spec.dtype) for name, spec in blend_specs(bucket).items()}
+
+
+def masked(one: Scene) -> Scene:
+    """With a band that is all masked, some pixels besides, a star, and an even-sided PSF off its middle."""
+    weights = one.observation.weights.copy()
+    weights[3], weights[:, 4:9, 11] = 0, 0
+    psf = np.pad(one.observation.psf, [[0, 0], [1, 0], [1, 0]])
+    observation = replace(one.observation, weights=weights, psf=psf, notes=())
+    return Scene(observation, (replace(one.sources[0], kind="point"), *one.sources[1:]))
+
+
+@pytest.mark.parametrize("change", [lambda one: one, masked])
+def test_preparation_is_that_of_batches(change):
+    one = change(scene())
+    bucket = replace(BUCKET, psf=max(one.observation.psf.shape[1], BUCKET.psf))
+    blend, usable = preparation.checked(given(one, bucket))
+    expected, found = BlendBatch.build([one], bucket.shape), preparation.prepare(blend, bucket.shape)
+    assert usable.numpy().all()
+    np.testing.assert_allclose(found.band_scale, expected.band_scale, rtol=1e-6)
+    for name, value in expected.tensors.items():
+        close = {"rtol": 1e-5, "atol": 1e-5 if "kernel" in name else 1e-6}
+        np.testing.assert_allclose(found.tensors[name], value, err_msg=name, **close)
+
+
+def test_moments_are_those_of_initialize():
+    one = masked(scene())
+    radius, ellipticity = preparation.moments(preparation.checked(given(one, replace(BUCKET, psf=44)))[0])
+    expected = initialize.moments(one)
+    np.testing.assert_allclose(radius[0, : len(one.sources)], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(ellipticity[0, : len(one.sources)], expected[1], atol=1e-5)
+
+
+def test_a_bucket_is_what_deblender_makes_of_its_scenes():
+    one = scene()
+    sigma = BUCKET.shape.model_sigma
+    assert scene_shape(one, stamp_side(one, 66), sigma) == BUCKET.shape
+    closed = Bucket("bulge-disk", 64)
+    large = simulated(0)[0]
+    assert scene_shape(large, stamp_side(large), 1.0) == closed.shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixel_scale": -1.0},
+        {"zeropoints": np.nan},
+        {"positions": 400.0},
+        {"positions": np.nan},
+        {"psfs": 1.0},
+        {"images": 1e30},
+    ],
+)
+def test_blends_of_wrong_numbers_are_emptied(change: dict[str, float]):
+    blend = {name: tf.constant(value) for name, value in example(BUCKET, 2).items()}
+    for name, value in change.items():
+        wrong = tf.concat([blend[name][:1], tf.fill(blend[name][1:].shape, tf.cast(value, blend[name].dtype))], 0)
+        blend[name] = wrong
+    found, usable = preparation.checked(blend)
+    assert usable.numpy().tolist() == [True, False]
+    prepared = preparation.prepare(found, BUCKET.shape)
+    assert all(np.isfinite(np.abs(value)).all() for value in prepared.tensors.values())
+    assert not prepared.weights[1].numpy().any() and prepared.weights[0].numpy().any()
+
+
+def test_pixels_that_are_not_finite_are_masked():
+    blend = {name: tf.constant(value) for name, value in example(BUCKET).items()}
+    images, weights = blend["images"].numpy(), blend["weights"].numpy()
+    images[0, 1, 2, 3], weights[0, 0, 5, 6], weights[0, 0, 7, 8] = np.nan, np.inf, -1
+    found, usable = preparation.checked(blend | {"images": tf.constant(images), "weights": tf.constant(weights)})
+    assert usable.numpy().all() and np.isfinite(found["images"]).all()
+    assert (found["weights"].numpy() == 0).sum() == 3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+def test_keys_are_those_of_the_library(seed: int):
+    names = ["blend", "another", ""]
+    words = np.array([[seed, zlib.crc32(name.encode())] for name in names]).astype(np.uint32).view(np.int32)
+    expected = draws.keys(seed, names, 16).reshape(3, 16)
+    np.testing.assert_array_equal(seeds.keys(tf.constant(words), 16), expected)
+
+
+def test_given_normals_are_the_draws_they_were_made_of():
+    stamps, side, steps = (2, 3, 5, 8, 8), 32, 3
+    made = Draws(tf.constant([5, 7], tf.int64), stamps, side, 4)
+    eps = normals.flatten(made, steps)
+    assert eps.shape == (2, normals.size(stamps, side, 4, steps))
+    found = normals.GivenNormals(eps, stamps, side, 4, steps)
+    np.testing.assert_array_equal(found.positions(), made.positions())
+    for step in range(steps):
+        for one, other in zip(
+            tf.nest.flatten(found.normals(tf.constant(step))), tf.nest.flatten(made.normals(step)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)

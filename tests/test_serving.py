@@ -1,0 +1,328 @@
+"""The embedded server over gRPC and REST: answers, batches, refusals, versions; and the client against both."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
+from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+from export import saved_model, warmup
+from export.bucket import Bucket
+from export.check_saved_model import check
+from export.embedded import inputs
+from export.embedded.batcher import Batcher, Closed
+from export.embedded.refusal import Refusal
+from tests.test_export import scene
+from tfdeblend.cli import main
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
+from tfdeblend.io.results import read_fits
+from tfdeblend.serving import Client
+
+BUCKET = Bucket("exponential", 32)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    saved_model.write(BUCKET, folder)
+    return folder
+
+
+class Server:
+    """The command in a process of its own."""
+
+    def __init__(self, base: Path, *options: str):
+        command = [sys.executable, "-m", "export.serve", str(base), "--port", "0", "--rest-port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        assert self.process.stdout
+        facts = json.loads(self.process.stdout.readline())
+        self.grpc, self.rest = f"127.0.0.1:{facts['grpc']}", f"http://127.0.0.1:{facts['rest']}"
+        channel = grpc.insecure_channel(self.grpc, [("grpc.max_receive_message_length", -1)])
+        self.predictions, self.models = PredictionServiceStub(channel), ModelServiceStub(channel)
+
+    def predict(self, arrays: dict[str, np.ndarray], model: str = BUCKET.name, signature: str = "map"):
+        request = PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = model, signature
+        warmup.fill(request, arrays)
+        return self.predictions.Predict(request, timeout=300)
+
+    def ask(self, path: str, body: object = None) -> tuple[int, dict]:
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            with urlopen(Request(self.rest + path, data), timeout=300) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            return error.code, json.load(error)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[Server]:
+    running = Server(base, "--poll", "0.2", "--blends", "4")
+    yield running
+    running.process.kill()
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path) -> dict[str, np.ndarray]:
+    """Of `warmup.example`, by the model itself."""
+    model = tf.saved_model.load(str(base / BUCKET.name / "1"))
+    found = model.signatures["map"](**{k: tf.constant(v) for k, v in warmup.example(BUCKET, 3).items()})
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def rows(arrays: dict[str, np.ndarray]) -> list[dict]:
+    return [{name: value[i].tolist() for name, value in arrays.items()} for i in range(len(arrays["images"]))]
+
+
+def test_grpc_answers_as_the_model_does(server: Server, expected):
+    answer = server.predict(warmup.example(BUCKET, 3))
+    assert answer.model_spec.version.value == 1
+    assert set(answer.outputs) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(tf.make_ndarray(answer.outputs[name]), value)
+
+
+def test_rest_answers_in_columns_and_in_rows(server: Server, expected):
+    given = warmup.example(BUCKET, 3)
+    path = f"/v1/models/{BUCKET.name}:predict"
+    _, columns = server.ask(path, {"inputs": {name: value.tolist() for name, value in given.items()}})
+    _, answer = server.ask(path.replace(":", "/versions/1:"), {"signature_name": "map", "instances": rows(given)})
+    for name, value in expected.items():
+        np.testing.assert_array_equal(np.array(columns["outputs"][name], value.dtype), value)
+        row = np.array([one[name] for one in answer["predictions"]], value.dtype)
+        np.testing.assert_array_equal(row, value)
+
+
+def test_numbers_that_are_not_finite_travel_as_bare_tokens(server: Server):
+    given = warmup.example(BUCKET)
+    given["pixel_scale"][:] = np.nan
+    body = json.dumps({"instances": rows(given)})
+    assert "NaN" in body
+    status, answer = server.ask(f"/v1/models/{BUCKET.name}:predict", body.encode())
+    assert status == 200 and not answer["predictions"][0]["usable"]
+    assert np.isnan(answer["predictions"][0]["flux"]).all()
+
+
+def test_status_metadata_metrics_and_health(server: Server):
+    status = server.ask(f"/v1/models/{BUCKET.name}")[1]["model_version_status"][0]
+    assert (status["version"], status["state"]) == ("1", "AVAILABLE")
+    signatures = server.ask(f"/v1/models/{BUCKET.name}/metadata")[1]["metadata"]["signature_def"]["signature_def"]
+    sizes = [dim["size"] for dim in signatures["serving_default"]["inputs"]["images"]["tensor_shape"]["dim"]]
+    assert sizes == ["-1", "5", "32", "32"]
+    request = GetModelStatusRequest()
+    request.model_spec.name = BUCKET.name
+    assert server.models.GetModelStatus(request).model_version_status[0].version == 1
+    server.predict(warmup.example(BUCKET))
+    with urlopen(server.rest + "/monitoring/prometheus/metrics") as answer:
+        assert "tfdeblend_requests_total{" in answer.read().decode()
+    assert server.ask("/healthz") == (200, {"models": [BUCKET.name]})
+
+
+def changed(**changes: object) -> dict[str, object]:
+    return {name: value.tolist() for name, value in warmup.example(BUCKET).items()} | changes
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"{", "body: expected JSON"),
+        (b"[" * 100_000, "body: expected JSON"),
+        ({}, "body: expected an object with either instances or inputs"),
+        ({"instances": []}, "instances: expected a list"),
+        ({"instances": [3]}, "instances[0]: expected an object"),
+        ({"inputs": {"images": [1]}}, "no weights"),
+        ({"inputs": changed(extra=[1])}, "unknown 'extra'"),
+        ({"inputs": changed(images=[[1.0]])}, "images: expected shape (B, 5, 32, 32), received (1, 1)"),
+        ({"inputs": changed(images=[[1.0], [1.0, 2.0]])}, "images: expected a regular array"),
+        ({"inputs": changed(images="text")}, "images: expected float32, received text"),
+        ({"inputs": changed(is_source=[[1, 0, 0, 0]])}, "is_source: expected bool"),
+        ({"inputs": changed(pixel_scale=[1.0, 1.0])}, "expected as many blends in each"),
+        ({"inputs": changed(), "signature_name": "nonsense"}, "signature_name: expected one of map, serving_default"),
+        ({"instances": rows(warmup.example(BUCKET)) * 5}, "expected at most 4 blends in a request, received 5"),
+    ],
+)
+def test_rest_refuses_in_one_line(server: Server, body: object, told: str):
+    status, answer = server.ask(f"/v1/models/{BUCKET.name}:predict", body)
+    assert status == 400
+    assert told in answer["error"] and "\n" not in answer["error"]
+
+
+def test_what_is_not_there_is_not_found(server: Server):
+    for path in ("/v1/models/other", f"/v1/models/{BUCKET.name}/versions/7", "/nowhere"):
+        status, answer = server.ask(path)
+        assert status == 404 and "expected" in answer["error"]
+    with pytest.raises(grpc.RpcError) as raised:
+        server.predict(warmup.example(BUCKET), model="other")
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_grpc_refuses_in_one_line(server: Server):
+    good = warmup.example(BUCKET)
+    for wrong, told in (
+        ({"images": good["images"].astype(np.float64)}, "images: expected float32, received float64"),
+        ({"images": np.zeros([10**6, 5, 32, 32], np.float32)[:5]}, "at most 4 blends"),
+        ({"positions": good["positions"][:, :2]}, "positions: expected shape (B, 4, 2)"),
+    ):
+        with pytest.raises(grpc.RpcError) as raised:
+            server.predict(good | wrong)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert told in raised.value.details()
+
+
+def test_a_shape_takes_no_memory_before_it_is_checked():
+    proto = tf.make_tensor_proto(0.0, shape=[1])
+    proto.tensor_shape.dim[0].size = 10**15
+    spec = {"sigma": tf.TensorSpec([None], tf.float32)}
+    with pytest.raises(Refusal, match="at most 8 blends"):
+        inputs.of_protos({"sigma": proto}, spec, 8)
+    proto.tensor_shape.dim[0].size, proto.tensor_content = 4, b"short"
+    with pytest.raises(Refusal, match="as many numbers as its shape has"):
+        inputs.of_protos({"sigma": proto}, spec, 8)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_client_gives_what_deblender_gives(server: Server, scheme: str):
+    url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+    one = scene()
+    found = Client(url, "exponential").deblend(one)
+    local = Deblender("exponential").deblend(one)
+    assert found.catalog.colnames == local.catalog.colnames
+    assert set(found.header) == set(local.header)
+    np.testing.assert_allclose(found.model, local.model, atol=1e-4 * local.model.max())
+    for band in one.observation.bands:
+        apart = np.asarray(found.catalog[f"flux_{band}"] - local.catalog[f"flux_{band}"])
+        assert (np.abs(apart) < 0.03 * np.asarray(local.catalog[f"flux_err_{band}"])).all()
+
+
+def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
+    one = scene()
+    observation = one.observation
+    np.savez(
+        tmp_path / "blend.npz",
+        images=observation.images,
+        weights=observation.weights,
+        psfs=observation.psf,
+        filters=np.array(observation.bands),
+        peaks=one.positions[:, ::-1],
+        zeropoints=observation.zeropoints,
+        pixel_scale=observation.pixel_scale,
+    )
+    command = ["deblend", str(tmp_path / "blend.npz"), "--prior", "exponential", "--no-figures", "--no-report"]
+    assert main([*command, "--out", str(tmp_path / "here")]) == 0
+    assert main([*command, "--out", str(tmp_path / "there"), "--server", server.rest]) == 0
+    here, there = (read_fits(tmp_path / out / "blend.fits") for out in ("here", "there"))
+    np.testing.assert_allclose(there.model, here.model, atol=1e-4 * here.model.max())
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "none"), "--server", "http://127.0.0.1:1"]) == 1
+    assert "expected a model server" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "none"), "--server", "ftp://x", "--background"]) == 2
+    assert "--background: expected none beside --server" in capsys.readouterr().err
+
+
+def test_client_tells_what_the_server_lacks(server: Server):
+    with pytest.raises(DataError, match="expected a model bulge-disk_SIDExSOURCES"):
+        Client(server.rest, "bulge-disk").deblend(scene())
+    with pytest.raises(DataError, match="grpc://HOST:PORT or http://HOST:PORT"):
+        Client("localhost:8500")
+
+
+@pytest.mark.slow
+def test_versions_roll_over_without_losing_a_request(base: Path, tmp_path: Path):
+    """A broken version leaves the old one in service; a new one takes over under load; SIGTERM finishes what came."""
+    shutil.copytree(base, tmp_path / "models")
+    model = tmp_path / "models" / BUCKET.name
+    server = Server(tmp_path / "models", "--poll", "0.1")
+    given, answers, failures = warmup.example(BUCKET), [], []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(server.predict(given).model_spec.version.value)
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        (model / "2").mkdir()
+        (model / "2" / "saved_model.pb").write_bytes(b"nonsense")
+        shutil.copytree(model / "1", model / ".copy")
+        os.rename(model / ".copy", model / "3")
+        deadline = time.monotonic() + 240
+        while 3 not in answers and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures and set(answers) == {1, 3}
+    last = [server.predictions.Predict.future(_request(given), timeout=300) for _ in range(6)]
+    time.sleep(0.5)  # on their way
+    assert server.stop() == 0
+    assert all(one.result().outputs["usable"].bool_val[0] for one in last)
+
+
+def _request(given: dict[str, np.ndarray]) -> PredictRequest:
+    request = PredictRequest()
+    request.model_spec.name = BUCKET.name
+    warmup.fill(request, given)
+    return request
+
+
+@pytest.mark.slow
+def test_every_proof_holds(base: Path):
+    assert check(base / BUCKET.name / "1")
+
+
+# -- batches
+
+
+def test_requests_that_wait_share_a_batch_and_get_their_own_answers():
+    sizes, first = [], threading.Event()
+
+    def run(signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        first.wait(10)
+        sizes.append(len(arrays["x"]))
+        if (arrays["x"] < 0).any():
+            raise ValueError("negative")
+        return {"y": 2 * arrays["x"]}
+
+    batcher = Batcher(run, largest=4, waiting=8, threads=1, watch=lambda blends, waiting: None)
+    held = batcher.submit("double", {"x": np.array([0.0])})
+    time.sleep(0.1)  # the first is at work; these wait
+    futures = [batcher.submit("double", {"x": np.array([value, value])}) for value in (1.0, 2.0, -3.0)]
+    with pytest.raises(Refusal, match="expected at most 8 blends to wait"):
+        batcher.submit("double", {"x": np.zeros(3)})
+    first.set()
+    assert [future.result()["y"].tolist() for future in (held, *futures[:2])] == [[0.0], [2.0, 2.0], [4.0, 4.0]]
+    with pytest.raises(ValueError, match="negative"):
+        futures[2].result()
+    assert sizes == [1, 4, 2]
+    batcher.close()
+    with pytest.raises(Closed):
+        batcher.submit("double", {"x": np.zeros(1)})

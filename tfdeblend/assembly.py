@@ -1,0 +1,91 @@
+"""One scene's result from the arrays that an inference found, whether here or on a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from astropy.table import Table
+
+from tfdeblend import measure
+from tfdeblend.deblended import Deblended
+from tfdeblend.detection import residual_detections
+from tfdeblend.sampled import Tally
+from tfdeblend.scene import Scene
+from tfdeblend.version import __version__
+
+Facts = dict[str, str | int | float | bool]  # of a result's header
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A maximum of the posterior, in the scene's own units, cut to its size; see `Deblended`.
+
+    flux: (K, C). converged: whether the fit has. beyond_prior: (K,) galaxies that a learned prior could not know.
+    """
+
+    model: np.ndarray
+    sources: np.ndarray
+    stamps: np.ndarray
+    corners: np.ndarray
+    background: np.ndarray
+    flux: np.ndarray
+    flux_cov: np.ndarray
+    shapes: measure.Shapes
+    converged: bool
+    beyond_prior: np.ndarray
+
+
+def fitted(scene: Scene, found: Fitted, facts: Facts) -> Deblended:
+    """The result of a maximum. facts: of its header, `walltime` in seconds among them."""
+    shapes = found.shapes
+    bare = Deblended(
+        scene=scene,
+        model=found.model.astype(np.float32),
+        sources=found.sources.astype(np.float32),
+        stamps=found.stamps.astype(np.float32),
+        corners=found.corners,
+        background=found.background,
+        flux_cov=found.flux_cov,
+        catalog=Table(),
+        undeclared=residual_detections(scene.observation, found.model, np.stack([shapes.y, shapes.x], 1)),
+    )
+    milliseconds = 1e3 * float(facts["walltime"])
+    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged)
+    table["flags"] |= np.where(found.beyond_prior, measure.BEYOND_PRIOR, 0)
+    return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
+
+
+def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) -> Deblended:
+    """The result of samples.
+
+    Args:
+      beyond: (K,) galaxies that the prior does not know. facts: as for `fitted`. mixed: whether chains have.
+    """
+    scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
+    bare = Deblended(
+        scene=scene,
+        model=model,
+        sources=tally.mean("sources"),
+        stamps=tally.mean("stamps"),
+        corners=tally.corners,
+        background=np.mean(tally.background, 0),
+        flux_cov=tally.flux_covariance(),
+        catalog=Table(),
+        undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
+        samples=np.stack(tally.samples) if tally.keep else None,
+        sources_std=tally.deviation("sources"),
+        prior_share=tally.prior_share(),
+    )
+    own: Facts = {"samples": tally.count, "ppchi2": float(np.mean(tally.chi2)), "modelsig": tally.model_sigma}
+    table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), 1e3 * float(facts["walltime"]), mixed)
+    table["chi2"] = np.mean(tally.local_chi2, 0)
+    off = table["chi2"] > measure.LARGE_CHI2
+    table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
+    table["flags"] |= np.where(beyond, measure.BEYOND_PRIOR, 0)
+    return replace(bare, header=_header(bare, facts) | own, catalog=table)
+
+
+def _header(result: Deblended, facts: Facts) -> Facts:
+    own: Facts = {"version": __version__, "temperature": 1.0, "chi2": result.chi2}
+    return own | facts | measure.describe_scene(result.scene)
