@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo em-demo test lint bench clean
+.PHONY: help demo em-demo test test-slow lint bench clean
 
 help:
 	@echo "make demo     simulate a blend, deblend it, compare with the truth: demo/"
 	@echo "make em-demo  learn a prior from blends alone: runs/em-demo/"
 	@echo "make test     lint, types and tests"
+	@echo "make test-slow  the tests that take longer: whole runs, killed ones, every proof of an export"
 	@echo "make lint     lint and types only"
 	@echo "make bench    compare with peers; options in BENCH=..., see benchmarks/README.md"
 	@echo "make clean    remove the environment and everything made"
@@ -37,7 +38,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(BENCH)
