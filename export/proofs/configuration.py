@@ -10,7 +10,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
-from tensorflow_serving.config import model_server_config_pb2, monitoring_config_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from export.layout import WARM_UP
 from export.proofs import figures
@@ -34,7 +34,6 @@ def main(folder: Path, work: Path) -> None:
     text_format.Parse((SERVING / "models.config").read_text(), config)
     known = [one.name for one in config.model_config_list.config]
     figures.tell("models in models.config", f"{len(known)}, {folder.parent.name} {folder.parent.name in known}")
-    text_format.Parse((SERVING / "monitoring.config").read_text(), monitoring_config_pb2.MonitoringConfig())
     _graph(folder)
     _warm_up(folder, names)
 
