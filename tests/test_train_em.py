@@ -148,7 +148,7 @@ def test_other_settings_or_blends_are_refused(whole: tuple[EMConfig, Path], tmp_
 
 def test_a_start_for_other_stamps_is_refused(tmp_path: Path):
     config = dataclasses.replace(tiny(tmp_path), start=StartConfig("prior", "hsc-grizy-64"))
-    with pytest.raises(DataError, match=r"expected bands, side, .* \('i',\), 16"):
+    with pytest.raises(DataError, match=r"expected bands, side, .*\('i',\), 16"):
         train_em.Run(config, tmp_path / "out")
 
 

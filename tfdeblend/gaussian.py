@@ -102,7 +102,9 @@ class GaussianDenoiser(Denoiser):
     def draw(self, number: int, seed: int) -> np.ndarray:
         """(number, C, P, P) draws of x at unit norm."""
         rng = np.random.default_rng(seed)
-        mean, diagonal, factor = (np.array(part, float) for part in (self.mean, self._diagonal, self._factor))
+        mean, diagonal, factor = (
+            ops.convert_to_numpy(part).astype(float) for part in (self.mean, self._diagonal, self._factor)
+        )
         x = mean + np.sqrt(diagonal) * rng.standard_normal((number, *mean.shape))
         x += np.tensordot(rng.standard_normal((number, self.rank)), factor, 1)
         return x / flux_scale(x)[:, None, None, None]
