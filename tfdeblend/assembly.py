@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from astropy.table import Table
 from tfdeblend import measure
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
+from tfdeblend.observation import Observation
 from tfdeblend.sampled import Tally
 from tfdeblend.scene import Scene
 from tfdeblend.version import __version__
@@ -84,6 +86,26 @@ def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) 
     table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
     table["flags"] |= np.where(beyond, measure.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
+
+
+def in_order(
+    iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
+    scenes: Scene | Observation | Sequence[Scene | Observation],
+) -> Deblended | list[Deblended]:
+    """What `iterate` gives for one scene, or for several in their order; an observation's sources are detected.
+
+    Raises: DataError of the first scene that cannot be done.
+    """
+    single = isinstance(scenes, Scene | Observation)
+    several = [scenes] if isinstance(scenes, Scene | Observation) else list(scenes)
+    ready = [s if isinstance(s, Scene) else Scene.detect(s) for s in several]
+    results: dict[int, Deblended] = {}
+    for index, result in iterate(ready):
+        if isinstance(result, Exception):
+            raise result
+        results[index] = result
+    ordered = [results[index] for index in range(len(ready))]
+    return ordered[0] if single else ordered
 
 
 def _header(result: Deblended, facts: Facts) -> Facts:

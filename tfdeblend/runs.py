@@ -73,7 +73,8 @@ class Settings:
             shipped = learned.shipped()
             files = shipped if self.prior == "auto" else shipped.keys() & {self.prior}
             prior = " ".join([self.prior, *sorted(str(shipped[name].sha256) for name in files)])
-        text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior))], sort_keys=True)
+        server = "some" if self.server else None  # wherever it is
+        text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior, server=server))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self, path: Path) -> Scene:

@@ -60,16 +60,7 @@ class Client:
 
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
         """
-        single = isinstance(scenes, Scene | Observation)
-        several = [scenes] if isinstance(scenes, Scene | Observation) else list(scenes)
-        ready = [s if isinstance(s, Scene) else Scene.detect(s) for s in several]
-        results: dict[int, Deblended] = {}
-        for index, result in self.iterate(ready):
-            if isinstance(result, Exception):
-                raise result
-            results[index] = result
-        ordered = [results[index] for index in range(len(ready))]
-        return ordered[0] if single else ordered
+        return assembly.in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as it is done; a scene that cannot be done yields its error."""

@@ -154,6 +154,9 @@ class Run:
             path = _samples(self.folder(lap)) / f"train_{number:05d}.tfrecord"
             if len(images := read_records(path)):
                 own[number] = images
+        if not own:
+            received = f"received none above least_signal {config.least_signal:g}"
+            raise DataError(f"lap {lap}", "galaxies", f"expected some to learn from, {received}")
         checked = list(own)[:: max(1, len(own) // CHECKED)]
         seed = em.lap_seed(config.seed + 2, lap)
         twin = em.fit_gaussian(before, config, seed, max(min(TWIN_RANK, len(before) // 4), 1))
@@ -284,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = EMConfig.read(options.config)
         summary = Run(config, options.out or Path("runs") / config.name).run()
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     blends, gain = ("test", summary["test_rise"]) if "test_rise" in summary else ("validation", summary["rise"])
