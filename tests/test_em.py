@@ -12,6 +12,7 @@ from tfdeblend import em
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.errors import DataError
 from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.linear_gaussian import Unknowns
 from tfdeblend.observation import Observation
 from tfdeblend.sampling import NEAR, SampleOptions
 from tfdeblend.scene import Scene, Source
@@ -20,7 +21,7 @@ from tfdeblend.seeded import Seed, SeededBlends
 SIDE, RANK, SIGMA = 8, 3, 1.0
 PIXELS = SIDE**2
 SCALE = 20.0  # of the seeds, in units of the noise
-EXACT = SampleOptions(steps=4, iterations=200, first_tolerance=1e-5, tolerance=1e-5, largest=30.0, rescale=False)
+EXACT = SampleOptions(steps=4, iterations=200, largest=30.0, rescale=False)
 
 
 def moments(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +114,8 @@ def matrix(scene: Scene, shape) -> np.ndarray:
     tensors, seed = tf.nest.map_structure(lambda t: tf.repeat(tf.constant(t), 2 * PIXELS, 0), one)
     blends = SeededBlends(tensors, many, seed, SIDE, NEAR)
     unit = tf.constant(np.eye(2 * PIXELS, dtype=np.float32).reshape(-1, 2, 1, SIDE, SIDE))
-    return blends.blend.stamps.forward(unit).numpy().reshape(2 * PIXELS, -1).T.astype(float)
+    seen = blends.blend(Unknowns(unit, tf.zeros([2 * PIXELS, 1])))
+    return seen.numpy().reshape(2 * PIXELS, -1).T.astype(float)
 
 
 def denoiser(mu: np.ndarray, c: np.ndarray, rank: int) -> GaussianDenoiser:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdeblend import learned, measure
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.cli import main
-from tfdeblend.covariance import diagonal_only
+from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.deblender import Deblender
 from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.errors import DataError
@@ -63,20 +63,22 @@ def deblender() -> Deblender:
 # -- the step
 
 
-def test_gaussian_step_is_the_closed_form():
+@pytest.mark.parametrize("rank", [0, 3])
+def test_gaussian_step_is_the_closed_form(rank):
     """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
     root = tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8]))
     place = Place(tf.constant([[[0, 1], [2, 2]]]), 6, 8, tf.float64)
-    blend = Blend(Scale(root) @ place @ Scale(scale), root)
     pixels = np.zeros([1, 2, 2, 6, 6])
     pixels[:, 0] = rng.uniform(0.1, 3, [1, 2, 6, 6])
     star = np.zeros_like(pixels)
     star[:, 1] = rng.uniform(0, 1, [1, 2, 6, 6])
     ones, none = tf.ones([1, 2, 1, 1, 1], tf.float64), tf.zeros_like(star)
-    background = tf.constant(0.7, tf.float64)
-    spread = Spread(diagonal_only(tf.constant(pixels)), ones, none, tf.constant(star), background)
+    background = tf.constant([[0.7, 0.7]], tf.float64)
+    covariance = DiagonalLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
+    spread = Spread(covariance, ones, none, tf.constant(star), background)
+    blend = Blend(Scale(tf.ones([8, 8], tf.float64)), place, scale, root, tf.constant(star), background)
 
     def flat(x: Unknowns) -> np.ndarray:
         return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])

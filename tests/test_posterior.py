@@ -19,7 +19,7 @@ from tfdeblend.denoisers import pixels
 from tfdeblend.draws import Draws, keys
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
-from tfdeblend.operators import LinearOperator
+from tfdeblend.operators import LinearOperator, Place
 from tfdeblend.posterior import PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise
 from tfdeblend.schedules import noise_levels
@@ -29,16 +29,19 @@ PIXELS, SEEN = 16, 36
 
 
 class Matrix(LinearOperator):
-    """Any matrix as A: [B, K, C, P, P] -> [B, C, S, S]."""
+    """Any matrix as A, of stamps that lie side by side in a frame: [B, C, ..., F, F] -> [B, C, ..., S, S]."""
 
     def __init__(self, matrix: np.ndarray, sources: int):
-        self.matrix, self.sources = tf.constant(matrix), sources
+        by_row = matrix.reshape(SEEN, sources, *STAMP[1:]).transpose(0, 2, 1, 3)
+        self.matrix, self.side = tf.constant(by_row.reshape(SEEN, -1)), STAMP[1] * sources
 
     def forward(self, x):
-        return tf.reshape(tf.reshape(x, [-1, self.matrix.shape[1]]) @ tf.transpose(self.matrix), [-1, *IMAGE])
+        flat = tf.reshape(x[..., : STAMP[1], :], [-1, self.matrix.shape[1]])
+        return tf.reshape(flat @ tf.transpose(self.matrix), [-1, *x.shape[1:-2], *IMAGE[1:]])
 
     def transpose(self, y):
-        return tf.reshape(tf.reshape(y, [-1, SEEN]) @ self.matrix, [-1, self.sources, *STAMP])
+        flat = tf.reshape(tf.reshape(y, [-1, SEEN]) @ self.matrix, [-1, 1, STAMP[1], self.side])
+        return tf.pad(flat, [[0, 0], [0, 0], [0, self.side - STAMP[1]], [0, 0]])
 
 
 @dataclass
@@ -70,7 +73,10 @@ class World:
         ones, none = tf.ones([batch, self.sources, 1, 1, 1], tf.float64), tf.zeros(shape, tf.float64)
         nothing = tf.zeros([batch, STAMP[0]], tf.float64)
         prior = Prior(self.denoiser, lambda x: Unknowns(x, nothing), lambda v: Spread(v, ones, none, none, nothing))
-        blend = Blend(Matrix(self.a, self.sources), tf.ones([batch, *IMAGE], tf.float64))
+        corners = tf.constant([[[0, STAMP[2] * i] for i in range(self.sources)]] * batch)
+        place = Place(corners, STAMP[1], STAMP[1] * self.sources, tf.float64)
+        white = tf.ones([batch, *IMAGE], tf.float64)
+        blend = Blend(Matrix(self.a, self.sources), place, ones, white, none, nothing)
         data = tf.constant(np.broadcast_to(self.y.reshape(IMAGE), (batch, *IMAGE)))
         return PosteriorDenoiser(prior, blend, data, method, iterations)
 

@@ -36,17 +36,17 @@ class DiagonalLowRank:
 
     def matvec(self, v: Tensor) -> Tensor:
         """V v: [..., C, P, P] -> [..., C, P, P]."""
-        return self.diagonal * v + self._expand(self._project(v))
+        return self.diagonal * v + self.expand(self._project(v))
 
     def draw(self, eps: Tensor, eps_factor: Tensor) -> Tensor:
         """N(0, V) from standard normals [..., C, P, P] and [..., R]: sqrt(d) eps + L eps_factor."""
-        return ops.sqrt(self.diagonal) * eps + self._expand(eps_factor)
+        return ops.sqrt(self.diagonal) * eps + self.expand(eps_factor)
 
     def solve(self, v: Tensor) -> Tensor:
         """V^-1 v."""
         scaled = v / self.diagonal
         inner = ops.linalg.solve(self.capacitance(), self._project(scaled)[..., None])[..., 0]
-        return scaled - self._expand(inner) / self.diagonal
+        return scaled - self.expand(inner) / self.diagonal
 
     def logdet(self) -> Tensor:
         """[...]: log det V."""
@@ -74,7 +74,7 @@ class DiagonalLowRank:
         flat = ops.reshape(v, (*ops.shape(v)[:-3], int(np.prod(v.shape[-3:])), 1))
         return ops.matmul(self._rows(self.factor), flat)[..., 0]
 
-    def _expand(self, z: Tensor) -> Tensor:
+    def expand(self, z: Tensor) -> Tensor:
         """L z: [..., R] -> [..., C, P, P]."""
         flat = ops.matmul(ops.expand_dims(z, -2), self._rows(self.factor))
         return ops.reshape(flat, (*ops.shape(flat)[:-2], *self.diagonal.shape[-3:]))

@@ -63,7 +63,7 @@ class Path(NamedTuple):
 def log_likelihood(blends: SeededBlends, x: tf.Tensor) -> tf.Tensor:
     """[B]: log p(y | galaxies x) in nats, y in whitened units; fluxes of stars and the background integrated out."""
     residual = blends.data - blends.blend(blends.mean(x))
-    columns = blends.columns()  # [B, C, K + 1, S, S] one standard deviation of each
+    columns = blends.blend.own  # [B, C, K + 1, S, S] one standard deviation of each
     along = tf.einsum("bckyx,bcyx->bck", columns, residual)
     gram = tf.einsum("bckyx,bclyx->bckl", columns, columns)
     root = tf.linalg.cholesky(gram + tf.eye(gram.shape[-1], dtype=gram.dtype))

@@ -1,7 +1,9 @@
 """The linear Gaussian problem that a noise level poses: x ~ N(D, V), y = A x + n, n ~ N(0, I), for blends of K sources.
 
 The unknowns are the sources' stamps and a background, coupled through A alone. V is a diagonal and a few directions for
-each galaxy, a free amplitude in each band for stars, and a variance for the background.
+each galaxy, a free amplitude in each band for stars, and a variance for the background: x = D + d^(1/2) a + L b with
+standard normals a, of the pixels, and b, of the directions. The few b are eliminated exactly; what is left to conjugate
+gradients is well conditioned, since nearly all of the variance is along the directions.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.operators import LinearOperator
+from tfdeblend.operators import LinearOperator, Place
 
 
 class Unknowns(NamedTuple):
@@ -79,60 +81,187 @@ class Spread:
         stamps += self.amplitude * tf.reduce_sum(self.amplitude * x.stamps, [3, 4], keepdims=True)
         return Unknowns(stamps, self.background * x.background)
 
-    def draw(self, normals: Normals) -> Unknowns:
-        """N(0, V). Raises: TypeError for a covariance of which none can be drawn."""
+    @property
+    def diagonal(self) -> tf.Tensor:
+        """d [B, K, C, P, P]. Raises: TypeError for a covariance that has none."""
+        return self.galaxy * self._parts.diagonal + self.pixels
+
+    @property
+    def factor(self) -> tf.Tensor:
+        """[B, K, R, C, P, P] of galaxies."""
+        return self.galaxy[:, :, None] * self._parts.factor
+
+    @property
+    def _parts(self) -> DiagonalLowRank:
         if not isinstance(self.covariance, DiagonalLowRank):
             raise TypeError(f"expected a DiagonalLowRank covariance, received {type(self.covariance).__name__}")
-        stamps = self.galaxy * self.covariance.draw(normals.stamps, normals.factor[..., : self.covariance.rank])
-        stamps += tf.sqrt(self.pixels) * normals.stamps + self.amplitude * normals.amplitude[..., None, None]
-        return Unknowns(stamps, tf.sqrt(self.background) * normals.background)
+        return self.covariance
+
+    def combine(self, pixels: tf.Tensor, shared: tf.Tensor, own: tf.Tensor) -> Unknowns:
+        """pixels + L b: pixels [B, K, C, P, P]; b of galaxies [B, K R], of stars and the background [B, C, K + 1]."""
+        sources, rank = pixels.shape[1], self._parts.rank
+        along = self._parts.expand(tf.reshape(shared, [tf.shape(pixels)[0], sources, rank]))
+        stars = tf.linalg.matrix_transpose(own[..., :sources])[..., None, None]
+        stamps = pixels + self.galaxy * along + self.amplitude * stars
+        return Unknowns(stamps, tf.sqrt(self.background) * own[..., sources])
+
+    def draw(self, normals: Normals) -> Unknowns:
+        """N(0, V). Raises: TypeError for a covariance of which none can be drawn."""
+        sources, rank = normals.stamps.shape[1], self._parts.rank
+        shared = tf.reshape(normals.factor[..., :rank], [tf.shape(normals.factor)[0], sources * rank])
+        own = [tf.linalg.matrix_transpose(normals.amplitude), normals.background[..., None]]
+        return self.combine(tf.sqrt(self.diagonal) * normals.stamps, shared, tf.concat(own, 2))
 
 
 class Blend:
-    """A of a batch: stamps at unit scale and backgrounds -> whitened images, and back."""
+    """A of a batch: stamps at unit scale and backgrounds -> whitened images, and back.
 
-    def __init__(self, stamps: LinearOperator, root_weights: tf.Tensor):
-        self.stamps, self.root_weights = stamps, root_weights
+    Args:
+      convolve: frames [B, C, ..., F, F] -> images [B, C, ..., S, S]. place: stamps -> frames.
+      scale: [B, K, C, 1, 1] or of every pixel: from unit scale to flux. root_weights: [B, C, S, S].
+      amplitude, background: of `Spread`, whose images are made only once.
+    """
+
+    def __init__(
+        self,
+        convolve: LinearOperator,
+        place: Place,
+        scale: tf.Tensor,
+        root_weights: tf.Tensor,
+        amplitude: tf.Tensor,
+        background: tf.Tensor,
+    ):
+        self.convolve, self.place, self.scale, self.root_weights = convolve, place, scale, root_weights
+        constant = root_weights * tf.sqrt(background)[..., None, None]
+        self.own = tf.concat([self.each(amplitude[:, :, None]), constant[:, :, None]], 2)
 
     def __call__(self, x: Unknowns) -> tf.Tensor:
-        return self.stamps.forward(x.stamps) + self.root_weights * x.background[..., None, None]
+        return self.see(self.place.forward(self.scale * x.stamps)) + self.root_weights * x.background[..., None, None]
 
     def transpose(self, y: tf.Tensor) -> Unknowns:
-        return Unknowns(self.stamps.transpose(y), tf.reduce_sum(self.root_weights * y, [2, 3]))
+        stamps = self.scale * self.place.transpose(self.unsee(y))
+        return Unknowns(stamps, tf.reduce_sum(self.root_weights * y, [2, 3]))
+
+    def see(self, frames: tf.Tensor) -> tf.Tensor:
+        """[B, C, F, F] -> [B, C, S, S]: frames as observed, whitened."""
+        return self.root_weights * self.convolve.forward(frames)
+
+    def unsee(self, y: tf.Tensor) -> tf.Tensor:
+        """The adjoint of `see`."""
+        return self.convolve.transpose(self.root_weights * y)
+
+    def frame_variance(self, diagonal: tf.Tensor) -> tf.Tensor:
+        """[B, C, F, F] of the sources' sum, for independent pixels of variances [B, K, C, P, P]."""
+        return self.place.forward(self.scale**2 * diagonal)
+
+    def each(self, stamps: tf.Tensor) -> tf.Tensor:
+        """[B, K, Q, C, P, P] -> [B, C, K Q, S, S]: Q images of each source, each alone."""
+        _, sources, number, bands, side, _ = stamps.shape
+        flat = tf.reshape(self.scale[:, :, None] * stamps, [-1, sources, number * bands, side, side])
+        frames = self.place.each(flat)
+        frames = tf.reshape(frames, [-1, sources * number, bands, *frames.shape[-2:]])
+        seen = self.convolve.forward(tf.transpose(frames, [0, 2, 1, 3, 4]))
+        return self.root_weights[:, :, None] * seen
+
+    def directions(self, spread: Spread) -> Directions:
+        """U: V's directions as observed."""
+        rank = spread.factor.shape[2]
+        shared = self.each(spread.factor) if rank else self.own[:, :, :0]
+        return Directions(shared, self.own)
+
+
+class Directions:
+    """U: V's directions as observed, and C = I + U^T U.
+
+    Those of galaxies are of all bands together; those of stars and the background are of a band each. Coefficients are
+    a pair of those [B, N] and these [B, C, M].
+
+    Args:
+      shared: [B, C, N, S, S]. own: [B, C, M, S, S].
+    """
+
+    def __init__(self, shared: tf.Tensor, own: tf.Tensor):
+        self.number, self.side = shared.shape[2], own.shape[-1]
+        every = tf.concat([shared, own], 2)
+        self.columns = tf.reshape(every, [-1, every.shape[1], every.shape[2], self.side**2])
+        gram = tf.cast(tf.matmul(self.columns, self.columns, transpose_b=True), tf.float64)
+        n, one = self.number, tf.constant(1, tf.float64)
+        # Rounding of products in single precision must not make C indefinite.
+        rounding = np.finfo(shared.dtype.as_numpy_dtype).eps * tf.linalg.trace(gram)[..., None, None]
+        gram += rounding * tf.eye(every.shape[2], dtype=tf.float64)
+        self._across = gram[:, :, :n, n:]
+        self._own = tf.linalg.inv(gram[:, :, n:, n:] + one * tf.eye(own.shape[2], dtype=tf.float64))
+        reduced = gram[:, :, :n, :n] - self._across @ self._own @ tf.linalg.matrix_transpose(self._across)
+        self._shared = tf.linalg.inv(tf.reduce_sum(reduced, 1) + one * tf.eye(n, dtype=tf.float64))
+
+    def __call__(self, z: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """U z: -> [B, C, S, S]."""
+        shared, own = z
+        bands = tf.tile(shared[:, None], [1, own.shape[1], 1])
+        image = tf.matmul(tf.concat([bands, own], 2)[:, :, None], self.columns)
+        return tf.reshape(image, [-1, own.shape[1], self.side, self.side])
+
+    def transpose(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """U^T y."""
+        along = tf.matmul(self.columns, tf.reshape(y, [-1, y.shape[1], self.side**2, 1]))[..., 0]
+        return tf.reduce_sum(along[..., : self.number], 1), along[..., self.number :]
+
+    def solve(self, z: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """C^-1 z, those of a band eliminated first."""
+        shared, own = (tf.cast(part, tf.float64)[..., None] for part in z)
+        inner = self._own @ own
+        shared = self._shared @ (shared - tf.reduce_sum(self._across @ inner, 1))
+        own = inner - self._own @ tf.matmul(self._across, shared[:, None], transpose_a=True)
+        return tf.cast(shared[..., 0], z[0].dtype), tf.cast(own[..., 0], z[1].dtype)
+
+    def remove(self, y: tf.Tensor) -> tf.Tensor:
+        """(I + U U^T)^-1 y = y - U C^-1 U^T y."""
+        return y - self(self.solve(self.transpose(y)))
 
 
 def gaussian_step(
-    blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float | tf.Tensor = 0.0
+    blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float = 0.0
 ) -> Unknowns:
-    """V A^T (I + A V A^T)^-1 residual, by conjugate gradients on V^-1 + A^T A preconditioned by V.
+    """V A^T (I + A V A^T)^-1 residual: the maximum of the posterior of d^(1/2) a + L b.
 
-    Beside each direction p = V q its q is kept, so that V^-1 p costs nothing. Every iteration lowers the objective:
+    The data see the pixels of all sources only as their sum in the frame, g^(1/2) a with g the sum of their variances,
+    of which each source has the share of its own. Given a, b = C^-1 U^T (residual - A g^(1/2) a); so a minimises
+    |residual - A g^(1/2) a|^2, measured by (I + U U^T)^-1, + |a|^2. Every iteration of conjugate gradients lowers that:
     a solve may be cut short.
 
     Args:
       residual: y - A D, whitened [B, C, S, S]. iterations: at most so many. tolerance: a blend is done when its
-      gradient, measured by V, has fallen to this fraction, whatever the others of its batch do.
+      gradient has fallen to this fraction, whatever the others of its batch do.
     """
-    gradient = blend.transpose(residual)
-    direction = spread(gradient)
-    power = gradient.dot(direction)
-    least = tf.maximum(tf.cast(tolerance, power.dtype), np.finfo(power.dtype.as_numpy_dtype).eps)
+    directions, variance = blend.directions(spread), blend.frame_variance(spread.diagonal)
+    root = tf.sqrt(variance)
+
+    def pull(y: tf.Tensor) -> tf.Tensor:
+        return root * blend.unsee(directions.remove(y))
+
+    def push(a: tf.Tensor) -> tf.Tensor:
+        return blend.see(root * a)
+
+    def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(a * b, [1, 2, 3], keepdims=True)  # blend by blend: none depends on its batch
+
+    gradient = pull(residual)
+    power = dot(gradient, gradient)
+    least = max(tolerance, float(np.finfo(power.dtype.as_numpy_dtype).eps))
     done = least**2 * power  # what is below is rounding, or good enough
 
-    def iterate(count, step, gradient, direction, inverse, power):
-        curved = blend.transpose(blend(direction)).plus(tf.ones_like(power), inverse)
-        length = tf.where(power > done, power / tf.maximum(direction.dot(curved), 1e-30), tf.zeros_like(power))
-        step = step.plus(length, direction)
-        gradient = gradient.plus(-length, curved)
-        fresh = spread(gradient)
-        after = gradient.dot(fresh)
+    def iterate(count, a, gradient, direction, power):
+        curved = direction + pull(push(direction))
+        length = tf.where(power > done, power / tf.maximum(dot(direction, curved), 1e-30), tf.zeros_like(power))
+        gradient -= length * curved
+        after = dot(gradient, gradient)
         turn = tf.where(power > done, after / tf.maximum(power, 1e-30), tf.zeros_like(power))
-        return count + 1, step, gradient, fresh.plus(turn, direction), gradient.plus(turn, inverse), after
+        return count + 1, a + length * direction, gradient, gradient + turn * direction, after
 
-    zero = Unknowns(*(tf.zeros_like(part) for part in gradient))
-    start = [tf.constant(0), zero, gradient, direction, gradient, power]
-
-    def unfinished(count, step, gradient, direction, inverse, power):
+    def unfinished(count, a, gradient, direction, power):
         return (count < iterations) & tf.reduce_any(power > done)
 
-    return tf.while_loop(unfinished, iterate, start)[1]
+    start = [tf.constant(0), tf.zeros_like(gradient), gradient, gradient, power]
+    a = tf.while_loop(unfinished, iterate, start)[1]
+    shares = blend.scale * blend.place.transpose(tf.where(variance > 0, a / root, tf.zeros_like(a)))
+    return spread.combine(spread.diagonal * shares, *directions.solve(directions.transpose(residual - push(a))))

@@ -75,7 +75,7 @@ class PosteriorDenoiser:
         data: tf.Tensor,
         method: str = "head",
         iterations: int = 10,
-        tolerance: float | tf.Tensor = 0.0,
+        tolerance: float = 0.0,
     ):
         if method not in METHODS:
             raise ValueError(f"covariance: expected one of {', '.join(METHODS)}, received {method!r}")

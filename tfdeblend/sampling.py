@@ -35,8 +35,8 @@ LARGEST_RESCALING = 5.0  # of a flux scale, from the seed's
 class SampleOptions:
     """steps: network evaluations of a sample. covariance: see `posterior`. sampler: see `samplers`.
 
-    iterations: at most, of the solve in a step. first_tolerance, tolerance: of the first and the last solve, see
-    `gaussian_step`; those between lie between, since what an early step leaves undone the later ones make up for.
+    iterations, tolerance: of the solve in a step, see `gaussian_step`. Solves to the end make samples reproducible: cut
+    short, a difference of rounding becomes one of a tenth of the posterior's standard deviation.
 
     largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
     noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
@@ -48,8 +48,7 @@ class SampleOptions:
     covariance: str = "head"
     sampler: str = "moment-matched"
     iterations: int = 80
-    first_tolerance: float = 0.05
-    tolerance: float = 0.005
+    tolerance: float = 1e-5
     largest: float = 0.3
     smallest: float = 0.3
     faintest: float = 1e-4
@@ -59,10 +58,8 @@ class SampleOptions:
 
     @classmethod
     def for_evidence(cls, steps: int = 24) -> SampleOptions:
-        """Levels that reach further, and solves to the end: what either leaves out is missing from the divergence."""
-        return cls(
-            steps, iterations=300, first_tolerance=1e-3, tolerance=1e-3, largest=1.0, smallest=0.1, evidence=True
-        )
+        """Levels that reach further: what they leave out is missing from the divergence."""
+        return cls(steps, iterations=300, largest=1.0, smallest=0.1, evidence=True)
 
     def __post_init__(self) -> None:
         for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
@@ -153,19 +150,16 @@ class PosteriorSampler:
         diffusing = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
         level, step = self.levels(diffusing), SAMPLERS[options.sampler]
 
-        ends = options.first_tolerance, options.tolerance / options.first_tolerance
-
-        def posterior(rescaling: tf.Tensor, count: tf.Tensor) -> PosteriorDenoiser:
-            tolerance = ends[0] * ends[1] ** (tf.cast(count, draws.dtype) / max(options.steps - 1, 1))
+        def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
             prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
             return PosteriorDenoiser(
-                prior, blends.blend, blends.data, options.covariance, options.iterations, tolerance
+                prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
             )
 
         def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, path: Path):
             normals, back, free = draws.normals(count + 1)
             sigma, after = level(count), level(count + 1)
-            end = posterior(rescaling, count)
+            end = posterior(rescaling)
             moved, x0 = step(end, x, sigma, after, Noise(normals, back))
             if options.evidence:
                 mean, gain = end.mean_and_gain(x, sigma)
@@ -181,7 +175,7 @@ class PosteriorSampler:
         loop = [tf.constant(0), start, rescaling, Path.above(level(tf.constant(0)))]
         _, x, rescaling, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
         last = level(tf.constant(options.steps - 1))
-        end = posterior(rescaling, tf.constant(options.steps - 1))
+        end = posterior(rescaling)
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)

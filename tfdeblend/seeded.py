@@ -16,7 +16,7 @@ from tfdeblend.denoisers import Denoiser, flux_scale
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.linear_gaussian import Blend, Covariance, Spread, Unknowns
 from tfdeblend.mapfit import MapResult
-from tfdeblend.operators import LinearOperator, Place, Scale
+from tfdeblend.operators import LinearOperator, Place
 
 # A galaxy is larger than the prior's stamps where more than this share of its light lies beyond them, and that light's
 # norm is more than so many times the noise: the first fit's wings of a faint galaxy say nothing.
@@ -99,8 +99,6 @@ class SeededBlends:
 
         self.likelihood = likelihood = Likelihood(tensors, shape)
         place = Place(tensors["corners"] + self.begin, side, shape.frame)
-        stamps = Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(self.scale)
-        self.blend = Blend(stamps, likelihood.root_weights)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
         self.data = likelihood.root_weights * (likelihood.images - likelihood.render(self.wings, ones, none))
@@ -120,6 +118,9 @@ class SeededBlends:
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
         self._background = variance * tf.ones_like(seed.background)
+        self.blend = Blend(
+            likelihood.convolve, place, self.scale, likelihood.root_weights, self._amplitude, self._background
+        )
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
@@ -141,12 +142,6 @@ class SeededBlends:
     def sources(self, stamps: tf.Tensor) -> tf.Tensor:
         """[B, K, C, S, S] each source as observed."""
         return tf.transpose(self.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
-
-    def columns(self) -> tf.Tensor:
-        """[B, C, K + 1, S, S], whitened images: one standard deviation of each star's flux, and of the background."""
-        stars = self.likelihood.render_each(self.cut.forward(self.scale * self._amplitude)[:, :, None])
-        constant = tf.sqrt(self._background)[:, :, None, None, None] * tf.ones_like(stars[:, :, :1])
-        return self.likelihood.root_weights[:, :, None] * tf.concat([stars, constant], 2)
 
     def _beyond(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
         """[B, K, 1, 1, 1]: galaxies larger than the prior's stamps."""
