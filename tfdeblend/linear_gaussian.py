@@ -101,9 +101,12 @@ class Spread:
         """pixels + L b: pixels [B, K, C, P, P]; b of galaxies [B, K R], of stars and the background [B, C, K + 1]."""
         sources, rank = pixels.shape[1], self._parts.rank
         along = self._parts.expand(tf.reshape(shared, [tf.shape(pixels)[0], sources, rank]))
-        stars = tf.linalg.matrix_transpose(own[..., :sources])[..., None, None]
-        stamps = pixels + self.galaxy * along + self.amplitude * stars
-        return Unknowns(stamps, tf.sqrt(self.background) * own[..., sources])
+        stars = self.amplitude * tf.linalg.matrix_transpose(own[..., :sources])[..., None, None]
+        # Added flat, since TensorFlow's optimiser may turn a chain of sums into one in a temporary variable, whose name
+        # the rows of a `tf.map_fn` share: "AlreadyExists" where they run side by side.
+        flat = [-1, sources, int(np.prod(pixels.shape[2:]))]
+        stamps = tf.reshape(pixels, flat) + tf.reshape(tf.where(self.galaxy > 0, along, stars), flat)
+        return Unknowns(tf.reshape(stamps, tf.shape(pixels)), tf.sqrt(self.background) * own[..., sources])
 
     def draw(self, normals: Normals) -> Unknowns:
         """N(0, V). Raises: TypeError for a covariance of which none can be drawn."""
@@ -185,14 +188,14 @@ class Directions:
         every = tf.concat([shared, own], 2)
         self.columns = tf.reshape(every, [-1, every.shape[1], every.shape[2], self.side**2])
         gram = tf.cast(tf.matmul(self.columns, self.columns, transpose_b=True), tf.float64)
-        n, one = self.number, tf.constant(1, tf.float64)
+        n, unit = self.number, np.eye(every.shape[2])
         # Rounding of products in single precision must not make C indefinite.
-        rounding = np.finfo(shared.dtype.as_numpy_dtype).eps * tf.linalg.trace(gram)[..., None, None]
-        gram += rounding * tf.eye(every.shape[2], dtype=tf.float64)
+        rounding = np.finfo(shared.dtype.as_numpy_dtype).eps * tf.reduce_sum(gram * unit, [2, 3], keepdims=True)
+        gram += rounding * unit
         self._across = gram[:, :, :n, n:]
-        self._own = tf.linalg.inv(gram[:, :, n:, n:] + one * tf.eye(own.shape[2], dtype=tf.float64))
+        self._own = tf.linalg.inv(gram[:, :, n:, n:] + unit[n:, n:])
         reduced = gram[:, :, :n, :n] - self._across @ self._own @ tf.linalg.matrix_transpose(self._across)
-        self._shared = tf.linalg.inv(tf.reduce_sum(reduced, 1) + one * tf.eye(n, dtype=tf.float64))
+        self._shared = tf.linalg.inv(tf.reduce_sum(reduced, 1) + unit[:n, :n])
 
     def __call__(self, z: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         """U z: -> [B, C, S, S]."""

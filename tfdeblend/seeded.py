@@ -124,7 +124,7 @@ class SeededBlends:
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
-        return Unknowns(self.galaxy * denoised + self._known, self.seed.background)
+        return Unknowns(tf.where(self.galaxy > 0, denoised, self._known), self.seed.background)
 
     def spread(self, covariance: Covariance) -> Spread:
         """V of all unknowns, from that of the galaxies."""
