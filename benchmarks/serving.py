@@ -1,37 +1,51 @@
-"""A model server under load: right answers, refusals, throughput over gRPC against direct batches, latency, memory.
+"""A model server under load: right answers, refusals, throughput against direct batches, latency, memory.
 
     python -m benchmarks.serving BASE --requests 200
 
-Starts `export.serve` on a folder of exported models, of which it takes the one of 32-pixel images.
+Starts `export.serve` on a copy of a folder of exported models and asks all of them in turn, over gRPC and REST; then
+puts a new version of each into service under load; then stops the server while it is at work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis.predict_pb2 import PredictRequest
-from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from export import warmup
 from export.layout import versions
 from export.proofs.figures import difference
 from export.proofs.reference import bucket_of
+from tfdeblend.errors import DataError
+from tfdeblend.transport import Arrays, ServerError, connect
 
-Arrays = dict[str, np.ndarray]
 CLIENTS, BATCH = 16, 8
 MALFORMED = 0.05
 LARGEST = 1e-5
+REFUSED = ("INVALID_ARGUMENT", "400")
+ROUND, ROUNDS = 200, 100  # requests while versions roll over, and how often at most
+
+
+class Case(NamedTuple):
+    """A request, and what the model itself answers."""
+
+    model: str
+    signature: str
+    request: Arrays
+    answer: Arrays
 
 
 @dataclass
@@ -65,7 +79,11 @@ def resident(process: int) -> float:
     return float(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def blends(folder: Path, signature: str, number: int) -> list[Arrays]:
+def newest(base: Path, model: str) -> Path:
+    return base / model / str(versions(base / model)[-1])
+
+
+def requests_of(folder: Path, signature: str, number: int) -> list[Arrays]:
     """Different requests of one blend each."""
     bucket = bucket_of(folder)
     given = warmup.example(bucket, number, seed=2)
@@ -80,8 +98,8 @@ def blends(folder: Path, signature: str, number: int) -> list[Arrays]:
     return [{name: value[i : i + 1] for name, value in given.items()} for i in range(number)]
 
 
-def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) -> tuple[list[Arrays], float]:
-    """The model's own answers, and blends a second in batches."""
+def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) -> tuple[list[Case], float]:
+    """The model's own answers, and the seconds that a blend takes in batches."""
     model = tf.saved_model.load(str(folder))
     function = model.signatures[signature]
 
@@ -91,38 +109,34 @@ def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) ->
 
     size = min(BATCH, len(requests))
     run(requests[:size])  # warms up
-    answers = [run([one]) for one in requests]
+    cases = [Case(folder.parent.name, signature, one, run([one])) for one in requests]
     began = time.perf_counter()
     for _ in range(repeat):
         run(requests[:size])
-    return answers, repeat * size / (time.perf_counter() - began)
+    return cases, (time.perf_counter() - began) / (repeat * size)
 
 
-def load(address: str, model: str, signature: str, requests: list[Arrays], answers: list[Arrays], number: int) -> dict:
+def load(url: str, cases: list[Case], number: int) -> dict:
     """`number` requests from CLIENTS clients, some malformed."""
     tally, rng = Tally(), np.random.default_rng(4)
     broken = rng.random(number) < MALFORMED
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    stubs = [PredictionServiceStub(grpc.insecure_channel(address, options)) for _ in range(CLIENTS)]
+    clients = [connect(url, timeout=3600) for _ in range(CLIENTS)]
 
     def one(index: int) -> None:
-        which = index % len(requests)
-        request = PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = model, signature
-        warmup.fill(request, malformed(requests[which], index) if broken[index] else requests[which])
+        case = cases[index % len(cases)]
+        request = malformed(case.request, index) if broken[index] else case.request
         began = time.perf_counter()
         try:
-            answer = stubs[index % CLIENTS].Predict(request, timeout=3600)
-        except grpc.RpcError as error:
-            if broken[index] and error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+            found = clients[index % CLIENTS].predict(case.model, case.signature, request)
+        except (ServerError, DataError) as error:
+            if broken[index] and str(error).startswith(REFUSED):
                 tally.refused += 1
             else:
-                tally.failed.append(f"{error.code()}: {error.details()}")
+                tally.failed.append(str(error))
             return
         tally.seconds.append(time.perf_counter() - began)
-        found = {name: tf.make_ndarray(proto) for name, proto in answer.outputs.items()}
         tally.not_refused += int(broken[index])
-        tally.wrong += int(difference(found, answers[which]) > LARGEST)
+        tally.wrong += int(difference(found, case.answer) > LARGEST)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -134,49 +148,103 @@ def malformed(request: Arrays, index: int) -> Arrays:
     """Another dtype, another shape, or an input missing."""
     name = next(iter(request))
     value = request[name]
-    changes = (
-        {name: value.astype(np.float64)},
-        {name: value[:, :1]},
-        {name: np.repeat(value, 2, 0)},
-    )
+    changes = ({name: value.astype(str)}, {name: value[:, :1]}, {name: np.repeat(value, 2, 0)})
     if index % 4 == 3:
         return {key: one for key, one in request.items() if key != name}
     return request | changes[index % 4 % 3]
 
 
+def roll_over(url: str, base: Path, cases: list[Case], log: Path) -> dict:
+    """Load from before new versions are there until they are in service, which the server tells in its log."""
+    wanted = []
+    for model in sorted({case.model for case in cases}):
+        folder = newest(base, model)
+        copy = folder.parent / ".copy"
+        shutil.copytree(folder, copy)
+        wanted.append(f"{model}: version {int(folder.name) + 1} in service")
+        copy.rename(folder.parent / str(int(folder.name) + 1))
+    total: dict = {"rounds": 0, "wrong": 0, "failed": 0, "malformed_not_refused": 0, "answered": 0}
+    while total["rounds"] < ROUNDS:
+        found = load(url, cases, ROUND)
+        total = {name: value + found.get(name, 1) for name, value in total.items()}
+        if all(line in log.read_text() for line in wanted):
+            return total
+    return total | {"failed": total["failed"] + 1}
+
+
+def stop(url: str, cases: list[Case], server: subprocess.Popen) -> dict:
+    """SIGTERM while requests are at work: what was accepted is answered."""
+    results: list[bool] = []
+
+    def one(case: Case) -> None:
+        try:
+            found = connect(url, timeout=3600).predict(case.model, case.signature, case.request)
+        except (ServerError, DataError) as error:
+            print(error, file=sys.stderr)
+            results.append(False)
+        else:
+            results.append(difference(found, case.answer) <= LARGEST)
+
+    threads = [threading.Thread(target=one, args=(cases[i % len(cases)],)) for i in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)  # on their way, and none of them done
+    done = len(results)
+    server.send_signal(signal.SIGTERM)
+    code = server.wait()
+    for thread in threads:
+        thread.join()
+    return {"done_before": done, "failed": results.count(False), "answered": results.count(True), "exit": code}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=str(__doc__).split("\n")[0])
     parser.add_argument("base", type=Path, metavar="BASE")
-    parser.add_argument("--model", default="hsc-grizy-64_32x4")
-    parser.add_argument("--signature", action="append", help="may be repeated (default: map, denoise, sample_16)")
-    parser.add_argument("--requests", type=int, default=10_000, help="(default: 10000; of sample_16 a fiftieth)")
-    parser.add_argument("--different", type=int, default=16, help="blends (default: 16)")
+    parser.add_argument(
+        "--requests", type=int, default=10_000, help="(default: 10000, 1 in 6 of map; sample_16: 1 in 50)"
+    )
+    parser.add_argument("--different", type=int, default=16, help="blends of each model (default: 16)")
     args = parser.parse_args(argv)
-    folder = args.base / args.model / str(versions(args.base / args.model)[-1])
-    command = [sys.executable, "-m", "export.serve", str(args.base), "--port", "0", "--rest-port", "0"]
-    began = time.perf_counter()
-    facts: dict = {"model": args.model}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        ports = json.loads(server.stdout.readline())
-        facts["cold_start"] = time.perf_counter() - began
-        for signature in args.signature or ["map", "denoise", "sample_16"]:
-            number = max(args.requests // 50, 1) if signature.startswith("sample") else args.requests
-            different = 2 if signature.startswith("sample") else args.different
-            requests = blends(folder, signature, different)
-            answers, speed = direct(folder, signature, requests, repeat=1 if signature.startswith("sample") else 3)
-            before = resident(server.pid)
-            found = load(f"127.0.0.1:{ports['grpc']}", args.model, signature, requests, answers, number)
-            found |= {"direct_per_second": speed, "ratio": found["per_second"] / speed}
-            found["megabytes"] = [before, resident(server.pid)]
-            facts[signature] = found
-            print(json.dumps({signature: found}), flush=True)
-        server.send_signal(signal.SIGTERM)
-        facts["exit"] = server.wait()
+    names = sorted(path.name for path in args.base.iterdir() if versions(path))
+    facts: dict = {"models": {name: megabytes(newest(args.base, name)) for name in names}}
+    cases: dict[str, list[Case]] = {}
+    seconds: dict[str, float] = {}
+    for signature in ("map", "denoise", "sample_16"):
+        different, repeat = (4, 1) if signature == "sample_16" else (args.different, 3)
+        folders = [newest(args.base, name) for name in names]
+        found = [direct(one, signature, requests_of(one, signature, different), repeat) for one in folders]
+        cases[signature] = [case for each in zip(*(own for own, _ in found), strict=True) for case in each]
+        seconds[signature] = float(np.mean([own for _, own in found]))
+    with tempfile.TemporaryDirectory() as scratch:
+        base, log = Path(scratch) / "models", Path(scratch) / "log"
+        for name in names:
+            shutil.copytree(newest(args.base, name), base / name / "1")
+        command = [sys.executable, "-m", "export.serve", str(base), "--port", "0", "--rest-port", "0"]
+        began = time.perf_counter()
+        with log.open("w") as told, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as server:
+            assert server.stdout
+            ports = json.loads(server.stdout.readline())
+            facts["cold_start"] = time.perf_counter() - began
+            grpc, rest = f"grpc://127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['rest']}"
+            few, fits = max(args.requests // 50, 1), max(args.requests // 6, 1)
+            plan = [("map", grpc, fits), ("denoise", grpc, args.requests - fits), ("sample_16", grpc, few)]
+            plan += [("map", rest, few), ("denoise", rest, few)]
+            for signature, url, number in plan:
+                before = resident(server.pid)
+                told_of = load(url, cases[signature], number)
+                told_of["ratio"] = told_of["per_second"] * seconds[signature]
+                told_of["megabytes"] = [before, resident(server.pid)]
+                facts[f"{signature} {url.split(':')[0]}"] = told_of
+                print(json.dumps({signature: told_of}), flush=True)
+            facts["roll_over"] = roll_over(grpc, base, cases["map"], log)
+            facts["stop"] = stop(grpc, cases["sample_16"], server)
     print(json.dumps(facts, indent=2))
-    bad = ("wrong", "failed", "malformed_not_refused")
-    good = all(not v[name] for v in facts.values() if isinstance(v, dict) for name in bad)
-    return 0 if good and facts["exit"] == 0 else 1
+    bad = ("wrong", "failed", "malformed_not_refused", "exit")
+    return int(any(v.get(name) for v in facts.values() if isinstance(v, dict) for name in bad))
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 if __name__ == "__main__":

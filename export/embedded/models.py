@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
-from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
-from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from export.embedded import inputs
 from export.embedded.batcher import Arrays, Batcher, Closed
 from export.embedded.metrics import Metrics
 from export.embedded.refusal import Refusal
+from export.embedded.runtime import Runtime
 from export.layout import WARM_UP, versions
 
 log = logging.getLogger("tfdeblend.serve")
@@ -35,25 +34,22 @@ class Limits:
 
 
 class Version:
-    """A loaded version of a model.
+    """A version of a model in service.
 
-    Attributes: signatures: as the model tells of itself. specs: of each signature's inputs.
+    Attributes: signatures, specs: of its `Runtime`.
     """
 
     def __init__(self, folder: Path, limits: Limits, metrics: Metrics):
         self.name, self.number, self.limits = folder.parent.name, int(folder.name), limits
-        saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        defined = saved.meta_graphs[0].signature_def
-        self.signatures: dict[str, SignatureDef] = {k: v for k, v in defined.items() if not k.startswith("__")}
-        self._model = tf.saved_model.load(str(folder))  # signatures hold no reference to its variables
-        self._functions = dict(self._model.signatures)
-        self.specs = {name: f.structured_input_signature[1] for name, f in self._functions.items()}
+        self._run = Runtime(folder)
+        self.signatures, self.specs = self._run.signatures, self._run.specs
         self._warm_up(folder / WARM_UP)
         self.batcher = Batcher(self._run, limits.blends, limits.waiting, limits.threads, metrics.watch(self.name))
 
-    def _run(self, signature: str, arrays: Arrays) -> Arrays:
-        found = self._functions[signature](**{name: tf.constant(value) for name, value in arrays.items()})
-        return {name: value.numpy() for name, value in found.items()}
+    def close(self) -> None:
+        """Takes no more requests and finishes what was accepted."""
+        self.batcher.close()
+        self._run.close()
 
     def _warm_up(self, records: Path) -> None:
         if not records.exists():
@@ -152,7 +148,7 @@ class Models:
                 self._served[name] = version
         self.metrics.serving(name, version.number if version else 0)
         if before:
-            before.batcher.close()
+            before.close()
 
 
 def signature_of(version: Version, name: str) -> str:
