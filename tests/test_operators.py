@@ -12,6 +12,7 @@ from helpers import gaussian, make_scene
 from tfdeblend.batch import BlendBatch, scene_shape, transfer_function
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.operators import Convolve, LinearOperator, Place, Scale, Shift
+from tfdeblend.resample import AffineMap, Resample, gaussian_psf, kept_frequencies, resampled_transfer
 
 Case = tuple[LinearOperator, list[int], list[int]]  # the operator, the shapes of its input and of its output
 
@@ -44,6 +45,22 @@ def convolve(psf: tuple[int, int], image: tuple[int, int], margin: int, side: in
         frame = [size + 2 * margin for size in image]
         operator = Convolve(kernels(psf, side, dtype), side, margin, image)
         return operator, [2, 2, *extra, *frame], [2, 2, *extra, *image]
+
+    return build
+
+
+def resample(scale: float, degrees: float, shape: tuple[int, int], *extra: int) -> Callable[[tf.DType], Case]:
+    """Two blends of two bands on pixels of their own, some of which see nothing of the frame."""
+
+    def build(dtype: tf.DType) -> Case:
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        pixels = AffineMap(scale * np.array([[c, s], [s, -c]]), np.array([14.0, 9.0]))
+        psf = np.random.default_rng(2).uniform(size=(2, 5, 5))
+        kernel = resampled_transfer(psf, gaussian_psf(0.6), pixels, 32, kept_frequencies(pixels, 32))
+        points = np.stack([pixels.points(shape), pixels.points(shape) - 3.7])
+        complex_dtype = tf.complex128 if dtype == tf.float64 else tf.complex64
+        operator = Resample(tf.constant([kernel] * 2, complex_dtype), tf.constant(points, dtype), 32, 20)
+        return operator, [2, 2, *extra, 20, 20], [2, 2, *extra, *shape]
 
     return build
 
@@ -90,6 +107,9 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "convolve a wide image": convolve((9, 9), (12, 21), 4, 40),
     "convolve PSF larger than the image": convolve((41, 41), (12, 12), 5, 36),
     "convolve with an extra axis": convolve((9, 9), (12, 12), 4, 32, 3),
+    "resample to coarser pixels": resample(2.3, 30, (9, 8)),
+    "resample to pixels of the same size": resample(1.0, -10, (12, 15)),
+    "resample with an extra axis": resample(1.4, 200, (6, 6), 3),
     "shift odd stamps": shift(9),
     "shift even stamps": shift(10),
     "scale": scale,
