@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.correlation import reach_of, whitening, whitening_transfer
 from tfdeblend.errors import DataError
 from tfdeblend.scene import Scene
 from tfdeblend.stamps import COADD_ZEROPOINT
@@ -40,6 +41,7 @@ class BatchShape(NamedTuple):
     fourier: int  # of the FFTs
     stamp: int
     model_sigma: float  # pixels
+    reach: int = 0  # pixels over which noise is correlated; see `correlation.reach_of`
 
     @property
     def frame(self) -> int:
@@ -58,8 +60,9 @@ class BlendBatch:
     shape: BatchShape
     images: tf.Tensor  # [B, C, S, S]
     weights: tf.Tensor  # [B, C, S, S], 0 = masked or padding
+    whitening: tf.Tensor  # [B, C, M, S, S] see `correlation.whitening`; M = 0 for white noise
     kernel: tf.Tensor  # [B, C, N, N // 2 + 1] complex: observed PSF over model PSF
-    stamp_kernel: tf.Tensor  # [B, C, W // 2, W // 4 + 1] complex: the same for a stamp's window, low frequencies only
+    stamp_kernel: tf.Tensor  # [B, C, W // 2, W // 4 + 1] complex: the same, whitened, for a stamp's window, coarsely
     corners: tf.Tensor  # [B, K, 2] integer, frame pixel of the stamps' first pixel, which is an even one of the image
     centers: tf.Tensor  # [B, K, 2] given position relative to stamp pixel P // 2, between -0.5 and 1.5
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
@@ -134,6 +137,7 @@ def scene_shape(scene: Scene, stamp: int, model_sigma: float | None = None) -> B
         fourier=fast_fourier_size(side + reach),
         stamp=stamp,
         model_sigma=model_sigma or choose_model_sigma(scene),
+        reach=reach_of(scene.observation.noise_correlation),
     )
 
 
@@ -241,6 +245,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     observation = scene.observation
     bands, height, width = observation.shape
     scale = band_scales(scene)
+    correlation, psf = observation.noise_correlation, observation.psf.astype(float)
     images = np.zeros((bands, shape.side, shape.side))
     weights = np.zeros_like(images)
     weights[:, :height, :width] = observation.weights * scale[:, None, None] ** 2
@@ -256,8 +261,12 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     return {
         "images": images,
         "weights": weights,
-        "kernel": transfer_function(observation.psf.astype(float), shape.model_sigma, shape.fourier),
-        "stamp_kernel": _low(transfer_function(observation.psf.astype(float), shape.model_sigma, shape.window)),
+        "whitening": whitening(correlation, weights > 0, shape.reach),
+        "kernel": transfer_function(psf, shape.model_sigma, shape.fourier),
+        "stamp_kernel": _low(
+            transfer_function(psf, shape.model_sigma, shape.window)
+            * whitening_transfer(correlation, shape.reach, shape.window)
+        ),
         "corners": (first + shape.margin).astype(np.int32),
         "centers": positions - first - shape.stamp // 2,
         "is_source": is_source,
@@ -282,6 +291,7 @@ def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
     return {
         "images": images,
         "weights": images,
+        "whitening": whitening(None, images > 0, shape.reach),
         "kernel": np.ones((shape.bands, shape.fourier, shape.fourier // 2 + 1), complex),
         "stamp_kernel": np.ones((shape.bands, shape.window // 2, shape.window // 4 + 1), complex),
         "corners": np.full((shape.sources, 2), shape.margin, np.int32),

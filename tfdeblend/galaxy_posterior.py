@@ -91,7 +91,8 @@ class GalaxyPosterior:
     def rise(self, old: MapState, old_model: tf.Tensor, new: MapState, new_model: tf.Tensor) -> tf.Tensor:
         """[B]: how much the loss rises from old to new, free of the cancellation in a difference of two large sums."""
         both = old_model + new_model - 2 * self.likelihood.images
-        data = tf.reduce_sum(self.likelihood.weights * (new_model - old_model) * both, [1, 2, 3])
+        whiten = self.likelihood.noise.whiten
+        data = tf.reduce_sum(whiten(new_model - old_model) * whiten(both), [1, 2, 3])
         prior = self.stiffness * tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
         return 0.5 * (data + prior + fluxes.penalty(new.flux) - fluxes.penalty(old.flux))
 
@@ -124,7 +125,7 @@ class GalaxyPosterior:
         def refine(count: tf.Tensor, best: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             flux, background = self._terms(best)
             model = likelihood.render(unit, self._real(flux), background)
-            slope = likelihood.project(unit, likelihood.root_weights * (likelihood.images - model))
+            slope = likelihood.project(unit, likelihood.whitened(model))
             right = tf.linalg.matvec(gram, best) + tf.cast(slope, tf.float64) * used
             return count + 1, fluxes.solve(gram, right, best)
 
@@ -152,7 +153,7 @@ class GalaxyPosterior:
         system = gauss_newton.assemble(
             gram, state.flux, state.background, self.used, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
-        pulled = self._real(likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model)))
+        pulled = self._real(likelihood.operator.adjoint(likelihood.whitened(model)))
         mixture, (d_weight, d_exponent) = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
         )

@@ -89,16 +89,19 @@ class Spread:
 
 
 class Blend:
-    """A of a batch: stamps at unit scale and backgrounds -> whitened images, and back."""
+    """A of a batch: stamps at unit scale and backgrounds -> whitened images, and back.
 
-    def __init__(self, stamps: LinearOperator, root_weights: tf.Tensor):
-        self.stamps, self.root_weights = stamps, root_weights
+    stamps: the operator of the stamps. constant: [B, C, S, S] the whitened image of a background of 1.
+    """
+
+    def __init__(self, stamps: LinearOperator, constant: tf.Tensor):
+        self.stamps, self.constant = stamps, constant
 
     def __call__(self, x: Unknowns) -> tf.Tensor:
-        return self.stamps.forward(x.stamps) + self.root_weights * x.background[..., None, None]
+        return self.stamps.forward(x.stamps) + self.constant * x.background[..., None, None]
 
     def transpose(self, y: tf.Tensor) -> Unknowns:
-        return Unknowns(self.stamps.transpose(y), tf.reduce_sum(self.root_weights * y, [2, 3]))
+        return Unknowns(self.stamps.transpose(y), tf.reduce_sum(self.constant * y, [2, 3]))
 
 
 def gaussian_step(

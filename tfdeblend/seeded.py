@@ -99,11 +99,11 @@ class SeededBlends:
 
         self.likelihood = likelihood = Likelihood(tensors, shape)
         place = Place(tensors["corners"] + self.begin, side, shape.frame)
-        stamps = Scale(likelihood.root_weights) @ likelihood.convolve @ place @ Scale(self.scale)
-        self.blend = Blend(stamps, likelihood.root_weights)
+        stamps = likelihood.noise.whiten @ likelihood.convolve @ place @ Scale(self.scale)
+        self.blend = Blend(stamps, likelihood.noise.constant)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
-        self.data = likelihood.root_weights * (likelihood.images - likelihood.render(self.wings, ones, none))
+        self.data = likelihood.whitened(likelihood.render(self.wings, ones, none))
 
         bright = tf.reduce_sum(inside, [2, 3, 4], keepdims=True) > 0
         self.large = self._beyond(galaxy, inside, seed.flux)
@@ -146,7 +146,7 @@ class SeededBlends:
         """[B, C, K + 1, S, S], whitened images: one standard deviation of each star's flux, and of the background."""
         stars = self.likelihood.render_each(self.cut.forward(self.scale * self._amplitude)[:, :, None])
         constant = tf.sqrt(self._background)[:, :, None, None, None] * tf.ones_like(stars[:, :, :1])
-        return self.likelihood.root_weights[:, :, None] * tf.concat([stars, constant], 2)
+        return self.likelihood.noise.whiten.forward(tf.concat([stars, constant], 2))
 
     def _beyond(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
         """[B, K, 1, 1, 1]: galaxies larger than the prior's stamps."""
