@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfdeblend.correlation import reach_of, whitening, whitening_transfer
 from tfdeblend.errors import DataError
+from tfdeblend.observation import Observation
 from tfdeblend.scene import Scene
 from tfdeblend.stamps import COADD_ZEROPOINT
 
@@ -222,9 +223,9 @@ def allows_model_sigma(scene: Scene, sigma: float) -> bool:
     return bool(gain[:, radius <= 0.5].max() <= LARGEST_GAIN)
 
 
-def band_scales(scene: Scene) -> np.ndarray:
+def band_scales(observation: Observation) -> np.ndarray:
     """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels; 1 if all is masked."""
-    weights = scene.observation.weights.astype(float)
+    weights = observation.weights.astype(float)
     return np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
 
 
@@ -244,8 +245,9 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     """One blend's padded arrays, in float64."""
     observation = scene.observation
     bands, height, width = observation.shape
-    scale = band_scales(scene)
+    scale = band_scales(observation)
     correlation, psf = observation.noise_correlation, observation.psf.astype(float)
+    fy, fx = np.fft.fftfreq(shape.window)[:, None], np.fft.rfftfreq(shape.window)
     images = np.zeros((bands, shape.side, shape.side))
     weights = np.zeros_like(images)
     weights[:, :height, :width] = observation.weights * scale[:, None, None] ** 2
@@ -265,7 +267,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
         "kernel": transfer_function(psf, shape.model_sigma, shape.fourier),
         "stamp_kernel": _low(
             transfer_function(psf, shape.model_sigma, shape.window)
-            * whitening_transfer(correlation, shape.reach, shape.window)
+            * whitening_transfer(correlation, shape.reach, 2 * np.pi * fy, 2 * np.pi * fx)
         ),
         "corners": (first + shape.margin).astype(np.int32),
         "centers": positions - first - shape.stamp // 2,

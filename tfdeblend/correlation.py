@@ -101,15 +101,14 @@ def whitening(correlation: np.ndarray | None, valid: np.ndarray, reach: int) -> 
     return np.stack([_rows(*pair, reach) for pair in zip(correlation, valid, strict=True)])
 
 
-def whitening_transfer(correlation: np.ndarray | None, reach: int, side: int) -> np.ndarray:
-    """(C or 1, side, side // 2 + 1): what `whitening` does to each frequency where all neighbours are there."""
+def whitening_transfer(correlation: np.ndarray | None, reach: int, ky: np.ndarray, kx: np.ndarray) -> np.ndarray:
+    """(C or 1, ...): what `whitening` does to frequencies (...) in radian / pixel where all neighbours are there."""
     if reach == 0 or correlation is None:
         return np.ones((1, 1, 1))
     offsets, present = stencil(reach), np.ones((1, len(stencil(reach))), bool)
     rows = [_predict(_positive(neighbour_covariance(band, reach)), present)[0] for band in correlation]
-    k = 2j * np.pi * np.fft.fftfreq(side)
-    y, x = np.exp(k[:, None] * offsets[:, 0]), np.exp(k[: side // 2 + 1, None] * offsets[:, 1])
-    return np.einsum("cm,ym,xm->cyx", rows, y, x)
+    waves = np.exp(1j * (ky[..., None] * offsets[:, 0] + kx[..., None] * offsets[:, 1]))
+    return np.einsum("cm,...m->c...", rows, waves)
 
 
 def from_power(power: np.ndarray, window: int = WINDOW) -> np.ndarray:

@@ -63,7 +63,7 @@ class Likelihood:
         corners = (self.corners - self.shape.margin - WINGS) // 2
         place = Place(corners, half, self.shape.side // 2, stamps.dtype)
         grams: list[tf.Tensor] = []
-        halved = tf.unstack(_every_second(tf.stack([self.weights, self.noise.constant**2], 2)), axis=1)
+        halved = tf.unstack(every_second(tf.stack([self.weights, self.noise.constant**2], 2)), axis=1)
         for band, weights in enumerate(halved):
             # Each band waits for the one before it: run side by side they would need five times the memory.
             with tf.control_dependencies(grams[-1:]):
@@ -77,9 +77,13 @@ class Likelihood:
             grams.append(tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64))
         return tf.stack(grams, 1)
 
-    def project(self, unit: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
-        """J^T residual [B, C, K + 1] of one stamp a source [B, K, C or 1, P, P] and the constant; residual [B, C, S, S]
-        whitened already. Exact."""
+    def pull(self, model: tf.Tensor) -> tf.Tensor:
+        """A^T Sigma^-1 (y - model) [B, K, C, P, P]: what each pixel of each stamp gains by growing."""
+        return self.operator.adjoint(self.whitened(model))
+
+    def project(self, unit: tf.Tensor, model: tf.Tensor) -> tf.Tensor:
+        """J^T Sigma^-1 (y - model) [B, C, K + 1] of one stamp a source [B, K, C or 1, P, P] and the constant. Exact."""
+        residual = self.whitened(model)
         pulled = self.operator.adjoint(residual)
         stamps = tf.linalg.matrix_transpose(tf.reduce_sum(pulled * unit, [3, 4]))
         constant = tf.reduce_sum(self.noise.constant * residual, [2, 3])
@@ -93,6 +97,15 @@ class Likelihood:
     def chi2(self, model: tf.Tensor) -> tf.Tensor:
         """[B]: (y - model)^T Sigma^-1 (y - model)."""
         return self.noise.chi2(self.images - model)
+
+    def rise(self, old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+        """[B]: chi2(new) - chi2(old), free of the cancellation in a difference of two large sums."""
+        return tf.reduce_sum(self.noise.whiten(new - old) * self.noise.whiten(old + new - 2 * self.images), [1, 2, 3])
+
+    def tolerant(self, error: float, background: tf.Tensor) -> tf.Tensor:
+        """[B, C, S, S]: the weights with an error of the model added, a fraction of the data's light."""
+        light = tf.nn.relu(self.images - background[..., None, None])
+        return self.weights / (1 + self.weights * (error * light) ** 2)
 
     def log_prob(self, model: tf.Tensor) -> tf.Tensor:
         """[B]: log p(y | model) of the unmasked pixels, in nats."""
@@ -109,7 +122,7 @@ def _centred(stamps: tf.Tensor, window: int) -> tf.Tensor:
     return tf.pad(stamps, [[0, 0]] * (len(stamps.shape) - 2) + [[wings, wings]] * 2)
 
 
-def _every_second(weights: tf.Tensor) -> tf.Tensor:
+def every_second(weights: tf.Tensor) -> tf.Tensor:
     """[B, C, Q, S, S] -> [B, C, Q, S // 2, S // 2]: every second pixel takes half the weight of either neighbour, along
     both axes; the last pixel, whose other neighbour is outside, gives all of it."""
     side = weights.shape[-1]

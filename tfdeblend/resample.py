@@ -150,8 +150,9 @@ class Resample(LinearOperator):
         spectrum = _resize(tf.signal.rfft2d(x, fft_length=n), self.kept, self.kept // 2 + 1)
         spectrum = _resize(spectrum * self._kernel(x), self.grid, self.grid // 2 + 1)
         fine = (self.grid / self.side) ** 2 * tf.signal.irfft2d(spectrum, fft_length=[self.grid] * 2)
-        flat = tf.reshape(fine, [-1, int(np.prod(x.shape[1:-2])), self.grid**2])
-        return tf.reshape(self._interpolate(flat), [-1, *x.shape[1:-2], *self.image])
+        images = fine.shape[1:-2]  # more than x's where the kernels of all bands see one band of it
+        flat = tf.reshape(fine, [-1, int(np.prod(images)), self.grid**2])
+        return tf.reshape(self._interpolate(flat), [-1, *images, *self.image])
 
     def transpose(self, y: tf.Tensor) -> tf.Tensor:
         """[B, C, ..., H, W] -> [B, C, ..., F, F]."""
