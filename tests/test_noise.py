@@ -83,6 +83,21 @@ def test_every_pixel_has_variance_one(sigma: float, reach: int) -> None:
     assert (columns.T[~seen] == 0).all()
 
 
+@pytest.mark.parametrize(("sigma", "flux", "background"), [(0.5, 0.02, 0.08), (0.7, 0.02, 0.1), (1.0, 0.06, 0.2)])
+def test_errors_are_those_of_the_dense_covariance(sigma: float, flux: float, background: float) -> None:
+    """The true scatter of fluxes of two blended sources, and of a constant, over the errors that the curvature tells."""
+    side, rho = 26, smooth_correlation(sigma)
+    columns = np.stack([gaussian((side, side), 12, x, 1.8) for x in (11, 14.5)] + [np.ones((side, side))])
+    noise = noise_of(rho[None], np.ones((1, side, side)))
+    seen = noise.whiten.forward(tf.constant(columns[None, None])).numpy()[0, 0].reshape(3, -1)
+    claimed = np.linalg.inv(seen @ seen.T)
+    estimator = claimed @ np.stack([noise.solve(tf.constant(c[None, None])).numpy().ravel() for c in columns])
+    true = estimator @ dense(rho, np.ones((side, side))) @ estimator.T
+    ratio = np.sqrt(np.diag(true) / np.diag(claimed))
+    np.testing.assert_allclose(ratio[:2], 1, atol=flux)
+    np.testing.assert_allclose(ratio[2], 1, atol=background)
+
+
 @pytest.mark.parametrize("bands", [1, 5])
 def test_white_noise_is_the_special_case(bands: int) -> None:
     """Noise correlated with nothing is no other noise, however far it is looked for."""
