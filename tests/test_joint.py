@@ -169,10 +169,18 @@ def test_refuses() -> None:
         "first: name: expected a name for each observation": first,
         "second: zeropoints: expected them of all": replace(first, name="second", zeropoints=27.0),
         "fine: wcs: expected pixels no finer than those of first": expose("fine", 0.1),
+        "far: wcs: expected unmasked pixels in the image of first": replace(first, name="far", wcs=away(first.wcs)),
     }
     for message, other in bad.items():
         with pytest.raises(DataError, match=message):
             Exposures(scene, (other,))
+
+
+def away(wcs: WCS) -> WCS:
+    """A field beside."""
+    moved = wcs.deepcopy()
+    moved.wcs.crpix = wcs.wcs.crpix + 100
+    return moved
 
 
 def test_maps_are_from_the_others_to_the_first() -> None:

@@ -85,7 +85,7 @@ def test_every_pixel_has_variance_one(sigma: float, reach: int) -> None:
 
 @pytest.mark.parametrize(("sigma", "flux", "background"), [(0.5, 0.02, 0.08), (0.7, 0.02, 0.1), (1.0, 0.06, 0.2)])
 def test_errors_are_those_of_the_dense_covariance(sigma: float, flux: float, background: float) -> None:
-    """The true scatter of fluxes of two blended sources, and of a constant, over the errors that the curvature tells."""
+    """The true scatter of fluxes of two blended sources and of a constant, over the errors from the curvature."""
     side, rho = 26, smooth_correlation(sigma)
     columns = np.stack([gaussian((side, side), 12, x, 1.8) for x in (11, 14.5)] + [np.ones((side, side))])
     noise = noise_of(rho[None], np.ones((1, side, side)))

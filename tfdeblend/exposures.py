@@ -84,6 +84,10 @@ class Exposures:
             if pixels.area < FINER**-2:
                 expected = f"expected pixels no finer than those of {first.name}, which comes first"
                 raise DataError(one.name, "wcs", f"{expected}, received {pixels.area**0.5:.3g} of their side")
+            if not (one.valid & self.covered(one, pixels)).any():
+                raise DataError(
+                    one.name, "wcs", f"expected unmasked pixels in the image of {first.name}, received none"
+                )
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -110,6 +114,11 @@ class Exposures:
         """(C,) of the fluxes."""
         first = [(one.zeropoints, one.bands.index(band)) for band, one in self._first]
         return None if first[0][0] is None else np.array([points[row] for points, row in first if points is not None])
+
+    def covered(self, one: Observation, pixels: AffineMap) -> np.ndarray:
+        """(H, W) bool: which of an observation's pixels lie in the image of the first."""
+        points, image = pixels.points(one.shape[1:]), np.array(self.scene.observation.shape[1:])
+        return np.all((points > -0.5) & (points < image - 0.5), -1)
 
     def unit(self, observation: Observation) -> np.ndarray:
         """What a flux of 1 is in an observation's unit, in each of its bands."""
@@ -141,7 +150,7 @@ class Exposures:
                 ExposureShape(
                     bands=tuple(self.bands.index(band) for band in one.bands),
                     side=fit_size(max(one.shape[1:]), IMAGE_SIDES),
-                    kept=min(4 * int(np.ceil(kept_frequencies(pixels, fourier) / 4)), 4 * (fourier // 4)),
+                    kept=min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4)),
                     reach=reach_of(one.noise_correlation),
                 )
                 for one, pixels in zip(self.observations, self.maps, strict=True)
@@ -199,9 +208,7 @@ class Exposures:
         """One exposure's padded arrays, in units of the bands' noise."""
         bands, height, width = one.shape
         unit = (self.band_scale[list(own.bands)] * self.unit(one))[:, None, None]
-        points = pixels.points((own.side, own.side))
-        image = np.array(self.scene.observation.shape[1:])
-        seen = np.all((points > -0.5) & (points < image - 0.5), -1)[:height, :width]
+        points, seen = pixels.points((own.side, own.side)), self.covered(one, pixels)
         images, weights = np.zeros((2, bands, own.side, own.side))
         images[:, :height, :width] = np.where(one.valid & seen, one.images / unit, 0)
         weights[:, :height, :width] = np.where(seen, one.weights * unit**2, 0)

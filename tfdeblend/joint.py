@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from tfdeblend import initialize
 from tfdeblend.batch import BatchShape
+from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
 from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.likelihood import Likelihood
@@ -72,8 +74,8 @@ class JointDeblended:
     def chi2(self) -> tuple[float, ...]:
         """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
         chi2 = []
-        for one, model in zip(self.exposures.observations, self.models, strict=True):
-            seen = one.valid & np.isfinite(model)
+        for one, pixels, model in zip(self.exposures.observations, self.exposures.maps, self.models, strict=True):
+            seen = one.valid & self.exposures.covered(one, pixels)
             chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
         return tuple(chi2)
 
@@ -159,6 +161,12 @@ class JointFit:
         return [g - mean[list(own.bands)] + 1 for g, own in zip(gain, exposures, strict=True)]
 
 
+@lru_cache(maxsize=8)
+def compiled(prior: str, shape: JointShape, position_sigma: float, calibration: CalibrationOptions) -> JointFit:
+    """The fit that serves all fields of a shape."""
+    return JointFit(prior, shape, position_sigma, calibration)
+
+
 def deblend_together(
     observations: Sequence[Observation],
     catalog: Any = None,
@@ -180,11 +188,13 @@ def deblend_together(
     """
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
+    if not observations:
+        raise DataError("observations", "expected at least one, received none")
     began, first = time.perf_counter(), observations[0]
     scene = Scene.detect(first) if catalog is None else Scene.from_catalog(first, catalog)
     exposures = Exposures(scene, tuple(observations[1:]))
     shape = exposures.shape(stamp)
-    fit = JointFit(prior, shape, position_sigma, calibration=calibration)
+    fit = compiled(prior, shape, position_sigma, calibration)
     start = np.zeros((1, shape.sources, fit.map.prior.size), np.float32)
     guess = fit.map.prior.start(*(tf.constant(part, tf.float32) for part in initialize.moments(scene))).numpy()
     start[0, : len(scene.sources)] = np.where(np.isfinite(guess), guess, 0)
