@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from astropy.wcs import WCS
+from helpers import smooth_correlation
 
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
@@ -144,8 +145,9 @@ def test_units_are_those_of_the_first() -> None:
 
 
 def test_pull_is_the_gradient_of_chi_square() -> None:
-    """By the stamps' pixels, through every exposure."""
-    observations = [expose("first", shape=(32, 32)), expose("coarse", 0.3, (20, 24), 40, bands="r")]
+    """By the stamps' pixels, through every exposure, the noise of one being correlated."""
+    coarse = replace(expose("coarse", 0.3, (20, 24), 40, bands="r"), noise_correlation=smooth_correlation(0.5))
+    observations = [expose("first", shape=(32, 32)), coarse]
     exposures = Exposures(Scene.from_catalog(observations[0], [[15.0, 16.0]]), tuple(observations[1:]))
     shape = exposures.shape(16)
     likelihood = JointLikelihood(exposures.tensors(shape), shape)
