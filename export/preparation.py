@@ -35,6 +35,7 @@ def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
         band_scale=scale,
         images=images / unit,
         weights=weights * unit**2,
+        whitening=images[:, :, None][:, :, :0],
         kernel=full,
         stamp_kernel=_low(small),
         corners=tf.cast(first, tf.int32) + shape.margin,

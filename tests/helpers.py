@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
+from scipy.ndimage import gaussian_filter
 
 from tfdeblend.deblended import Deblended
 from tfdeblend.observation import Observation
@@ -18,6 +19,27 @@ def gaussian(shape: tuple[int, int], y: float, x: float, sigma: float) -> np.nda
     """(H, W) Gaussian of unit flux."""
     rows, columns = np.indices(shape)
     return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+
+
+def smooth_correlation(sigma: float, window: int = 12) -> np.ndarray:
+    """(2 window + 1, 2 window + 1) of white noise smoothed by SciPy with a Gaussian of `sigma` pixels; 0: not."""
+    point = np.zeros((2 * window + 41, 2 * window + 41))
+    point[window + 20, window + 20] = 1
+    kernel = gaussian_filter(point, sigma) if sigma else point
+    covariance = np.fft.fftshift(np.fft.ifft2(np.abs(np.fft.fft2(kernel)) ** 2).real)
+    return covariance[20:-20, 20:-20] / covariance.max()
+
+
+def smooth_noise(shape: tuple[int, ...], sigma: float, seed: int) -> np.ndarray:
+    """White noise (..., H, W) smoothed by SciPy, of variance 1, cut so that nothing of its edges is left."""
+    height, width = shape[-2:]
+    white = np.random.default_rng(seed).normal(size=(*shape[:-2], height + 40, width + 40))
+    if not sigma:
+        return white[..., 20:-20, 20:-20]
+    smooth = gaussian_filter(white, [0] * (len(shape) - 2) + [sigma] * 2)[..., 20:-20, 20:-20]
+    point = np.zeros((41, 41))
+    point[20, 20] = 1
+    return smooth / np.sqrt((gaussian_filter(point, sigma) ** 2).sum())
 
 
 def make_scene(

@@ -253,7 +253,7 @@ def test_units_of_flux_stay_outside_of_a_batch(factor: float) -> None:
     one, other = (BlendBatch.build([s], shape, tf.float64) for s in (scene, in_units(scene, factor)))
     np.testing.assert_allclose(other.band_scale, one.band_scale * factor, rtol=1e-5)
     for name, value in one.tensors.items():
-        largest = float(np.abs(value).max())
+        largest = float(np.abs(value).max(initial=0))
         np.testing.assert_allclose(other.tensors[name], value, atol=1e-6 * largest, err_msg=name)
 
 

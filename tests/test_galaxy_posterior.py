@@ -34,7 +34,7 @@ def test_bend_is_the_second_derivative_that_gauss_newton_leaves_out(name: str) -
     state = MapState(latent, flux, tf.zeros([1, 2], F64))
     model = posterior.model(state)
     _, bend = posterior.normal_equations(state, model)
-    pulled = likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model))
+    pulled = likelihood.operator.adjoint(likelihood.whitened(model))
 
     def slopes(z: tf.Tensor) -> list[np.ndarray]:
         """Of -<pulled, stamps> by latents, and of the same by band of unit flux."""
@@ -58,7 +58,7 @@ def test_curvature_at_every_second_pixel_is_that_of_all() -> None:
     state = MapState(tf.zeros([1, shape.sources, prior.size], F64), tf.ones([1, shape.sources, 2], F64), None)
     images = posterior.tangents(state.latent)[0]
     gram = likelihood.gram(images)[0].numpy()
-    root = likelihood.root_weights[0].numpy()
+    root = likelihood.noise.constant[0].numpy()
     every = np.concatenate([likelihood.render_each(images)[0].numpy() * root[:, None], root[:, None]], 1)
     exact = np.einsum("cnyx,cmyx->cnm", every, every)
     size = np.sqrt(np.maximum(np.einsum("cnn->cn", exact), 1e-30))

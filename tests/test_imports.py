@@ -16,16 +16,17 @@ PACKAGE = Path(tfdeblend.__file__).parent
 
 # Each module may import those before it.
 LAYERS = (
-    "version errors surveys colors rendering galaxies real_galaxies stamps checks observation scene simulation "
-    "deblended detection io records shards simulated_files production batch operators likelihood profiles priors "
-    "fluxes gauss_newton galaxy_posterior optimize initialize mapfit nonparametric schedules networks covariance "
-    "denoisers gaussian generate datasets linear_gaussian draws posterior samplers seeded scorefit evidence sampling "
-    "learned measure populations metrics sampled nuts sample_batches assembly deblender em "
-    "transport serving plots sample_plots report describe runs commands cli"
+    "version errors surveys colors rendering galaxies real_galaxies stamps checks correlation observation scene "
+    "simulation deblended detection io records shards simulated_files production batch operators noise resample "
+    "likelihood exposures joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior optimize initialize "
+    "mapfit joint nonparametric schedules networks covariance denoisers gaussian generate datasets linear_gaussian "
+    "draws posterior samplers seeded scorefit evidence sampling learned measure populations metrics sampled nuts "
+    "sample_batches assembly deblender em transport serving plots sample_plots report describe runs commands cli"
 ).split()
 
-# What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect.
-LATE = {("observation", "io"), ("scene", "io"), ("scene", "detection")}
+# What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect
+# and the like.
+LATE = {("observation", "io"), ("observation", "detection"), ("scene", "io"), ("scene", "detection")}
 
 
 def sources(module: str) -> list[Path]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfdeblend import learned, measure
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.cli import main
+from tfdeblend.correlation import stencil
 from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.deblender import Deblender
 from tfdeblend.denoisers import NeuralDenoiser
@@ -24,6 +25,7 @@ from tfdeblend.likelihood import Likelihood
 from tfdeblend.linear_gaussian import Blend, Spread, Unknowns, gaussian_step
 from tfdeblend.mapfit import MapFit
 from tfdeblend.networks import UNet
+from tfdeblend.noise import GaussianNoise
 from tfdeblend.observation import Observation
 from tfdeblend.operators import Place, Scale
 from tfdeblend.priors import SersicPrior
@@ -63,12 +65,14 @@ def deblender() -> Deblender:
 # -- the step
 
 
-@pytest.mark.parametrize("rank", [0, 3])
-def test_gaussian_step_is_the_closed_form(rank):
+@pytest.mark.parametrize(("rank", "reach"), [(0, 0), (3, 0), (3, 1)])
+def test_gaussian_step_is_the_closed_form(rank, reach):
     """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
-    root = tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8]))
+    rows = rng.uniform(-0.2, 0.2, [1, 2, len(stencil(reach)) if reach else 0, 8, 8])
+    rows[:, :, :1] = 1
+    noise = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8])), tf.constant(rows))
     place = Place(tf.constant([[[0, 1], [2, 2]]]), 6, 8, tf.float64)
     pixels = np.zeros([1, 2, 2, 6, 6])
     pixels[:, 0] = rng.uniform(0.1, 3, [1, 2, 6, 6])
@@ -78,7 +82,7 @@ def test_gaussian_step_is_the_closed_form(rank):
     background = tf.constant([[0.7, 0.7]], tf.float64)
     covariance = DiagonalLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
     spread = Spread(covariance, ones, none, tf.constant(star), background)
-    blend = Blend(Scale(tf.ones([8, 8], tf.float64)), place, scale, root, tf.constant(star), background)
+    blend = Blend(Scale(tf.ones([8, 8], tf.float64)), place, scale, noise, tf.constant(star), background)
 
     def flat(x: Unknowns) -> np.ndarray:
         return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])

@@ -19,6 +19,7 @@ from tfdeblend.denoisers import pixels
 from tfdeblend.draws import Draws, keys
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
+from tfdeblend.noise import GaussianNoise
 from tfdeblend.operators import LinearOperator, Place
 from tfdeblend.posterior import PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise
@@ -75,7 +76,9 @@ class World:
         prior = Prior(self.denoiser, lambda x: Unknowns(x, nothing), lambda v: Spread(v, ones, none, none, nothing))
         corners = tf.constant([[[0, STAMP[2] * i] for i in range(self.sources)]] * batch)
         place = Place(corners, STAMP[1], STAMP[1] * self.sources, tf.float64)
-        white = tf.ones([batch, *IMAGE], tf.float64)
+        white = GaussianNoise(
+            tf.ones([batch, *IMAGE], tf.float64), tf.zeros([batch, IMAGE[0], 0, *IMAGE[1:]], tf.float64)
+        )
         blend = Blend(Matrix(self.a, self.sources), place, ones, white, none, nothing)
         data = tf.constant(np.broadcast_to(self.y.reshape(IMAGE), (batch, *IMAGE)))
         return PosteriorDenoiser(prior, blend, data, method, iterations)

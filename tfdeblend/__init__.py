@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     from tfdeblend.deblender import Deblender
     from tfdeblend.errors import DataError
     from tfdeblend.io import read
+    from tfdeblend.joint import deblend_together
     from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene, Source
     from tfdeblend.serving import Client
 
-__all__ = ["Client", "DataError", "Deblended", "Deblender", "Observation", "Scene", "Source", "__version__", "read"]
+__all__ = [
+    "Client",
+    "DataError",
+    "Deblended",
+    "Deblender",
+    "Observation",
+    "Scene",
+    "Source",
+    "__version__",
+    "deblend_together",
+    "read",
+]
 
 _MODULES = {
     "Client": "serving",
@@ -29,6 +41,7 @@ _MODULES = {
     "Observation": "observation",
     "Scene": "scene",
     "Source": "scene",
+    "deblend_together": "joint",
     "read": "io",
 }
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.correlation import reach_of, whitening, whitening_transfer
 from tfdeblend.errors import DataError
+from tfdeblend.observation import Observation
 from tfdeblend.scene import Scene
 from tfdeblend.stamps import COADD_ZEROPOINT
 
@@ -40,6 +42,7 @@ class BatchShape(NamedTuple):
     fourier: int  # of the FFTs
     stamp: int
     model_sigma: float  # pixels
+    reach: int = 0  # pixels over which noise is correlated; see `correlation.reach_of`
 
     @property
     def frame(self) -> int:
@@ -58,8 +61,9 @@ class BlendBatch:
     shape: BatchShape
     images: tf.Tensor  # [B, C, S, S]
     weights: tf.Tensor  # [B, C, S, S], 0 = masked or padding
+    whitening: tf.Tensor  # [B, C, M, S, S] see `correlation.whitening`; M = 0 for white noise
     kernel: tf.Tensor  # [B, C, N, N // 2 + 1] complex: observed PSF over model PSF
-    stamp_kernel: tf.Tensor  # [B, C, W // 2, W // 4 + 1] complex: the same for a stamp's window, low frequencies only
+    stamp_kernel: tf.Tensor  # [B, C, W // 2, W // 4 + 1] complex: the same, whitened, for a stamp's window, coarsely
     corners: tf.Tensor  # [B, K, 2] integer, frame pixel of the stamps' first pixel, which is an even one of the image
     centers: tf.Tensor  # [B, K, 2] given position relative to stamp pixel P // 2, between -0.5 and 1.5
     is_source: tf.Tensor  # [B, K] 1 real, 0 padding
@@ -134,6 +138,7 @@ def scene_shape(scene: Scene, stamp: int, model_sigma: float | None = None) -> B
         fourier=fast_fourier_size(side + reach),
         stamp=stamp,
         model_sigma=model_sigma or choose_model_sigma(scene),
+        reach=reach_of(scene.observation.noise_correlation),
     )
 
 
@@ -218,9 +223,9 @@ def allows_model_sigma(scene: Scene, sigma: float) -> bool:
     return bool(gain[:, radius <= 0.5].max() <= LARGEST_GAIN)
 
 
-def band_scales(scene: Scene) -> np.ndarray:
+def band_scales(observation: Observation) -> np.ndarray:
     """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels; 1 if all is masked."""
-    weights = scene.observation.weights.astype(float)
+    weights = observation.weights.astype(float)
     return np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
 
 
@@ -240,7 +245,9 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     """One blend's padded arrays, in float64."""
     observation = scene.observation
     bands, height, width = observation.shape
-    scale = band_scales(scene)
+    scale = band_scales(observation)
+    correlation, psf = observation.noise_correlation, observation.psf.astype(float)
+    fy, fx = np.fft.fftfreq(shape.window)[:, None], np.fft.rfftfreq(shape.window)
     images = np.zeros((bands, shape.side, shape.side))
     weights = np.zeros_like(images)
     weights[:, :height, :width] = observation.weights * scale[:, None, None] ** 2
@@ -256,8 +263,12 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     return {
         "images": images,
         "weights": weights,
-        "kernel": transfer_function(observation.psf.astype(float), shape.model_sigma, shape.fourier),
-        "stamp_kernel": _low(transfer_function(observation.psf.astype(float), shape.model_sigma, shape.window)),
+        "whitening": whitening(correlation, weights > 0, shape.reach),
+        "kernel": transfer_function(psf, shape.model_sigma, shape.fourier),
+        "stamp_kernel": _low(
+            transfer_function(psf, shape.model_sigma, shape.window)
+            * whitening_transfer(correlation, shape.reach, 2 * np.pi * fy, 2 * np.pi * fx)
+        ),
         "corners": (first + shape.margin).astype(np.int32),
         "centers": positions - first - shape.stamp // 2,
         "is_source": is_source,
@@ -282,6 +293,7 @@ def _empty(shape: BatchShape) -> dict[str, np.ndarray]:
     return {
         "images": images,
         "weights": images,
+        "whitening": whitening(None, images > 0, shape.reach),
         "kernel": np.ones((shape.bands, shape.fourier, shape.fourier // 2 + 1), complex),
         "stamp_kernel": np.ones((shape.bands, shape.window // 2, shape.window // 4 + 1), complex),
         "corners": np.full((shape.sources, 2), shape.margin, np.int32),

@@ -58,7 +58,7 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
         return shape.side**2 * shape.sources
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
-        same = all(getattr(large, name) == getattr(small, name) for name in ("bands", "margin", "model_sigma"))
+        same = all(getattr(large, name) == getattr(small, name) for name in ("bands", "margin", "model_sigma", "reach"))
         fits = large.sources >= small.sources and large.side >= small.side
         return same and fits and cost(large) <= 4 * cost(small)
 
@@ -204,7 +204,8 @@ class Deblender:
                     yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape, prior)
 
     def _batch_size(self, shape: BatchShape) -> int:
-        images = shape.sources * shape.bands * shape.fourier**2 * 8
+        neighbours = 2 * shape.reach * (shape.reach + 1)  # of each pixel, that its noise is predicted from
+        images = shape.bands * (shape.sources * shape.fourier**2 * 8 + neighbours * shape.side**2)
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
 
     def _fit_chunk(

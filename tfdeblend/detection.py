@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import sky_sigma
+from .correlation import convolved
 from .errors import DataError
 from .observation import Observation
 
@@ -21,6 +23,7 @@ DEBLEND_LEVELS = 64
 DEBLEND_CONTRAST = 5e-5  # of the flux of the parent: low, for crowded fields
 KERNEL_SIGMAS = 3.0  # half width of the filter
 DECLARED_RADIUS = 1.5  # pixels: a residual peak this close to a source is that source's
+GROWN = 0.05  # of the PSF's peak: how far around a bright pixel the sky is not empty
 TWICE = 1.0  # pixels: a detection this close to a brighter one is the same
 
 
@@ -85,6 +88,20 @@ def detect(observation: Observation, threshold: float = 3.0) -> Table:
     image, sigma = detection_image(observation.images, observation.weights)
     kernel = psf_kernel(observation.psf, FILTER_WIDTH)
     return _extract(observation.name, image, np.isinf(sigma), kernel, threshold)
+
+
+def empty_sky(observation: Observation, threshold: float = 3.0) -> np.ndarray:
+    """(H,W) bool: pixels away from whatever stands out of the noise, and masked in no band.
+
+    Args:
+        threshold: in sigma of the detection image through the PSF's filter, as its own scatter tells, whatever the
+            noise's correlation; what is above grows by a PSF's width.
+    """
+    image, sigma = detection_image(observation.images, observation.weights)
+    kernel = psf_kernel(observation.psf)
+    filtered = convolved(image, kernel)
+    bright = filtered > threshold * sky_sigma(filtered[np.isfinite(sigma)])
+    return observation.valid.all(0) & (convolved(bright.astype(float), kernel) < GROWN * kernel.max())
 
 
 def residual_detections(

@@ -70,10 +70,8 @@ def log_likelihood(blends: SeededBlends, x: tf.Tensor) -> tf.Tensor:
     inner = tf.linalg.triangular_solve(root, along[..., None])[..., 0]
     chi2 = tf.reduce_sum(residual**2, [1, 2, 3]) - tf.reduce_sum(inner**2, [1, 2])
     logdet = 2 * tf.reduce_sum(tf.math.log(tf.linalg.diag_part(root)), [1, 2])
-    weights = blends.likelihood.weights
-    seen = weights > 0
-    norm = tf.where(seen, tf.math.log(tf.where(seen, weights, tf.ones_like(weights)) / (2 * np.pi)), 0 * weights)
-    return 0.5 * (tf.reduce_sum(norm, [1, 2, 3]) - chi2 - logdet)
+    noise = blends.likelihood.noise
+    return noise.log_prob(tf.zeros_like(residual)) - 0.5 * (chi2 + logdet)
 
 
 def over_scales(log_scale: np.ndarray, jitter: float) -> float:

@@ -33,6 +33,7 @@ class GalaxyPosterior:
     Args:
       prior: of the galaxies. shape: of the batch. tensors: `BlendBatch.tensors`. background: whether there is one.
       stiffness: [B] by which the latents' prior is multiplied, for starts far from the maximum; None: 1.
+      likelihood: of the tensors.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class GalaxyPosterior:
         tensors: dict[str, tf.Tensor],
         background: bool = False,
         stiffness: tf.Tensor | None = None,
+        likelihood: type[Likelihood] = Likelihood,
     ):
+        self.kind = likelihood
         self.prior, self.shape, self.tensors, self.background = prior, shape, tensors, background
-        self.likelihood = Likelihood(tensors, shape)
+        self.likelihood = likelihood(tensors, shape)
         self.stiffness = tf.ones_like(tensors["arcsec"]) if stiffness is None else stiffness
         is_source = tensors["is_source"]
         free = float(background) * tf.ones_like(is_source[:, :1])
@@ -56,12 +59,12 @@ class GalaxyPosterior:
     def reweighted(self, weights: tf.Tensor) -> GalaxyPosterior:
         """The same with other weights [B, C, S, S]."""
         changed = self.tensors | {"weights": weights}
-        return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness)
+        return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness, self.kind)
 
     def take(self, rows: tf.Tensor, stiffness: tf.Tensor) -> GalaxyPosterior:
         """The posterior of some of the blends, by their row."""
-        tensors = {name: tf.gather(tensor, rows) for name, tensor in self.tensors.items()}
-        return GalaxyPosterior(self.prior, self.shape, tensors, self.background, stiffness)
+        tensors = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self.tensors)
+        return GalaxyPosterior(self.prior, self.shape, tensors, self.background, stiffness, self.kind)
 
     # -- what is seen
 
@@ -90,8 +93,7 @@ class GalaxyPosterior:
 
     def rise(self, old: MapState, old_model: tf.Tensor, new: MapState, new_model: tf.Tensor) -> tf.Tensor:
         """[B]: how much the loss rises from old to new, free of the cancellation in a difference of two large sums."""
-        both = old_model + new_model - 2 * self.likelihood.images
-        data = tf.reduce_sum(self.likelihood.weights * (new_model - old_model) * both, [1, 2, 3])
+        data = self.likelihood.rise(old_model, new_model)
         prior = self.stiffness * tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
         return 0.5 * (data + prior + fluxes.penalty(new.flux) - fluxes.penalty(old.flux))
 
@@ -101,7 +103,9 @@ class GalaxyPosterior:
         with tf.GradientTape() as tape:
             tape.watch(state)
             value = 0.5 * self.likelihood.chi2(self.model(state))
-        by_latent, by_flux, by_background = tape.gradient(value, state)
+        by_latent, by_flux, by_background = tape.gradient(
+            value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         by_latent += self.stiffness[:, None, None] * state.latent
         by_background *= float(self.background)
         linear, now = (
@@ -124,7 +128,7 @@ class GalaxyPosterior:
         def refine(count: tf.Tensor, best: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             flux, background = self._terms(best)
             model = likelihood.render(unit, self._real(flux), background)
-            slope = likelihood.project(unit, likelihood.root_weights * (likelihood.images - model))
+            slope = likelihood.project(unit, model)
             right = tf.linalg.matvec(gram, best) + tf.cast(slope, tf.float64) * used
             return count + 1, fluxes.solve(gram, right, best)
 
@@ -152,7 +156,7 @@ class GalaxyPosterior:
         system = gauss_newton.assemble(
             gram, state.flux, state.background, self.used, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
-        pulled = self._real(likelihood.operator.adjoint(likelihood.root_weights * (likelihood.images - model)))
+        pulled = self._real(likelihood.pull(model))
         mixture, (d_weight, d_exponent) = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
         )

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.noise import GaussianNoise
 from tfdeblend.operators import LinearOperator, Place
 
 
@@ -102,11 +103,8 @@ class Spread:
         sources, rank = pixels.shape[1], self._parts.rank
         along = self._parts.expand(tf.reshape(shared, [tf.shape(pixels)[0], sources, rank]))
         stars = self.amplitude * tf.linalg.matrix_transpose(own[..., :sources])[..., None, None]
-        # Added flat, since TensorFlow's optimiser may turn a chain of sums into one in a temporary variable, whose name
-        # the rows of a `tf.map_fn` share: "AlreadyExists" where they run side by side.
-        flat = [-1, sources, int(np.prod(pixels.shape[2:]))]
-        stamps = tf.reshape(pixels, flat) + tf.reshape(tf.where(self.galaxy > 0, along, stars), flat)
-        return Unknowns(tf.reshape(stamps, tf.shape(pixels)), tf.sqrt(self.background) * own[..., sources])
+        stamps = pixels + self.galaxy * along + stars
+        return Unknowns(stamps, tf.sqrt(self.background) * own[..., sources])
 
     def draw(self, normals: Normals) -> Unknowns:
         """N(0, V). Raises: TypeError for a covariance of which none can be drawn."""
@@ -121,7 +119,7 @@ class Blend:
 
     Args:
       convolve: frames [B, C, ..., F, F] -> images [B, C, ..., S, S]. place: stamps -> frames.
-      scale: [B, K, C, 1, 1] or of every pixel: from unit scale to flux. root_weights: [B, C, S, S].
+      scale: [B, K, C, 1, 1] or of every pixel: from unit scale to flux. noise: of the images [B, C, S, S].
       amplitude, background: of `Spread`, whose images are made only once.
     """
 
@@ -130,28 +128,28 @@ class Blend:
         convolve: LinearOperator,
         place: Place,
         scale: tf.Tensor,
-        root_weights: tf.Tensor,
+        noise: GaussianNoise,
         amplitude: tf.Tensor,
         background: tf.Tensor,
     ):
-        self.convolve, self.place, self.scale, self.root_weights = convolve, place, scale, root_weights
-        constant = root_weights * tf.sqrt(background)[..., None, None]
+        self.convolve, self.place, self.scale, self.noise = convolve, place, scale, noise
+        constant = noise.constant * tf.sqrt(background)[..., None, None]
         self.own = tf.concat([self.each(amplitude[:, :, None]), constant[:, :, None]], 2)
 
     def __call__(self, x: Unknowns) -> tf.Tensor:
-        return self.see(self.place.forward(self.scale * x.stamps)) + self.root_weights * x.background[..., None, None]
+        return self.see(self.place.forward(self.scale * x.stamps)) + self.noise.constant * x.background[..., None, None]
 
     def transpose(self, y: tf.Tensor) -> Unknowns:
         stamps = self.scale * self.place.transpose(self.unsee(y))
-        return Unknowns(stamps, tf.reduce_sum(self.root_weights * y, [2, 3]))
+        return Unknowns(stamps, tf.reduce_sum(self.noise.constant * y, [2, 3]))
 
     def see(self, frames: tf.Tensor) -> tf.Tensor:
         """[B, C, F, F] -> [B, C, S, S]: frames as observed, whitened."""
-        return self.root_weights * self.convolve.forward(frames)
+        return self.noise.whiten.forward(self.convolve.forward(frames))
 
     def unsee(self, y: tf.Tensor) -> tf.Tensor:
         """The adjoint of `see`."""
-        return self.convolve.transpose(self.root_weights * y)
+        return self.convolve.transpose(self.noise.whiten.transpose(y))
 
     def frame_variance(self, diagonal: tf.Tensor) -> tf.Tensor:
         """[B, C, F, F] of the sources' sum, for independent pixels of variances [B, K, C, P, P]."""
@@ -164,7 +162,7 @@ class Blend:
         frames = self.place.each(flat)
         frames = tf.reshape(frames, [-1, sources * number, bands, *frames.shape[-2:]])
         seen = self.convolve.forward(tf.transpose(frames, [0, 2, 1, 3, 4]))
-        return self.root_weights[:, :, None] * seen
+        return self.noise.whiten.forward(seen)
 
     def directions(self, spread: Spread) -> Directions:
         """U: V's directions as observed."""

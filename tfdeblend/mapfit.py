@@ -12,6 +12,7 @@ from tfdeblend import gauss_newton
 from tfdeblend.batch import BatchShape, BlendBatch
 from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
 from tfdeblend.gauss_newton import Laplace, NormalEquations
+from tfdeblend.likelihood import Likelihood
 from tfdeblend.priors import GalaxyPrior
 
 # How far a latent may move in one step, in standard deviations of its prior.
@@ -86,8 +87,14 @@ class MapFit:
     Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`.
     """
 
-    def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
-        self.prior, self.shape, self.options = prior, shape, options
+    def __init__(
+        self,
+        prior: GalaxyPrior,
+        shape: BatchShape,
+        options: MapOptions = MapOptions(),
+        likelihood: type[Likelihood] = Likelihood,
+    ):
+        self.prior, self.shape, self.options, self.likelihood = prior, shape, options, likelihood
         self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, batch: BlendBatch, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
@@ -99,12 +106,15 @@ class MapFit:
         if batch.shape != self.shape:
             raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
         latent = [self.shape.blends, self.shape.sources, self.prior.size]
-        first = tf.zeros(latent, self.prior.dtype) if start is None else tf.cast(start, self.prior.dtype)
-        return self._run(batch.tensors, first)
+        return self.fit(batch.tensors, tf.zeros(latent, self.prior.dtype) if start is None else start)
+
+    def fit(self, tensors: dict[str, tf.Tensor], start: np.ndarray | tf.Tensor) -> MapResult:
+        """Fits blends by their tensors, from latents [B, K, S]."""
+        return self._run(tensors, tf.cast(start, self.prior.dtype))
 
     def posterior(self, tensors: dict[str, tf.Tensor]) -> GalaxyPosterior:
         """Of the blends with these `BlendBatch.tensors`."""
-        return GalaxyPosterior(self.prior, self.shape, tensors, self.options.background)
+        return GalaxyPosterior(self.prior, self.shape, tensors, self.options.background, likelihood=self.likelihood)
 
     def _fit(self, tensors: dict[str, tf.Tensor], first: tf.Tensor) -> MapResult:
         exact = self.posterior(tensors)
@@ -112,7 +122,8 @@ class MapFit:
         posterior = self.tolerant(exact, state.background)
         end = self._newton(posterior, state)
         stamps, model = posterior.stamps(end.state), posterior.model(end.state)
-        sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        each = posterior.likelihood.render_each(stamps[:, :, None])
+        sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
         covariance = gauss_newton.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
         chi2 = exact.likelihood.chi2(model)
@@ -127,9 +138,7 @@ class MapFit:
         The brightness that it is a fraction of is the data's, less a first fit's background: where it matters the noise
         is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
         """
-        weights = exact.likelihood.weights
-        light = tf.nn.relu(exact.likelihood.images - background[..., None, None])
-        return exact.reweighted(weights / (1 + weights * (self.options.model_error * light) ** 2))
+        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, background))
 
     def _newton(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
         """Rounds of a few steps with one curvature, which costs as much as several gradients; the prior softens.
@@ -200,20 +209,24 @@ class MapFit:
             trial_model = posterior.model(trial)
             rise = posterior.rise(state, model, trial, trial_model)
             better = rise < lowest
-            best = MapState(*(tf.where(_expand(better, b), t, b) for t, b in zip(trial, best, strict=True)))
-            best_model = tf.where(_expand(better, best_model), trial_model, best_model)
+            best = _choose(better, trial, best)
+            best_model = _choose(better, trial_model, best_model)
             lowest = tf.where(better, rise, lowest)
             longest = tf.where(better, tf.reduce_max(tf.abs(latent[each]), 1), longest)
         distance = tf.where(active, length[1], distance)
         active &= distance > self.options.tolerance
         downhill = active & (lowest < 0)
-        state = MapState(*(tf.where(_expand(downhill, b), b, old) for b, old in zip(best, state, strict=True)))
-        model = tf.where(_expand(downhill, model), best_model, model)
+        state, model = _choose(downhill, best, state), _choose(downhill, best_model, model)
         wider = tf.where(longest > 0.9 * radius, 2 * radius, radius)
         next_radius = tf.clip_by_value(tf.where(lowest < 0, wider, radius / 4), 1e-6, WIDEST_RADIUS)
         radius = tf.where(active, next_radius, radius)
         return state, model, radius, distance, active, tried + tf.cast(active, tf.int32)
 
 
-def _expand(flag: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(flag, [-1] + [1] * (len(like.shape) - 1))
+def _choose(flag: tf.Tensor, yes, no):
+    """Of each blend one of two structures of tensors [B, ...], by flag [B]."""
+
+    def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(flag, [-1] + [1] * (len(a.shape) - 1)), a, b)
+
+    return tf.nest.map_structure(one, yes, no)

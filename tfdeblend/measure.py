@@ -159,7 +159,7 @@ def describe_scene(scene: Scene) -> dict[str, float]:
     """Noise and PSF of each band, for a result's header."""
     header: dict[str, float] = {}
     observation = scene.observation
-    for index, (noise, width) in enumerate(zip(band_scales(scene), psf_fwhm(observation.psf), strict=True)):
+    for index, (noise, width) in enumerate(zip(band_scales(observation), psf_fwhm(observation.psf), strict=True)):
         header[f"noise{index}"], header[f"fwhm{index}"] = float(noise), float(width)
     return header
 

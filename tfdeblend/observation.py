@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
+from .correlation import as_correlation, from_sky
 from .errors import DataError
 
 
@@ -30,6 +31,8 @@ class Observation:
         zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density.
         unit: of the images, as astropy writes it; any other text is kept as it is.
         pixel_scale: arcsec. None: from `wcs`.
+        noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
+            apart, 1 in the middle; variances are the weights' (see `tfdeblend.correlation`). None: white.
         notes: warnings of reading and checking, one line each.
 
     Raises:
@@ -46,6 +49,7 @@ class Observation:
     zeropoints: np.ndarray | None = None
     unit: str | None = None
     pixel_scale: float | None = None
+    noise_correlation: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -70,6 +74,7 @@ class Observation:
             "zeropoints": checks.as_zeropoints(where, self.zeropoints, pixels.unit, len(images)),
             "unit": pixels.unit,
             "pixel_scale": checks.as_pixel_scale(where, self.pixel_scale, wcs, notes),
+            "noise_correlation": as_correlation(where, self.noise_correlation, bands),
             "notes": tuple(notes),
         }
         for field, value in checked.items():
@@ -89,7 +94,9 @@ class Observation:
             expected = f"expected some of {', '.join(self.bands)}"
             raise DataError(self.name, "bands", f"{expected}, received {', '.join(missing)}")
         rows = [self.bands.index(band) for band in bands]
-        zeropoints = None if self.zeropoints is None else self.zeropoints[rows]
+        zeropoints, correlation = (
+            None if field is None else field[rows] for field in (self.zeropoints, self.noise_correlation)
+        )
         return replace(
             self,
             images=self.images[rows],
@@ -97,7 +104,25 @@ class Observation:
             psf=self.psf[rows],
             bands=tuple(bands),
             zeropoints=zeropoints,
+            noise_correlation=correlation,
         )
+
+    def with_sky_correlation(self, sky: np.ndarray | None = None) -> Observation:
+        """The same with the `noise_correlation` of its empty sky, which is (H,W) bool; None: `detection.empty_sky`.
+
+        Raises: DataError for too little of it in some band.
+        """
+        from .detection import empty_sky
+
+        empty = empty_sky(self) if sky is None else np.asarray(sky, bool)
+        if empty.shape != self.shape[1:]:
+            raise DataError(self.name, "sky", f"expected shape {self.shape[1:]}, received {empty.shape}")
+        noise = self.images * np.sqrt(self.weights)
+        try:
+            pairs = zip(noise, self.valid, strict=True)
+            return replace(self, noise_correlation=np.stack([from_sky(band, empty & valid) for band, valid in pairs]))
+        except ValueError as error:
+            raise DataError(self.name, "noise_correlation", str(error)) from error
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -101,7 +101,7 @@ class SeededBlends:
         place = Place(tensors["corners"] + self.begin, side, shape.frame)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
-        self.data = likelihood.root_weights * (likelihood.images - likelihood.render(self.wings, ones, none))
+        self.data = likelihood.whitened(likelihood.render(self.wings, ones, none))
 
         bright = tf.reduce_sum(inside, [2, 3, 4], keepdims=True) > 0
         self.large = self._beyond(galaxy, inside, seed.flux)
@@ -118,9 +118,7 @@ class SeededBlends:
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
         self._background = variance * tf.ones_like(seed.background)
-        self.blend = Blend(
-            likelihood.convolve, place, self.scale, likelihood.root_weights, self._amplitude, self._background
-        )
+        self.blend = Blend(likelihood.convolve, place, self.scale, likelihood.noise, self._amplitude, self._background)
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""

@@ -101,6 +101,8 @@ class Client:
         bands, height, width = scene.observation.shape
         psf, count = max(scene.observation.psf.shape[1:]), len(scene.sources)
         known = learned.find(prior) if learned.is_learned(prior) else None
+        if scene.observation.noise_correlation is not None:
+            raise DataError(scene.name, "noise_correlation", "expected white noise, which servers know alone")
         problem = known.problem(scene) if known else None
         sigma = known.model_sigma if known else MODEL_SIGMA
         if known is None and not allows_model_sigma(scene, sigma):

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.protobuf.config_pb2 import ConfigProto
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-from tensorflow.python.grappler import tf_optimizer
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -37,7 +35,6 @@ def main(folder: Path, work: Path) -> None:
     known = [one.name for one in config.model_config_list.config]
     figures.tell("models in models.config", f"{len(known)}, {folder.parent.name} {folder.parent.name in known}")
     _graph(folder)
-    _optimised(folder)
     _warm_up(folder, names)
 
 
@@ -52,17 +49,6 @@ def _graph(folder: Path) -> None:
     figures.tell("operations a server refuses, or that keep a random state", float(len(stateful)), 0.0)
     compiled = any(f.attr["_XlaMustCompile"].b for f in graph.library.function)
     figures.tell("functions that must be compiled by XLA", float(compiled), 0.0)
-
-
-def _optimised(folder: Path) -> None:
-    """TensorFlow's optimiser may sum into temporary variables, which requests that run side by side would share."""
-    whole = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
-    kept = whole.collection_def["train_op"].node_list.value
-    kept.extend(t.name for signature in whole.signature_def.values() for t in signature.outputs.values())
-    graph = tf_optimizer.OptimizeGraph(ConfigProto(), whole)
-    every = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    shared = sum(node.op == "TemporaryVariable" for node in every)
-    figures.tell("temporary variables in the optimised graph", float(shared), 0.0)
 
 
 def _warm_up(folder: Path, names: list[str]) -> None:

@@ -60,6 +60,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
             "bands": archive.need("filters"),
             "wcs": archive.get("wcs"),
             "zeropoints": archive.get("zeropoints"),
+            "noise_correlation": archive.get("noise_correlation"),
             "unit": archive.get("unit"),
             "pixel_scale": archive.get("pixel_scale"),
         }

@@ -112,6 +112,8 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
         "WEIGHTS": observation.weights,
     }
     plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
+    if observation.noise_correlation is not None:
+        plain["NOISECORR"] = observation.noise_correlation
     hdus = [fits.ImageHDU(data, wcs, name=name) for name, data in on_sky.items() if data is not None]
     for hdu in hdus:
         if observation.unit is not None and hdu.name not in ("WEIGHTS", "PRIORSHARE"):
@@ -225,6 +227,7 @@ def _read_scene(contents: _Result) -> Scene:
         zeropoints=np.asarray(bands["zeropoint"], float) if "zeropoint" in bands.colnames else None,
         unit=primary.get("BUNIT"),
         pixel_scale=primary.get("PIXSCALE"),
+        noise_correlation=contents.image("NOISECORR") if "NOISECORR" in contents.hdus else None,
         notes=notes,
     )
     return Scene.from_catalog(observation, contents.table("DECLARED"))

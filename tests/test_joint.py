@@ -1,0 +1,193 @@
+"""Laws of joint fits: one observation is the single fit, shifts and gains are found, more data make smaller errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import galsim
+import numpy as np
+import pytest
+import tensorflow as tf
+from astropy.wcs import WCS
+from helpers import smooth_correlation
+
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
+from tfdeblend.exposures import Exposures
+from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
+from tfdeblend.joint_likelihood import JointLikelihood
+from tfdeblend.observation import Observation
+from tfdeblend.resample import AffineMap
+from tfdeblend.scene import Scene
+
+# Offset (east, north) in arcsec, flux in g, Sersic index, half-light radius in arcsec, shear.
+GALAXIES = (
+    (0.0, 0.0, 8000, 1.0, 0.5, (0.2, 0.1)),
+    (1.3, 0.9, 5000, 1.5, 0.4, (-0.1, 0.2)),
+    (-1.0, 1.2, 3000, 0.8, 0.4, (0.0, 0.0)),
+)
+COLOUR = {"g": 1.0, "r": 1.3, "i": 1.6}  # flux over that in g
+FLUX = np.array([galaxy[2] for galaxy in GALAXIES])
+KNOWN = CalibrationOptions(shift=0, gain=0)
+
+
+def expose(
+    name: str,
+    scale: float = 0.2,
+    shape: tuple[int, int] = (40, 40),
+    degrees: float = 0.0,
+    flip: bool = False,
+    seeing: float = 0.7,
+    noise: float = 1.0,
+    bands: str = "gr",
+    shift: tuple[float, float] = (0.0, 0.0),
+    gain: float = 1.0,
+    seed: int = 0,
+) -> Observation:
+    """The galaxies by GalSim on turned pixels, `shift` (y, x) of these away from where the WCS has them."""
+    middle = (np.array(shape) - 1) / 2
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    to_sky = scale * np.array([[c, -s], [s, c]]) @ np.diag([-1 if flip else 1, 1])
+    wcs = WCS(naxis=2)
+    wcs.wcs.cd, wcs.wcs.crval, wcs.wcs.crpix = to_sky / 3600, [150, 2], middle[::-1] + 1
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    local = galsim.JacobianWCS(*to_sky.ravel())
+    images, psfs = [], []
+    for number, band in enumerate(bands):
+        psf = galsim.Moffat(beta=3.5, fwhm=seeing * (1 - 0.1 * number))
+        image = galsim.ImageD(shape[1], shape[0], wcs=local)
+        for east, north, flux, index, radius, (g1, g2) in GALAXIES:
+            x, y = np.linalg.solve(to_sky, [east, north]) + middle[::-1] + np.array(shift)[::-1]
+            galaxy = galsim.Sersic(index, half_light_radius=radius, flux=gain * flux * COLOUR[band]).shear(g1=g1, g2=g2)
+            center = galsim.PositionD(x + 1, y + 1)
+            galsim.Convolve(galaxy, psf).drawImage(image, center=center, add_to_image=True)
+        drawn = psf.drawImage(nx=35, ny=35, wcs=local, dtype=float).array
+        images.append(image.array)
+        psfs.append(drawn / drawn.sum())
+    data = np.array(images) + np.random.default_rng(seed).normal(scale=noise, size=(len(bands), *shape))
+    return Observation(data, np.full(data.shape, noise**-2.0), np.array(psfs), tuple(bands), name, wcs)
+
+
+def positions(first: Observation) -> np.ndarray:
+    """(K, 2) of (x, y), rounded as detections are."""
+    to_sky = first.wcs.wcs.cd * 3600
+    return np.round([np.linalg.solve(to_sky, galaxy[:2]) + first.wcs.wcs.crpix - 1 for galaxy in GALAXIES])
+
+
+def fluxes(result: JointDeblended, column: str = "flux") -> np.ndarray:
+    """(K, C)."""
+    return np.stack([result.catalog[f"{column}_{band}"] for band in result.exposures.bands], 1)
+
+
+def expected(bands: Sequence[str]) -> np.ndarray:
+    return FLUX[:, None] * [COLOUR[band] for band in bands]
+
+
+@pytest.fixture(scope="module")
+def epochs() -> JointDeblended:
+    """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, one of another gain."""
+    observations = [
+        expose("first"),
+        expose("turned", degrees=25, seeing=0.8, noise=1.5, shift=(0.3, -0.2), gain=1.03, shape=(40, 42), seed=1),
+        expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="ri", shift=(0, 0.1), seed=2),
+    ]
+    return deblend_together(observations, positions(observations[0]), "sersic")
+
+
+def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> None:
+    assert epochs.converged
+    assert epochs.exposures.bands == ("g", "r", "i")
+    np.testing.assert_allclose(fluxes(epochs), expected("gri"), rtol=0.03)
+    np.testing.assert_allclose(epochs.chi2, 1, atol=0.08)
+    for model, sources, one in zip(epochs.models, epochs.sources, epochs.exposures.observations, strict=True):
+        assert model.shape == one.shape
+        np.testing.assert_allclose(sources.sum(0), model, atol=1e-3 * model.max())
+
+
+def test_shifts_are_found(epochs: JointDeblended) -> None:
+    """Relative to their mean, to 0.02 pixel, and within a few of their errors."""
+    shifts = [(0, 0), (0.3, -0.2), (0, 0.1)]
+    true = -np.array([pixels.matrix @ shift for pixels, shift in zip(epochs.exposures.maps, shifts, strict=True)])
+    off = epochs.calibration.shift - (true - true.mean(0))
+    assert np.abs(off).max() < 0.02
+    assert (np.abs(off) < 4 * epochs.calibration.shift_error).all()
+
+
+def test_gains_are_found(epochs: JointDeblended) -> None:
+    """Relative to their mean in each band; of a band seen once nothing is known."""
+    first, turned, coarse = epochs.calibration.gain
+    np.testing.assert_allclose(turned - first, 0.03, atol=0.01)
+    np.testing.assert_allclose((first + turned)[0] / 2, 1, atol=1e-12)
+    np.testing.assert_allclose(coarse[1], 1, atol=1e-12)
+
+
+def test_one_observation_is_the_single_fit() -> None:
+    one = expose("alone")
+    alone = Deblender("sersic").deblend(Scene.from_catalog(one, positions(one)))
+    together = deblend_together([one], positions(one), "sersic", stamp=alone.stamps.shape[-1], calibration=KNOWN)
+    for band in "gr":
+        error = np.asarray(alone.catalog[f"flux_err_{band}"])
+        np.testing.assert_allclose(together.catalog[f"flux_err_{band}"], error, rtol=0.03)
+        assert (np.abs(together.catalog[f"flux_{band}"] - alone.catalog[f"flux_{band}"]) < 0.1 * error).all()
+    np.testing.assert_allclose(together.models[0], alone.model, atol=2e-3 * alone.model.max())
+
+
+def test_units_are_those_of_the_first() -> None:
+    """Zero points join exposures of different units; errors are smaller than from either alone."""
+    deep = replace(expose("deep"), zeropoints=27.0)
+    other = expose("other", seed=1)
+    faint = replace(other, images=10 * other.images, weights=other.weights / 100, zeropoints=29.5)
+    place = positions(deep)
+    one, both = (deblend_together(some, place, "sersic", calibration=KNOWN) for some in ([deep], [deep, faint]))
+    np.testing.assert_allclose(fluxes(both), expected("gr"), rtol=0.03)
+    np.testing.assert_allclose(fluxes(both, "flux_err") / fluxes(one, "flux_err"), 0.5**0.5, rtol=0.05)
+
+
+def test_pull_is_the_gradient_of_chi_square() -> None:
+    """By the stamps' pixels, through every exposure, the noise of one being correlated."""
+    coarse = replace(expose("coarse", 0.3, (20, 24), 40, bands="r"), noise_correlation=smooth_correlation(0.5))
+    observations = [expose("first", shape=(32, 32)), coarse]
+    exposures = Exposures(Scene.from_catalog(observations[0], [[15.0, 16.0]]), tuple(observations[1:]))
+    shape = exposures.shape(16)
+    likelihood = JointLikelihood(exposures.tensors(shape), shape)
+    stamps = tf.random.stateless_uniform([1, shape.sources, 2, 16, 16], (0, 1))
+    ones, none = tf.ones([1, shape.sources, 2]), tf.zeros([1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(stamps)
+        model = likelihood.render(stamps, ones, none)
+        value = likelihood.chi2(model)
+    gradient = tape.gradient(value, stamps).numpy()
+    np.testing.assert_allclose(-2 * likelihood.pull(model).numpy(), gradient, atol=1e-4 * np.abs(gradient).max())
+    less = likelihood.render(0.9 * stamps, ones, none)
+    np.testing.assert_allclose(likelihood.rise(less, model), value - likelihood.chi2(less), rtol=1e-3)
+
+
+def test_refuses() -> None:
+    first = expose("first")
+    scene = Scene.from_catalog(first, positions(first))
+    bad = {
+        "second: wcs: expected a WCS to join": replace(first, name="second", wcs=None),
+        "first: name: expected a name for each observation": first,
+        "second: zeropoints: expected them of all": replace(first, name="second", zeropoints=27.0),
+        "fine: wcs: expected pixels no finer than those of first": expose("fine", 0.1),
+        "far: wcs: expected unmasked pixels in the image of first": replace(first, name="far", wcs=away(first.wcs)),
+    }
+    for message, other in bad.items():
+        with pytest.raises(DataError, match=message):
+            Exposures(scene, (other,))
+
+
+def away(wcs: WCS) -> WCS:
+    """A field beside."""
+    moved = wcs.deepcopy()
+    moved.wcs.crpix = wcs.wcs.crpix + 100
+    return moved
+
+
+def test_maps_are_from_the_others_to_the_first() -> None:
+    first, other = expose("first"), expose("other", 0.3, (30, 30), 20)
+    pixels = Exposures(Scene.from_catalog(first, positions(first)), (other,)).maps[1]
+    expected_map = AffineMap.between("x", other.wcs, first.wcs, (30, 30))
+    np.testing.assert_allclose(pixels.matrix, expected_map.matrix)
+    np.testing.assert_allclose(pixels.matrix @ [14.5, 14.5] + pixels.offset, [19.5, 19.5], atol=1e-6)

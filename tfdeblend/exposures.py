@@ -1,0 +1,236 @@
+"""Several observations of one field, and their tensors: the model frame is that of the first, on its pixels.
+
+Every exposure keeps its own pixels, PSF, depth, mask, bands and noise; a band is one band in all of them. What of an
+exposure lies outside of the first one's image is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.batch import (
+    IMAGE_SIDES,
+    LARGEST_GAIN,
+    MODEL_SIGMA,
+    NARROWEST_MODEL_SIGMA,
+    SOURCE_COUNTS,
+    band_scales,
+    fast_fourier_size,
+    fit_size,
+    pixels_per_arcsec,
+)
+from tfdeblend.correlation import reach_of, whitening, whitening_transfer
+from tfdeblend.errors import DataError
+from tfdeblend.observation import Observation
+from tfdeblend.resample import AffineMap, gaussian_psf, kept_frequencies, resampled_transfer
+from tfdeblend.scene import Scene
+
+FINER = 1.02  # ratio of pixel scales that counts as equal
+
+
+class ExposureShape(NamedTuple):
+    """bands: its bands, by their number among all. side: of the padded image. kept: L, see `Resample`. reach: pixels
+    over which its noise is correlated."""
+
+    bands: tuple[int, ...]
+    side: int
+    kept: int
+    reach: int
+
+
+class JointShape(NamedTuple):
+    """What a compiled graph of joint fits is fixed to; see `BatchShape`. bands: C, of all exposures together."""
+
+    blends: int
+    sources: int
+    bands: int
+    frame: int
+    margin: int
+    fourier: int
+    stamp: int
+    model_sigma: float
+    exposures: tuple[ExposureShape, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Exposures:
+    """E observations of one field and its K sources, which are in pixels of the first, the finest.
+
+    Raises:
+        DataError: without a WCS, with finer pixels than the first's, with a PSF that no model PSF is narrower than, or
+            with zero points of some alone.
+    """
+
+    scene: Scene
+    others: tuple[Observation, ...]
+
+    def __post_init__(self) -> None:
+        first = self.scene.observation
+        names = [one.name for one in self.observations]
+        if len(set(names)) < len(names):
+            raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
+        for one in self.observations:
+            if one.wcs is None:
+                raise DataError(one.name, "wcs", "expected a WCS to join observations by, received none")
+            if (one.zeropoints is None) != (first.zeropoints is None):
+                raise DataError(one.name, "zeropoints", "expected them of all observations or of none")
+        for one, pixels in zip(self.observations, self.maps, strict=True):
+            if pixels.area < FINER**-2:
+                expected = f"expected pixels no finer than those of {first.name}, which comes first"
+                raise DataError(one.name, "wcs", f"{expected}, received {pixels.area**0.5:.3g} of their side")
+            if not (one.valid & self.covered(one, pixels)).any():
+                raise DataError(
+                    one.name, "wcs", f"expected unmasked pixels in the image of {first.name}, received none"
+                )
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        return self.scene.observation, *self.others
+
+    @cached_property
+    def maps(self) -> tuple[AffineMap, ...]:
+        """From each observation's pixels to the first's."""
+        wcs = self.scene.observation.wcs
+        return tuple(AffineMap.between(one.name, one.wcs, wcs, one.shape[1:]) for one in self.observations)
+
+    @cached_property
+    def bands(self) -> tuple[str, ...]:
+        """C, in the order in which they first come."""
+        return tuple(dict.fromkeys(band for one in self.observations for band in one.bands))
+
+    @cached_property
+    def band_scale(self) -> np.ndarray:
+        """(C,) the noise of each band in the first observation that has it."""
+        return np.array([band_scales(one)[one.bands.index(band)] for band, one in self._first])
+
+    @cached_property
+    def zeropoints(self) -> np.ndarray | None:
+        """(C,) of the fluxes."""
+        first = [(one.zeropoints, one.bands.index(band)) for band, one in self._first]
+        return None if first[0][0] is None else np.array([points[row] for points, row in first if points is not None])
+
+    def covered(self, one: Observation, pixels: AffineMap) -> np.ndarray:
+        """(H, W) bool: which of an observation's pixels lie in the image of the first."""
+        points, image = pixels.points(one.shape[1:]), np.array(self.scene.observation.shape[1:])
+        return np.all((points > -0.5) & (points < image - 0.5), -1)
+
+    def unit(self, observation: Observation) -> np.ndarray:
+        """What a flux of 1 is in an observation's unit, in each of its bands."""
+        if self.zeropoints is None or observation.zeropoints is None:
+            return np.ones(observation.shape[0])
+        own = self.zeropoints[[self.bands.index(band) for band in observation.bands]]
+        return 10 ** (0.4 * (observation.zeropoints - own))
+
+    def shape(self, stamp: int) -> JointShape:
+        """The bucket of a joint fit. stamp: P."""
+        _, height, width = self.scene.observation.shape
+        wide = [
+            pixels.area**0.5 * max(one.psf.shape[1:]) / 2
+            for one, pixels in zip(self.observations, self.maps, strict=True)
+        ]
+        side, reach = fit_size(max(height, width), IMAGE_SIDES), 16 * int(np.ceil(max(*wide, 17) / 16))
+        margin, sigma = reach // 2, self.model_sigma
+        fourier = fast_fourier_size(side + 2 * margin + reach)
+        return JointShape(
+            blends=1,
+            sources=fit_size(len(self.scene.sources), SOURCE_COUNTS),
+            bands=len(self.bands),
+            frame=side + 2 * margin,
+            margin=margin,
+            fourier=fourier,
+            stamp=stamp,
+            model_sigma=sigma,
+            exposures=tuple(
+                ExposureShape(
+                    bands=tuple(self.bands.index(band) for band in one.bands),
+                    side=fit_size(max(one.shape[1:]), IMAGE_SIDES),
+                    kept=min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4)),
+                    reach=reach_of(one.noise_correlation),
+                )
+                for one, pixels in zip(self.observations, self.maps, strict=True)
+            ),
+        )
+
+    @cached_property
+    def model_sigma(self) -> float:
+        """The widest model PSF, in the first's pixels, that is narrower than the PSFs of all."""
+        for sigma in np.linspace(MODEL_SIGMA, NARROWEST_MODEL_SIGMA, 8):
+            gains = [self._gain(one, pixels, sigma) for one, pixels in zip(self.observations, self.maps, strict=True)]
+            if max(gains) <= LARGEST_GAIN:
+                return float(sigma)
+        worst = self.observations[int(np.argmax(gains))]
+        expected = (
+            f"expected a PSF wider than a Gaussian of sigma {NARROWEST_MODEL_SIGMA} pixel of the finest observation"
+        )
+        raise DataError(worst.name, "psf", f"{expected}, received a narrower one (undersampled)")
+
+    def tensors(self, shape: JointShape) -> dict:
+        """What a joint fit takes: as `BlendBatch.tensors`, those of images a tuple, one an exposure."""
+        parts = [
+            self._arrays(one, pixels, shape, own)
+            for one, pixels, own in zip(self.observations, self.maps, shape.exposures, strict=True)
+        ]
+        first = 2 * np.floor((np.floor(self.scene.positions + 0.5) - shape.stamp // 2) / 2)
+        real = len(self.scene.sources)
+        padding = ((0, shape.sources - real), (0, 0))
+        is_point = [source.kind == "point" for source in self.scene.sources]
+        return {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]} | {
+            "corners": tf.constant(np.pad(first + shape.margin, padding)[None], tf.int32),
+            "centers": _float(np.pad(self.scene.positions - first - shape.stamp // 2, padding)),
+            "is_source": _float(np.arange(shape.sources) < real),
+            "is_point": _float(np.pad(is_point, padding[0])),
+            "arcsec": _float(pixels_per_arcsec(self.scene)),
+        }
+
+    @property
+    def _first(self) -> Sequence[tuple[str, Observation]]:
+        """Each band with the first observation that has it."""
+        return [(band, next(one for one in self.observations if band in one.bands)) for band in self.bands]
+
+    def _gain(self, one: Observation, pixels: AffineMap, sigma: float) -> float:
+        """The largest amplification of a frequency below Nyquist's along any direction."""
+        side = 64
+        kept = kept_frequencies(pixels, side)
+        transfer = np.abs(resampled_transfer(one.psf.astype(float), gaussian_psf(sigma), pixels, side, kept))
+        n = np.fft.fftfreq(kept, 1 / kept)
+        k = np.stack(np.meshgrid(n, np.arange(kept // 2 + 1), indexing="ij"), -1) @ pixels.matrix / side
+        return float((transfer / pixels.area)[:, np.hypot(k[..., 0], k[..., 1]) <= 0.5].max())
+
+    def _arrays(
+        self, one: Observation, pixels: AffineMap, shape: JointShape, own: ExposureShape
+    ) -> dict[str, np.ndarray]:
+        """One exposure's padded arrays, in units of the bands' noise."""
+        bands, height, width = one.shape
+        unit = (self.band_scale[list(own.bands)] * self.unit(one))[:, None, None]
+        points, seen = pixels.points((own.side, own.side)), self.covered(one, pixels)
+        images, weights = np.zeros((2, bands, own.side, own.side))
+        images[:, :height, :width] = np.where(one.valid & seen, one.images / unit, 0)
+        weights[:, :height, :width] = np.where(seen, one.weights * unit**2, 0)
+        psf, model_psf = one.psf.astype(float), gaussian_psf(shape.model_sigma)
+        kernel = resampled_transfer(psf, model_psf, pixels, shape.fourier, own.kept)
+        half = own.kept // 2
+        n = 2 * np.pi / shape.fourier * np.fft.fftfreq(half, 1 / half)
+        ky, kx = np.moveaxis(
+            np.stack(np.meshgrid(n, np.abs(n[: half // 2 + 1]), indexing="ij"), -1) @ pixels.matrix, -1, 0
+        )
+        low = resampled_transfer(psf, model_psf, pixels, shape.fourier, half)
+        low = low * whitening_transfer(one.noise_correlation, own.reach, ky, kx)
+        return {
+            "images": images.astype(np.float32),
+            "weights": weights.astype(np.float32),
+            "whitening": whitening(one.noise_correlation, weights > 0, own.reach).astype(np.float32),
+            "kernel": kernel.astype(np.complex64),
+            "low_kernel": low.astype(np.complex64),
+            "points": (points + shape.margin).astype(np.float32),
+            "gain": np.ones(bands, np.float32),
+        }
+
+
+def _float(values: np.ndarray | float) -> tf.Tensor:
+    return tf.constant(np.asarray(values, float)[None], tf.float32)

@@ -1,0 +1,217 @@
+"""Images of one model frame on other pixels: another scale, rotated, flipped, shifted, through another PSF.
+
+With p = M q + t the place in the model frame of pixel q of an observation, an image of that observation is
+
+    y(q) = |det M| f(M q + t),   F[f](k) = X(k) P_obs(M^T k) / P_model(k),
+
+X the transform of the frame's pixels, P the PSFs' (pixels included). f is a trigonometric polynomial: it is known
+between the pixels, too, and evaluated there by a transform at unequal spacings (Dutt and Rokhlin 1993). The flux of a
+source is X(0), and with it that of y. Nothing is approximated but the evaluation, to `EVALUATION_ERROR`, as long as
+the observation samples its PSF well: frequencies beyond its Nyquist's are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.batch import psf_center
+from tfdeblend.errors import DataError
+from tfdeblend.operators import LinearOperator
+
+BENT = 0.02  # pixels of the model frame by which a map of pixels may depart from an affine one
+OVERSAMPLING = 2  # of the grid between whose points a polynomial is interpolated
+TAPS = 7  # grid points a side of the interpolation kernel exp(b sqrt(1 - (2 u / TAPS)^2)), b = 2.3 TAPS
+STEEPNESS = 2.30 * TAPS  # (Barnett, Magland and af Klinteberg 2019)
+EVALUATION_ERROR = 1e-6  # of the largest value; measured
+
+
+class AffineMap(NamedTuple):
+    """p = matrix q + offset: where pixel q of an observation lies in the model frame, both (y, x).
+
+    matrix: (2, 2). offset: (2,).
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    @classmethod
+    def between(cls, where: str | Path, observed: Any, model: Any, shape: tuple[int, int]) -> AffineMap:
+        """From the WCS of an observation of `shape` (H, W) to that of a model frame.
+
+        Raises: DataError where a sky position has no pixel, or the map departs from an affine one by more than BENT.
+        """
+        from astropy.wcs.utils import pixel_to_pixel
+
+        rows, columns = (np.linspace(-0.5, side - 0.5, 7) for side in shape)
+        q = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        try:
+            x, y = pixel_to_pixel(observed, model, q[:, 1], q[:, 0])
+        except Exception as error:  # of astropy, its kind depending on frames and projections
+            raise DataError(where, "wcs", f"expected one that the model frame can follow, received {error}") from error
+        p = np.stack([y, x], 1)
+        if not np.isfinite(p).all():
+            raise DataError(where, "wcs", "expected a sky that the model frame's WCS reaches, received one beyond it")
+        terms = np.column_stack([q, np.ones(len(q))])
+        solution = np.linalg.lstsq(terms, p, rcond=None)[0]
+        bent = float(np.abs(terms @ solution - p).max())
+        if bent > BENT:
+            expected = f"expected pixels that map affinely to within {BENT} of the model frame's"
+            raise DataError(where, "wcs", f"{expected}, received {bent:.3g} over {shape}: cut the image smaller")
+        return cls(solution[:2].T, solution[2])
+
+    @property
+    def area(self) -> float:
+        """Of the observation's pixels in pixels of the model frame."""
+        return float(abs(np.linalg.det(self.matrix)))
+
+    def points(self, shape: tuple[int, int]) -> np.ndarray:
+        """(H, W, 2): where the pixels of an image of that shape lie in the model frame."""
+        return np.moveaxis(np.indices(shape), 0, -1) @ self.matrix.T + self.offset
+
+
+def psf_spectrum(psf: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """(C, n) complex: the Fourier transform of sampled PSFs (C, h, w) about their origin.
+
+    frequencies: (n, 2) along (y, x), radian / pixel.
+    """
+    y0, x0 = psf_center(psf)
+    rows = np.exp(-1j * frequencies[:, :1] * (np.arange(psf.shape[1]) - y0))
+    columns = np.exp(-1j * frequencies[:, 1:] * (np.arange(psf.shape[2]) - x0))
+    return np.stack([((rows @ band) * columns).sum(1) for band in psf])
+
+
+def gaussian_psf(sigma: float) -> np.ndarray:
+    """(1, h, w) the model PSF: a Gaussian of `sigma` pixels sampled at whole pixels."""
+    t = np.arange(-int(np.ceil(8 * sigma)), int(np.ceil(8 * sigma)) + 1)
+    profile = np.exp(-0.5 * (t / sigma) ** 2)
+    profile /= profile.sum()
+    return (profile[:, None] * profile)[None]
+
+
+def kept_frequencies(pixels: AffineMap, side: int) -> int:
+    """L: the even number of lowest frequencies a side, of a side x side grid, that an observation samples."""
+    corners = np.pi * np.array([[1, 1], [1, -1]]) @ np.linalg.inv(pixels.matrix)
+    highest = np.abs(corners).max() * side / (2 * np.pi)
+    return min(2 * int(np.ceil(highest) + 1), side - side % 2)
+
+
+def resampled_transfer(psf: np.ndarray, model_psf: np.ndarray, pixels: AffineMap, side: int, kept: int) -> np.ndarray:
+    """|det M| P_obs(M^T k) / P_model(k) at the lowest frequencies of a side x side grid.
+
+    Args:
+      psf: (C, h, w), sampled at the observation's pixels. model_psf: (C or 1, h, w), at the model's; both sum to 1.
+      kept: L, even (see `kept_frequencies`).
+    Returns:
+      (C, L, L // 2 + 1) complex; 0 beyond the Nyquist frequency of either, and at that of L.
+    """
+    n = np.fft.fftfreq(kept, 1 / kept)
+    ky, kx = np.meshgrid(n, np.arange(kept // 2 + 1), indexing="ij")
+    k = 2 * np.pi / side * np.stack([ky.ravel(), kx.ravel()], 1)
+    observed = k @ pixels.matrix
+    inside = (np.abs(observed) <= np.pi * (1 + 1e-9)).all(1) & (np.abs(k) < np.pi * kept / side).all(1)
+    transfer = np.zeros((len(psf), len(k)), complex)
+    ratio = psf_spectrum(psf, observed[inside]) / psf_spectrum(model_psf, k[inside])
+    transfer[:, inside] = pixels.area * ratio
+    return transfer.reshape(len(psf), kept, kept // 2 + 1)
+
+
+class Resample(LinearOperator):
+    """The light of a frame, through a PSF, at points anywhere: f(p), F[f] = F[x] kernel, without wrap-around.
+
+    Args:
+      kernel: [B, C, L, L // 2 + 1] complex transfer function at the lowest frequencies of an N x N Fourier grid, 0 at
+        the highest of them (see `resampled_transfer`).
+      points: [B, H, W, 2] in pixels (y, x) of the frame. Beyond half of the padding around the frame, f is 0.
+      side: N. frame: F <= N.
+    """
+
+    def __init__(self, kernel: tf.Tensor, points: tf.Tensor, side: int, frame: int):
+        self.side, self.frame, self.kept = side, frame, kernel.shape[-2]
+        self.grid, self.image = OVERSAMPLING * self.kept, points.shape[1:3]
+        kernel = kernel * tf.cast(_sharpening(self.kept), kernel.dtype)
+        self.kernel = tf.math.real(kernel), tf.math.imag(kernel)  # not every runtime takes complex tensors into a loop
+        pad = (side - frame) / 2
+        inside = tf.reduce_all((points >= -pad) & (points <= frame - 1 + pad), -1)
+        place = tf.reshape(points * (self.grid / side), [-1, self.image[0] * self.image[1], 2])
+        first = tf.floor(place - (TAPS / 2 - 1))
+        taps = first[..., None] + tf.range(TAPS, dtype=points.dtype)  # [B, H W, 2, TAPS]
+        weights = _window(2 / TAPS * (taps - place[..., None]))
+        self.weights = weights[..., 0, :] * tf.reshape(tf.cast(inside, points.dtype), [-1, place.shape[1], 1])
+        self.weights = self.weights, weights[..., 1, :]
+        self.taps = tf.math.floormod(tf.cast(taps, tf.int32), self.grid)
+
+    def forward(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
+        n = [self.side, self.side]
+        spectrum = _resize(tf.signal.rfft2d(x, fft_length=n), self.kept, self.kept // 2 + 1)
+        spectrum = _resize(spectrum * self._kernel(x), self.grid, self.grid // 2 + 1)
+        fine = (self.grid / self.side) ** 2 * tf.signal.irfft2d(spectrum, fft_length=[self.grid] * 2)
+        images = fine.shape[1:-2]  # more than x's where the kernels of all bands see one band of it
+        flat = tf.reshape(fine, [-1, int(np.prod(images)), self.grid**2])
+        return tf.reshape(self._interpolate(flat), [-1, *images, *self.image])
+
+    def transpose(self, y: tf.Tensor) -> tf.Tensor:
+        """[B, C, ..., H, W] -> [B, C, ..., F, F]."""
+        flat = tf.reshape(y, [-1, int(np.prod(y.shape[1:-2])), self.image[0] * self.image[1]])
+        fine = tf.reshape(self._spread(flat), [-1, *y.shape[1:-2], self.grid, self.grid])
+        spectrum = _resize(tf.signal.rfft2d(fine), self.kept, self.kept // 2 + 1)
+        spectrum = _resize(spectrum * self._kernel(y, -1.0), self.side, self.side // 2 + 1)
+        return tf.signal.irfft2d(spectrum, fft_length=[self.side] * 2)[..., : self.frame, : self.frame]
+
+    def _kernel(self, x: tf.Tensor, sign: float = 1.0) -> tf.Tensor:
+        """The transfer function, or with sign -1 its conjugate, with as many axes as x."""
+        shape = [-1, self.kernel[0].shape[1], *[1] * (len(x.shape) - 4), *self.kernel[0].shape[2:]]
+        real, imaginary = (tf.reshape(part, shape) for part in self.kernel)
+        return tf.complex(real, sign * imaginary)
+
+    def _row(self, tap: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Grid points [B, H W, TAPS] of one row of the interpolation kernel, and their weights."""
+        rows, columns = self.weights
+        return self.taps[..., 0, tap, None] * self.grid + self.taps[..., 1, :], rows[..., tap, None] * columns
+
+    def _interpolate(self, fine: tf.Tensor) -> tf.Tensor:
+        """[B, Q, grid^2] -> [B, Q, H W]."""
+        last, total = tf.transpose(fine, [0, 2, 1]), []
+        for tap in range(TAPS):
+            points, weights = self._row(tap)
+            total.append(tf.einsum("bptq,bpt->bqp", tf.gather(last, points, batch_dims=1), weights))
+        return tf.add_n(total)
+
+    def _spread(self, values: tf.Tensor) -> tf.Tensor:
+        """[B, Q, H W] -> [B, Q, grid^2]; the adjoint."""
+        batch, images = tf.shape(values)[0], values.shape[1]
+        first, total = tf.range(batch)[:, None, None] * self.grid**2, []
+        for tap in range(TAPS):
+            points, weights = self._row(tap)
+            each = tf.einsum("bqp,bpt->bptq", values, weights)
+            total.append(tf.math.unsorted_segment_sum(each, points + first, batch * self.grid**2))
+        return tf.transpose(tf.reshape(tf.add_n(total), [-1, self.grid**2, images]), [0, 2, 1])
+
+
+def _window(u: tf.Tensor) -> tf.Tensor:
+    """The interpolation kernel at u, 1 at its ends."""
+    return tf.exp(STEEPNESS * (tf.sqrt(tf.maximum(1 - u**2, 0)) - 1))
+
+
+def _sharpening(kept: int) -> np.ndarray:
+    """(L, L // 2 + 1): one over the transform of the interpolation kernel, which it takes back."""
+    u = (np.arange(2000) + 0.5) / 2000
+    window = np.exp(STEEPNESS * (np.sqrt(1 - u**2) - 1))
+    n = np.fft.fftfreq(kept, 1 / kept)[:, None] / (OVERSAMPLING * kept)
+    profile = TAPS / 2000 * (window * np.cos(np.pi * TAPS * n * u)).sum(1)
+    return 1 / (profile[:, None] * profile[: kept // 2 + 1])
+
+
+def _resize(spectrum: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """Half a spectrum [..., n, m] with more frequencies, which are 0, or only the lowest."""
+    height, width = spectrum.shape[-2:]
+    half = min(height, rows) // 2
+    middle = tf.zeros_like(spectrum[..., :1, :])
+    middle = tf.repeat(middle, max(rows - 2 * half, 0), axis=-2)
+    both = tf.concat([spectrum[..., :half, :], middle, spectrum[..., height - half :, :]], -2)
+    after = [[0, 0]] * (len(spectrum.shape) - 1) + [[0, max(columns - width, 0)]]
+    return tf.pad(both[..., :columns], after)
