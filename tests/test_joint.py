@@ -30,6 +30,7 @@ GALAXIES = (
 COLOUR = {"g": 1.0, "r": 1.3, "i": 1.6}  # flux over that in g
 FLUX = np.array([galaxy[2] for galaxy in GALAXIES])
 KNOWN = CalibrationOptions(shift=0, gain=0)
+SKIES = np.array([[500.0, -30.0], [0.0, 20.0], [3.0, 80.0]])  # of the two bands of three exposures
 
 
 def expose(
@@ -86,13 +87,24 @@ def expected(bands: Sequence[str]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def epochs() -> JointDeblended:
-    """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, one of another gain."""
+    """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, of other skies, one of another
+    gain."""
     observations = [
         expose("first"),
         expose("turned", degrees=25, seeing=0.8, noise=1.5, shift=(0.3, -0.2), gain=1.03, shape=(40, 42), seed=1),
         expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="ri", shift=(0, 0.1), seed=2),
     ]
-    return deblend_together(observations, positions(observations[0]), "sersic")
+    observations = [
+        replace(one, images=one.images + sky[:, None, None]) for one, sky in zip(observations, SKIES, strict=True)
+    ]
+    return deblend_together(observations, positions(observations[0]), "sersic", background=True)
+
+
+def test_skies_are_found(epochs: JointDeblended) -> None:
+    """One in each band of each exposure, within a few of the errors they would have alone."""
+    for found, sky, one in zip(epochs.backgrounds, SKIES, epochs.exposures.observations, strict=True):
+        alone = one.weights.sum((1, 2)) ** -0.5
+        assert (np.abs(found - sky) < 6 * alone).all()
 
 
 def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> None:
@@ -122,10 +134,18 @@ def test_gains_are_found(epochs: JointDeblended) -> None:
     np.testing.assert_allclose(coarse[1], 1, atol=1e-12)
 
 
-def test_one_observation_is_the_single_fit() -> None:
+@pytest.mark.parametrize("background", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_one_observation_is_the_single_fit(background: bool) -> None:
+    """With a background, of an image with a sky, which is found."""
     one = expose("alone")
-    alone = Deblender("sersic").deblend(Scene.from_catalog(one, positions(one)))
-    together = deblend_together([one], positions(one), "sersic", stamp=alone.stamps.shape[-1], calibration=KNOWN)
+    one = replace(one, images=one.images + background * SKIES[0][:, None, None])
+    alone = Deblender("sersic", background=background).deblend(Scene.from_catalog(one, positions(one)))
+    together = deblend_together(
+        [one], positions(one), "sersic", alone.stamps.shape[-1], calibration=KNOWN, background=background
+    )
+    sky_error = one.images[0].size ** -0.5
+    np.testing.assert_allclose(together.backgrounds[0], alone.background, atol=0.3 * sky_error)
+    np.testing.assert_allclose(together.backgrounds[0], background * SKIES[0], atol=6 * sky_error)
     for band in "gr":
         error = np.asarray(alone.catalog[f"flux_err_{band}"])
         np.testing.assert_allclose(together.catalog[f"flux_err_{band}"], error, rtol=0.03)
@@ -161,6 +181,30 @@ def test_pull_is_the_gradient_of_chi_square() -> None:
     np.testing.assert_allclose(-2 * likelihood.pull(model).numpy(), gradient, atol=1e-4 * np.abs(gradient).max())
     less = likelihood.render(0.9 * stamps, ones, none)
     np.testing.assert_allclose(likelihood.rise(less, model), value - likelihood.chi2(less), rtol=1e-3)
+
+
+def test_a_free_constant_is_eliminated_exactly() -> None:
+    """Chi-square is that at the best constant, and a sky is that constant, worked out by hand."""
+    observations = [expose("first", shape=(32, 32)), expose("coarse", 0.3, (20, 24), 40, bands="r")]
+    exposures = Exposures(Scene.from_catalog(observations[0], [[15.0, 16.0]]), tuple(observations[1:]))
+    shape = exposures.shape(16, background=True)
+    tensors = exposures.tensors(shape)
+    likelihood = JointLikelihood(tensors, shape)
+    stamps = tf.random.stateless_uniform([1, shape.sources, 2, 16, 16], (0, 1))
+    model = likelihood.render(stamps, tf.ones([1, shape.sources, 2]), tf.zeros([1, 2]))
+    total = 0.0
+    for constant, image, data, weights in zip(
+        likelihood.constants(model), model, tensors["images"], tensors["weights"], strict=True
+    ):
+        residual, weight = (data - image).numpy().astype(float), weights.numpy().astype(float)
+        best = (weight * residual).sum((2, 3)) / weight.sum((2, 3))
+        np.testing.assert_allclose(constant, best, rtol=1e-4)
+        total += (weight * (residual - best[..., None, None]) ** 2).sum()
+    np.testing.assert_allclose(likelihood.chi2(model), total, rtol=1e-5)
+    gram = likelihood.gram(stamps[:, :, None]).numpy()
+    free = JointLikelihood(tensors, exposures.shape(16)).gram(stamps[:, :, None]).numpy()
+    assert (np.linalg.eigvalsh(free - gram) > -1e-6 * free.max()).all()  # what a constant takes away is positive
+    assert np.linalg.matrix_rank((free - gram)[0, 0], 1e-6 * free.max()) == 1
 
 
 def test_refuses() -> None:

@@ -56,6 +56,7 @@ class JointShape(NamedTuple):
     stamp: int
     model_sigma: float
     exposures: tuple[ExposureShape, ...]
+    background: bool = False  # a constant in each band of each exposure
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +128,8 @@ class Exposures:
         own = self.zeropoints[[self.bands.index(band) for band in observation.bands]]
         return 10 ** (0.4 * (observation.zeropoints - own))
 
-    def shape(self, stamp: int) -> JointShape:
-        """The bucket of a joint fit. stamp: P."""
+    def shape(self, stamp: int, background: bool = False) -> JointShape:
+        """The bucket of a joint fit. stamp: P. background: whether each band of each has a constant."""
         _, height, width = self.scene.observation.shape
         wide = [
             pixels.area**0.5 * max(one.psf.shape[1:]) / 2
@@ -155,6 +156,7 @@ class Exposures:
                 )
                 for one, pixels in zip(self.observations, self.maps, strict=True)
             ),
+            background=background,
         )
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfdeblend import initialize
 from tfdeblend.batch import BatchShape
+from tfdeblend.checks import sky_level
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
 from tfdeblend.joint_likelihood import JointLikelihood
@@ -57,12 +58,13 @@ class Calibration(NamedTuple):
 class JointDeblended:
     """K sources taken apart in E observations; see `Deblended`. Fluxes are in the unit of the first that has the band.
 
-    models: E times (C_e, H_e, W_e). sources: E times (K, C_e, H_e, W_e). catalog: a row a source, positions in pixels
+    models: E times (C_e, H_e, W_e), backgrounds included. backgrounds: E times (C_e,), a constant per pixel. sources: E times (K, C_e, H_e, W_e). catalog: a row a source, positions in pixels
     of the first observation. flux_cov: (C, K, K). Errors take the calibration as known.
     """
 
     exposures: Exposures
     models: tuple[np.ndarray, ...]
+    backgrounds: tuple[np.ndarray, ...]
     sources: tuple[np.ndarray, ...]
     catalog: Table
     flux_cov: np.ndarray
@@ -95,9 +97,10 @@ class JointFit:
         kind, bucket = cast(type[Likelihood], JointLikelihood), cast(BatchShape, shape)
         self.map = MapFit(PRIORS[prior](shape.bands, position_sigma), bucket, likelihood=kind)
         self._slopes = tf.function(self._normal_equations, autograph=False)
+        self._constants = tf.function(self._best_constants, autograph=False)
 
-    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration]:
-        """Galaxies and calibration together. start: [1, K, S] latents."""
+    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration, tuple[tf.Tensor, ...]]:
+        """Galaxies, calibration and backgrounds [1, C_e] together. start: [1, K, S] latents."""
         given, latent = tensors, tf.constant(start)
         shift = np.zeros((len(self.shape.exposures), 2))
         gain = [np.ones(len(own.bands)) for own in self.shape.exposures]
@@ -116,7 +119,14 @@ class JointFit:
                 "gain": tuple(tf.constant(g[None], tf.float32) for g in gain),
             }
             latent = found.state.latent
-        return self.map.fit(tensors, latent), Calibration(shift, tuple(gain), error)
+        found = self.map.fit(tensors, latent)
+        return found, Calibration(shift, tuple(gain), error), self._constants(tensors, found)
+
+    def _best_constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
+        """[1, C_e] of each exposure, by the weights of the fit."""
+        likelihood = self.map.tolerant(self.map.posterior(tensors), found.state.background).likelihood
+        constants = cast(JointLikelihood, likelihood).constants(found.model)
+        return tuple(float(self.shape.background) * each for each in constants)
 
     def _normal_equations(self, tensors: dict, state: Any) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Curvature and slope of each exposure's log-likelihood by its shift and gains."""
@@ -174,6 +184,7 @@ def deblend_together(
     stamp: int = 64,
     position_sigma: float = 0.5,
     calibration: CalibrationOptions = CalibrationOptions(),
+    background: bool = False,
 ) -> JointDeblended:
     """One result for several observations of one field.
 
@@ -183,6 +194,7 @@ def deblend_together(
       catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: detected in the first.
       prior: "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold a galaxy.
       position_sigma: expected error of the positions, in pixels of the first.
+      background: fit a constant in each band of each observation.
 
     Raises: DataError for observations that cannot be joined; ValueError for an unknown prior.
     """
@@ -190,20 +202,38 @@ def deblend_together(
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if not observations:
         raise DataError("observations", "expected at least one, received none")
-    began, first = time.perf_counter(), observations[0]
+    began = time.perf_counter()
+    levels = [_levels(one) if background else np.zeros(one.shape[0]) for one in observations]
+    pairs = zip(observations, levels, strict=True)
+    first, *others = (replace(one, images=one.images - level[:, None, None]) for one, level in pairs)
     scene = Scene.detect(first) if catalog is None else Scene.from_catalog(first, catalog)
-    exposures = Exposures(scene, tuple(observations[1:]))
-    shape = exposures.shape(stamp)
+    exposures = Exposures(scene, tuple(others))
+    shape = exposures.shape(stamp, background)
     fit = compiled(prior, shape, position_sigma, calibration)
     start = np.zeros((1, shape.sources, fit.map.prior.size), np.float32)
     guess = fit.map.prior.start(*(tf.constant(part, tf.float32) for part in initialize.moments(scene))).numpy()
     start[0, : len(scene.sources)] = np.where(np.isfinite(guess), guess, 0)
-    found, calibrated = fit(exposures.tensors(shape), start)
-    return _result(exposures, shape, tf.nest.map_structure(np.asarray, found), calibrated, time.perf_counter() - began)
+    found, calibrated, constants = tf.nest.map_structure(np.asarray, fit(exposures.tensors(shape), start))
+    exposures = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
+    backgrounds = [
+        level + constant[0] * exposures.band_scale[list(own.bands)] * exposures.unit(one)
+        for level, constant, own, one in zip(levels, constants, shape.exposures, observations, strict=True)
+    ]
+    return _result(exposures, shape, found, calibrated, backgrounds, time.perf_counter() - began)
+
+
+def _levels(observation: Observation) -> np.ndarray:
+    """(C,) of the sky, about: so that what is fitted, detected and taken for light is small beside it."""
+    return np.array([sky_level(i[v]) for i, v in zip(observation.images, observation.valid, strict=True)])
 
 
 def _result(
-    exposures: Exposures, shape: JointShape, found: MapResult, calibration: Calibration, seconds: float
+    exposures: Exposures,
+    shape: JointShape,
+    found: MapResult,
+    calibration: Calibration,
+    backgrounds: Sequence[np.ndarray],
+    seconds: float,
 ) -> JointDeblended:
     """Cuts the fit to the observations' sizes and puts it into their units."""
     from astropy.table import Table
@@ -213,7 +243,7 @@ def _result(
     for e, one in enumerate(exposures.observations):
         _, height, width = one.shape
         unit = (exposures.band_scale[list(shape.exposures[e].bands)] * exposures.unit(one))[:, None, None]
-        models.append(found.model[e][0, :, :height, :width] * unit)
+        models.append(found.model[e][0, :, :height, :width] * unit + backgrounds[e][:, None, None])
         sources.append(found.sources[e][0, :count, :, :height, :width] * unit)
     scale = exposures.band_scale
     terms = found.covariance.linear[0]
@@ -233,4 +263,14 @@ def _result(
             positive = np.where(flux[:, b] > 0, flux[:, b], np.nan)
             table[f"mag_{band}"] = exposures.zeropoints[b] - 2.5 * np.log10(positive)
     converged = bool(found.distance[0] <= CONVERGED)
-    return JointDeblended(exposures, tuple(models), tuple(sources), table, flux_cov, calibration, converged, seconds)
+    return JointDeblended(
+        exposures,
+        tuple(models),
+        tuple(backgrounds),
+        tuple(sources),
+        table,
+        flux_cov,
+        calibration,
+        converged,
+        seconds,
+    )
