@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import galsim
 import numpy as np
 import pytest
 import tensorflow as tf
-from astropy.wcs import WCS
+from fields import COLOUR, FLUX, away, expose, positions
 from helpers import smooth_correlation
 
 from tfdeblend.deblender import Deblender
@@ -17,63 +16,11 @@ from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures
 from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
 from tfdeblend.joint_likelihood import JointLikelihood
-from tfdeblend.observation import Observation
 from tfdeblend.resample import AffineMap
 from tfdeblend.scene import Scene
 
-# Offset (east, north) in arcsec, flux in g, Sersic index, half-light radius in arcsec, shear.
-GALAXIES = (
-    (0.0, 0.0, 8000, 1.0, 0.5, (0.2, 0.1)),
-    (1.3, 0.9, 5000, 1.5, 0.4, (-0.1, 0.2)),
-    (-1.0, 1.2, 3000, 0.8, 0.4, (0.0, 0.0)),
-)
-COLOUR = {"g": 1.0, "r": 1.3, "i": 1.6}  # flux over that in g
-FLUX = np.array([galaxy[2] for galaxy in GALAXIES])
 KNOWN = CalibrationOptions(shift=0, gain=0)
 SKIES = np.array([[500.0, -30.0], [0.0, 20.0], [3.0, 80.0]])  # of the two bands of three exposures
-
-
-def expose(
-    name: str,
-    scale: float = 0.2,
-    shape: tuple[int, int] = (40, 40),
-    degrees: float = 0.0,
-    flip: bool = False,
-    seeing: float = 0.7,
-    noise: float = 1.0,
-    bands: str = "gr",
-    shift: tuple[float, float] = (0.0, 0.0),
-    gain: float = 1.0,
-    seed: int = 0,
-) -> Observation:
-    """The galaxies by GalSim on turned pixels, `shift` (y, x) of these away from where the WCS has them."""
-    middle = (np.array(shape) - 1) / 2
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    to_sky = scale * np.array([[c, -s], [s, c]]) @ np.diag([-1 if flip else 1, 1])
-    wcs = WCS(naxis=2)
-    wcs.wcs.cd, wcs.wcs.crval, wcs.wcs.crpix = to_sky / 3600, [150, 2], middle[::-1] + 1
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    local = galsim.JacobianWCS(*to_sky.ravel())
-    images, psfs = [], []
-    for number, band in enumerate(bands):
-        psf = galsim.Moffat(beta=3.5, fwhm=seeing * (1 - 0.1 * number))
-        image = galsim.ImageD(shape[1], shape[0], wcs=local)
-        for east, north, flux, index, radius, (g1, g2) in GALAXIES:
-            x, y = np.linalg.solve(to_sky, [east, north]) + middle[::-1] + np.array(shift)[::-1]
-            galaxy = galsim.Sersic(index, half_light_radius=radius, flux=gain * flux * COLOUR[band]).shear(g1=g1, g2=g2)
-            center = galsim.PositionD(x + 1, y + 1)
-            galsim.Convolve(galaxy, psf).drawImage(image, center=center, add_to_image=True)
-        drawn = psf.drawImage(nx=35, ny=35, wcs=local, dtype=float).array
-        images.append(image.array)
-        psfs.append(drawn / drawn.sum())
-    data = np.array(images) + np.random.default_rng(seed).normal(scale=noise, size=(len(bands), *shape))
-    return Observation(data, np.full(data.shape, noise**-2.0), np.array(psfs), tuple(bands), name, wcs)
-
-
-def positions(first: Observation) -> np.ndarray:
-    """(K, 2) of (x, y), rounded as detections are."""
-    to_sky = first.wcs.wcs.cd * 3600
-    return np.round([np.linalg.solve(to_sky, galaxy[:2]) + first.wcs.wcs.crpix - 1 for galaxy in GALAXIES])
 
 
 def fluxes(result: JointDeblended, column: str = "flux") -> np.ndarray:
@@ -112,9 +59,10 @@ def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> Non
     assert epochs.exposures.bands == ("g", "r", "i")
     np.testing.assert_allclose(fluxes(epochs), expected("gri"), rtol=0.03)
     np.testing.assert_allclose(epochs.chi2, 1, atol=0.08)
-    for model, sources, one in zip(epochs.models, epochs.sources, epochs.exposures.observations, strict=True):
+    parts = zip(epochs.models, epochs.sources, epochs.backgrounds, epochs.exposures.observations, strict=True)
+    for model, sources, sky, one in parts:
         assert model.shape == one.shape
-        np.testing.assert_allclose(sources.sum(0), model, atol=1e-3 * model.max())
+        np.testing.assert_allclose(sources.sum(0) + sky[:, None, None], model, atol=1e-3 * sources.max())
 
 
 def test_shifts_are_found(epochs: JointDeblended) -> None:
@@ -220,13 +168,6 @@ def test_refuses() -> None:
     for message, other in bad.items():
         with pytest.raises(DataError, match=message):
             Exposures(scene, (other,))
-
-
-def away(wcs: WCS) -> WCS:
-    """A field beside."""
-    moved = wcs.deepcopy()
-    moved.wcs.crpix = wcs.wcs.crpix + 100
-    return moved
 
 
 def test_maps_are_from_the_others_to_the_first() -> None:

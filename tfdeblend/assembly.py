@@ -38,8 +38,19 @@ class Fitted:
     beyond_prior: np.ndarray
 
 
-def fitted(scene: Scene, found: Fitted, facts: Facts) -> Deblended:
-    """The result of a maximum. facts: of its header, `walltime` in seconds among them."""
+def fitted(
+    scene: Scene,
+    found: Fitted,
+    facts: Facts,
+    others: Sequence[measure.View] = (),
+    photometry: measure.Photometry | None = None,
+) -> Deblended:
+    """The result of a maximum.
+
+    Args:
+      facts: of its header, `walltime` in seconds among them. others, photometry: of other observations of the scene,
+        for the catalogue; see `measure.catalog`.
+    """
     shapes = found.shapes
     bare = Deblended(
         scene=scene,
@@ -53,7 +64,7 @@ def fitted(scene: Scene, found: Fitted, facts: Facts) -> Deblended:
         undeclared=residual_detections(scene.observation, found.model, np.stack([shapes.y, shapes.x], 1)),
     )
     milliseconds = 1e3 * float(facts["walltime"])
-    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged)
+    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged, others, photometry)
     table["flags"] |= np.where(found.beyond_prior, measure.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
 

@@ -7,7 +7,7 @@ exposure lies outside of the first one's image is masked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from tfdeblend.resample import AffineMap, gaussian_psf, kept_frequencies, resamp
 from tfdeblend.scene import Scene
 
 FINER = 1.02  # ratio of pixel scales that counts as equal
+WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
 class ExposureShape(NamedTuple):
@@ -78,7 +79,7 @@ class Exposures:
             raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
         for one in self.observations:
             if one.wcs is None:
-                raise DataError(one.name, "wcs", "expected a WCS to join observations by, received none")
+                raise DataError(one.name, "wcs", WITHOUT_WCS)
             if (one.zeropoints is None) != (first.zeropoints is None):
                 raise DataError(one.name, "zeropoints", "expected them of all observations or of none")
         for one, pixels in zip(self.observations, self.maps, strict=True):
@@ -115,6 +116,19 @@ class Exposures:
         """(C,) of the fluxes."""
         first = [(one.zeropoints, one.bands.index(band)) for band, one in self._first]
         return None if first[0][0] is None else np.array([points[row] for points, row in first if points is not None])
+
+    @cached_property
+    def flux_units(self) -> tuple[str | None, ...]:
+        """C times: of the fluxes."""
+        return tuple(one.unit for _, one in self._first)
+
+    def fitted(self, one: Observation, pixels: AffineMap) -> Observation:
+        """An observation with all of it masked that is not fitted."""
+        return replace(one, weights=np.where(self.covered(one, pixels), one.weights, 0))
+
+    def corners(self, stamp: int) -> np.ndarray:
+        """(K, 2) the pixel of the first image under the first one, an even one, of each stamp."""
+        return (2 * np.floor((np.floor(self.scene.positions + 0.5) - stamp // 2) / 2)).astype(int)
 
     def covered(self, one: Observation, pixels: AffineMap) -> np.ndarray:
         """(H, W) bool: which of an observation's pixels lie in the image of the first."""
@@ -178,7 +192,7 @@ class Exposures:
             self._arrays(one, pixels, shape, own)
             for one, pixels, own in zip(self.observations, self.maps, shape.exposures, strict=True)
         ]
-        first = 2 * np.floor((np.floor(self.scene.positions + 0.5) - shape.stamp // 2) / 2)
+        first = self.corners(shape.stamp)
         real = len(self.scene.sources)
         padding = ((0, shape.sources - real), (0, 0))
         is_point = [source.kind == "point" for source in self.scene.sources]
@@ -232,6 +246,21 @@ class Exposures:
             "points": (points + shape.margin).astype(np.float32),
             "gain": np.ones(bands, np.float32),
         }
+
+
+def finest_first(observations: Sequence[Observation]) -> list[Observation]:
+    """The first of those with the finest pixels, to `FINER`, by their WCS, and then the others as they come.
+
+    Raises: DataError for one without a WCS.
+    """
+    from astropy.wcs.utils import proj_plane_pixel_area
+
+    for one in observations:
+        if one.wcs is None:
+            raise DataError(one.name, "wcs", WITHOUT_WCS)
+    areas = [proj_plane_pixel_area(one.wcs.celestial) for one in observations]
+    finest = next(i for i, area in enumerate(areas) if area <= FINER**2 * min(areas))
+    return [observations[finest], *observations[:finest], *observations[finest + 1 :]]
 
 
 def _float(values: np.ndarray | float) -> tf.Tensor:
