@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fields import COLOUR, FLUX, away, expose, positions
-from helpers import smooth_correlation
+from helpers import gaussian, smooth_correlation
 
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures
 from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
+from tfdeblend.joint_detection import detect_together
 from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.resample import AffineMap
 from tfdeblend.scene import Scene
@@ -153,6 +154,27 @@ def test_a_free_constant_is_eliminated_exactly() -> None:
     free = JointLikelihood(tensors, exposures.shape(16)).gram(stamps[:, :, None]).numpy()
     assert (np.linalg.eigvalsh(free - gram) > -1e-6 * free.max()).all()  # what a constant takes away is positive
     assert np.linalg.matrix_rank((free - gram)[0, 0], 1e-6 * free.max()) == 1
+
+
+def test_detections_of_all_are_merged() -> None:
+    """A pair that only the sharp observation tells apart stays two, at its places; a source that only the deep, coarse
+    one shows is found; one beyond the image of the first is not."""
+    seen = {"sharp": (0.05, (100, 100), 0.2, 10.0, (0.0, 0.0)), "deep": (0.2, (60, 60), 0.9, 0.3, (0.1, -0.1))}
+    places = np.array([[0.0, 0.0], [0.35, 0.0], [-1.6, 1.5], [4.0, 0.0]])  # (y, x) in arcsec about the middle
+    fluxes = np.array([9000.0, 7000.0, 20.0, 9000.0])
+    observations = []
+    for name, (scale, shape, seeing, noise, shift) in seen.items():
+        blank = expose(name, scale, shape, seeing=seeing, noise=noise, bands="g")
+        middle, sigma = (np.array(shape) - 1) / 2 + shift, seeing / 2.355 / scale
+        truth = sum(f * gaussian(shape, *(middle + at / scale), sigma) for f, at in zip(fluxes, places, strict=True))
+        noisy = truth + np.random.default_rng(1).normal(scale=noise, size=shape)
+        observations.append(replace(blank, images=noisy[None], psf=gaussian((31, 31), 15, 15, sigma)))
+    found = detect_together(observations)
+    assert list(found["observation"]) == ["sharp", "sharp", "deep"]
+    off = np.stack([found["y"], found["x"]], 1) - (49.5 + places[:3] / 0.05)
+    assert np.abs(off[:2]).max() < 0.3 and np.abs(off[2]).max() < 5
+    with pytest.raises(DataError, match="sharp: catalog: expected sources, detected none"):
+        detect_together([replace(one, images=0 * one.images) for one in observations])
 
 
 def test_refuses() -> None:

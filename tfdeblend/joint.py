@@ -24,6 +24,7 @@ from tfdeblend.deblender import first_latents, stamp_side
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
 from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled
+from tfdeblend.joint_detection import detect_together
 from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
@@ -153,7 +154,7 @@ def deblend_together(
     Args:
       observations: the finest first, each with a WCS and a name of its own. Without zero points, fluxes are taken to be
         in one unit.
-      catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: detected in the first.
+      catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: see `detect_together`.
       prior: "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold a galaxy;
         None: `stamp_side`.
       position_sigma: expected error of the positions, in pixels of the first.
@@ -169,7 +170,7 @@ def deblend_together(
     levels = [_levels(one) if background else np.zeros(one.shape[0]) for one in observations]
     pairs = zip(observations, levels, strict=True)
     first, *others = (replace(one, images=one.images - level[:, None, None]) for one, level in pairs)
-    scene = Scene.detect(first) if catalog is None else Scene.from_catalog(first, catalog)
+    scene = Scene.from_catalog(first, detect_together([first, *others]) if catalog is None else catalog)
     exposures = Exposures(scene, tuple(others))
     shape = exposures.shape(stamp or stamp_side(scene), background)
     fit = compiled(prior, shape, position_sigma, calibration)
