@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.table import Table
 from fields import away, expose, positions, write
 
-from tfdeblend import io
+from tfdeblend import flags, io
 from tfdeblend.cli import main
 from tfdeblend.observation import Observation
 
@@ -34,13 +34,23 @@ def sources(first: Observation) -> Table:
     return Table({"ra": sky.ra.deg, "dec": sky.dec.deg, "id": ["a", "b", "c"]})
 
 
+def mask_around(one: Observation, source: int, radius: float) -> np.ndarray:
+    """All is DETECTED, and NO_DATA in the last band around a source."""
+    mask = np.full(one.shape, 1 << 5, np.int32)
+    row, column = one.wcs.wcs_world2pix([sources(one)[source]["ra", "dec"].as_void().tolist()], 0)[0][::-1]
+    y, x = np.indices(one.shape[1:])
+    mask[-1][np.hypot(y - row, x - column) < radius] |= 1 << 8
+    return mask
+
+
 @pytest.fixture(scope="module")
 def field(tmp_path_factory) -> tuple[Path, list[object], str]:
     """A run over a coarse observation and a fine one, given in this order: its folder, arguments and messages."""
     folder = tmp_path_factory.mktemp("field")
     fine, coarse = expose("fine", shape=(32, 32)), expose("coarse", 0.3, (24, 26), 30, seeing=0.9, bands="ri", seed=1)
     sources(fine).write(folder / "sources.ecsv")
-    arguments = [*both(write(folder, coarse), write(folder, fine)), "--catalog", folder / "sources.ecsv"]
+    coarse_file = write(folder, coarse, MASK=mask_around(coarse, 1, 5.5))
+    arguments = [*both(coarse_file, write(folder, fine)), "--catalog", folder / "sources.ecsv"]
     arguments += ["--prior", "exponential", "--out", folder / "out"]
     with redirect_stderr(StringIO()) as said:
         assert deblend(*arguments) == 0
@@ -56,6 +66,7 @@ def test_writes_one_result_with_all_observations(field) -> None:
         assert hdus["SOURCES_COARSE"].data.shape == (3, 2, 24, 26)
         np.testing.assert_allclose(hdus["SOURCES_COARSE"].data.sum(0), hdus["MODEL_COARSE"].data, atol=1e-2)
         residual = hdus["IMAGES_COARSE"].data - hdus["MODEL_COARSE"].data
+        residual[hdus["WEIGHTS_COARSE"].data == 0] = np.nan
         np.testing.assert_allclose(hdus["RESIDUAL_COARSE"].data, residual, atol=1e-4)
         calibration = Table.read(hdus["CALIBRATION"])
         assert [(str(row["observation"]), str(row["band"])) for row in calibration] == [
@@ -74,7 +85,9 @@ def test_catalogue_has_all_bands_and_the_sky(field) -> None:
     assert {"flux_g", "flux_r", "flux_i", "flux_err_i", "size", "snr", "blendedness", "chi2", "flags"} <= set(
         catalog.colnames
     )
-    assert np.isfinite(catalog["flux_i"]).all()
+    assert np.isfinite(catalog["flux_g"]).all() and np.isfinite(catalog["flux_r"]).all()
+    np.testing.assert_array_equal(np.isnan(catalog["flux_i"]), [False, True, False])
+    np.testing.assert_array_equal(catalog["flags"] & flags.UNSEEN > 0, [False, True, False])
 
 
 def test_result_is_read_and_drawn_as_any(field, tmp_path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from astropy.table import Table
 
-from tfdeblend import measure
+from tfdeblend import flags, measure
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.observation import Observation
@@ -42,7 +42,7 @@ def fitted(
     scene: Scene,
     found: Fitted,
     facts: Facts,
-    others: Sequence[measure.View] = (),
+    others: Sequence[flags.View] = (),
     photometry: measure.Photometry | None = None,
 ) -> Deblended:
     """The result of a maximum.
@@ -65,7 +65,7 @@ def fitted(
     )
     milliseconds = 1e3 * float(facts["walltime"])
     table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged, others, photometry)
-    table["flags"] |= np.where(found.beyond_prior, measure.BEYOND_PRIOR, 0)
+    table["flags"] |= np.where(found.beyond_prior, flags.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
 
 
@@ -94,8 +94,8 @@ def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) 
     table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), 1e3 * float(facts["walltime"]), mixed)
     table["chi2"] = np.mean(tally.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
-    table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
-    table["flags"] |= np.where(beyond, measure.BEYOND_PRIOR, 0)
+    table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
+    table["flags"] |= np.where(beyond, flags.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
 
 

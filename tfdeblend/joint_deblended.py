@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tfdeblend import assembly, measure
+from tfdeblend import assembly, flags, measure
 from tfdeblend.assembly import Facts
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
@@ -144,12 +144,12 @@ def _views(
     sources: Sequence[np.ndarray],
     positions: np.ndarray,
     calibration: Calibration,
-) -> list[measure.View]:
+) -> list[flags.View]:
     """All observations but the first. positions: (K, 2) in pixels of the first."""
     views = []
     for e, (one, pixels) in list(enumerate(zip(exposures.observations, exposures.maps, strict=True)))[1:]:
         place = np.linalg.solve(pixels.matrix, (positions - pixels.offset - calibration.shift[e]).T).T
         left = residual_detections(exposures.fitted(one, pixels), models[e], place)
         scale = pixels.area**-0.5
-        views.append(measure.View(exposures.fitted(one, pixels), sources[e], models[e], place, scale, left))
+        views.append(flags.View(exposures.fitted(one, pixels), sources[e], models[e], place, scale, left))
     return views

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfdeblend import flags
 from tfdeblend.batch import band_scales, choose_model_sigma, psf_fwhm
+from tfdeblend.flags import BAD_FIT, BEYOND_PRIOR, EDGE, MASKED, NOT_CONVERGED, TRUNCATED, UNSEEN, View
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, adaptive_moments
 
 if TYPE_CHECKING:
@@ -24,18 +26,6 @@ if TYPE_CHECKING:
     from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene
 
-# Bits of the catalogue's `flags`.
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN = 1, 2, 4, 8, 16, 32, 64, 128
-FLAG_NAMES = {
-    NOT_CONVERGED: "the fit stopped before it converged",
-    TRUNCATED: "more than 5% of the flux lies outside of the stamp",
-    EDGE: "within a PSF's width of the image's edge",
-    MASKED: "the central pixel is masked in some band",
-    BAD_FIT: "chi-square per pixel above 2 where this source shines",
-    UNDECLARED: "an undeclared source shines on this one's light",
-    BEYOND_PRIOR: "larger than the learned prior's stamps, or without light: near the bulge-disk fit",
-    UNSEEN: "all masked in some band: its flux there is NaN",
-}
 LARGE_CHI2 = 2.0
 TRUNCATED_SHARE = 0.05
 
@@ -50,35 +40,6 @@ class Shapes:
     e1: np.ndarray
     e2: np.ndarray
     errors: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The sources (K, C, H, W) and their model as one observation shows them, at `positions` (K, 2) of (y, x).
-
-    scale: its pixels along one of those that catalogues count in. undeclared: as of `Deblended`.
-    """
-
-    observation: Observation
-    sources: np.ndarray
-    model: np.ndarray
-    positions: np.ndarray
-    scale: float = 1.0
-    undeclared: Table | None = None
-
-    @property
-    def residual(self) -> np.ndarray:
-        """(C, H, W), 0 where masked."""
-        return np.where(self.observation.valid, self.observation.images - self.model.astype(float), 0)
-
-    def unmasked(self, radius: np.ndarray) -> np.ndarray:
-        """(K, C): whether some pixel within `radius` (K,) pixels of a source, or the nearest one, is not masked."""
-        valid = self.observation.valid
-        y, x = np.indices(valid.shape[1:])
-        seen = []
-        for (row, column), most in zip(self.positions, radius, strict=True):
-            seen.append(valid[:, np.hypot(y - row, x - column) < max(most, 1)].any(1))
-        return np.array(seen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +115,7 @@ def catalog(
         sky = observation.wcs.celestial.pixel_to_world(shapes.x, shapes.y).icrs
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
     table["kind"] = [source.kind for source in scene.sources]
-    unseen = _unseen(views, photometry.bands, shapes.size)
+    unseen = flags.unseen(views, photometry.bands, shapes.size)
     _add_fluxes(table, photometry, unseen)
     signals = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in views]
     table["snr"] = np.sqrt(np.sum(np.square(signals), 0))
@@ -166,9 +127,9 @@ def catalog(
     parts = [_local_chi2(view.sources.astype(float), view.residual, view.observation.weights) for view in views]
     total, count = np.sum(parts, 0)
     table["chi2"] = total / np.where(count > 0, count, 1)
-    flags = _flags(result, flux, shapes) | _flags_of_views(views, photometry.bands)
-    flags |= np.where(table["chi2"] > LARGE_CHI2, BAD_FIT, 0) | np.where(unseen.any(1), UNSEEN, 0)
-    table["flags"] = flags | (0 if converged else NOT_CONVERGED)
+    raised = _flags(result, flux, shapes) | flags.of_views(views, photometry.bands)
+    raised |= np.where(table["chi2"] > LARGE_CHI2, BAD_FIT, 0) | np.where(unseen.any(1), UNSEEN, 0)
+    table["flags"] = raised | (0 if converged else NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
     table["stamp_size"] = np.full(len(table), result.stamps.shape[-1])
@@ -263,32 +224,6 @@ def _flags(result: Deblended, flux: np.ndarray, shapes: Shapes) -> np.ndarray:
     observation = result.scene.observation
     _, height, width = observation.shape
     kept = np.abs(result.stamps.sum((1, 2, 3), dtype=float))
-    flags = np.where(kept < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1)), TRUNCATED, 0)
+    raised = np.where(kept < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1)), TRUNCATED, 0)
     away = np.min([shapes.y, shapes.x, height - 1 - shapes.y, width - 1 - shapes.x], axis=0)
-    return flags | np.where(away < psf_fwhm(observation.psf).max(), EDGE, 0)
-
-
-def _flags_of_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
-    """(K,) of what is masked in some band in all views that have it, and of undeclared sources in any of them."""
-    masked, undeclared = np.ones((len(views[0].positions), len(bands)), bool), np.zeros(len(views[0].positions), bool)
-    for number, view in enumerate(views):
-        own, (_, height, width) = [bands.index(band) for band in view.observation.bands], view.observation.shape
-        row, column = np.round(view.positions).astype(int).T
-        beyond = (row < 0) | (row >= height) | (column < 0) | (column >= width)
-        row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
-        masked[:, own] &= (view.observation.weights[:, row, column] <= 0).T | (beyond[:, None] & (number > 0))
-        if view.undeclared is not None and len(view.undeclared):
-            y = np.clip(np.round(np.asarray(view.undeclared["y"])).astype(int), 0, height - 1)
-            x = np.clip(np.round(np.asarray(view.undeclared["x"])).astype(int), 0, width - 1)
-            light = (np.maximum(view.sources, 0) * np.sqrt(view.observation.weights)).sum(1)[:, y, x]
-            undeclared |= (light > 1).any(1)
-    return np.where(masked.any(1), MASKED, 0) | np.where(undeclared, UNDECLARED, 0)
-
-
-def _unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.ndarray:
-    """(K, C): which source has no unmasked pixel, within its half-light radius and a PSF's width, in which band."""
-    unseen = np.ones((len(size), len(bands)), bool)
-    for view in views:
-        reach = np.nan_to_num(size) * view.scale + psf_fwhm(view.observation.psf).max()
-        unseen[:, [bands.index(band) for band in view.observation.bands]] &= ~view.unmasked(reach)
-    return unseen
+    return raised | np.where(away < psf_fwhm(observation.psf).max(), EDGE, 0)

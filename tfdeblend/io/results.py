@@ -19,6 +19,7 @@ One file a scene, `(bands, height, width)` as in NumPy:
 and, so that the file can be read back whole:
 
     IMAGES, WEIGHTS (C,H,W), PSF (C,h,w)  the observation
+    NOISECORR (C,h,w), SATURATED (C,H,W)  of the observation, where it has them
     CORNERS       (K,2) the (y, x) of the image pixel under pixel [0, 0] of each stamp
     BANDS         a row a band: band, background, and zeropoint where known
     DECLARED      x, y, kind, id of the sources as they were before the fit
@@ -117,6 +118,8 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
     plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
     if observation.noise_correlation is not None:
         plain["NOISECORR"] = observation.noise_correlation
+    if observation.saturated is not None:
+        plain["SATURATED"] = observation.saturated.astype(np.uint8)
     hdus = [image_hdu(data, name, wcs, observation.unit) for name, data in on_sky.items() if data is not None]
     return hdus + [fits.ImageHDU(data, name=name) for name, data in plain.items()]
 
@@ -236,6 +239,7 @@ def _read_scene(contents: _Result) -> Scene:
         unit=primary.get("BUNIT"),
         pixel_scale=primary.get("PIXSCALE"),
         noise_correlation=contents.image("NOISECORR") if "NOISECORR" in contents.hdus else None,
+        saturated=contents.image("SATURATED") > 0 if "SATURATED" in contents.hdus else None,
         notes=notes,
     )
     return Scene.from_catalog(observation, contents.table("DECLARED"))
