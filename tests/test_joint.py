@@ -102,6 +102,19 @@ def test_one_observation_is_the_single_fit(background: bool) -> None:
     np.testing.assert_allclose(together.models[0], alone.model, atol=2e-3 * alone.model.max())
 
 
+def test_units_do_not_matter_to_the_fit() -> None:
+    """With zero points: what is fitted is the same, whatever an exposure's unit."""
+    first, other = replace(expose("first"), zeropoints=27.0), replace(expose("other", seed=1), zeropoints=27.0)
+    faint = replace(other, images=10 * other.images, weights=other.weights / 100, zeropoints=29.5)
+    scene = Scene.from_catalog(first, positions(first))
+    one, same = (Exposures(scene, (second,)) for second in (other, faint))
+    for name in ("images", "weights"):
+        expected, found = (each.tensors(each.shape(48))[name][1] for each in (one, same))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(same.unit(faint), 10 * one.unit(other))
+
+
+@pytest.mark.slow
 def test_units_are_those_of_the_first() -> None:
     """Zero points join exposures of different units; errors are smaller than from either alone."""
     deep = replace(expose("deep"), zeropoints=27.0)
