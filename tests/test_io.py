@@ -151,7 +151,7 @@ def test_detected_does_not_mask_and_saturated_is_kept(tmp_path: Path) -> None:
     assert [io.read(npz)[0].select([band]).saturated.sum() for band in "gri"] == [1, 0, 0]
     named = write_fits(tmp_path / "b.fits", header={"MASK:MP_NO_DATA": 1}, MASK=mask)
     assert io.read(named)[0].saturated is None
-    assert io.read(write_npz(tmp_path / "b.npz", mask=mask > 0))[0].saturated is None
+    assert io.read(write_npz(tmp_path / "b.npz", mask=saturated))[0].saturated is None
 
 
 def test_primary_of_one_band(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ SAME = 0.75  # of the wider of two PSFs' full widths at half maximum: detections
 def detect_together(observations: Sequence[Observation], threshold: float = 3.0) -> Table:
     """Sources detected in any of the observations, each at its place in the sharpest one that shows it.
 
-    A detection within `SAME` of the PSF's width of one from an observation of a narrower PSF is that source, or several
-    of them in one: what the sharper observation tells apart stays apart.
+    A correlation of the noise that is not given is that of the empty sky: at the threshold that white noise would allow,
+    drizzled images are full of detections. A detection within `SAME` of the PSF's width of one from an observation of a
+    narrower PSF is that source, or several of them in one: what the sharper observation tells apart stays apart.
 
     Args:
       observations: each with a WCS. threshold: in sigma, see `detection.detect`.
@@ -40,7 +41,7 @@ def detect_together(observations: Sequence[Observation], threshold: float = 3.0)
     first = observations[0]
     found: list[tuple[float, float, float, str]] = []
     for width, one, pixels in sorted(_widths(observations), key=lambda part: part[0]):
-        table = detect(one, threshold)
+        table = detect(_knowing_its_noise(one), threshold)
         places = np.stack([table["y"], table["x"]], 1).reshape(-1, 2) @ pixels.matrix.T + pixels.offset
         sharper = np.array([row[:2] for row in found]).reshape(-1, 2)
         for place, snr in zip(places, table["snr"], strict=True):
@@ -50,6 +51,14 @@ def detect_together(observations: Sequence[Observation], threshold: float = 3.0)
     if not found:
         raise DataError(first.name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
     return Table(rows=found, names=("y", "x", "snr", "observation"))
+
+
+def _knowing_its_noise(one: Observation) -> Observation:
+    """With the correlation of its sky, unless one is given or there is too little of it to tell."""
+    try:
+        return one if one.noise_correlation is not None else one.with_sky_correlation()
+    except DataError:
+        return one
 
 
 def _widths(observations: Sequence[Observation]) -> list[tuple[float, Observation, AffineMap]]:
