@@ -187,7 +187,7 @@ def test_detections_of_all_are_merged() -> None:
     off = np.stack([found["y"], found["x"]], 1) - (49.5 + places[:3] / 0.05)
     assert np.abs(off[:2]).max() < 0.3 and np.abs(off[2]).max() < 5
     with pytest.raises(DataError, match="sharp: catalog: expected sources, detected none"):
-        detect_together([replace(one, images=1e-3 * one.images) for one in observations])
+        detect_together([replace(one, images=1e-5 * one.images) for one in observations])
 
 
 def test_refuses() -> None:
@@ -203,6 +203,9 @@ def test_refuses() -> None:
     for message, other in bad.items():
         with pytest.raises(DataError, match=message):
             Exposures(scene, (other,))
+    nameless = replace(first, bands=None)
+    with pytest.raises(DataError, match="other: bands: expected names of bands, .* received none: band0, band1"):
+        Exposures(Scene.from_catalog(nameless, positions(first)), (replace(nameless, name="other"),))
 
 
 def test_maps_are_from_the_others_to_the_first() -> None:

@@ -6,6 +6,7 @@ exposure lies outside of the first one's image is masked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ from tfdeblend.resample import AffineMap, gaussian_psf, kept_frequencies, resamp
 from tfdeblend.scene import Scene
 
 FINER = 1.02  # ratio of pixel scales that counts as equal
+UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
 WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
@@ -77,6 +79,12 @@ class Exposures:
         names = [one.name for one in self.observations]
         if len(set(names)) < len(names):
             raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
+        for number, one in enumerate(self.others):
+            before = {band for other in self.observations[: number + 1] for band in other.bands}
+            unnamed = [band for band in one.bands if UNNAMED.fullmatch(band) and band in before]
+            if unnamed:
+                expected = "expected names of bands, by which observations are joined"
+                raise DataError(one.name, "bands", f"{expected}, received none: {', '.join(unnamed)}")
         for one in self.observations:
             if one.wcs is None:
                 raise DataError(one.name, "wcs", WITHOUT_WCS)

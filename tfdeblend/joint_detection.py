@@ -24,7 +24,7 @@ SAME = 0.75  # of the wider of two PSFs' full widths at half maximum: detections
 def detect_together(observations: Sequence[Observation], threshold: float = 3.0) -> Table:
     """Sources detected in any of the observations, each at its place in the sharpest one that shows it.
 
-    A correlation of the noise that is not given is that of the empty sky: at the threshold that white noise would allow,
+    A correlation of the noise that is not given is that of the empty sky: at the threshold that white noise allows,
     drizzled images are full of detections. A detection within `SAME` of the PSF's width of one from an observation of a
     narrower PSF is that source, or several of them in one: what the sharper observation tells apart stays apart.
 
