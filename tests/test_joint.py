@@ -204,7 +204,7 @@ def test_refuses() -> None:
         with pytest.raises(DataError, match=message):
             Exposures(scene, (other,))
     nameless = replace(first, bands=None)
-    with pytest.raises(DataError, match="other: bands: expected names of bands, .* received none: band0, band1"):
+    with pytest.raises(DataError, match=r"other: bands: expected names of bands, .* received none: band0, band1"):
         Exposures(Scene.from_catalog(nameless, positions(first)), (replace(nameless, name="other"),))
 
 
