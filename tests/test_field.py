@@ -90,11 +90,17 @@ def test_catalogue_has_all_bands_and_the_sky(field) -> None:
     np.testing.assert_array_equal(catalog["flags"] & flags.UNSEEN > 0, [False, True, False])
 
 
-def test_result_is_read_and_drawn_as_any(field, tmp_path) -> None:
+def test_result_is_read_measured_and_drawn_as_any(field, tmp_path) -> None:
+    """As the first observation's: in its bands."""
     out, _, _ = field
     result = io.read_fits(out / "fine.fits")
     assert result.scene.observation.bands == ("g", "r") and result.header["prior"] == "exponential"
     assert main(["plot", str(out / "fine.fits"), "--out", str(tmp_path)]) == 0
+    assert main(["measure", str(out / "fine.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
+    again, catalog = Table.read(tmp_path / "again.ecsv"), Table.read(out / "catalog.ecsv")
+    np.testing.assert_allclose(again["flux_r"], catalog["flux_r"], rtol=0.05)
+    assert "flux_i" not in again.colnames
+    assert main(["info", str(out / "fine.fits")]) == 0
 
 
 def test_says_whose_pixels_and_goes_on(field, capsys) -> None:

@@ -149,7 +149,7 @@ def test_detected_does_not_mask_and_saturated_is_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(observation.valid, mask & 0b100000010 == 0)
     np.testing.assert_array_equal(io.read(path, mask_planes=["NO_DATA"])[0].saturated, saturated)
     assert [io.read(npz)[0].select([band]).saturated.sum() for band in "gri"] == [1, 0, 0]
-    named = write_fits(tmp_path / "b.fits", header={"MASK:MP_NO_DATA": 1}, MASK=mask)
+    named = write_fits(tmp_path / "b.fits", header={"MASK:HIERARCH MP_NO_DATA": 1}, MASK=mask)
     assert io.read(named)[0].saturated is None
     assert io.read(write_npz(tmp_path / "b.npz", mask=saturated))[0].saturated is None
 
