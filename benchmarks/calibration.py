@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import worlds
 from benchmarks.worlds import TrueBlend
-from tfdeblend import learned, measure, metrics
+from tfdeblend import flags, learned, metrics
 from tfdeblend.datasets import read_stamps
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
@@ -81,7 +81,7 @@ def compare(blend: TrueBlend, result: Deblended) -> dict[str, np.ndarray]:
         "samples": flux.transpose(1, 0, 2),
         "snr": np.array(result.catalog["snr"]),
         "blendedness": np.array(result.catalog["blendedness"]),
-        "beyond": (np.array(result.catalog["flags"]) & measure.BEYOND_PRIOR) > 0,
+        "beyond": (np.array(result.catalog["flags"]) & flags.BEYOND_PRIOR) > 0,
         "pixels": np.concatenate(pixels).astype(np.float32),
         "lengths": np.array([len(p) for p in pixels]),
         "chi2": np.array(result.header["ppchi2"]),

@@ -13,7 +13,7 @@ from helpers import gaussian
 from scipy.ndimage import map_coordinates
 from simulations import BLEND, Galaxy, random_blends, simulate
 
-from tfdeblend import measure
+from tfdeblend import flags
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender, merge_buckets, stamp_side
@@ -228,7 +228,7 @@ def test_a_fit_that_is_cut_short_says_so() -> None:
     """Under the stiff prior of its first rounds no blend counts as done, and errors are those of the prior as it is."""
     scene, _ = simulate()
     short, whole = (Deblender(options=MapOptions(rounds=rounds)).deblend(scene) for rounds in (1, 30))
-    assert not short.header["converged"] and (np.asarray(short.catalog["flags"]) & measure.NOT_CONVERGED).all()
+    assert not short.header["converged"] and (np.asarray(short.catalog["flags"]) & flags.NOT_CONVERGED).all()
     assert whole.header["converged"]
     assert (short.catalog["size_err"] > 0.3 * whole.catalog["size_err"]).all()
 
@@ -267,7 +267,21 @@ def test_a_band_all_masked(deblender: Deblender, blend: Deblended) -> None:
         assert np.isfinite(getattr(result, name)).all()
     assert (np.abs(pulls(result, FLUXES)[:, 0]) < 5).all()
     assert np.isnan(result.catalog["flux_r"]).all() and np.isnan(result.catalog["flux_err_r"]).all()
-    assert (np.asarray(result.catalog["flags"]) & measure.MASKED).all()
+    assert (np.asarray(result.catalog["flags"]) & flags.MASKED).all()
+
+
+def test_a_source_masked_in_one_band(deblender: Deblender) -> None:
+    """Its flux there is NaN and a flag tells; the other band, and the other sources, are fitted as ever."""
+    scene, _ = simulate()
+    weights = scene.observation.weights.copy()
+    y, x = np.indices(weights.shape[1:])
+    row, column = scene.positions[2]
+    weights[1, np.hypot(y - row, x - column) < 9] = 0
+    result = deblender.deblend(replace(scene, observation=replace(scene.observation, weights=weights)))
+    flux = fluxes(result)
+    assert np.isnan(flux[2, 1]) and np.isfinite(np.delete(flux.ravel(), 5)).all()
+    assert [bool(flag & flags.UNSEEN) for flag in result.catalog["flags"]] == [False, False, True]
+    assert (np.abs(pulls(result, FLUXES))[[0, 1, 2, 0], [0, 0, 0, 1]] < 5).all()
 
 
 def test_masked_pixels_do_not_matter(deblender: Deblender) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from helpers import gaussian
+from helpers import gaussian, smooth_correlation, smooth_noise
 from scene_files import DATA, XY, arrays, needs_data
 
 from tfdeblend import detection, io
+from tfdeblend.correlation import convolved
 from tfdeblend.errors import DataError
 from tfdeblend.observation import Observation
 from tfdeblend.scene import Scene
@@ -53,6 +56,17 @@ def test_sources_are_found_where_they_are() -> None:
 
 def test_noise_alone_gives_few_detections() -> None:
     assert sum(len(detection.detect(field([], [], seed), 5.0)) for seed in range(10)) == 0
+
+
+def test_correlated_noise_alone_gives_few_detections() -> None:
+    """Where the observation tells the correlation; taken as white it gives many. In units of the filtered scatter."""
+    images = smooth_noise((3, 80, 90), 1.0, 0)
+    white = Observation(images, np.ones_like(images), PSF / PSF.sum())
+    known = replace(white, noise_correlation=smooth_correlation(1.0))
+    assert len(detection.detect(white, 4.0)) > 10 and len(detection.detect(known, 4.0)) <= 1
+    kernel = detection.psf_kernel(white.psf)
+    scatter = convolved(images[0], kernel)[5:-5, 5:-5].std()
+    assert detection.filtered_sigma(kernel, known.noise_correlation) == pytest.approx(scatter, rel=0.1)
 
 
 def test_masked_sources_are_not_seen() -> None:

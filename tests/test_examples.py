@@ -8,22 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io import fits
-from test_joint import expose
-
-from tfdeblend.observation import Observation
+from fields import expose, write
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 LONGEST = 15  # lines
-
-
-def write(observation: Observation, path: Path) -> Path:
-    header = observation.wcs.to_header()
-    header["BANDS"] = ",".join(observation.bands)
-    hdus = [fits.PrimaryHDU(), fits.ImageHDU(observation.images, header, "SCI")]
-    hdus += [fits.ImageHDU(observation.weights, name="WHT"), fits.ImageHDU(observation.psf, name="PSF")]
-    fits.HDUList(hdus).writeto(path)
-    return path
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -31,10 +19,11 @@ def test_examples_are_short(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= LONGEST
 
 
+@pytest.mark.slow
 def test_two_surveys(tmp_path: Path) -> None:
     """Finer and coarser pixels, one band each: both are fitted to their noise."""
-    fine = write(expose("fine", 0.1, (64, 64), seeing=0.4, bands="r"), tmp_path / "fine.fits")
-    coarse = write(expose("coarse", 0.2, (32, 32), 30, bands="g"), tmp_path / "coarse.fits")
+    fine = write(tmp_path, expose("fine", 0.1, (64, 64), seeing=0.4, bands="r"))
+    coarse = write(tmp_path, expose("coarse", 0.2, (32, 32), 30, bands="g"))
     done = subprocess.run(
         [sys.executable, EXAMPLES / "two_surveys.py", fine, coarse], capture_output=True, text=True, check=True
     )

@@ -18,10 +18,11 @@ PACKAGE = Path(tfdeblend.__file__).parent
 LAYERS = (
     "version errors surveys colors rendering galaxies real_galaxies stamps checks correlation observation scene "
     "simulation deblended detection io records shards simulated_files production batch operators noise resample "
-    "likelihood exposures joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior optimize initialize "
-    "mapfit joint nonparametric schedules networks covariance denoisers gaussian generate datasets linear_gaussian "
-    "draws posterior samplers seeded scorefit evidence sampling learned measure populations metrics sampled nuts "
-    "sample_batches assembly deblender em transport serving plots sample_plots report describe runs commands cli"
+    "likelihood exposures joint_detection joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior "
+    "optimize initialize mapfit nonparametric schedules networks covariance denoisers gaussian generate datasets "
+    "linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned flags measure populations "
+    "metrics sampled nuts sample_batches assembly deblender joint_deblended joint em transport serving plots "
+    "sample_plots report describe runs field options commands cli"
 ).split()
 
 # What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect

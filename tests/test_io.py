@@ -137,6 +137,23 @@ def test_lsst_names(tmp_path: Path) -> None:
     assert masked_planes(io.read(path, mask_planes=["CR"])[0]) == [6]
 
 
+def test_detected_does_not_mask_and_saturated_is_kept(tmp_path: Path) -> None:
+    """Of each band its own; whatever planes are chosen. Booleans know nothing of saturation."""
+    mask = np.full(SHAPE, 1 << 5, np.int32)
+    mask[0, 3, 4] |= 1 << 1
+    mask[1, 5, 6] |= 1 << 8
+    saturated = mask & 2 > 0
+    npz, path = write_npz(tmp_path / "a.npz", mask=mask), write_fits(tmp_path / "a.fits", MASK=mask)
+    for observation in (io.read(npz)[0], io.read(path)[0]):
+        np.testing.assert_array_equal(observation.saturated, saturated)
+        np.testing.assert_array_equal(observation.valid, mask & 0b100000010 == 0)
+    np.testing.assert_array_equal(io.read(path, mask_planes=["NO_DATA"])[0].saturated, saturated)
+    assert [io.read(npz)[0].select([band]).saturated.sum() for band in "gri"] == [1, 0, 0]
+    named = write_fits(tmp_path / "b.fits", header={"MASK:HIERARCH MP_NO_DATA": 1}, MASK=mask)
+    assert io.read(named)[0].saturated is None
+    assert io.read(write_npz(tmp_path / "b.npz", mask=saturated))[0].saturated is None
+
+
 def test_primary_of_one_band(tmp_path: Path) -> None:
     image = fits.PrimaryHDU(arrays()["images"][0], celestial().to_header())
     image.header["FILTER1"], image.header["FILTER2"], image.header["ZP"] = "CLEAR1L", "F814W", 25.9
@@ -321,6 +338,15 @@ def test_result_round_trip(tmp_path: Path) -> None:
     assert read.undeclared is not None
     assert read.undeclared.values_equal(written.undeclared)
     assert read.chi2 == pytest.approx(written.chi2)
+
+
+def test_saturation_comes_back(tmp_path: Path) -> None:
+    written = result()
+    observation = written.scene.observation
+    observation = replace(observation, saturated=observation.images > 50)
+    io.write_fits(replace(written, scene=replace(written.scene, observation=observation)), tmp_path / "blend.fits")
+    read = io.read_fits(tmp_path / "blend.fits").scene.observation
+    np.testing.assert_array_equal(read.saturated, observation.saturated)
 
 
 def test_optional_parts_stay_out(tmp_path: Path) -> None:

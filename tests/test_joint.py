@@ -5,74 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import galsim
 import numpy as np
 import pytest
 import tensorflow as tf
-from astropy.wcs import WCS
-from helpers import smooth_correlation
+from fields import COLOUR, FLUX, away, expose, positions
+from helpers import gaussian, smooth_correlation
 
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures
 from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
+from tfdeblend.joint_detection import detect_together
 from tfdeblend.joint_likelihood import JointLikelihood
-from tfdeblend.observation import Observation
 from tfdeblend.resample import AffineMap
 from tfdeblend.scene import Scene
 
-# Offset (east, north) in arcsec, flux in g, Sersic index, half-light radius in arcsec, shear.
-GALAXIES = (
-    (0.0, 0.0, 8000, 1.0, 0.5, (0.2, 0.1)),
-    (1.3, 0.9, 5000, 1.5, 0.4, (-0.1, 0.2)),
-    (-1.0, 1.2, 3000, 0.8, 0.4, (0.0, 0.0)),
-)
-COLOUR = {"g": 1.0, "r": 1.3, "i": 1.6}  # flux over that in g
-FLUX = np.array([galaxy[2] for galaxy in GALAXIES])
 KNOWN = CalibrationOptions(shift=0, gain=0)
-
-
-def expose(
-    name: str,
-    scale: float = 0.2,
-    shape: tuple[int, int] = (40, 40),
-    degrees: float = 0.0,
-    flip: bool = False,
-    seeing: float = 0.7,
-    noise: float = 1.0,
-    bands: str = "gr",
-    shift: tuple[float, float] = (0.0, 0.0),
-    gain: float = 1.0,
-    seed: int = 0,
-) -> Observation:
-    """The galaxies by GalSim on turned pixels, `shift` (y, x) of these away from where the WCS has them."""
-    middle = (np.array(shape) - 1) / 2
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    to_sky = scale * np.array([[c, -s], [s, c]]) @ np.diag([-1 if flip else 1, 1])
-    wcs = WCS(naxis=2)
-    wcs.wcs.cd, wcs.wcs.crval, wcs.wcs.crpix = to_sky / 3600, [150, 2], middle[::-1] + 1
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    local = galsim.JacobianWCS(*to_sky.ravel())
-    images, psfs = [], []
-    for number, band in enumerate(bands):
-        psf = galsim.Moffat(beta=3.5, fwhm=seeing * (1 - 0.1 * number))
-        image = galsim.ImageD(shape[1], shape[0], wcs=local)
-        for east, north, flux, index, radius, (g1, g2) in GALAXIES:
-            x, y = np.linalg.solve(to_sky, [east, north]) + middle[::-1] + np.array(shift)[::-1]
-            galaxy = galsim.Sersic(index, half_light_radius=radius, flux=gain * flux * COLOUR[band]).shear(g1=g1, g2=g2)
-            center = galsim.PositionD(x + 1, y + 1)
-            galsim.Convolve(galaxy, psf).drawImage(image, center=center, add_to_image=True)
-        drawn = psf.drawImage(nx=35, ny=35, wcs=local, dtype=float).array
-        images.append(image.array)
-        psfs.append(drawn / drawn.sum())
-    data = np.array(images) + np.random.default_rng(seed).normal(scale=noise, size=(len(bands), *shape))
-    return Observation(data, np.full(data.shape, noise**-2.0), np.array(psfs), tuple(bands), name, wcs)
-
-
-def positions(first: Observation) -> np.ndarray:
-    """(K, 2) of (x, y), rounded as detections are."""
-    to_sky = first.wcs.wcs.cd * 3600
-    return np.round([np.linalg.solve(to_sky, galaxy[:2]) + first.wcs.wcs.crpix - 1 for galaxy in GALAXIES])
+SKIES = np.array([[500.0, -30.0], [0.0, 20.0], [3.0, 80.0]])  # of the two bands of three exposures
 
 
 def fluxes(result: JointDeblended, column: str = "flux") -> np.ndarray:
@@ -86,13 +35,24 @@ def expected(bands: Sequence[str]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def epochs() -> JointDeblended:
-    """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, one of another gain."""
+    """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, of other skies, one of another
+    gain."""
     observations = [
         expose("first"),
         expose("turned", degrees=25, seeing=0.8, noise=1.5, shift=(0.3, -0.2), gain=1.03, shape=(40, 42), seed=1),
         expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="ri", shift=(0, 0.1), seed=2),
     ]
-    return deblend_together(observations, positions(observations[0]), "sersic")
+    observations = [
+        replace(one, images=one.images + sky[:, None, None]) for one, sky in zip(observations, SKIES, strict=True)
+    ]
+    return deblend_together(observations, positions(observations[0]), "sersic", background=True)
+
+
+def test_skies_are_found(epochs: JointDeblended) -> None:
+    """One in each band of each exposure, within a few of the errors they would have alone."""
+    for found, sky, one in zip(epochs.backgrounds, SKIES, epochs.exposures.observations, strict=True):
+        alone = one.weights.sum((1, 2)) ** -0.5
+        assert (np.abs(found - sky) < 6 * alone).all()
 
 
 def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> None:
@@ -100,9 +60,10 @@ def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> Non
     assert epochs.exposures.bands == ("g", "r", "i")
     np.testing.assert_allclose(fluxes(epochs), expected("gri"), rtol=0.03)
     np.testing.assert_allclose(epochs.chi2, 1, atol=0.08)
-    for model, sources, one in zip(epochs.models, epochs.sources, epochs.exposures.observations, strict=True):
+    parts = zip(epochs.models, epochs.sources, epochs.backgrounds, epochs.exposures.observations, strict=True)
+    for model, sources, sky, one in parts:
         assert model.shape == one.shape
-        np.testing.assert_allclose(sources.sum(0), model, atol=1e-3 * model.max())
+        np.testing.assert_allclose(sources.sum(0) + sky[:, None, None], model, atol=1e-3 * sources.max())
 
 
 def test_shifts_are_found(epochs: JointDeblended) -> None:
@@ -122,10 +83,18 @@ def test_gains_are_found(epochs: JointDeblended) -> None:
     np.testing.assert_allclose(coarse[1], 1, atol=1e-12)
 
 
-def test_one_observation_is_the_single_fit() -> None:
+@pytest.mark.parametrize("background", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_one_observation_is_the_single_fit(background: bool) -> None:
+    """With a background, of an image with a sky, which is found."""
     one = expose("alone")
-    alone = Deblender("sersic").deblend(Scene.from_catalog(one, positions(one)))
-    together = deblend_together([one], positions(one), "sersic", stamp=alone.stamps.shape[-1], calibration=KNOWN)
+    one = replace(one, images=one.images + background * SKIES[0][:, None, None])
+    alone = Deblender("sersic", background=background).deblend(Scene.from_catalog(one, positions(one)))
+    together = deblend_together(
+        [one], positions(one), "sersic", alone.stamps.shape[-1], calibration=KNOWN, background=background
+    )
+    sky_error = one.images[0].size ** -0.5
+    np.testing.assert_allclose(together.backgrounds[0], alone.background, atol=0.3 * sky_error)
+    np.testing.assert_allclose(together.backgrounds[0], background * SKIES[0], atol=6 * sky_error)
     for band in "gr":
         error = np.asarray(alone.catalog[f"flux_err_{band}"])
         np.testing.assert_allclose(together.catalog[f"flux_err_{band}"], error, rtol=0.03)
@@ -133,6 +102,19 @@ def test_one_observation_is_the_single_fit() -> None:
     np.testing.assert_allclose(together.models[0], alone.model, atol=2e-3 * alone.model.max())
 
 
+def test_units_do_not_matter_to_the_fit() -> None:
+    """With zero points: what is fitted is the same, whatever an exposure's unit."""
+    first, other = replace(expose("first"), zeropoints=27.0), replace(expose("other", seed=1), zeropoints=27.0)
+    faint = replace(other, images=10 * other.images, weights=other.weights / 100, zeropoints=29.5)
+    scene = Scene.from_catalog(first, positions(first))
+    one, same = (Exposures(scene, (second,)) for second in (other, faint))
+    for name in ("images", "weights"):
+        expected, found = (each.tensors(each.shape(48))[name][1] for each in (one, same))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(same.unit(faint), 10 * one.unit(other))
+
+
+@pytest.mark.slow
 def test_units_are_those_of_the_first() -> None:
     """Zero points join exposures of different units; errors are smaller than from either alone."""
     deep = replace(expose("deep"), zeropoints=27.0)
@@ -163,6 +145,51 @@ def test_pull_is_the_gradient_of_chi_square() -> None:
     np.testing.assert_allclose(likelihood.rise(less, model), value - likelihood.chi2(less), rtol=1e-3)
 
 
+def test_a_free_constant_is_eliminated_exactly() -> None:
+    """Chi-square is that at the best constant, and a sky is that constant, worked out by hand."""
+    observations = [expose("first", shape=(32, 32)), expose("coarse", 0.3, (20, 24), 40, bands="r")]
+    exposures = Exposures(Scene.from_catalog(observations[0], [[15.0, 16.0]]), tuple(observations[1:]))
+    shape = exposures.shape(16, background=True)
+    tensors = exposures.tensors(shape)
+    likelihood = JointLikelihood(tensors, shape)
+    stamps = tf.random.stateless_uniform([1, shape.sources, 2, 16, 16], (0, 1))
+    model = likelihood.render(stamps, tf.ones([1, shape.sources, 2]), tf.zeros([1, 2]))
+    total = 0.0
+    for constant, image, data, weights in zip(
+        likelihood.constants(model), model, tensors["images"], tensors["weights"], strict=True
+    ):
+        residual, weight = (data - image).numpy().astype(float), weights.numpy().astype(float)
+        best = (weight * residual).sum((2, 3)) / weight.sum((2, 3))
+        np.testing.assert_allclose(constant, best, rtol=1e-4)
+        total += (weight * (residual - best[..., None, None]) ** 2).sum()
+    np.testing.assert_allclose(likelihood.chi2(model), total, rtol=1e-5)
+    gram = likelihood.gram(stamps[:, :, None]).numpy()
+    free = JointLikelihood(tensors, exposures.shape(16)).gram(stamps[:, :, None]).numpy()
+    assert (np.linalg.eigvalsh(free - gram) > -1e-6 * free.max()).all()  # what a constant takes away is positive
+    assert np.linalg.matrix_rank((free - gram)[0, 0], 1e-6 * free.max()) == 1
+
+
+def test_detections_of_all_are_merged() -> None:
+    """A pair that only the sharp observation tells apart stays two, at its places; a source that only the deep, coarse
+    one shows is found; one beyond the image of the first is not."""
+    seen = {"sharp": (0.05, (100, 100), 0.2, 10.0, (0.0, 0.0)), "deep": (0.2, (60, 60), 0.9, 0.3, (0.1, -0.1))}
+    places = np.array([[0.0, 0.0], [0.35, 0.0], [-1.6, 1.5], [4.0, 0.0]])  # (y, x) in arcsec about the middle
+    fluxes = np.array([9000.0, 7000.0, 20.0, 9000.0])
+    observations = []
+    for name, (scale, shape, seeing, noise, shift) in seen.items():
+        blank = expose(name, scale, shape, seeing=seeing, noise=noise, bands="g")
+        middle, sigma = (np.array(shape) - 1) / 2 + shift, seeing / 2.355 / scale
+        truth = sum(f * gaussian(shape, *(middle + at / scale), sigma) for f, at in zip(fluxes, places, strict=True))
+        noisy = truth + np.random.default_rng(1).normal(scale=noise, size=shape)
+        observations.append(replace(blank, images=noisy[None], psf=gaussian((31, 31), 15, 15, sigma)))
+    found = detect_together(observations)
+    assert list(found["observation"]) == ["sharp", "sharp", "deep"]
+    off = np.stack([found["y"], found["x"]], 1) - (49.5 + places[:3] / 0.05)
+    assert np.abs(off[:2]).max() < 0.3 and np.abs(off[2]).max() < 5
+    with pytest.raises(DataError, match="sharp: catalog: expected sources, detected none"):
+        detect_together([replace(one, images=1e-5 * one.images) for one in observations])
+
+
 def test_refuses() -> None:
     first = expose("first")
     scene = Scene.from_catalog(first, positions(first))
@@ -176,13 +203,9 @@ def test_refuses() -> None:
     for message, other in bad.items():
         with pytest.raises(DataError, match=message):
             Exposures(scene, (other,))
-
-
-def away(wcs: WCS) -> WCS:
-    """A field beside."""
-    moved = wcs.deepcopy()
-    moved.wcs.crpix = wcs.wcs.crpix + 100
-    return moved
+    nameless = replace(first, bands=None)
+    with pytest.raises(DataError, match=r"other: bands: expected names of bands, .* received none: band0, band1"):
+        Exposures(Scene.from_catalog(nameless, positions(first)), (replace(nameless, name="other"),))
 
 
 def test_maps_are_from_the_others_to_the_first() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend import learned, measure
+from tfdeblend import flags, learned
 from tfdeblend.batch import BlendBatch, scene_shape
 from tfdeblend.cli import main
 from tfdeblend.correlation import stencil
@@ -212,7 +212,7 @@ def test_light_beyond_the_stamps_is_kept_and_flagged():
     core = np.exp(-(np.hypot(*np.mgrid[-20:21, -20:21]) ** 2) / 2 / 1.8**2)
     seen = Observation(drawn, np.full(images.shape, 1 / 9), np.tile(core / core.sum(), [5, 1, 1]), tuple("grizy"))
     result = Deblender(SHIPPED).deblend(Scene(seen, (Source(63.5, 63.5),)))
-    assert result.catalog["flags"][0] & measure.BEYOND_PRIOR
+    assert result.catalog["flags"][0] & flags.BEYOND_PRIOR
     np.testing.assert_allclose(result.sources.sum((0, 2, 3)) / images.sum((1, 2)), 1, atol=0.05)
 
 
@@ -227,7 +227,7 @@ def test_no_light_is_made_of_nothing(deblender: Deblender):
     images -= (30 * noise * np.exp(-((y - 45) ** 2 + (x - 45) ** 2) / 18)).astype(np.float32)
     empty = Scene(replace(seen, images=images, weights=weights), (Source(12.0, 12.0), Source(45.0, 45.0)))
     result = deblender.deblend(empty)
-    assert (result.catalog["flags"] & measure.BEYOND_PRIOR > 0).all()
+    assert (result.catalog["flags"] & flags.BEYOND_PRIOR > 0).all()
     assert (result.stamps.sum((2, 3)) < 1e-3 * noise).all()
 
 

@@ -12,11 +12,11 @@ from helpers import make_deblended
 from simulations import simulate
 from test_initialize import elliptical
 
-from tfdeblend import measure
+from tfdeblend import flags
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT
-from tfdeblend.measure import Shapes, catalog, local_chi2, overlap, remeasure, stamp_shapes
+from tfdeblend.measure import Photometry, Shapes, catalog, local_chi2, overlap, remeasure, stamp_shapes
 
 MODEL_SIGMA = 0.9
 
@@ -142,17 +142,56 @@ def test_flags() -> None:
     """Each flag is raised by what it is for, on the source that it concerns."""
     result = make_deblended(shape=(60, 60))
     result = replace(result, undeclared=None)
-    assert set(measure.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64}
-    assert not any(flagged(measured(result), measure.NOT_CONVERGED))
-    assert all(flagged(measured(result, converged=False), measure.NOT_CONVERGED))
-    assert flagged(moved(result, (2.0, 30.0)), measure.EDGE)[0]
-    assert not flagged(moved(result, (30.0, 30.0)), measure.EDGE)[0]
-    assert flagged(moved(result, (5.0, 5.0)), measure.MASKED)[0]
-    assert not flagged(moved(result, (30.0, 30.0)), measure.MASKED)[0]
+    assert set(flags.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert not any(flagged(measured(result), flags.NOT_CONVERGED))
+    assert all(flagged(measured(result, converged=False), flags.NOT_CONVERGED))
+    assert flagged(moved(result, (2.0, 30.0)), flags.EDGE)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), flags.EDGE)[0]
+    assert flagged(moved(result, (5.0, 5.0)), flags.MASKED)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), flags.MASKED)[0]
     edge = moved(result, (2.0, 30.0))
-    assert list(edge["primary"]) == [not flag & (measure.EDGE | measure.MASKED) for flag in edge["flags"]]
+    assert list(edge["primary"]) == [not flag & (flags.EDGE | flags.MASKED) for flag in edge["flags"]]
     off = replace(result, model=result.model + 3)
-    assert all(flagged(measured(off), measure.BAD_FIT)) and not any(flagged(measured(result), measure.BAD_FIT))
+    assert all(flagged(measured(off), flags.BAD_FIT)) and not any(flagged(measured(result), flags.BAD_FIT))
+
+
+def test_saturated_sources_are_flagged() -> None:
+    result = moved_scene(make_deblended(shape=(60, 60)), saturated=(30, 32))
+    assert flagged(moved(result, (30.0, 30.0)), flags.SATURATED)[0]
+    assert not flagged(moved(result, (30.0, 45.0)), flags.SATURATED)[0]
+
+
+def moved_scene(result: Deblended, saturated: tuple[int, int]) -> Deblended:
+    """With one saturated pixel."""
+    pixels = np.zeros(result.scene.observation.shape, bool)
+    pixels[0][saturated] = True
+    observation = replace(result.scene.observation, saturated=pixels)
+    return replace(result, scene=replace(result.scene, observation=observation))
+
+
+def test_a_band_that_nothing_sees_is_nan() -> None:
+    """Where all pixels of a source are masked in one band, in all observations that have it; another one's tell."""
+    result = make_deblended(shape=(60, 60), bands="gr")
+    weights = result.scene.observation.weights.copy()
+    weights[1, 20:50, 20:50] = 0
+    result = replace(
+        result, scene=replace(result.scene, observation=replace(result.scene.observation, weights=weights))
+    )
+    y, x = result.scene.positions.T
+    y[0], x[0] = 35, 35
+    shapes, flux = shapes_at(y, x), result.stamps.sum((2, 3), dtype=float)
+    table = catalog(result, shapes, flux, 1.0, True)
+    assert np.isnan(table["flux_r"][0]) and np.isnan(table["flux_err_r"][0]) and np.isfinite(table["flux_g"][0])
+    assert flagged(table, flags.UNSEEN)[0] and flagged(table, flags.MASKED)[0]
+    observation = make_deblended(shape=(60, 60), bands="ri").scene.observation
+    photometry = Photometry(("g", "r", "i"), np.ones((3, 3)), np.ones((3, 3)), (None,) * 3, None)
+    for away, unseen in ((0.0, [False, False]), (100.0, [True, True])):  # beside the footprint of the other
+        positions = np.stack([y + away, x], 1)
+        other = flags.View(observation, np.zeros((3, 2, 60, 60)), observation.images, positions)
+        table = catalog(result, shapes, flux, 1.0, True, [other], photometry)
+        assert [np.isnan(table[f"flux_{band}"][0]) for band in "ri"] == unseen
+        assert flagged(table, flags.UNSEEN)[0] == any(unseen)
+        assert flagged(table, flags.MASKED)[0] == any(unseen)
 
 
 def test_truncated_sources_are_flagged() -> None:
@@ -161,16 +200,16 @@ def test_truncated_sources_are_flagged() -> None:
     kept = result.stamps.sum((2, 3), dtype=float)
     for factor, expected in ((1.02, False), (1.2, True)):
         table = catalog(result, shapes_at(y, x), kept * factor, 1.0, True)
-        assert flagged(table, measure.TRUNCATED) == [expected] * len(kept)
+        assert flagged(table, flags.TRUNCATED) == [expected] * len(kept)
 
 
 def test_undeclared_sources_are_flagged_on_those_they_shine_on() -> None:
     result = make_deblended(sources=2, seed=3)
     (y, x), _ = result.scene.positions
     on = replace(result, undeclared=Table({"x": [x], "y": [y], "snr": [9.0]}))
-    assert flagged(measured(on), measure.UNDECLARED)[0]
+    assert flagged(measured(on), flags.UNDECLARED)[0]
     none = replace(result, undeclared=Table({"x": [], "y": [], "snr": []}))
-    assert not any(flagged(measured(none), measure.UNDECLARED))
+    assert not any(flagged(measured(none), flags.UNDECLARED))
 
 
 def test_remeasured_results_agree_with_their_fit() -> None:

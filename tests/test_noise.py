@@ -25,11 +25,13 @@ from tfdeblend.scene import Scene
 WHITE = np.ones((1, 1))
 
 
-def noise_of(correlation: np.ndarray, weights: np.ndarray, reach: int | None = None) -> GaussianNoise:
+def noise_of(
+    correlation: np.ndarray, weights: np.ndarray, reach: int | None = None, on_constant: bool = False
+) -> GaussianNoise:
     """One blend's, in float64. correlation: (C, h, w). weights: (C, S, S). reach: None: as is chosen for it."""
     reach = correlated.reach_of(correlation) if reach is None else reach
     rows = correlated.whitening(correlation, weights > 0, reach)
-    return GaussianNoise(tf.constant(weights[None]), tf.constant(rows[None]))
+    return GaussianNoise(tf.constant(weights[None]), tf.constant(rows[None]), on_constant)
 
 
 def holes(shape: tuple[int, ...], share: float, seed: int = 0) -> np.ndarray:
@@ -65,6 +67,22 @@ def test_agrees_with_the_dense_covariance() -> None:
     np.testing.assert_allclose(noise.chi2(tf.constant(residual[None])), [chi2], rtol=1e-10)
     np.testing.assert_allclose(noise.logdet(), [logdet], rtol=1e-10)
     np.testing.assert_allclose(noise.log_prob(tf.constant(residual[None])), [log_p - 0.5 * (chi2 + logdet)], rtol=1e-10)
+
+
+def test_a_constant_that_nothing_is_known_of() -> None:
+    """Chi-square at the best constant, which is that of generalised least squares; a band all masked has none."""
+    rng = np.random.default_rng(2)
+    weights, rho = rng.lognormal(size=(2, 7, 7)) * holes((2, 7, 7), 0.2), np.stack([smooth_correlation(0.6)] * 2)
+    weights[1] = 0
+    noise, residual = noise_of(rho, weights, reach=6, on_constant=True), rng.normal(40, 1, size=(2, 7, 7))
+    seen = weights[0] > 0
+    precision, data = np.linalg.inv(dense(rho[0], weights[0])), residual[0][seen]
+    best = (precision @ data).sum() / precision.sum()
+    images = tf.constant(residual[None])
+    np.testing.assert_allclose(noise.best_constant(images), [[best, 0]], rtol=1e-9)
+    np.testing.assert_allclose(noise.chi2(images), [(data - best) @ precision @ (data - best)], rtol=1e-8)
+    solved = noise.solve(images).numpy()[0]
+    np.testing.assert_allclose(solved[0][seen], precision @ (data - best), atol=1e-8 * np.abs(solved).max())
 
 
 @pytest.mark.parametrize("reach", [2, 4, 6])

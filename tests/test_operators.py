@@ -12,7 +12,7 @@ from helpers import gaussian, make_scene, smooth_correlation
 from tfdeblend.batch import BlendBatch, scene_shape, transfer_function
 from tfdeblend.correlation import whitening
 from tfdeblend.likelihood import Likelihood
-from tfdeblend.noise import Whiten
+from tfdeblend.noise import Whiten, WithoutConstant
 from tfdeblend.operators import Convolve, LinearOperator, Place, Scale, Shift
 from tfdeblend.resample import AffineMap, Resample, gaussian_psf, kept_frequencies, resampled_transfer
 
@@ -75,7 +75,7 @@ def shift(side: int) -> Callable[[tf.DType], Case]:
     return build
 
 
-def whiten(reach: int, *extra: int) -> Callable[[tf.DType], Case]:
+def whiten(reach: int, *extra: int, kind: type[Whiten] = Whiten) -> Callable[[tf.DType], Case]:
     """Noise of unequal variance in two bands, with masked pixels."""
 
     def build(dtype: tf.DType) -> Case:
@@ -84,7 +84,7 @@ def whiten(reach: int, *extra: int) -> Callable[[tf.DType], Case]:
         correlation = np.stack([smooth_correlation(0.5), smooth_correlation(0.8)])
         rows = np.stack([whitening(correlation, w > 0, reach) for w in weights])
         shape = [2, 2, *extra, 9, 9]
-        return Whiten(tf.constant(weights, dtype), tf.constant(rows, dtype)), shape, shape
+        return kind(tf.constant(weights, dtype), tf.constant(rows, dtype)), shape, shape
 
     return build
 
@@ -129,6 +129,7 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "shift odd stamps": shift(9),
     "shift even stamps": shift(10),
     "whiten white noise": whiten(0),
+    "whiten without a constant": whiten(2, 3, kind=WithoutConstant),
     "whiten white noise with an extra axis": whiten(0, 3),
     "whiten correlated noise": whiten(4),
     "whiten correlated noise with an extra axis": whiten(2, 3),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from astropy.table import Table
 
-from tfdeblend import measure
+from tfdeblend import flags, measure
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.observation import Observation
@@ -38,8 +38,19 @@ class Fitted:
     beyond_prior: np.ndarray
 
 
-def fitted(scene: Scene, found: Fitted, facts: Facts) -> Deblended:
-    """The result of a maximum. facts: of its header, `walltime` in seconds among them."""
+def fitted(
+    scene: Scene,
+    found: Fitted,
+    facts: Facts,
+    others: Sequence[flags.View] = (),
+    photometry: measure.Photometry | None = None,
+) -> Deblended:
+    """The result of a maximum.
+
+    Args:
+      facts: of its header, `walltime` in seconds among them. others, photometry: of other observations of the scene,
+        for the catalogue; see `measure.catalog`.
+    """
     shapes = found.shapes
     bare = Deblended(
         scene=scene,
@@ -53,8 +64,8 @@ def fitted(scene: Scene, found: Fitted, facts: Facts) -> Deblended:
         undeclared=residual_detections(scene.observation, found.model, np.stack([shapes.y, shapes.x], 1)),
     )
     milliseconds = 1e3 * float(facts["walltime"])
-    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged)
-    table["flags"] |= np.where(found.beyond_prior, measure.BEYOND_PRIOR, 0)
+    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged, others, photometry)
+    table["flags"] |= np.where(found.beyond_prior, flags.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
 
 
@@ -83,8 +94,8 @@ def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) 
     table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), 1e3 * float(facts["walltime"]), mixed)
     table["chi2"] = np.mean(tally.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
-    table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
-    table["flags"] |= np.where(beyond, measure.BEYOND_PRIOR, 0)
+    table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
+    table["flags"] |= np.where(beyond, flags.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
 
 

@@ -176,15 +176,24 @@ def estimate_weights(
 
 def sky_sigma(pixels: np.ndarray) -> float:
     """Standard deviation of the sky: 1.4826 MAD of a 1-D array of pixels, clipped above to take the sources out."""
+    sky = _sky(pixels)
+    return MAD_TO_SIGMA * float(np.median(np.abs(sky - np.median(sky)))) or float(sky.std())
+
+
+def sky_level(pixels: np.ndarray) -> float:
+    """Median of a 1-D array of pixels, clipped above to take the sources out; 0 of none."""
+    return float(np.median(_sky(pixels))) if len(pixels) else 0.0
+
+
+def _sky(pixels: np.ndarray) -> np.ndarray:
     pixels = pixels.astype(float)
     for _ in range(CLIP_ROUNDS):
         median = np.median(pixels)
-        sigma = MAD_TO_SIGMA * np.median(np.abs(pixels - median))
-        kept = pixels[pixels <= median + CLIP_SIGMA * sigma]
+        kept = pixels[pixels <= median + CLIP_SIGMA * MAD_TO_SIGMA * np.median(np.abs(pixels - median))]
         if len(kept) == len(pixels):
             break
         pixels = kept
-    return float(sigma) or float(pixels.std())
+    return pixels
 
 
 def mask_pixels(

@@ -60,9 +60,21 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "deblend",
         help="model every source of every scene",
         description="Deblends scenes: DIR/<scene>.fits and .png of each, DIR/catalog.ecsv and DIR/index.html of all. "
-        "An interrupted run goes on where it stopped when the same command is given again.",
+        "An interrupted run goes on where it stopped when the same command is given again. With --observation, given "
+        "twice or more, files of one field are fitted together, each on its own pixels, into one result.",
     )
-    _add_inputs(parser)
+    _add_inputs(parser, "*")
+    parser.add_argument(
+        "--observation",
+        action="append",
+        metavar="FILE",
+        help="one of several observations of one field, each with a WCS; the model is on the finest pixels of all",
+    )
+    parser.add_argument(
+        "--catalog",
+        metavar="FILE",
+        help="sources for --observation: a table (.ecsv, .fits, .csv) of ra, dec, or x, y in the finest pixels",
+    )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
     parser.add_argument(
         "--prior",
@@ -210,8 +222,8 @@ def _add_info(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser
     return parser
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NPZ or FITS files, folders of them, or globs")
+def _add_inputs(parser: argparse.ArgumentParser, number: str = "+") -> None:
+    parser.add_argument("inputs", nargs=number, metavar="INPUT", help="NPZ or FITS files, folders of them, or globs")
     _add_reading(parser)
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfdeblend import options
 from tfdeblend.errors import DataError
 from tfdeblend.version import __version__
 
@@ -17,28 +18,23 @@ if TYPE_CHECKING:
 
     from tfdeblend.observation import Observation
 
-PRIORS = {
-    "auto": "the learned one for the data's bands and pixel scale, else bulge-disk",
-    "sersic": "one Sersic profile a galaxy, with its own colour",
-    "exponential": "one exponential disk a galaxy",
-    "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",
-    "nonparametric": "a non-negative, smooth image a galaxy, of no given shape",
-}
 SHARP = 0.06  # arcsec a pixel, below which the noise of real galaxies shows and must have no edge
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
 def deblend(args: argparse.Namespace) -> int:
     from tfdeblend import io
+    from tfdeblend.field import FieldRun
     from tfdeblend.runs import Run, Sampling, Settings
 
     if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
         raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
-    check_prior(args.prior)
-    check_sampling(args)
+    options.check_field(args)
+    options.check_prior(args.prior)
+    options.check_sampling(args)
     if args.server:
-        check_server(args)
-    paths = io.find_inputs(args.inputs)
+        options.check_server(args)
+    paths = io.find_inputs(args.observation or args.inputs)
     if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
         raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
     planes = None if args.mask_planes is None else tuple(args.mask_planes)
@@ -53,15 +49,11 @@ def deblend(args: argparse.Namespace) -> int:
         Sampling.of(args) if args.method == "sample" else None,
         args.server,
     )
-    run = Run(
-        paths,
-        Path(args.out),
-        settings,
-        overwrite=args.overwrite,
-        figures=args.figures,
-        batch_size=args.batch_size,
-        quiet=args.quiet,
-    )
+    how = {"overwrite": args.overwrite, "figures": args.figures, "quiet": args.quiet}
+    if args.observation:
+        run: Run = FieldRun.of(paths, Path(args.catalog) if args.catalog else None, Path(args.out), settings, **how)
+    else:
+        run = Run(paths, Path(args.out), settings, batch_size=args.batch_size, **how)
     try:
         run.go()
     except KeyboardInterrupt:
@@ -78,63 +70,6 @@ def deblend(args: argparse.Namespace) -> int:
             if key in summary:
                 print(f"{key}: {summary[key]}")
     return SOME_FAILED if summary["counts"]["failed"] else DONE
-
-
-def check_prior(name: str) -> None:
-    """Tells a wrong prior, and a file that holds none, before work starts. Errors: DataError."""
-    from tfdeblend import learned
-
-    if learned.is_learned(name):
-        learned.find(name).load()
-    elif name not in PRIORS:
-        known = ", ".join([*PRIORS, *learned.shipped()])
-        raise DataError("--prior", f"expected {known} or a {learned.SUFFIX} file, received {name!r}")
-
-
-def check_sampling(args: argparse.Namespace) -> None:
-    """Errors: DataError for options of the other method, a prior that cannot be sampled, and a single sample."""
-    from tfdeblend import learned
-
-    if args.method == "map":
-        options = {"--steps": args.steps, "--save-samples": args.save_samples, "--evidence": args.evidence}
-        given = [name for name, value in options.items() if value]
-        if given:
-            raise DataError(given[0], "expected --method sample beside it, received map")
-        return
-    if args.prior == "nonparametric":
-        expected = "expected auto, a learned or a closed-form prior to sample with"
-        raise DataError("--prior", f"{expected}, received {args.prior!r}")
-    if args.prior != "auto" and not learned.is_learned(args.prior):
-        of_diffusion = {"--steps": args.steps, "--evidence": args.evidence}
-        if given := [name for name, value in of_diffusion.items() if value]:
-            raise DataError(given[0], f"expected a learned prior beside it, received {args.prior!r}")
-    if args.samples < 2:
-        raise DataError("--samples", f"expected at least 2, received {args.samples}")
-
-
-def check_server(args: argparse.Namespace) -> None:
-    """Errors: DataError for what no exported model does, a wrong URL, and packages that are missing."""
-    from tfdeblend.transport import SAMPLES, STEPS, connect
-
-    fixed = {
-        "--background": (args.background, None),
-        "--evidence": (args.evidence, None),
-        "--samples": (args.method == "sample" and args.samples != SAMPLES, SAMPLES),
-        "--steps": (args.steps not in (None, STEPS), STEPS),
-        "--prior": (args.prior == "nonparametric", "another"),
-    }
-    for name, (given, only) in fixed.items():
-        if given:
-            received = vars(args)[name.removeprefix("--")]
-            raise DataError(name, f"expected {only or 'none'} beside --server, received {received}")
-    connect(args.server, timeout=1)
-
-
-def priors() -> dict[str, str]:
-    """Every prior in a line, by name."""
-    from tfdeblend import learned
-
-    return PRIORS | {name: prior.description for name, prior in learned.shipped().items()}
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -238,7 +173,7 @@ def info(args: argparse.Namespace) -> int:
         show(documents)
         return code
     packages = {} if args.priors else describe.packages()
-    show({"version": __version__, **packages, "priors": priors()})
+    show({"version": __version__, **packages, "priors": options.priors()})
     return DONE
 
 

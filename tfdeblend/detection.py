@@ -75,7 +75,7 @@ def detect(observation: Observation, threshold: float = 3.0) -> Table:
 
     Args:
         observation: what to search; the sky is taken as subtracted.
-        threshold: in sigma of the filtered image, its noise taken as white before filtering.
+        threshold: in sigma of the filtered image, its noise as correlated as the observation says.
 
     Returns:
         Table with a row a source, brightest first: x, y (pixels: the barycentre), snr (of the filtered image's peak),
@@ -87,7 +87,7 @@ def detect(observation: Observation, threshold: float = 3.0) -> Table:
     """
     image, sigma = detection_image(observation.images, observation.weights)
     kernel = psf_kernel(observation.psf, FILTER_WIDTH)
-    return _extract(observation.name, image, np.isinf(sigma), kernel, threshold)
+    return _extract(observation, image, np.isinf(sigma), kernel, threshold)
 
 
 def empty_sky(observation: Observation, threshold: float = 3.0) -> np.ndarray:
@@ -114,7 +114,7 @@ def residual_detections(
         model: (C,H,W) the rendered scene.
         positions: (K,2) of (y, x): the sources in the model; a detection within 1.5 pixel of one is left out, as what
             the model has left of that source.
-        threshold: signal-to-noise, the noise taken as white before filtering.
+        threshold: signal-to-noise, the noise as correlated as the observation says.
 
     Returns:
         Table of x, y (pixels) and snr, brightest first; perhaps of no rows.
@@ -123,26 +123,34 @@ def residual_detections(
         DataError: a threshold that is not positive.
     """
     image, sigma = detection_image(observation.images - model, observation.weights)
-    found = _extract(observation.name, image, np.isinf(sigma), psf_kernel(observation.psf), threshold)
+    found = _extract(observation, image, np.isinf(sigma), psf_kernel(observation.psf), threshold)
     declared = np.asarray(positions, float).reshape(-1, 2)
     dy = np.asarray(found["y"])[:, np.newaxis] - declared[:, 0]
     dx = np.asarray(found["x"])[:, np.newaxis] - declared[:, 1]
     return found[(np.hypot(dy, dx) > DECLARED_RADIUS).all(axis=1)]["x", "y", "snr"]
 
 
-def _extract(where: str, image: np.ndarray, masked: np.ndarray, kernel: np.ndarray, threshold: float) -> Table:
+def filtered_sigma(kernel: np.ndarray, correlation: np.ndarray | None) -> float:
+    """Of noise of unit variance through a kernel, correlated as the mean over bands (C,h,w) tells; None: white."""
+    through = kernel if correlation is None else convolved(kernel, correlation.mean(0))
+    return float(np.sqrt(max((kernel * through).sum(), 0)))
+
+
+def _extract(
+    observation: Observation, image: np.ndarray, masked: np.ndarray, kernel: np.ndarray, threshold: float
+) -> Table:
     """SEP's objects above `threshold` sigma of the filtered image, brightest first."""
     import sep
     from astropy.table import Table
 
     if not threshold > 0:
-        raise DataError(where, "threshold", f"expected a positive number of sigma, received {threshold}")
-    filtered_sigma = float(np.sqrt((kernel**2).sum()))  # of white noise of unit variance
+        raise DataError(observation.name, "threshold", f"expected a positive number of sigma, received {threshold}")
+    noise = filtered_sigma(kernel, observation.noise_correlation)
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), image.size))
     try:
         objects = sep.extract(
             np.ascontiguousarray(image),
-            threshold * filtered_sigma,
+            threshold * noise,
             mask=masked,
             minarea=MIN_AREA,
             filter_kernel=kernel,
@@ -151,9 +159,11 @@ def _extract(where: str, image: np.ndarray, masked: np.ndarray, kernel: np.ndarr
             deblend_cont=DEBLEND_CONTRAST,
         )
     except Exception as error:  # SEP's own, of the base class: too many objects in one island of pixels
-        raise DataError(where, "images", f"expected an image that SEP can take apart, received {error}") from error
+        raise DataError(
+            observation.name, "images", f"expected an image that SEP can take apart, received {error}"
+        ) from error
     table = Table({name: objects[name] for name in ("x", "y", "npix", "peak", "a", "b", "theta", "flag")})
-    table.add_column(objects["cpeak"] / filtered_sigma, name="snr", index=2)
+    table.add_column(objects["cpeak"] / noise, name="snr", index=2)
     table.sort("snr", reverse=True)
     return table[_first_of_each(np.asarray(table["y"]), np.asarray(table["x"]))]
 

@@ -6,8 +6,9 @@ exposure lies outside of the first one's image is masked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ from tfdeblend.resample import AffineMap, gaussian_psf, kept_frequencies, resamp
 from tfdeblend.scene import Scene
 
 FINER = 1.02  # ratio of pixel scales that counts as equal
+UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
+WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
 class ExposureShape(NamedTuple):
@@ -56,6 +59,7 @@ class JointShape(NamedTuple):
     stamp: int
     model_sigma: float
     exposures: tuple[ExposureShape, ...]
+    background: bool = False  # a constant in each band of each exposure
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +79,15 @@ class Exposures:
         names = [one.name for one in self.observations]
         if len(set(names)) < len(names):
             raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
+        for number, one in enumerate(self.others):
+            before = {band for other in self.observations[: number + 1] for band in other.bands}
+            unnamed = [band for band in one.bands if UNNAMED.fullmatch(band) and band in before]
+            if unnamed:
+                expected = "expected names of bands, by which observations are joined"
+                raise DataError(one.name, "bands", f"{expected}, received none: {', '.join(unnamed)}")
         for one in self.observations:
             if one.wcs is None:
-                raise DataError(one.name, "wcs", "expected a WCS to join observations by, received none")
+                raise DataError(one.name, "wcs", WITHOUT_WCS)
             if (one.zeropoints is None) != (first.zeropoints is None):
                 raise DataError(one.name, "zeropoints", "expected them of all observations or of none")
         for one, pixels in zip(self.observations, self.maps, strict=True):
@@ -115,6 +125,19 @@ class Exposures:
         first = [(one.zeropoints, one.bands.index(band)) for band, one in self._first]
         return None if first[0][0] is None else np.array([points[row] for points, row in first if points is not None])
 
+    @cached_property
+    def flux_units(self) -> tuple[str | None, ...]:
+        """C times: of the fluxes."""
+        return tuple(one.unit for _, one in self._first)
+
+    def fitted(self, one: Observation, pixels: AffineMap) -> Observation:
+        """An observation with all of it masked that is not fitted."""
+        return replace(one, weights=np.where(self.covered(one, pixels), one.weights, 0))
+
+    def corners(self, stamp: int) -> np.ndarray:
+        """(K, 2) the pixel of the first image under the first one, an even one, of each stamp."""
+        return (2 * np.floor((np.floor(self.scene.positions + 0.5) - stamp // 2) / 2)).astype(int)
+
     def covered(self, one: Observation, pixels: AffineMap) -> np.ndarray:
         """(H, W) bool: which of an observation's pixels lie in the image of the first."""
         points, image = pixels.points(one.shape[1:]), np.array(self.scene.observation.shape[1:])
@@ -127,8 +150,8 @@ class Exposures:
         own = self.zeropoints[[self.bands.index(band) for band in observation.bands]]
         return 10 ** (0.4 * (observation.zeropoints - own))
 
-    def shape(self, stamp: int) -> JointShape:
-        """The bucket of a joint fit. stamp: P."""
+    def shape(self, stamp: int, background: bool = False) -> JointShape:
+        """The bucket of a joint fit. stamp: P. background: whether each band of each has a constant."""
         _, height, width = self.scene.observation.shape
         wide = [
             pixels.area**0.5 * max(one.psf.shape[1:]) / 2
@@ -155,6 +178,7 @@ class Exposures:
                 )
                 for one, pixels in zip(self.observations, self.maps, strict=True)
             ),
+            background=background,
         )
 
     @cached_property
@@ -176,7 +200,7 @@ class Exposures:
             self._arrays(one, pixels, shape, own)
             for one, pixels, own in zip(self.observations, self.maps, shape.exposures, strict=True)
         ]
-        first = 2 * np.floor((np.floor(self.scene.positions + 0.5) - shape.stamp // 2) / 2)
+        first = self.corners(shape.stamp)
         real = len(self.scene.sources)
         padding = ((0, shape.sources - real), (0, 0))
         is_point = [source.kind == "point" for source in self.scene.sources]
@@ -230,6 +254,21 @@ class Exposures:
             "points": (points + shape.margin).astype(np.float32),
             "gain": np.ones(bands, np.float32),
         }
+
+
+def finest_first(observations: Sequence[Observation]) -> list[Observation]:
+    """The first of those with the finest pixels, to `FINER`, by their WCS, and then the others as they come.
+
+    Raises: DataError for one without a WCS.
+    """
+    from astropy.wcs.utils import proj_plane_pixel_area
+
+    for one in observations:
+        if one.wcs is None:
+            raise DataError(one.name, "wcs", WITHOUT_WCS)
+    areas = [proj_plane_pixel_area(one.wcs.celestial) for one in observations]
+    finest = next(i for i, area in enumerate(areas) if area <= FINER**2 * min(areas))
+    return [observations[finest], *observations[:finest], *observations[finest + 1 :]]
 
 
 def _float(values: np.ndarray | float) -> tf.Tensor:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend import initialize
+from tfdeblend.assembly import Facts
 from tfdeblend.batch import BatchShape
+from tfdeblend.checks import sky_level
+from tfdeblend.deblender import first_latents, stamp_side
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
+from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled
+from tfdeblend.joint_detection import detect_together
 from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
@@ -28,11 +33,7 @@ from tfdeblend.priors import PRIORS
 from tfdeblend.resample import Resample
 from tfdeblend.scene import Scene
 
-if TYPE_CHECKING:
-    from astropy.table import Table
-
 CALIBRATIONS = 2  # times that shifts and gains are fitted, between fits of the galaxies
-CONVERGED = 0.3  # standard deviations to the maximum
 STEP = 0.05  # pixels: of the difference that tells how an image changes with its shift
 
 
@@ -42,42 +43,6 @@ class CalibrationOptions:
 
     shift: float = 0.3
     gain: float = 0.03
-
-
-class Calibration(NamedTuple):
-    """shift: [E, 2] (y, x) pixels of the model frame, to be added to where an observation's WCS says that it looks.
-    gain: E times [C_e]. shift_error: [E, 2]."""
-
-    shift: np.ndarray
-    gain: tuple[np.ndarray, ...]
-    shift_error: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class JointDeblended:
-    """K sources taken apart in E observations; see `Deblended`. Fluxes are in the unit of the first that has the band.
-
-    models: E times (C_e, H_e, W_e). sources: E times (K, C_e, H_e, W_e). catalog: a row a source, positions in pixels
-    of the first observation. flux_cov: (C, K, K). Errors take the calibration as known.
-    """
-
-    exposures: Exposures
-    models: tuple[np.ndarray, ...]
-    sources: tuple[np.ndarray, ...]
-    catalog: Table
-    flux_cov: np.ndarray
-    calibration: Calibration
-    converged: bool
-    seconds: float
-
-    @property
-    def chi2(self) -> tuple[float, ...]:
-        """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
-        chi2 = []
-        for one, pixels, model in zip(self.exposures.observations, self.exposures.maps, self.models, strict=True):
-            seen = one.valid & self.exposures.covered(one, pixels)
-            chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
-        return tuple(chi2)
 
 
 class JointFit:
@@ -95,9 +60,10 @@ class JointFit:
         kind, bucket = cast(type[Likelihood], JointLikelihood), cast(BatchShape, shape)
         self.map = MapFit(PRIORS[prior](shape.bands, position_sigma), bucket, likelihood=kind)
         self._slopes = tf.function(self._normal_equations, autograph=False)
+        self._constants = tf.function(self._best_constants, autograph=False)
 
-    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration]:
-        """Galaxies and calibration together. start: [1, K, S] latents."""
+    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration, tuple[tf.Tensor, ...]]:
+        """Galaxies, calibration and backgrounds [1, C_e] together. start: [1, K, S] latents."""
         given, latent = tensors, tf.constant(start)
         shift = np.zeros((len(self.shape.exposures), 2))
         gain = [np.ones(len(own.bands)) for own in self.shape.exposures]
@@ -116,7 +82,14 @@ class JointFit:
                 "gain": tuple(tf.constant(g[None], tf.float32) for g in gain),
             }
             latent = found.state.latent
-        return self.map.fit(tensors, latent), Calibration(shift, tuple(gain), error)
+        found = self.map.fit(tensors, latent)
+        return found, Calibration(shift, tuple(gain), error), self._constants(tensors, found)
+
+    def _best_constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
+        """[1, C_e] of each exposure, by the weights of the fit."""
+        likelihood = self.map.tolerant(self.map.posterior(tensors), found.state.background).likelihood
+        constants = cast(JointLikelihood, likelihood).constants(found.model)
+        return tuple(float(self.shape.background) * each for each in constants)
 
     def _normal_equations(self, tensors: dict, state: Any) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Curvature and slope of each exposure's log-likelihood by its shift and gains."""
@@ -171,18 +144,21 @@ def deblend_together(
     observations: Sequence[Observation],
     catalog: Any = None,
     prior: str = "bulge-disk",
-    stamp: int = 64,
+    stamp: int | None = None,
     position_sigma: float = 0.5,
     calibration: CalibrationOptions = CalibrationOptions(),
+    background: bool = False,
 ) -> JointDeblended:
     """One result for several observations of one field.
 
     Args:
       observations: the finest first, each with a WCS and a name of its own. Without zero points, fluxes are taken to be
         in one unit.
-      catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: detected in the first.
-      prior: "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold a galaxy.
+      catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: see `detect_together`.
+      prior: "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold a galaxy;
+        None: `stamp_side`.
       position_sigma: expected error of the positions, in pixels of the first.
+      background: fit a constant in each band of each observation.
 
     Raises: DataError for observations that cannot be joined; ValueError for an unknown prior.
     """
@@ -190,47 +166,25 @@ def deblend_together(
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if not observations:
         raise DataError("observations", "expected at least one, received none")
-    began, first = time.perf_counter(), observations[0]
-    scene = Scene.detect(first) if catalog is None else Scene.from_catalog(first, catalog)
-    exposures = Exposures(scene, tuple(observations[1:]))
-    shape = exposures.shape(stamp)
+    began = time.perf_counter()
+    levels = [_levels(one) if background else np.zeros(one.shape[0]) for one in observations]
+    pairs = zip(observations, levels, strict=True)
+    first, *others = (replace(one, images=one.images - level[:, None, None]) for one, level in pairs)
+    scene = Scene.from_catalog(first, detect_together([first, *others]) if catalog is None else catalog)
+    exposures = Exposures(scene, tuple(others))
+    shape = exposures.shape(stamp or stamp_side(scene), background)
     fit = compiled(prior, shape, position_sigma, calibration)
-    start = np.zeros((1, shape.sources, fit.map.prior.size), np.float32)
-    guess = fit.map.prior.start(*(tf.constant(part, tf.float32) for part in initialize.moments(scene))).numpy()
-    start[0, : len(scene.sources)] = np.where(np.isfinite(guess), guess, 0)
-    found, calibrated = fit(exposures.tensors(shape), start)
-    return _result(exposures, shape, tf.nest.map_structure(np.asarray, found), calibrated, time.perf_counter() - began)
+    start = first_latents(fit.map.prior, cast(BatchShape, shape), [initialize.moments(scene)])
+    found, calibrated, constants = tf.nest.map_structure(np.asarray, fit(exposures.tensors(shape), start))
+    exposures = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
+    backgrounds = [
+        level + constant[0] * exposures.band_scale[list(own.bands)] * exposures.unit(one)
+        for level, constant, own, one in zip(levels, constants, shape.exposures, observations, strict=True)
+    ]
+    facts: Facts = {"method": "map", "prior": prior, "seed": 0, "walltime": time.perf_counter() - began}
+    return assembled(exposures, shape, found, calibrated, backgrounds, facts)
 
 
-def _result(
-    exposures: Exposures, shape: JointShape, found: MapResult, calibration: Calibration, seconds: float
-) -> JointDeblended:
-    """Cuts the fit to the observations' sizes and puts it into their units."""
-    from astropy.table import Table
-
-    scene, count, bands = exposures.scene, len(exposures.scene.sources), exposures.bands
-    models, sources = [], []
-    for e, one in enumerate(exposures.observations):
-        _, height, width = one.shape
-        unit = (exposures.band_scale[list(shape.exposures[e].bands)] * exposures.unit(one))[:, None, None]
-        models.append(found.model[e][0, :, :height, :width] * unit)
-        sources.append(found.sources[e][0, :count, :, :height, :width] * unit)
-    scale = exposures.band_scale
-    terms = found.covariance.linear[0]
-    flux_cov = np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(len(bands))])
-    flux, error = found.state.flux[0, :count] * scale, np.sqrt(np.diagonal(flux_cov, axis1=1, axis2=2)).T
-    y, x, size, e1, e2 = found.summary[0, :count].T.astype(float)
-    spread = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[0, :count], axis1=1, axis2=2), 0)).T
-    middle = np.floor((np.floor(scene.positions + 0.5) - shape.stamp // 2) / 2) * 2 + shape.stamp // 2
-    table = Table({"id": [source.id for source in scene.sources], "x": middle[:, 1] + x, "y": middle[:, 0] + y})
-    for name, values, errors in zip(("y", "x", "size", "e1", "e2"), (y, x, size, e1, e2), spread, strict=True):
-        if name not in ("y", "x"):
-            table[name] = values
-        table[f"{name}_err"] = errors
-    for b, band in enumerate(bands):
-        table[f"flux_{band}"], table[f"flux_err_{band}"] = flux[:, b], error[:, b]
-        if exposures.zeropoints is not None:
-            positive = np.where(flux[:, b] > 0, flux[:, b], np.nan)
-            table[f"mag_{band}"] = exposures.zeropoints[b] - 2.5 * np.log10(positive)
-    converged = bool(found.distance[0] <= CONVERGED)
-    return JointDeblended(exposures, tuple(models), tuple(sources), table, flux_cov, calibration, converged, seconds)
+def _levels(observation: Observation) -> np.ndarray:
+    """(C,) of the sky, about: so that what is fitted, detected and taken for light is small beside it."""
+    return np.array([sky_level(i[v]) for i, v in zip(observation.images, observation.valid, strict=True)])

@@ -15,7 +15,10 @@ Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
 
 
 class JointLikelihood:
-    """y_e = g_e M_e R_e sum_i T_i s_i u_i + n_e, independent of one another: g_e the gains, R_e `Resample`.
+    """y_e = g_e M_e R_e sum_i T_i s_i u_i + b_e + n_e, independent of one another: g_e the gains, R_e `Resample`.
+
+    Constants b_e, one of each band of each exposure, have a flat prior and are nowhere: whitened images are without
+    them (`WithoutConstant`), which is exact and leaves the sources' linear terms the only ones.
 
     Args:
       tensors: `Exposures.tensors`. shape: theirs.
@@ -24,7 +27,8 @@ class JointLikelihood:
     def __init__(self, tensors: dict, shape: JointShape):
         self.shape, self.tensors = shape, tensors
         self.images, self.weights, self.gains = tensors["images"], tensors["weights"], tensors["gain"]
-        self.noises = [GaussianNoise(*pair) for pair in zip(self.weights, tensors["whitening"], strict=True)]
+        pairs = zip(self.weights, tensors["whitening"], strict=True)
+        self.noises = [GaussianNoise(*pair, on_constant=shape.background) for pair in pairs]
         self.place = Place(tensors["corners"], shape.stamp, shape.frame, self.images[0].dtype)
         self.views = [
             Resample(kernel, points, shape.fourier, shape.frame)
@@ -32,19 +36,24 @@ class JointLikelihood:
         ]
 
     def render(self, unit: tf.Tensor, flux: tf.Tensor, background: tf.Tensor) -> Images:
-        """Stamps of unit flux [B, K, C or 1, P, P], fluxes [B, K, C] -> images. There is no background."""
+        """Stamps of unit flux [B, K, C or 1, P, P], fluxes [B, K, C] -> images, without what is constant."""
         if unit.shape[2] == 1:
             frame = tf.einsum("bkyx,bkc->bcyx", self.place.each(unit)[:, :, 0], flux)
         else:
             frame = self.place(flux[..., None, None] * unit)
         return self._seen(frame, [view.__call__ for view in self.views])
 
+    def constants(self, model: Images) -> Images:
+        """The best b_e [B, C_e] beside a model."""
+        parts = zip(self.noises, self.images, model, strict=True)
+        return tuple(noise.best_constant(data - image) for noise, data, image in parts)
+
     def render_each(self, stamps: tf.Tensor) -> Images:
         """[B, K, Q, C or 1, P, P] -> [B, C_e, K Q, S_e, S_e]: Q images of each source, each alone."""
         return self._seen(tf.stop_gradient(self._each(stamps)), [view.forward for view in self.views])
 
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
-        """J^T J [B, C, N, N] of the whitened images of all exposures, float64; the constant is none of them."""
+        """J^T J [B, C, N, N] of the whitened images of all exposures, float64; the last, of no image, is 0."""
         frame, total = self._each(stamps), []
         lows, points = self.tensors["low_kernel"], self.tensors["points"]
         coarse = [
@@ -52,11 +61,15 @@ class JointLikelihood:
             for low, at in zip(lows, points, strict=True)
         ]
         seen = self._seen(frame, [view.forward for view in coarse])
-        for images, weights, exposure in zip(seen, self.weights, self.shape.exposures, strict=True):
-            root = tf.sqrt(every_second(weights[:, :, None]))
-            columns = tf.reshape(images * root, [-1, len(exposure.bands), images.shape[2], (exposure.side // 2) ** 2])
+        for images, noise, exposure in zip(seen, self.noises, self.shape.exposures, strict=True):
+            root, constant = tf.split(tf.sqrt(every_second(tf.stack([noise.weights, noise.constant**2], 2))), 2, axis=2)
+            columns = tf.concat([images * root, constant], 2)
+            columns = tf.reshape(columns, [-1, len(exposure.bands), columns.shape[2], (exposure.side // 2) ** 2])
             products = tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64)
-            total.append(self._among_all(products, exposure.bands))
+            own, across, square = products[..., :-1, :-1], products[..., :-1, -1:], products[..., -1:, -1:]
+            if self.shape.background:
+                own -= tf.math.divide_no_nan(across * tf.linalg.matrix_transpose(across), square)
+            total.append(self._among_all(own, exposure.bands))
         return tf.pad(tf.add_n(total), [[0, 0], [0, 0], [0, 1], [0, 1]])
 
     def pull(self, model: Images) -> tf.Tensor:

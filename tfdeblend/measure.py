@@ -7,32 +7,25 @@ variance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfdeblend import flags
 from tfdeblend.batch import band_scales, choose_model_sigma, psf_fwhm
+from tfdeblend.flags import BAD_FIT, BEYOND_PRIOR, EDGE, MASKED, NOT_CONVERGED, TRUNCATED, UNSEEN, View
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, adaptive_moments
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
     from tfdeblend.deblended import Deblended
+    from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene
 
-# Bits of the catalogue's `flags`.
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR = 1, 2, 4, 8, 16, 32, 64
-FLAG_NAMES = {
-    NOT_CONVERGED: "the fit stopped before it converged",
-    TRUNCATED: "more than 5% of the flux lies outside of the stamp",
-    EDGE: "within a PSF's width of the image's edge",
-    MASKED: "the central pixel is masked in some band",
-    BAD_FIT: "chi-square per pixel above 2 where this source shines",
-    UNDECLARED: "an undeclared source shines on this one's light",
-    BEYOND_PRIOR: "larger than the learned prior's stamps, or without light: near the bulge-disk fit",
-}
 LARGE_CHI2 = 2.0
 TRUNCATED_SHARE = 0.05
 
@@ -49,6 +42,28 @@ class Shapes:
     errors: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Photometry:
+    """Fluxes and errors (K, C) in C bands, each with a unit, or None, of its own; zeropoints: (C,) or None."""
+
+    bands: tuple[str, ...]
+    flux: np.ndarray
+    error: np.ndarray
+    units: tuple[str | None, ...]
+    zeropoints: np.ndarray | None
+
+    @classmethod
+    def of(cls, observation: Observation, flux: np.ndarray, flux_cov: np.ndarray) -> Photometry:
+        """In the bands of one observation. flux_cov: (C, K, K)."""
+        units = (observation.unit,) * len(observation.bands)
+        return cls(observation.bands, flux, flux_errors(flux_cov), units, observation.zeropoints)
+
+
+def flux_errors(flux_cov: np.ndarray) -> np.ndarray:
+    """(K, C) of covariances (C, K, K)."""
+    return np.sqrt(np.diagonal(flux_cov, axis1=1, axis2=2)).T
+
+
 def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, each (K,), of sources (K, C, H, W)."""
     total = sources.sum(0)
@@ -60,19 +75,39 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(K,) chi-square per unmasked pixel; a pixel counts by s / (s + 1), s the source's own signal-to-noise^2 there."""
+    total, count = _local_chi2(sources, residual, weights)
+    return total / np.where(count > 0, count, 1)
+
+
+def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(2, K): chi-square and number of pixels of `local_chi2`."""
     power = np.maximum(sources, 0) ** 2 * weights
     share = power / (power + 1)
     count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
-    return np.einsum("kchw,chw->k", share, weights * residual**2) / np.where(count > 0, count, 1)
+    return np.stack([np.einsum("kchw,chw->k", share, weights * residual**2), count])
 
 
-def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
-    """The catalogue of one scene, a row a source. flux: (K, C) in the image's unit; errors are from `flux_cov`."""
+def catalog(
+    result: Deblended,
+    shapes: Shapes,
+    flux: np.ndarray,
+    runtime_ms: float,
+    converged: bool,
+    others: Sequence[View] = (),
+    photometry: Photometry | None = None,
+) -> Table:
+    """The catalogue of one scene, a row a source. flux: (K, C) in the image's unit; errors are from `flux_cov`.
+
+    Args:
+      others: observations that the sources were fitted to besides. photometry: in the bands of all of them.
+    """
     from astropy.table import Table
 
     scene, observation = result.scene, result.scene.observation
-    weights, sources = observation.weights.astype(float), result.sources.astype(float)
-    snr, blendedness = overlap(sources, weights)
+    positions = np.stack([shapes.y, shapes.x], 1)
+    views = [View(observation, result.sources, result.model, positions, undeclared=result.undeclared), *others]
+    photometry = photometry or Photometry.of(observation, flux, result.flux_cov)
+    _, blendedness = overlap(result.sources.astype(float), observation.weights.astype(float))
     table = Table()
     table["id"] = [source.id for source in scene.sources]
     table["x"], table["y"] = shapes.x, shapes.y
@@ -80,18 +115,21 @@ def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: flo
         sky = observation.wcs.celestial.pixel_to_world(shapes.x, shapes.y).icrs
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
     table["kind"] = [source.kind for source in scene.sources]
-    seen = (weights > 0).any((1, 2))  # a band that is all masked tells nothing
-    errors = np.sqrt(np.diagonal(result.flux_cov, axis1=1, axis2=2)).T
-    _add_fluxes(table, observation, np.where(seen, flux, np.nan), np.where(seen, errors, np.nan))
-    table["snr"] = snr
+    unseen = flags.unseen(views, photometry.bands, shapes.size)
+    _add_fluxes(table, photometry, unseen)
+    signals = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in views]
+    table["snr"] = np.sqrt(np.sum(np.square(signals), 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
             table[name] = getattr(shapes, name)
         table[f"{name}_err"] = shapes.errors[:, column]
     table["blendedness"] = blendedness
-    residual = np.nan_to_num(result.residual.astype(float))
-    table["chi2"] = local_chi2(sources, residual, weights)
-    table["flags"] = _flags(result, flux, table["chi2"], shapes, converged)
+    parts = [_local_chi2(view.sources.astype(float), view.residual, view.observation.weights) for view in views]
+    total, count = np.sum(parts, 0)
+    table["chi2"] = total / np.where(count > 0, count, 1)
+    raised = _flags(result, flux, shapes) | flags.of_views(views, photometry.bands)
+    raised |= np.where(table["chi2"] > LARGE_CHI2, BAD_FIT, 0) | np.where(unseen.any(1), UNSEEN, 0)
+    table["flags"] = raised | (0 if converged else NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
     table["stamp_size"] = np.full(len(table), result.stamps.shape[-1])
@@ -164,40 +202,28 @@ def describe_scene(scene: Scene) -> dict[str, float]:
     return header
 
 
-def _add_fluxes(table: Table, observation, flux: np.ndarray, error: np.ndarray) -> None:
-    for index, band in enumerate(observation.bands):
+def _add_fluxes(table: Table, photometry: Photometry, unseen: np.ndarray) -> None:
+    """Columns of fluxes, magnitudes and colours; NaN where `unseen` (K, C)."""
+    bands, zeropoints = photometry.bands, photometry.zeropoints
+    flux, error = (np.where(unseen, np.nan, part) for part in (photometry.flux, photometry.error))
+    for index, (band, unit) in enumerate(zip(bands, photometry.units, strict=True)):
         table[f"flux_{band}"], table[f"flux_err_{band}"] = flux[:, index], error[:, index]
-        if observation.unit:
-            table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = observation.unit
-        if observation.zeropoints is not None:
+        if unit:
+            table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = unit
+        if zeropoints is not None:
             positive = np.where(flux[:, index] > 0, flux[:, index], np.nan)
-            table[f"mag_{band}"] = observation.zeropoints[index] - 2.5 * np.log10(positive)
+            table[f"mag_{band}"] = zeropoints[index] - 2.5 * np.log10(positive)
             table[f"mag_err_{band}"] = 2.5 / np.log(10) * error[:, index] / positive
-    bands = observation.bands
-    if observation.zeropoints is None:
-        return
-    for blue, red in pairwise(bands):
-        table[f"color_{blue}_{red}"] = table[f"mag_{blue}"] - table[f"mag_{red}"]
+    if zeropoints is not None:
+        for blue, red in pairwise(bands):
+            table[f"color_{blue}_{red}"] = table[f"mag_{blue}"] - table[f"mag_{red}"]
 
 
-def _flags(result: Deblended, flux: np.ndarray, chi2: np.ndarray, shapes: Shapes, converged: bool) -> np.ndarray:
+def _flags(result: Deblended, flux: np.ndarray, shapes: Shapes) -> np.ndarray:
+    """(K,) of what the stamps and the image's edge tell. flux: (K, C) in the stamps' bands."""
     observation = result.scene.observation
     _, height, width = observation.shape
-    flags = np.zeros(len(flux), int)
-    flags |= np.where(converged, 0, NOT_CONVERGED)
     kept = np.abs(result.stamps.sum((1, 2, 3), dtype=float))
-    flags |= np.where(kept < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1)), TRUNCATED, 0)
-    reach = float(psf_fwhm(observation.psf).max())
-    rows, columns = shapes.y, shapes.x
-    away = np.min([rows, columns, height - 1 - rows, width - 1 - columns], axis=0)
-    flags |= np.where(away < reach, EDGE, 0)
-    row = np.clip(np.round(rows).astype(int), 0, height - 1)
-    column = np.clip(np.round(columns).astype(int), 0, width - 1)
-    flags |= np.where((observation.weights[:, row, column] <= 0).any(0), MASKED, 0)
-    flags |= np.where(np.asarray(chi2) > LARGE_CHI2, BAD_FIT, 0)
-    if result.undeclared is not None and len(result.undeclared):
-        y = np.clip(np.round(np.asarray(result.undeclared["y"])).astype(int), 0, height - 1)
-        x = np.clip(np.round(np.asarray(result.undeclared["x"])).astype(int), 0, width - 1)
-        light = (np.maximum(result.sources, 0) * np.sqrt(observation.weights)).sum(1)[:, y, x]
-        flags |= np.where((light > 1).any(1), UNDECLARED, 0)
-    return flags
+    raised = np.where(kept < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1)), TRUNCATED, 0)
+    away = np.min([shapes.y, shapes.x, height - 1 - shapes.y, width - 1 - shapes.x], axis=0)
+    return raised | np.where(away < psf_fwhm(observation.psf).max(), EDGE, 0)

@@ -45,6 +45,30 @@ class Whiten(LinearOperator):
         return x[..., top : top + self.side, left : left + self.side]
 
 
+class WithoutConstant(Whiten):
+    """(1 - q q^T) L sqrt(w) of each band, q the direction of its whitened constant.
+
+    In the place of L sqrt(w) it makes of a chi-square that at the best constant, and of a curvature that with the
+    constant left free: a constant under a flat prior is done with, exactly.
+    """
+
+    def __init__(self, weights: tf.Tensor, rows: tf.Tensor):
+        super().__init__(weights, rows)
+        constant = super().forward(tf.ones_like(weights))
+        square = tf.reduce_sum(constant**2, [2, 3], keepdims=True)
+        self.direction = constant * tf.where(square > 0, tf.math.rsqrt(square), tf.zeros_like(square))
+
+    def forward(self, x: tf.Tensor) -> tf.Tensor:
+        return self._without(super().forward(x))
+
+    def transpose(self, y: tf.Tensor) -> tf.Tensor:
+        return super().transpose(self._without(y))
+
+    def _without(self, x: tf.Tensor) -> tf.Tensor:
+        q = _with_axes(self.direction, x)
+        return x - q * tf.reduce_sum(q * x, [-2, -1], keepdims=True)
+
+
 def _with_axes(factor: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """[B, C, S, S] with as many axes as x [B, C, ..., S, S]."""
     extra = len(x.shape) - 4
@@ -62,14 +86,22 @@ class GaussianNoise:
     Args:
       weights: [B, C, S, S] w, the inverse variance a pixel.
       rows: [B, C, M, S, S] of L; M = 0 for white noise, L = 1.
+      on_constant: whether the noise lies on a constant in each band of which nothing is known; it has no density then.
 
     Attributes:
-      whiten: L sqrt(w), from images to white noise of variance 1. constant: [B, C, S, S] what it makes of the image 1.
+      whiten: L sqrt(w), from images to white noise of variance 1; or `WithoutConstant`. constant: [B, C, S, S] what
+        L sqrt(w) makes of the image 1.
     """
 
-    def __init__(self, weights: tf.Tensor, rows: tf.Tensor):
-        self.weights, self.whiten = weights, Whiten(weights, rows)
-        self.constant = self.whiten.forward(tf.ones_like(weights))
+    def __init__(self, weights: tf.Tensor, rows: tf.Tensor, on_constant: bool = False):
+        white = Whiten(weights, rows)
+        self.weights, self.constant = weights, white.forward(tf.ones_like(weights))
+        self.white, self.whiten = white, WithoutConstant(weights, rows) if on_constant else white
+
+    def best_constant(self, residual: tf.Tensor) -> tf.Tensor:
+        """[B, C]: the constant of least chi-square in each band; 0 in one that is all masked."""
+        along = tf.reduce_sum(self.constant * self.white.forward(residual), [2, 3])
+        return tf.math.divide_no_nan(along, tf.reduce_sum(self.constant**2, [2, 3]))
 
     def solve(self, residual: tf.Tensor) -> tf.Tensor:
         """Sigma^-1 residual."""

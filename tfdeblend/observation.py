@@ -33,6 +33,8 @@ class Observation:
         pixel_scale: arcsec. None: from `wcs`.
         noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
             apart, 1 in the middle; variances are the weights' (see `tfdeblend.correlation`). None: white.
+        saturated: (C,H,W), or (H,W) for all bands, booleans: at the detector's limit. Sources that have such pixels are
+            flagged; what is masked is the weights' affair.
         notes: warnings of reading and checking, one line each.
 
     Raises:
@@ -50,6 +52,7 @@ class Observation:
     unit: str | None = None
     pixel_scale: float | None = None
     noise_correlation: np.ndarray | None = None
+    saturated: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +78,9 @@ class Observation:
             "unit": pixels.unit,
             "pixel_scale": checks.as_pixel_scale(where, self.pixel_scale, wcs, notes),
             "noise_correlation": as_correlation(where, self.noise_correlation, bands),
+            "saturated": None
+            if self.saturated is None
+            else checks.as_mask(where, "saturated", self.saturated, images.shape),
             "notes": tuple(notes),
         }
         for field, value in checked.items():
@@ -94,8 +100,9 @@ class Observation:
             expected = f"expected some of {', '.join(self.bands)}"
             raise DataError(self.name, "bands", f"{expected}, received {', '.join(missing)}")
         rows = [self.bands.index(band) for band in bands]
-        zeropoints, correlation = (
-            None if field is None else field[rows] for field in (self.zeropoints, self.noise_correlation)
+        zeropoints, correlation, saturated = (
+            None if field is None else field[rows]
+            for field in (self.zeropoints, self.noise_correlation, self.saturated)
         )
         return replace(
             self,
@@ -105,6 +112,7 @@ class Observation:
             bands=tuple(bands),
             zeropoints=zeropoints,
             noise_correlation=correlation,
+            saturated=saturated,
         )
 
     def with_sky_correlation(self, sky: np.ndarray | None = None) -> Observation:

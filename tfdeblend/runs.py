@@ -136,6 +136,12 @@ class Run:
             log.unlink(missing_ok=True)
         return summary
 
+    def _digest(self, path: Path) -> str:
+        return input_digest(path)
+
+    def _save(self, result: Deblended, target: Path) -> None:
+        io.write_fits(result, target)
+
     def _target(self, path: Path, suffix: str = ".fits") -> Path:
         return self.out / f"{io.scene_name(path)}{suffix}"
 
@@ -148,7 +154,7 @@ class Run:
             entry = Entry.read(target)
         except DataError:
             return False  # damaged: done again
-        for key, now, what in (("config", config, "settings"), ("inputsha", input_digest(path), "input")):
+        for key, now, what in (("config", config, "settings"), ("inputsha", self._digest(path), "input")):
             if entry.header.get(key) != now:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
                 raise DataError(target, key.upper(), f"{problem}; give --overwrite or another --out")
@@ -214,10 +220,10 @@ class Run:
         )
 
     def _write(self, path: Path, result: Deblended, config: str) -> None:
-        result = replace(result, header={**result.header, "config": config, "inputsha": input_digest(path)})
+        result = replace(result, header={**result.header, "config": config, "inputsha": self._digest(path)})
         if self.figures:
             self._plot(result, path)
-        io.write_fits(result, self._target(path))  # last: a scene with this file is complete
+        self._save(result, self._target(path))  # last: a scene with this file is complete
         self._keep(path, Entry.of(result), "done")
 
     def _plot(self, result: Deblended, path: Path) -> None:
@@ -263,9 +269,9 @@ class Run:
         return tqdm(items, what, total, unit="scene", file=sys.stderr, disable=self.quiet, mininterval=every)
 
 
-def digest(*paths: Path) -> str:
-    """Hash of the files' content."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+def digest(*paths: Path, text: str = "") -> str:
+    """Hash of the files' content, and of a text."""
+    return hashlib.sha256(b"".join([text.encode(), *(path.read_bytes() for path in paths)])).hexdigest()[:16]
 
 
 def input_digest(path: Path) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import DataError
 from .observation import Observation
+
+if TYPE_CHECKING:
+    from astropy.table import Table
 
 KINDS = ("galaxy", "point")
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
@@ -113,6 +116,15 @@ class Scene:
         kinds = _kinds(observation.name, columns, len(x))
         ids = [str(value) for value in columns["id"]] if "id" in columns else [""] * len(x)
         return cls(observation, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
+
+    def on_sky(self) -> Table:
+        """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
+        from astropy.table import Table
+
+        y, x = self.positions.T
+        sky = self.observation.wcs.celestial.pixel_to_world(x, y).icrs
+        rows = {name: [getattr(source, name) for source in self.sources] for name in ("kind", "id")}
+        return Table({"ra": sky.ra.deg, "dec": sky.dec.deg, **rows})
 
     def _check_positions(self) -> None:
         positions, shape = self.positions, self.observation.shape[1:]

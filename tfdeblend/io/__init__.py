@@ -21,13 +21,24 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..observation import Observation
 from . import images, npz, psfs
+from .catalogs import read_catalog
 from .inputs import find_inputs, scene_name
+from .joint import write_joint
 from .results import read_fits, write_catalog, write_fits
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
-__all__ = ["find_inputs", "read", "read_fits", "scene_name", "write_catalog", "write_fits"]
+__all__ = [
+    "find_inputs",
+    "read",
+    "read_catalog",
+    "read_fits",
+    "scene_name",
+    "write_catalog",
+    "write_fits",
+    "write_joint",
+]
 
 
 def read(

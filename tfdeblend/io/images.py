@@ -14,7 +14,7 @@ from astropy.table import Table
 
 from .. import checks
 from ..errors import DataError
-from .masks import LAST_BIT, PLANES, masked_pixels, variance_weights
+from .masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
 from .parsing import Contents, parsing
 
 SCIENCE = ("SCI", "IMAGE")
@@ -77,7 +77,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
         science = _science(path, hdus, notes)
         name = science.name
         images = _as_cube(path, name, pixels(path, science))
-        masked = _masked(path, find(hdus, ("MASK",)), images.shape, mask_planes)
+        masked, saturated = _masked(path, find(hdus, ("MASK",)), images.shape, mask_planes)
         header = _header(path, science, hdus[0])
         psf = find(hdus, ("PSF",))
         fields = {
@@ -88,6 +88,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
             "wcs": celestial_wcs(path, science.header, hdus[0].header),
             "zeropoints": _per_band(header, ("MAGZERO", "ZP"), len(images)),
             "unit": header.get("BUNIT"),
+            "saturated": saturated,
         }
         return Contents(fields, _catalog(path, hdus), {**NAMES, "images": name}, notes)
 
@@ -159,14 +160,19 @@ def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
     return None
 
 
-def _masked(path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None) -> np.ndarray | None:
+def _masked(
+    path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What is masked, and what is saturated."""
     if hdu is None:
-        return None
+        return None, None
     named = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
     if not all(type(bit) is int and 0 <= bit <= LAST_BIT for bit in named.values()):
         expected = f"expected the number of a bit up to {LAST_BIT} under each MP_ key of the header"
         raise DataError(path, "MASK", f"{expected}, received {', '.join(map(str, named.values()))}")
-    return masked_pixels(path, "MASK", pixels(path, hdu), shape, mask_planes, named or PLANES)
+    mask, planes = pixels(path, hdu), named or PLANES
+    masked = masked_pixels(path, "MASK", mask, shape, mask_planes, planes)
+    return masked, saturated_pixels(path, "MASK", mask, shape, planes)
 
 
 def _weights(

@@ -24,6 +24,7 @@ PLANES = {
     "NO_DATA": 8,
 }
 MASKED = ("BAD", "SAT", "EDGE", "SUSPECT", "NO_DATA")
+SATURATED = "SAT"
 LAST_BIT = 62
 
 
@@ -52,6 +53,16 @@ def masked_pixels(
         bits = [planes[name] for name in MASKED if name in planes] if chosen is None else _bits(path, chosen, planes)
         array = array.astype(np.int64) & sum(1 << bit for bit in set(bits)) != 0
     return checks.as_mask(path, field, array, shape)
+
+
+def saturated_pixels(
+    path: Path, field: str, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int] = PLANES
+) -> np.ndarray | None:
+    """(C,H,W) bool: the plane SATURATED of a mask, None where it has none; see `masked_pixels`."""
+    integer = checks.numbers(path, field, mask, kinds="biu").dtype.kind != "b"
+    if not integer or SATURATED not in planes:
+        return None
+    return masked_pixels(path, field, mask, shape, [SATURATED], planes)
 
 
 def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) -> list[int]:

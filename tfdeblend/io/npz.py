@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from .. import checks
 from ..errors import DataError
-from .masks import masked_pixels, variance_weights
+from .masks import masked_pixels, saturated_pixels, variance_weights
 from .parsing import Contents, parsing
 
 NAMES = {"psf": "psfs", "bands": "filters"}
@@ -52,7 +52,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
     notes: list[str] = []
     with Archive(path) as archive:
         images = checks.as_images(str(path), archive.need("images"))
-        masked = _masked(archive, images.shape, mask_planes)
+        masked, mask = _masked(archive, images.shape, mask_planes), archive.get("mask")
         fields = {
             "images": images if masked is None else np.ma.MaskedArray(images, masked),
             "weights": _weights(archive, masked, images.shape, notes),
@@ -62,6 +62,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
             "zeropoints": archive.get("zeropoints"),
             "noise_correlation": archive.get("noise_correlation"),
             "unit": archive.get("unit"),
+            "saturated": None if mask is None else saturated_pixels(path, "mask", mask, images.shape),
             "pixel_scale": archive.get("pixel_scale"),
         }
         return Contents(fields, _catalog(archive), NAMES, notes)

@@ -19,6 +19,7 @@ One file a scene, `(bands, height, width)` as in NumPy:
 and, so that the file can be read back whole:
 
     IMAGES, WEIGHTS (C,H,W), PSF (C,h,w)  the observation
+    NOISECORR (C,h,w), SATURATED (C,H,W)  of the observation, where it has them
     CORNERS       (K,2) the (y, x) of the image pixel under pixel [0, 0] of each stamp
     BANDS         a row a band: band, background, and zeropoint where known
     DECLARED      x, y, kind, id of the sources as they were before the fit
@@ -62,9 +63,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_fits(deblended: Deblended, path: str | Path) -> None:
-    """Write a result, whole or not at all, over any file of that name; the extensions are listed above."""
-    hdus = fits.HDUList([_primary(deblended), *_image_hdus(deblended), *_table_hdus(deblended)])
+def write_fits(deblended: Deblended, path: str | Path, more: Sequence[fits.ImageHDU | fits.BinTableHDU] = ()) -> None:
+    """Write a result, whole or not at all, over any file of that name; the extensions are listed above.
+
+    more: extensions to come after.
+    """
+    hdus = fits.HDUList([_primary(deblended), *_image_hdus(deblended), *_table_hdus(deblended), *more])
     with written_whole(Path(path)) as temporary, temporary.open("wb") as file:
         _write_hdus(hdus, file)
 
@@ -114,11 +118,18 @@ def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
     plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
     if observation.noise_correlation is not None:
         plain["NOISECORR"] = observation.noise_correlation
-    hdus = [fits.ImageHDU(data, wcs, name=name) for name, data in on_sky.items() if data is not None]
-    for hdu in hdus:
-        if observation.unit is not None and hdu.name not in ("WEIGHTS", "PRIORSHARE"):
-            hdu.header["BUNIT"] = _card_value(observation.unit)
+    if observation.saturated is not None:
+        plain["SATURATED"] = observation.saturated.astype(np.uint8)
+    hdus = [image_hdu(data, name, wcs, observation.unit) for name, data in on_sky.items() if data is not None]
     return hdus + [fits.ImageHDU(data, name=name) for name, data in plain.items()]
+
+
+def image_hdu(data: np.ndarray, name: str, wcs: fits.Header | None, unit: str | None) -> fits.ImageHDU:
+    """An image on the sky, in `unit` but for those that have none."""
+    hdu = fits.ImageHDU(data, wcs, name=name)
+    if unit is not None and not name.startswith(("WEIGHTS", "PRIORSHARE")):
+        hdu.header["BUNIT"] = _card_value(unit)
+    return hdu
 
 
 def _table_hdus(deblended: Deblended) -> list[fits.BinTableHDU]:
@@ -131,10 +142,10 @@ def _table_hdus(deblended: Deblended) -> list[fits.BinTableHDU]:
     tables = {"CATALOG": deblended.catalog, "UNDECLARED": deblended.undeclared, "BANDS": bands, "DECLARED": declared}
     if scene.observation.notes:
         tables["NOTES"] = Table({"note": list(scene.observation.notes)})
-    return [_table_hdu(table, name) for name, table in tables.items() if table is not None]
+    return [table_hdu(table, name) for name, table in tables.items() if table is not None]
 
 
-def _table_hdu(table: Table, name: str) -> fits.BinTableHDU:
+def table_hdu(table: Table, name: str) -> fits.BinTableHDU:
     hdu = fits.table_to_hdu(_ascii(table))
     hdu.name = name
     return hdu
@@ -228,6 +239,7 @@ def _read_scene(contents: _Result) -> Scene:
         unit=primary.get("BUNIT"),
         pixel_scale=primary.get("PIXSCALE"),
         noise_correlation=contents.image("NOISECORR") if "NOISECORR" in contents.hdus else None,
+        saturated=contents.image("SATURATED") > 0 if "SATURATED" in contents.hdus else None,
         notes=notes,
     )
     return Scene.from_catalog(observation, contents.table("DECLARED"))
