@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene, Source
     from tfdeblend.serving import Client
+    from tfdeblend.transients import LightCurve, light_curve
 
 __all__ = [
     "Client",
     "DataError",
     "Deblended",
     "Deblender",
+    "LightCurve",
     "Observation",
     "Scene",
     "Source",
     "__version__",
     "deblend_together",
+    "light_curve",
     "read",
 ]
 
@@ -38,10 +41,12 @@ _MODULES = {
     "DataError": "errors",
     "Deblended": "deblended",
     "Deblender": "deblender",
+    "LightCurve": "transients",
     "Observation": "observation",
     "Scene": "scene",
     "Source": "scene",
     "deblend_together": "joint",
+    "light_curve": "transients",
     "read": "io",
 }
 

@@ -176,17 +176,17 @@ class Exposures:
             self._arrays(one, pixels, shape, own)
             for one, pixels, own in zip(self.observations, self.maps, shape.exposures, strict=True)
         ]
-        first = 2 * np.floor((np.floor(self.scene.positions + 0.5) - shape.stamp // 2) / 2)
-        real = len(self.scene.sources)
-        padding = ((0, shape.sources - real), (0, 0))
-        is_point = [source.kind == "point" for source in self.scene.sources]
-        return {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]} | {
-            "corners": tf.constant(np.pad(first + shape.margin, padding)[None], tf.int32),
-            "centers": _float(np.pad(self.scene.positions - first - shape.stamp // 2, padding)),
-            "is_source": _float(np.arange(shape.sources) < real),
-            "is_point": _float(np.pad(is_point, padding[0])),
-            "arcsec": _float(pixels_per_arcsec(self.scene)),
-        }
+        images = {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]}
+        arcsec = _float(pixels_per_arcsec(self.scene))
+        return images | places(self.scene, shape, shape.sources) | {"arcsec": arcsec}
+
+    def chi2(self, models: Sequence[np.ndarray]) -> tuple[float, ...]:
+        """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
+        chi2 = []
+        for one, pixels, model in zip(self.observations, self.maps, models, strict=True):
+            seen = one.valid & self.covered(one, pixels)
+            chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
+        return tuple(chi2)
 
     @property
     def _first(self) -> Sequence[tuple[str, Observation]]:
@@ -230,6 +230,19 @@ class Exposures:
             "points": (points + shape.margin).astype(np.float32),
             "gain": np.ones(bands, np.float32),
         }
+
+
+def places(scene: Scene, shape: JointShape, rows: int) -> dict[str, tf.Tensor]:
+    """Where stamps of the scene's sources go, in so many rows: as `BlendBatch.tensors`."""
+    first = 2 * np.floor((np.floor(scene.positions + 0.5) - shape.stamp // 2) / 2)
+    padding = ((0, rows - len(first)), (0, 0))
+    is_point = [source.kind == "point" for source in scene.sources]
+    return {
+        "corners": tf.constant(np.pad(first + shape.margin, padding)[None], tf.int32),
+        "centers": _float(np.pad(scene.positions - first - shape.stamp // 2, padding)),
+        "is_source": _float(np.arange(rows) < len(first)),
+        "is_point": _float(np.pad(is_point, padding[0])),
+    }
 
 
 def _float(values: np.ndarray | float) -> tf.Tensor:

@@ -73,11 +73,7 @@ class JointDeblended:
     @property
     def chi2(self) -> tuple[float, ...]:
         """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
-        chi2 = []
-        for one, pixels, model in zip(self.exposures.observations, self.exposures.maps, self.models, strict=True):
-            seen = one.valid & self.exposures.covered(one, pixels)
-            chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
-        return tuple(chi2)
+        return self.exposures.chi2(self.models)
 
 
 class JointFit:
