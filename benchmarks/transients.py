@@ -1,10 +1,10 @@
 """Are light curves right? `python -m benchmarks.transients --number 200`.
 
 A transient on a galaxy in 12 epochs of different seeing and depth, the first 3 without it, drawn by GalSim. Its light
-curve by scene modelling (`tfdeblend.light_curve`, the position found by the fit), and by forced photometry on difference
-images at the true position: the template is the mean of the epochs without it, weighted by depth, and each of epoch
-and template is convolved with the other's PSF ("difference"); or, what is optimal where noise is white and PSFs are
-known, their difference is whitened besides ("proper": Zackay, Ofek and Gal-Yam 2016).
+curve by scene modelling (`tfdeblend.light_curve`, the position found by the fit), and by forced photometry on
+difference images at the true position: the template is the mean of the epochs without it, weighted by depth, and each
+of epoch and template is convolved with the other's PSF ("difference"); or, what is optimal where noise is white and
+PSFs are known, their difference is whitened besides ("proper": Zackay, Ofek and Gal-Yam 2016).
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def draw(kind: str, seed: int) -> tuple[list[Observation], np.ndarray, np.ndarra
     host = host_of(kind, rng) * 10 ** rng.uniform(3, 4.3)
     phase = np.arange(EPOCHS) - OFF
     rise, fall = rng.uniform(0.5, 2), rng.uniform(2, 8)
-    flux = np.where(phase < 0, 0, 10 ** rng.uniform(2, 3.5) * (1 - np.exp(-(phase + 0.7) / rise)) * np.exp(-phase / fall))
+    flux = np.where(
+        phase < 0, 0, 10 ** rng.uniform(2, 3.5) * (1 - np.exp(-(phase + 0.7) / rise)) * np.exp(-phase / fall)
+    )
     observations = []
     for epoch in range(EPOCHS):
         psf = galsim.Moffat(beta=3.5, fwhm=rng.uniform(0.6, 1.1)).shear(g1=rng.normal(scale=0.02), g2=0)
@@ -72,9 +74,7 @@ def draw(kind: str, seed: int) -> tuple[list[Observation], np.ndarray, np.ndarra
     return observations, flux, place, center
 
 
-def difference(
-    observations: Sequence[Observation], place: np.ndarray, proper: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def difference(observations: Sequence[Observation], place: np.ndarray, proper: bool) -> tuple[np.ndarray, np.ndarray]:
     """Fluxes (E,) and errors of forced PSF photometry on difference images; nan where off."""
     spectra = [np.fft.fft2(one.images[0].astype(float)) for one in observations]
     psfs = [_transfer(one.psf[0]) for one in observations]

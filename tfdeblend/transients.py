@@ -118,19 +118,21 @@ def light_curve(
 
 def _point(first: Observation, transient: Any) -> Scene:
     """The scene of the transient alone."""
-    if hasattr(transient, "to_pixel"):  # SkyCoord
-        scene = Scene.from_catalog(first, transient)
-        place = [(source.y, source.x) for source in scene.sources]
-    else:
-        place = [tuple(np.ravel(np.asarray(transient, float)))]
-    if len(place) != 1 or len(place[0]) != 2:
-        raise DataError(first.name, "transient", f"expected one position (y, x) or SkyCoord, received {transient!r}")
-    return Scene(first, (Source(*place[0], "point", "transient"),))
+    try:
+        if hasattr(transient, "to_pixel"):  # SkyCoord
+            (source,) = Scene.from_catalog(first, transient).sources
+            y, x = source.y, source.x
+        else:
+            y, x = (float(value) for value in transient)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        expected = "expected one position (y, x) in pixels or a SkyCoord"
+        raise DataError(first.name, "transient", f"{expected}, received {transient!r}") from error
+    return Scene(first, (Source(y, x, "point", "transient"),))
 
 
-def _epochs(
-    where: str, count: int, off: Sequence[int], times: Sequence[float] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _epochs(where: str, count: int, off: Sequence[int], times: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
     """Which epochs are on (E,), and when they were (E,)."""
     numbers = np.atleast_1d(np.asarray(off))
     if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= count):
