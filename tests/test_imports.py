@@ -19,10 +19,10 @@ LAYERS = (
     "version errors surveys colors rendering galaxies real_galaxies stamps checks correlation observation scene "
     "simulation deblended detection io records shards simulated_files production batch operators noise resample "
     "likelihood exposures joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior optimize initialize "
-    "mapfit joint transient_fit transients nonparametric schedules networks covariance denoisers gaussian generate "
-    "datasets linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned measure populations "
-    "metrics sampled nuts sample_batches assembly deblender em transport serving plots sample_plots report describe "
-    "runs commands cli"
+    "mapfit joint transient_fit transients dust nonparametric schedules networks covariance denoisers gaussian "
+    "generate datasets linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned measure "
+    "populations metrics sampled nuts sample_batches assembly deblender em transport serving plots sample_plots "
+    "report describe runs commands cli"
 ).split()
 
 # What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect

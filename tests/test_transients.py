@@ -1,4 +1,4 @@
-"""Laws of light curves: closed forms where everything is linear, Fisher's matrix where it is not, exact zeros where off."""
+"""Laws of light curves: closed forms where all is linear, Fisher's matrix where it is not, exact zeros where off."""
 
 from __future__ import annotations
 

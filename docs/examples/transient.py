@@ -1,4 +1,4 @@
-"""A light curve: python docs/examples/transient.py TEMPLATES RA DEC RA_HOST DEC_HOST EPOCH.fits ... (templates first)."""
+"""A light curve: transient.py TEMPLATES RA DEC RA_HOST DEC_HOST EPOCH.fits ..., first as many epochs without it."""
 
 import sys
 
