@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from test_dust import FLUX, WAVELENGTHS, simulate
 from test_joint import expose
 from test_transients import FLUXES, HOST, OFF, PLACE, disk_epochs, wcs
 
@@ -64,3 +65,16 @@ def sky(*places: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Right ascensions and declinations of pixels (y, x)."""
     y, x = np.transpose(places)
     return wcs().pixel_to_world_values(x, y)
+
+
+def test_dust_lane(tmp_path: Path) -> None:
+    """Fitted to its noise with dust alone, and to the flux that it hides."""
+    path = write(simulate()[0], tmp_path / "lane.fits")
+    arguments = [path, *(str(wavelength) for wavelength in WAVELENGTHS)]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "dust_lane.py", *arguments], capture_output=True, text=True, check=True
+    )
+    first, *rest = done.stdout.splitlines()
+    with_dust, without = (float(part.split()[0]) for part in first.removeprefix("chi2 a pixel: ").split(", ")[:2])
+    assert abs(with_dust - 1) < 0.05 < without - 1
+    np.testing.assert_allclose([float(line.split()[2]) for line in rest], FLUX, rtol=0.05)

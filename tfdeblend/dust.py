@@ -133,9 +133,8 @@ class DustFit:
             flux = tf.stop_gradient(self.best_fluxes(likelihood, seen))
             return 0.5 * (likelihood.chi2(likelihood.render(seen, flux, none)) + tf.reduce_sum(latent**2, 1))
 
-        def value_and_gradient(latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tfp.math.value_and_gradient(loss, latent)
-
+        # A function of its own: the line search calls it in a dozen places, which would each be compiled.
+        value_and_gradient = tf.function(lambda latent: tfp.math.value_and_gradient(loss, latent), autograph=False)
         end = tfp.optimizer.lbfgs_minimize(
             value_and_gradient, start, max_iterations=ITERATIONS, tolerance=TOLERANCE, parallel_iterations=1
         )
