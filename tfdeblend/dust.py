@@ -142,10 +142,11 @@ class DustFit:
         bare, seen, depth = self.stamps(end.position, tensors)
         flux = self.best_fluxes(likelihood, seen)
         alone = flux * tf.one_hot([0], self.shape.sources, axis=1, dtype=DTYPE)
-        images = [likelihood.render(*part, none)[best] for part in ((bare, alone), (seen, alone), (seen, flux))]
-        return Found(
-            end.position[best], end.objective_value[best], end.converged[best], flux[best], *images, depth[best]
+        bare, attenuated, model = (
+            likelihood.render(*part, none)[best] for part in ((bare, alone), (seen, alone), (seen, flux))
         )
+        whole = end.position[best], end.objective_value[best], end.converged[best], flux[best]
+        return Found(*whole, bare, attenuated, model, depth[best])
 
 
 @lru_cache(maxsize=8)

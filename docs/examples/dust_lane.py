@@ -1,4 +1,4 @@
-"""A galaxy behind dust, in the middle of its image: dust_lane.py GALAXY.fits WAVELENGTH ... (micrometres, one a band)."""
+"""A galaxy behind dust, in mid-image: dust_lane.py GALAXY.fits WAVELENGTH ... (in micrometres, one a band)."""
 
 import sys
 
