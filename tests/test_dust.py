@@ -4,66 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import galsim
 import numpy as np
 import pytest
 import tensorflow as tf
-from astropy.wcs import WCS
 
+from benchmarks.dust import FLUX, LANE, SCALE, SIDE, WAVELENGTHS, alone, relative, simulate
 from tfdeblend.deblender import Deblender
 from tfdeblend.dust import DTYPE, DustPrior, DustyGalaxy, calzetti, fit_dust
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
-
-SIDE, SCALE, FINER = 48, 0.168, 5  # pixels; arcsec; how much smaller are the pixels where light is taken away
-WAVELENGTHS = (0.48, 0.62, 0.89)  # micrometres
-FLUX = np.array([15000.0, 24000.0, 33000.0])
-LANE = {"offset": (0.1, 0.0), "radius": 0.35, "ellipticity": (0.32, 0.5), "depth": 1.5}
-
-
-def simulate(depth: float = LANE["depth"], seed: int = 0) -> tuple[Observation, np.ndarray, np.ndarray]:
-    """A disk behind a lane, and its image without and with it (C, H, W); the product is taken on small pixels."""
-    side, scale = SIDE * FINER, SCALE / FINER
-    t = (np.arange(side) - (side - 1) / 2) * scale
-    y, x = np.meshgrid(t - LANE["offset"][0], t - LANE["offset"][1], indexing="ij")
-    e1, e2 = LANE["ellipticity"]
-    inverse = np.array([[1 + e1**2 + e2**2 + 2 * e1, -2 * e2], [-2 * e2, 1 + e1**2 + e2**2 - 2 * e1]])
-    inverse = inverse / (1 - e1**2 - e2**2) / LANE["radius"] ** 2  # along (y, x)
-    square = inverse[0, 0] * y**2 + 2 * inverse[0, 1] * y * x + inverse[1, 1] * x**2
-    disk = galsim.Exponential(half_light_radius=0.8).shear(g1=0.3, g2=0.1)
-    light = disk.drawImage(nx=side, ny=side, scale=scale, dtype=float).array
-    psf = galsim.Moffat(beta=3.5, fwhm=0.65)
-
-    def seen(image: np.ndarray) -> np.ndarray:
-        whole = galsim.InterpolatedImage(galsim.Image(image, scale=scale), flux=float(image.sum()))
-        return galsim.Convolve(whole, psf).drawImage(nx=SIDE, ny=SIDE, scale=SCALE, dtype=float).array
-
-    through = [np.exp(-k * depth * np.exp(-square / 2)) for k in calzetti(WAVELENGTHS)]
-    intrinsic = FLUX[:, None, None] * seen(light)
-    attenuated = np.stack([flux * seen(light * share) for flux, share in zip(FLUX, through, strict=True)])
-    kernel = psf.drawImage(nx=41, ny=41, scale=SCALE, dtype=float).array
-    wcs = WCS(naxis=2)
-    wcs.wcs.cd, wcs.wcs.ctype = SCALE / 3600 * np.diag([-1, 1]), ["RA---TAN", "DEC--TAN"]
-    data = attenuated + np.random.default_rng(seed).normal(size=attenuated.shape)
-    return (
-        Observation(data, np.ones_like(data), kernel / kernel.sum(), tuple("grz"), "lane", wcs),
-        intrinsic,
-        attenuated,
-    )
-
-
-def alone(observation: Observation) -> Scene:
-    return Scene(observation, (Source((SIDE - 1) / 2, (SIDE - 1) / 2),))
-
-
-def relative(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
 @pytest.fixture(scope="module")
 def lane() -> tuple[DustyGalaxy, np.ndarray, np.ndarray]:
-    observation, intrinsic, attenuated = simulate()
+    observation, intrinsic, attenuated = simulate(LANE)
     return fit_dust(alone(observation), calzetti(WAVELENGTHS), prior="exponential"), intrinsic, attenuated
 
 
@@ -92,7 +45,7 @@ def test_units_are_the_observations(lane: tuple[DustyGalaxy, np.ndarray, np.ndar
 
 
 def test_no_dust_takes_no_light() -> None:
-    observation, intrinsic, _ = simulate(depth=0.0, seed=1)
+    observation, intrinsic, _ = simulate(LANE | {"depth": 0.0}, seed=1)
     found = fit_dust(alone(observation), calzetti(WAVELENGTHS), prior="exponential")
     assert (found.transmitted > 0.97).all()
     assert relative(found.intrinsic, intrinsic) < 0.03
@@ -122,7 +75,7 @@ def test_attenuation_curve() -> None:
 
 
 def test_refuses() -> None:
-    scene = alone(simulate()[0])
+    scene = alone(simulate(LANE)[0])
     for arguments, message in (
         (([1.0],), "lane: attenuation: expected 3 finite values"),
         (([1.0, -1.0, 0.5],), "attenuation: expected 3 finite values that are not negative"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from test_dust import FLUX, WAVELENGTHS, simulate
 from test_joint import expose
 from test_transients import FLUXES, HOST, OFF, PLACE, disk_epochs, wcs
 
+from benchmarks.dust import FLUX, LANE, WAVELENGTHS, simulate
 from tfdeblend.observation import Observation
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -69,7 +69,7 @@ def sky(*places: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
 
 def test_dust_lane(tmp_path: Path) -> None:
     """Fitted to its noise with dust alone, and to the flux that it hides."""
-    path = write(simulate()[0], tmp_path / "lane.fits")
+    path = write(simulate(LANE)[0], tmp_path / "lane.fits")
     arguments = [path, *(str(wavelength) for wavelength in WAVELENGTHS)]
     done = subprocess.run(
         [sys.executable, EXAMPLES / "dust_lane.py", *arguments], capture_output=True, text=True, check=True
