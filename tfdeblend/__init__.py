@@ -13,23 +13,29 @@ from tfdeblend.version import __version__
 if TYPE_CHECKING:
     from tfdeblend.deblended import Deblended
     from tfdeblend.deblender import Deblender
+    from tfdeblend.dust import DustyGalaxy, fit_dust
     from tfdeblend.errors import DataError
     from tfdeblend.io import read
     from tfdeblend.joint import deblend_together
     from tfdeblend.observation import Observation
     from tfdeblend.scene import Scene, Source
     from tfdeblend.serving import Client
+    from tfdeblend.transients import LightCurve, light_curve
 
 __all__ = [
     "Client",
     "DataError",
     "Deblended",
     "Deblender",
+    "DustyGalaxy",
+    "LightCurve",
     "Observation",
     "Scene",
     "Source",
     "__version__",
     "deblend_together",
+    "fit_dust",
+    "light_curve",
     "read",
 ]
 
@@ -38,10 +44,14 @@ _MODULES = {
     "DataError": "errors",
     "Deblended": "deblended",
     "Deblender": "deblender",
+    "DustyGalaxy": "dust",
+    "LightCurve": "transients",
     "Observation": "observation",
     "Scene": "scene",
     "Source": "scene",
     "deblend_together": "joint",
+    "fit_dust": "dust",
+    "light_curve": "transients",
     "read": "io",
 }
 

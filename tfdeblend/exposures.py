@@ -134,10 +134,6 @@ class Exposures:
         """An observation with all of it masked that is not fitted."""
         return replace(one, weights=np.where(self.covered(one, pixels), one.weights, 0))
 
-    def corners(self, stamp: int) -> np.ndarray:
-        """(K, 2) the pixel of the first image under the first one, an even one, of each stamp."""
-        return (2 * np.floor((np.floor(self.scene.positions + 0.5) - stamp // 2) / 2)).astype(int)
-
     def covered(self, one: Observation, pixels: AffineMap) -> np.ndarray:
         """(H, W) bool: which of an observation's pixels lie in the image of the first."""
         points, image = pixels.points(one.shape[1:]), np.array(self.scene.observation.shape[1:])
@@ -200,17 +196,17 @@ class Exposures:
             self._arrays(one, pixels, shape, own)
             for one, pixels, own in zip(self.observations, self.maps, shape.exposures, strict=True)
         ]
-        first = self.corners(shape.stamp)
-        real = len(self.scene.sources)
-        padding = ((0, shape.sources - real), (0, 0))
-        is_point = [source.kind == "point" for source in self.scene.sources]
-        return {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]} | {
-            "corners": tf.constant(np.pad(first + shape.margin, padding)[None], tf.int32),
-            "centers": _float(np.pad(self.scene.positions - first - shape.stamp // 2, padding)),
-            "is_source": _float(np.arange(shape.sources) < real),
-            "is_point": _float(np.pad(is_point, padding[0])),
-            "arcsec": _float(pixels_per_arcsec(self.scene)),
-        }
+        images = {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]}
+        arcsec = _float(pixels_per_arcsec(self.scene))
+        return images | places(self.scene, shape, shape.sources) | {"arcsec": arcsec}
+
+    def chi2(self, models: Sequence[np.ndarray]) -> tuple[float, ...]:
+        """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
+        chi2 = []
+        for one, pixels, model in zip(self.observations, self.maps, models, strict=True):
+            seen = one.valid & self.covered(one, pixels)
+            chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
+        return tuple(chi2)
 
     @property
     def _first(self) -> Sequence[tuple[str, Observation]]:
@@ -269,6 +265,24 @@ def finest_first(observations: Sequence[Observation]) -> list[Observation]:
     areas = [proj_plane_pixel_area(one.wcs.celestial) for one in observations]
     finest = next(i for i, area in enumerate(areas) if area <= FINER**2 * min(areas))
     return [observations[finest], *observations[:finest], *observations[finest + 1 :]]
+
+
+def stamp_corners(scene: Scene, stamp: int) -> np.ndarray:
+    """(K, 2) the pixel of the scene's image under the first one, an even one, of each stamp."""
+    return (2 * np.floor((np.floor(scene.positions + 0.5) - stamp // 2) / 2)).astype(int)
+
+
+def places(scene: Scene, shape: JointShape, rows: int) -> dict[str, tf.Tensor]:
+    """Where stamps of the scene's sources go, in so many rows: as `BlendBatch.tensors`."""
+    first = stamp_corners(scene, shape.stamp)
+    padding = ((0, rows - len(first)), (0, 0))
+    is_point = [source.kind == "point" for source in scene.sources]
+    return {
+        "corners": tf.constant(np.pad(first + shape.margin, padding)[None], tf.int32),
+        "centers": _float(np.pad(scene.positions - first - shape.stamp // 2, padding)),
+        "is_source": _float(np.arange(rows) < len(first)),
+        "is_point": _float(np.pad(is_point, padding[0])),
+    }
 
 
 def _float(values: np.ndarray | float) -> tf.Tensor:

@@ -12,7 +12,7 @@ from tfdeblend import assembly, flags, measure
 from tfdeblend.assembly import Facts
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
-from tfdeblend.exposures import Exposures, JointShape
+from tfdeblend.exposures import Exposures, JointShape, stamp_corners
 from tfdeblend.mapfit import MapResult
 
 if TYPE_CHECKING:
@@ -59,11 +59,7 @@ class JointDeblended:
     @property
     def chi2(self) -> tuple[float, ...]:
         """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
-        chi2 = []
-        for one, pixels, model in zip(self.exposures.observations, self.exposures.maps, self.models, strict=True):
-            seen = one.valid & self.exposures.covered(one, pixels)
-            chi2.append(float((one.weights * (one.images - model) ** 2)[seen].sum() / max(seen.sum(), 1)))
-        return tuple(chi2)
+        return self.exposures.chi2(self.models)
 
     @property
     def calibration_table(self) -> Table:
@@ -101,7 +97,7 @@ def assembled(
     flux_cov = np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)])
     y, x, size, e1, e2 = found.summary[0, :count].T.astype(float)
     errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[0, :count], axis1=1, axis2=2), 0))
-    corners = exposures.corners(shape.stamp)
+    corners = stamp_corners(exposures.scene, shape.stamp)
     center = corners + shape.stamp // 2
     shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
     own, converged = list(shape.exposures[0].bands), bool(found.distance[0] <= CONVERGED)

@@ -84,31 +84,20 @@ class Anatomy(NamedTuple):
     share: tf.Tensor
 
 
-class GalaxyPrior(abc.ABC):
-    """A galaxy model: named parameters with bijectors from N(0, 1), and the components that they describe.
+class Prior(abc.ABC):
+    """Named parameters with bijectors from N(0, 1).
 
     Args:
-      bands: C, the number of bands.
-      position_sigma: expected error of the given positions, in pixels.
       dtype: of latents and images.
     """
 
-    name: str
-    tables: tuple[np.ndarray | None, ...]  # of `profiles`, for each component; None: a Sersic profile of free index
-
-    def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32):
-        self.bands, self.dtype = bands, dtype
-        reach, unit = (tf.constant(value, dtype) for value in (FARTHEST * position_sigma, 1 / FARTHEST))
-        offset = tfb.Chain([tfb.Scale(reach), Disc(), tfb.Scale(unit)])
-        self.parts: dict[str, tuple[int, tfb.Bijector]] = {"offset": (2, offset)} | self.parameters()
+    def __init__(self, dtype: tf.DType = tf.float32):
+        self.dtype = dtype
+        self.parts: dict[str, tuple[int, tfb.Bijector]] = self.parameters()
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
-        """name -> (size, bijector) of every parameter besides `offset`, the shift (y, x) from the given position."""
-
-    @abc.abstractmethod
-    def components(self, theta: dict[str, tf.Tensor]) -> list[Component]:
-        """What the parameters describe. The fractions sum to 1 in every band."""
+        """name -> (size, bijector) of every parameter."""
 
     @property
     def size(self) -> int:
@@ -134,6 +123,52 @@ class GalaxyPrior(abc.ABC):
     def pack(self, theta: dict[str, tf.Tensor]) -> tf.Tensor:
         """Parameters, each [..., size] -> latents [..., S]; the inverse of `unpack`."""
         return tf.concat([bijector.inverse(theta[name]) for name, (_, bijector) in self.parts.items()], -1)
+
+    def _lognormal(self, median: float, sigma: float) -> tfb.Bijector:
+        """N(0, 1) -> log-normal: median, and scatter in natural log."""
+        shift, scale = tf.constant(np.log(median), self.dtype), tf.constant(sigma, self.dtype)
+        return tfb.Chain([tfb.Exp(), tfb.Shift(shift), tfb.Scale(scale)])
+
+    def _between(self, low: float, high: float, median: float, sigma: float) -> tfb.Bijector:
+        """N(0, 1) -> (low, high) through a logistic curve: median, and scatter in logit."""
+        shift, scale = tf.constant(np.log((median - low) / (high - median)), self.dtype), tf.constant(sigma, self.dtype)
+        return tfb.Chain(
+            [
+                tfb.Shift(tf.constant(low, self.dtype)),
+                tfb.Scale(tf.constant(high - low, self.dtype)),
+                tfb.Sigmoid(),
+                tfb.Shift(shift),
+                tfb.Scale(scale),
+            ]
+        )
+
+
+class GalaxyPrior(Prior):
+    """A galaxy model: named parameters with bijectors from N(0, 1), and the components that they describe.
+
+    Args:
+      bands: C, the number of bands.
+      position_sigma: expected error of the given positions, in pixels.
+      dtype: of latents and images.
+    """
+
+    name: str
+    tables: tuple[np.ndarray | None, ...]  # of `profiles`, for each component; None: a Sersic profile of free index
+
+    def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32):
+        self.bands = bands
+        super().__init__(dtype)
+        reach, unit = (tf.constant(value, dtype) for value in (FARTHEST * position_sigma, 1 / FARTHEST))
+        offset = tfb.Chain([tfb.Scale(reach), Disc(), tfb.Scale(unit)])
+        self.parts = {"offset": (2, offset)} | self.parts
+
+    @abc.abstractmethod
+    def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
+        """name -> (size, bijector) of every parameter besides `offset`, the shift (y, x) from the given position."""
+
+    @abc.abstractmethod
+    def components(self, theta: dict[str, tf.Tensor]) -> list[Component]:
+        """What the parameters describe. The fractions sum to 1 in every band."""
 
     def start(self, radius: tf.Tensor, ellipticity: tf.Tensor) -> tf.Tensor:
         """Latents [..., S] of a rough size [...] in arcsec and ellipticity [..., 2]; at most two sigma from 0."""
@@ -183,24 +218,6 @@ class GalaxyPrior(abc.ABC):
         size = yy + xx + 2 * tf.sqrt(tf.maximum(yy * xx - yx**2, 1e-12))
         shape = tf.stack([radius, (xx - yy) / size, 2 * yx / size], -1)
         return tf.concat([mixture.center, shape], -1)
-
-    def _lognormal(self, median: float, sigma: float) -> tfb.Bijector:
-        """N(0, 1) -> log-normal: median, and scatter in natural log."""
-        shift, scale = tf.constant(np.log(median), self.dtype), tf.constant(sigma, self.dtype)
-        return tfb.Chain([tfb.Exp(), tfb.Shift(shift), tfb.Scale(scale)])
-
-    def _between(self, low: float, high: float, median: float, sigma: float) -> tfb.Bijector:
-        """N(0, 1) -> (low, high) through a logistic curve: median, and scatter in logit."""
-        shift, scale = tf.constant(np.log((median - low) / (high - median)), self.dtype), tf.constant(sigma, self.dtype)
-        return tfb.Chain(
-            [
-                tfb.Shift(tf.constant(low, self.dtype)),
-                tfb.Scale(tf.constant(high - low, self.dtype)),
-                tfb.Sigmoid(),
-                tfb.Shift(shift),
-                tfb.Scale(scale),
-            ]
-        )
 
     def _ellipticity(self, sigma: float) -> tfb.Bijector:
         """N(0, 1)^2 -> ellipticities up to THINNEST, about `sigma` a component."""
