@@ -58,9 +58,9 @@ class LearnedPrior:
 
 @functools.cache
 def shipped() -> dict[str, LearnedPrior]:
-    """The priors that come with the package, by name."""
+    """The priors that come with the package, in order of their names: of several that fit, "auto" takes the first."""
     found = {}
-    for path in sorted(FOLDER.glob("*.json")):
+    for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.stem):
         card = json.loads(path.read_text())
         found[path.stem] = LearnedPrior(
             path.stem,
