@@ -54,9 +54,9 @@ def simulate(
     kernel = psf.drawImage(nx=41, ny=41, scale=SCALE, dtype=float).array
     wcs = WCS(naxis=2)
     wcs.wcs.cd, wcs.wcs.ctype = SCALE / 3600 * np.diag([-1, 1]), ["RA---TAN", "DEC--TAN"]
-    data = attenuated + np.random.default_rng(seed).normal(size=attenuated.shape)
+    data = attenuated + np.random.default_rng(seed).normal(scale=noise, size=attenuated.shape)
     return (
-        Observation(data, np.ones_like(data), kernel / kernel.sum(), tuple("grz"), "lane", wcs),
+        Observation(data, np.full_like(data, noise**-2.0), kernel / kernel.sum(), tuple("grz"), "lane", wcs),
         intrinsic,
         attenuated,
     )

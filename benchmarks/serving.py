@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -221,7 +222,12 @@ def main(argv: list[str] | None = None) -> int:
             shutil.copytree(newest(args.base, name), base / name / "1")
         command = [sys.executable, "-m", "export.serve", str(base), "--port", "0", "--rest-port", "0"]
         began = time.perf_counter()
-        with log.open("w") as told, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as server:
+        with (
+            log.open("w") as told,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as server,
+            ExitStack() as end,
+        ):
+            end.callback(server.kill)  # whatever fails here; without effect on one that has stopped
             assert server.stdout
             ports = json.loads(server.stdout.readline())
             facts["cold_start"] = time.perf_counter() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,10 @@ def test_two_surveys(tmp_path: Path) -> None:
     np.testing.assert_allclose(chi2, 1, atol=0.1)
 
 
+@pytest.mark.slow
 def test_transient(tmp_path: Path) -> None:
     """Templates first: a light curve of four epochs, zero in the first two."""
-    files = [write(one, tmp_path / f"{number}.fits") for number, one in enumerate(disk_epochs())]
+    files = [write(tmp_path, replace(one, name=str(number))) for number, one in enumerate(disk_epochs())]
     ra, dec = ([float(axis) for axis in axes] for axes in sky(PLACE, (HOST["y"], HOST["x"])))
     arguments = [str(len(OFF)), *(str(value) for pair in zip(ra, dec, strict=True) for value in pair)]
     done = subprocess.run(
@@ -57,9 +59,10 @@ def sky(*places: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return wcs().pixel_to_world_values(x, y)
 
 
+@pytest.mark.slow
 def test_dust_lane(tmp_path: Path) -> None:
     """Fitted to its noise with dust alone, and to the flux that it hides."""
-    path = write(simulate(LANE)[0], tmp_path / "lane.fits")
+    path = write(tmp_path, replace(simulate(LANE)[0], name="lane"))
     arguments = [path, *(str(wavelength) for wavelength in WAVELENGTHS)]
     done = subprocess.run(
         [sys.executable, EXAMPLES / "dust_lane.py", *arguments], capture_output=True, text=True, check=True

@@ -44,6 +44,7 @@ def test_bright_galaxies_are_as_their_curvature_says(sampled: list[Deblended]):
         np.testing.assert_allclose(ratio, 0, atol=0.7)  # log det of 3 x 3 from 200 samples
 
 
+@pytest.mark.slow
 def test_a_band_without_data_tells_nothing(sampler: Deblender, sampled: list[Deblended]):
     """Its fluxes are not known, and chains do not drift along them."""
     scene = sampled[0].scene

@@ -98,6 +98,7 @@ def test_samples_are_shown(pair: list[Deblended]):
         sample_plots.draw(replace(pair[0], samples=None))
 
 
+@pytest.mark.slow
 def test_evidence_is_told_and_leaves_the_data_unit_alone():
     """In a unit k times smaller the density of n pixels is k^-n times as large."""
     scene = simulated(0)[0]

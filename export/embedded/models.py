@@ -143,9 +143,11 @@ class Models:
 
     def _replace(self, name: str, version: Version | None) -> None:
         with self._lock:
-            before = self._served.pop(name, None)
+            before = self._served.get(name)
             if version:
-                self._served[name] = version
+                self._served[name] = version  # at once: a request in between would find no model
+            else:
+                self._served.pop(name, None)
         self.metrics.serving(name, version.number if version else 0)
         if before:
             before.close()
