@@ -36,7 +36,8 @@ class LightCurve:
     times: (E,), as given. flux, flux_err: (E, C), NaN in bands that an epoch has not or has masked; where off, 0.
     flux_cov: (E, C, E, C). position: (y, x) in pixels of the first observation; position_cov: (2, 2) pixel^2.
     catalog: a row a host, with id, y, x, size, e1, e2, their errors, and flux_*, flux_err_*. models, hosts: E times
-    (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its difference image, at its own PSF. chi2: (E,) a pixel.
+    (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its difference image, at its
+    own PSF. chi2: (E,) a pixel.
     """
 
     exposures: Exposures
