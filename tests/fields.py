@@ -58,10 +58,15 @@ def expose(
     return Observation(data, np.full(data.shape, noise**-2.0), np.array(psfs), tuple(bands), name, wcs)
 
 
+def places(first: Observation) -> np.ndarray:
+    """(K, 2) of (x, y)."""
+    to_sky = first.wcs.wcs.cd * 3600
+    return np.array([np.linalg.solve(to_sky, galaxy[:2]) + first.wcs.wcs.crpix - 1 for galaxy in GALAXIES])
+
+
 def positions(first: Observation) -> np.ndarray:
     """(K, 2) of (x, y), rounded as detections are."""
-    to_sky = first.wcs.wcs.cd * 3600
-    return np.round([np.linalg.solve(to_sky, galaxy[:2]) + first.wcs.wcs.crpix - 1 for galaxy in GALAXIES])
+    return np.round(places(first))
 
 
 def away(wcs: WCS) -> WCS:

@@ -66,7 +66,10 @@ def test_correlated_noise_alone_gives_few_detections() -> None:
     assert len(detection.detect(white, 4.0)) > 10 and len(detection.detect(known, 4.0)) <= 1
     kernel = detection.psf_kernel(white.psf)
     scatter = convolved(images[0], kernel)[5:-5, 5:-5].std()
-    assert detection.filtered_sigma(kernel, known.noise_correlation) == pytest.approx(scatter, rel=0.1)
+    assert detection.filtered_sigma(kernel, known) == pytest.approx(scatter, rel=0.1)
+    masked = replace(white, weights=white.weights * [[[1]], [[0]], [[1]]])
+    told = masked.with_sky_correlation()  # its masked band tells nothing, and counts for nothing
+    assert detection.filtered_sigma(kernel, told) == pytest.approx(scatter, rel=0.1)
 
 
 def test_masked_sources_are_not_seen() -> None:

@@ -155,6 +155,7 @@ TWINS = ["--observation", "first.fits", "--observation", "again/first.fits"]
         ([*TWO, "--server", "grpc://localhost:1"], "--server: expected none"),
         ([*TWO, "--prior", "nonparametric"], "--prior: expected auto or a closed-form prior"),
         ([*TWO, "--no-detect"], "--catalog: expected a catalogue"),
+        ([*TWO, "--catalog", "cat.ecsv", "--detect"], "--detect: expected none beside --catalog"),
         ([*TWO, "--catalog", "none.ecsv"], "none.ecsv: file: expected"),
         ([*TWO, "--catalog", "none.txt"], "none.txt: suffix: expected"),
         ([*TWO, "--catalog", "bad.csv"], "bad.csv: table: expected columns"),

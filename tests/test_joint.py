@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from fields import COLOUR, FLUX, away, expose, positions
+from fields import COLOUR, FLUX, away, expose, places, positions
 from helpers import gaussian, smooth_correlation
 
 from tfdeblend.deblender import Deblender
@@ -73,6 +73,13 @@ def test_shifts_are_found(epochs: JointDeblended) -> None:
     off = epochs.calibration.shift - (true - true.mean(0))
     assert np.abs(off).max() < 0.02
     assert (np.abs(off) < 4 * epochs.calibration.shift_error).all()
+
+
+def test_positions_are_those_in_the_first(epochs: JointDeblended) -> None:
+    """Where the first shows the galaxies, not in the mean of all pointings, 0.1 pixel away."""
+    found = np.stack([epochs.catalog["x"], epochs.catalog["y"]], 1)
+    assert np.abs(epochs.calibration.shift[0]).max() > 0.05
+    np.testing.assert_allclose(found, places(epochs.exposures.observations[0]), atol=0.03)
 
 
 def test_gains_are_found(epochs: JointDeblended) -> None:

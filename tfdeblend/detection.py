@@ -24,6 +24,7 @@ DEBLEND_CONTRAST = 5e-5  # of the flux of the parent: low, for crowded fields
 KERNEL_SIGMAS = 3.0  # half width of the filter
 DECLARED_RADIUS = 1.5  # pixels: a residual peak this close to a source is that source's
 GROWN = 0.05  # of the PSF's peak: how far around a bright pixel the sky is not empty
+LEAST = 1e-3  # of the variance of white noise through a filter: what is left of any other
 TWICE = 1.0  # pixels: a detection this close to a brighter one is the same
 
 
@@ -101,7 +102,8 @@ def empty_sky(observation: Observation, threshold: float = 3.0) -> np.ndarray:
     kernel = psf_kernel(observation.psf)
     filtered = convolved(image, kernel)
     bright = filtered > threshold * sky_sigma(filtered[np.isfinite(sigma)])
-    return observation.valid.all(0) & (convolved(bright.astype(float), kernel) < GROWN * kernel.max())
+    valid = observation.valid[observation.valid.any((1, 2))]  # a band that is all masked tells nothing
+    return valid.all(0) & np.isfinite(sigma) & (convolved(bright.astype(float), kernel) < GROWN * kernel.max())
 
 
 def residual_detections(
@@ -130,10 +132,14 @@ def residual_detections(
     return found[(np.hypot(dy, dx) > DECLARED_RADIUS).all(axis=1)]["x", "y", "snr"]
 
 
-def filtered_sigma(kernel: np.ndarray, correlation: np.ndarray | None) -> float:
-    """Of noise of unit variance through a kernel, correlated as the mean over bands (C,h,w) tells; None: white."""
-    through = kernel if correlation is None else convolved(kernel, correlation.mean(0))
-    return float(np.sqrt(max((kernel * through).sum(), 0)))
+def filtered_sigma(kernel: np.ndarray, observation: Observation) -> float:
+    """Of a detection image's noise through a kernel: bands count by their weights, as they do there."""
+    white = float((kernel**2).sum())
+    if observation.noise_correlation is None:
+        return float(np.sqrt(white))
+    depth = observation.weights.mean((1, 2), dtype=float)
+    correlation = np.average(observation.noise_correlation, axis=0, weights=depth if depth.any() else None)
+    return float(np.sqrt(max((kernel * convolved(kernel, correlation)).sum(), LEAST * white)))
 
 
 def _extract(
@@ -145,7 +151,7 @@ def _extract(
 
     if not threshold > 0:
         raise DataError(observation.name, "threshold", f"expected a positive number of sigma, received {threshold}")
-    noise = filtered_sigma(kernel, observation.noise_correlation)
+    noise = filtered_sigma(kernel, observation)
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), image.size))
     try:
         objects = sep.extract(

@@ -77,7 +77,7 @@ class Exposures:
     def __post_init__(self) -> None:
         first = self.scene.observation
         names = [one.name for one in self.observations]
-        if len(set(names)) < len(names):
+        if len({name.encode("ascii", "replace").upper() for name in names}) < len(names):  # as FITS extensions
             raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
         for number, one in enumerate(self.others):
             before = {band for other in self.observations[: number + 1] for band in other.bands}

@@ -91,8 +91,8 @@ class FieldRun(Run):
             bar.update()
 
     def _save(self, result: Deblended, target: Path) -> None:
-        if self.result is not None:
-            io.write_joint(replace(self.result, first=result), target)
+        assert self.result is not None
+        io.write_joint(replace(self.result, first=result), target)
 
     def _record(self, path: Path) -> dict[str, Any]:
         return super()._record(path) | {"observations": [str(file) for file in self.files]}

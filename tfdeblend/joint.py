@@ -92,8 +92,8 @@ class JointFit:
         return tuple(float(self.shape.background) * each for each in constants)
 
     def _normal_equations(self, tensors: dict, state: Any) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Curvature and slope of each exposure's log-likelihood by its shift and gains."""
-        posterior = self.map.posterior(tensors)
+        """Curvature and slope of each exposure's log-likelihood by its shift and gains, by the weights of the fit."""
+        posterior = self.map.tolerant(self.map.posterior(tensors), state.background)
         likelihood = cast(JointLikelihood, posterior.likelihood)
         unit = posterior.unit(state.latent)
         stamps = state.flux[..., None, None] * unit * tensors["is_source"][..., None, None, None]

@@ -99,7 +99,9 @@ def assembled(
     errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[0, :count], axis1=1, axis2=2), 0))
     corners = stamp_corners(exposures.scene, shape.stamp)
     center = corners + shape.stamp // 2
-    shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
+    places = center + np.stack([y, x], 1)
+    row, column = (places - calibration.shift[0]).T  # where the first one shows them
+    shapes = measure.Shapes(row, column, size, e1, e2, errors)
     own, converged = list(shape.exposures[0].bands), bool(found.distance[0] <= CONVERGED)
     alone = assembly.Fitted(
         model=models[0],
@@ -116,7 +118,7 @@ def assembled(
     photometry = measure.Photometry(
         exposures.bands, flux, measure.flux_errors(flux_cov), exposures.flux_units, exposures.zeropoints
     )
-    others = _views(exposures, models, sources, np.stack([shapes.y, shapes.x], 1), calibration)
+    others = _views(exposures, models, sources, places, calibration)
     facts = facts | {"steps": int(found.steps[0]), "distance": float(found.distance[0]), "modelsig": shape.model_sigma}
     first = assembly.fitted(scene, alone, facts, others, photometry)
     seconds = float(facts["walltime"])
@@ -141,7 +143,7 @@ def _views(
     positions: np.ndarray,
     calibration: Calibration,
 ) -> list[flags.View]:
-    """All observations but the first. positions: (K, 2) in pixels of the first."""
+    """All observations but the first. positions: (K, 2) in pixels of the model."""
     views = []
     for e, (one, pixels) in list(enumerate(zip(exposures.observations, exposures.maps, strict=True)))[1:]:
         place = np.linalg.solve(pixels.matrix, (positions - pixels.offset - calibration.shift[e]).T).T

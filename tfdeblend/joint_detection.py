@@ -54,7 +54,7 @@ def detect_together(observations: Sequence[Observation], threshold: float = 3.0)
 
 
 def _knowing_its_noise(one: Observation) -> Observation:
-    """With the correlation of its sky, unless one is given or there is too little of it to tell."""
+    """With the correlation of its sky, unless one is given, or the sky tells none: then white."""
     try:
         return one if one.noise_correlation is not None else one.with_sky_correlation()
     except DataError:

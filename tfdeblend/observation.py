@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .correlation import as_correlation, from_sky
+from .correlation import WINDOW, as_correlation, from_power, from_sky
 from .errors import DataError
 
 
@@ -127,8 +127,10 @@ class Observation:
             raise DataError(self.name, "sky", f"expected shape {self.shape[1:]}, received {empty.shape}")
         noise = self.images * np.sqrt(self.weights)
         try:
+            white = from_power(np.ones((1, 2 * WINDOW + 1, 2 * WINDOW + 1)))[0]  # of a band that is all masked
             pairs = zip(noise, self.valid, strict=True)
-            return replace(self, noise_correlation=np.stack([from_sky(band, empty & valid) for band, valid in pairs]))
+            found = [from_sky(band, empty & valid) if valid.any() else white for band, valid in pairs]
+            return replace(self, noise_correlation=np.stack(found))
         except ValueError as error:
             raise DataError(self.name, "noise_correlation", str(error)) from error
 

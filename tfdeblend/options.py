@@ -65,6 +65,8 @@ def check_field(args: argparse.Namespace) -> None:
         "--psf": args.psf,
         "--batch-size": args.batch_size,
     }
+    if args.catalog and args.detect:
+        raise DataError("--detect", "expected none beside --catalog, received both")
     for name, value in alone.items():
         if value is not None:
             raise DataError(name, f"expected none beside --observation, received {value}")
