@@ -24,9 +24,14 @@ def read_catalog(path: Path) -> Table:
     with parsing(path, "table"):
         table = Table.read(path, format=FORMATS[path.suffix])
         table.convert_bytestring_to_unicode()
+    return as_catalog(path, "table", "catalog", table)
+
+
+def as_catalog(path: Path, where: str, field: str, table: Table) -> Table:
+    """The table, which errors to come will name `field`. Raises: DataError without columns x, y or ra, dec."""
     columns = {str(name).lower() for name in table.colnames}
     if not ({"x", "y"} <= columns or {"ra", "dec"} <= columns):
         received = ", ".join(table.colnames[:20])
-        raise DataError(path, "table", f"expected columns x, y or ra, dec, received {received}")
-    table.meta = {"field": "catalog"}
+        raise DataError(path, where, f"expected columns x, y or ra, dec, received {received}")
+    table.meta = {"field": field}
     return table

@@ -14,6 +14,7 @@ from astropy.table import Table
 
 from .. import checks
 from ..errors import DataError
+from .catalogs import as_catalog
 from .masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
 from .parsing import Contents, parsing
 
@@ -192,9 +193,4 @@ def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:
         return None
     with parsing(path, "CATALOG"):
         table = Table.read(hdu, format="fits", mask_invalid=False)
-    columns = {str(name).lower() for name in table.colnames}
-    if not ({"x", "y"} <= columns or {"ra", "dec"} <= columns):
-        received = ", ".join(table.colnames[:20])
-        raise DataError(path, "CATALOG", f"expected columns x, y or ra, dec, received {received}")
-    table.meta = {"field": "CATALOG"}
-    return table
+    return as_catalog(path, "CATALOG", "CATALOG", table)
