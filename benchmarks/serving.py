@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=str(__doc__).split("\n")[0])
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument(
-        "--requests", type=int, default=10_000, help="(default: 10000, 1 in 6 of map; sample_16: 1 in 50)"
+        "--requests", type=int, default=10_000, help="(default: 10000, 1 in 10 of map; sample_16: 1 in 50)"
     )
     parser.add_argument("--different", type=int, default=16, help="blends of each model (default: 16)")
     args = parser.parse_args(argv)
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
             ports = json.loads(server.stdout.readline())
             facts["cold_start"] = time.perf_counter() - began
             grpc, rest = f"grpc://127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['rest']}"
-            few, fits = max(args.requests // 50, 1), max(args.requests // 6, 1)
+            few, fits = max(args.requests // 50, 1), max(args.requests // 10, 1)
             plan = [("map", grpc, fits), ("denoise", grpc, args.requests - fits), ("sample_16", grpc, few)]
             plan += [("map", rest, few), ("denoise", rest, few)]
             for signature, url, number in plan:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import score
+from benchmarks import em_galaxies, score
 from benchmarks.catsim import Answers, TrueScene, grade
 
 BANDS = ("g", "r", "i")
@@ -128,3 +128,16 @@ def test_scene_without_truth_is_refused(tmp_path):
     np.savez(path, images=np.zeros((1, 4, 4)), weights=np.ones((1, 4, 4)), filters=["i"])
     with pytest.raises(ValueError, match="truth: expected"):
         TrueScene.read(path)
+
+
+def test_galaxies_of_a_world_are_chosen_by_color_and_size():
+    t = np.arange(64) - 32
+    r2 = t[:, None] ** 2 + t**2
+    blue, red, green = (np.array(c)[:, None, None] for c in ([1.0, 1.0, 1.0], [0.2, 0.6, 1.0], [0.4, 0.7, 1.0]))
+    small, large = (np.exp(-r2 / (2 * s**2)) for s in (1.6, 3.0))
+    stamps = np.stack([blue * small, red * large, green * large, red * small, blue * large]).astype(np.float32)
+    found = {name: choice.of(stamps) for name, choice in em_galaxies.CHOICES.items()}
+    np.testing.assert_array_equal(found["blue"], stamps[[0], :, 16:48, 16:48])
+    assert found["red"].shape == (1, 3, 32, 32)
+    wider = red * 9 / 10 * np.exp(-r2 / (2 * 10))  # Gaussians' variances add
+    np.testing.assert_allclose(found["red"][0], wider[:, 16:48, 16:48], atol=0.01)
