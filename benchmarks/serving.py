@@ -119,7 +119,7 @@ def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) ->
 
 def load(url: str, cases: list[Case], number: int) -> dict:
     """`number` requests from CLIENTS clients, some malformed."""
-    tally, rng = Tally(), np.random.default_rng(4)
+    tally, rng, lock = Tally(), np.random.default_rng(4), threading.Lock()
     broken = rng.random(number) < MALFORMED
     clients = [connect(url, timeout=3600) for _ in range(CLIENTS)]
 
@@ -130,14 +130,17 @@ def load(url: str, cases: list[Case], number: int) -> dict:
         try:
             found = clients[index % CLIENTS].predict(case.model, case.signature, request)
         except (ServerError, DataError) as error:
-            if broken[index] and str(error).startswith(REFUSED):
-                tally.refused += 1
-            else:
-                tally.failed.append(str(error))
+            with lock:
+                if broken[index] and str(error).startswith(REFUSED):
+                    tally.refused += 1
+                else:
+                    tally.failed.append(str(error))
             return
-        tally.seconds.append(time.perf_counter() - began)
-        tally.not_refused += int(broken[index])
-        tally.wrong += int(difference(found, case.answer) > LARGEST)
+        seconds, wrong = time.perf_counter() - began, difference(found, case.answer) > LARGEST
+        with lock:
+            tally.seconds.append(seconds)
+            tally.not_refused += int(broken[index])
+            tally.wrong += int(wrong)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -149,10 +152,10 @@ def malformed(request: Arrays, index: int) -> Arrays:
     """Another dtype, another shape, or an input missing."""
     name = next(iter(request))
     value = request[name]
-    changes = ({name: value.astype(str)}, {name: value[:, :1]}, {name: np.repeat(value, 2, 0)})
+    changes = ({name: value.astype(np.int32)}, {name: value[:, :1]}, {name: np.concatenate([value, value])})
     if index % 4 == 3:
         return {key: one for key, one in request.items() if key != name}
-    return request | changes[index % 4 % 3]
+    return request | changes[index % 4]
 
 
 def roll_over(url: str, base: Path, cases: list[Case], log: Path) -> dict:

@@ -25,7 +25,7 @@ class Bucket:
       prior: a closed-form or a learned one. bands: C names; None: the learned prior's, else grizy.
       psf: pixels a side of the PSFs' images; smaller ones are padded.
 
-    Raises: ValueError for a prior or side that there is none of.
+    Raises: ValueError for a prior, side or bands that there are none of.
     """
 
     prior: str
@@ -44,10 +44,13 @@ class Bucket:
                 raise ValueError(f"{name}: expected one of {expected}, received {getattr(self, name)}")
         if self.psf < 3:
             raise ValueError(f"psf: expected at least 3 pixels, received {self.psf}")
-        if self.is_learned:
-            object.__setattr__(self, "bands", learned.find(self.prior).bands)
-        elif self.bands is None:
-            object.__setattr__(self, "bands", tuple("grizy"))
+        own = learned.find(self.prior).bands if self.is_learned else None
+        bands = self.bands or own or tuple("grizy")
+        if own and bands != own:
+            raise ValueError(f"bands: expected those of {self.prior}, {','.join(own)}, received {','.join(bands)}")
+        if not all(bands) or len(set(bands)) < len(bands):
+            raise ValueError(f"bands: expected names that differ, received {','.join(bands)!r}")
+        object.__setattr__(self, "bands", bands)
 
     @property
     def is_learned(self) -> bool:

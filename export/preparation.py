@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.batch import BatchShape, BlendBatch
+from export.bucket import Bucket
+from tfdeblend import learned
+from tfdeblend.batch import LARGEST_GAIN, BatchShape, BlendBatch
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
 from tfdeblend.stamps import COADD_ZEROPOINT
 
@@ -48,7 +50,7 @@ def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
     return batch
 
 
-def checked(blend: Tensors) -> tuple[Tensors, tf.Tensor]:
+def checked(blend: Tensors, bucket: Bucket) -> tuple[Tensors, tf.Tensor]:
     """Blends as the signatures take them, see `bucket.blend_specs`, and which [B] can be used.
 
     Pixels that are not finite, or without a positive finite weight, are masked. A blend that cannot be used becomes a
@@ -57,7 +59,7 @@ def checked(blend: Tensors) -> tuple[Tensors, tf.Tensor]:
     images, weights = blend["images"], blend["weights"]
     seen = tf.math.is_finite(images) & tf.math.is_finite(weights) & (weights > 0)
     masked = {"images": tf.where(seen, images, 0.0), "weights": tf.where(seen, weights, 0.0)}
-    usable = _usable(blend | masked)
+    usable = _usable(blend | masked) & _known(blend, bucket)
     psfs = blend["psfs"]
     middle = psfs.shape[-1] // 2
     point = tf.constant(np.pad(np.ones((1, 1)), [[middle, psfs.shape[-1] - middle - 1]] * 2), psfs.dtype)
@@ -72,8 +74,8 @@ def checked(blend: Tensors) -> tuple[Tensors, tf.Tensor]:
 
 
 def _usable(blend: Tensors) -> tf.Tensor:
-    """[B]: whether numbers are finite, pixel scales positive, PSFs of sum 1, sources on the image, which is no brighter
-    than BRIGHTEST times its noise."""
+    """[B]: whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources on
+    the image, which is no brighter than BRIGHTEST times its noise."""
     images, weights = blend["images"], blend["weights"]
     side = images.shape[-1]
     at, used = blend["positions"], blend["is_source"]
@@ -82,7 +84,21 @@ def _usable(blend: Tensors) -> tf.Tensor:
     dim = tf.reduce_all(tf.abs(images) * tf.sqrt(weights) < BRIGHTEST, [1, 2, 3])
     scalars = tf.concat([blend["zeropoints"], blend["psf_center"], blend["pixel_scale"][:, None]], 1)
     finite = tf.reduce_all(tf.math.is_finite(scalars), 1) & tf.reduce_all(tf.abs(total - 1) < 0.05, 1)
-    return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1)
+    within = (blend["psf_center"] >= 0) & (blend["psf_center"] <= blend["psfs"].shape[-1] - 1)
+    return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1) & tf.reduce_all(within, 1)
+
+
+def _known(blend: Tensors, bucket: Bucket) -> tf.Tensor:
+    """[B]: whether the prior knows such images: `LearnedPrior.problem`, `batch.allows_model_sigma`."""
+    side = 64
+    psfs = tf.cast(blend["psfs"], tf.float64)
+    gain = tf.abs(transfer_function(psfs, blend["psf_center"], bucket.shape.model_sigma, side))
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    known = tf.reduce_all((gain <= LARGEST_GAIN) | (radius > 0.5), [1, 2, 3])
+    if bucket.is_learned:
+        scale = blend["pixel_scale"] / learned.find(bucket.prior).pixel_scale
+        known &= tf.abs(scale - 1) <= learned.SCALE_TOLERANCE + 1e-6  # of float32
+    return known
 
 
 def band_scales(weights: tf.Tensor) -> tf.Tensor:

@@ -109,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began = time.perf_counter()
     try:
+        if args.version is not None and args.version < 1:
+            raise ValueError(f"version: expected at least 1, received {args.version}")
         bands = tuple(args.bands.split(",")) if args.bands else None
         path = write(Bucket(args.prior, args.side, args.sources, args.psf, bands), args.out, args.version)
     except (ValueError, OSError) as error:

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,43 +24,65 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 
 
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, received {number}")
+    return number
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0, received {text}")
+    return number
+
+
+OPTIONS: tuple[tuple[str, Callable[[str], float], float, str, str], ...] = (
+    ("--blends", at_least_one, 8, "N", "in a batch or a request"),
+    ("--waiting", at_least_one, 256, "N", "blends that may wait"),
+    ("--threads", at_least_one, 2, "N", "batches side by side"),
+    ("--megabytes", at_least_one, 256, "N", "of a request"),
+    ("--poll", positive, 2.0, "SECONDS", "for new versions"),
+    ("--grace", positive, 600.0, "SECONDS", "to stop in"),
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.serve", description=str(__doc__).splitlines()[0])
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of models, BASE/<model>/<version>")
     parser.add_argument("--address", default="127.0.0.1", help="to listen at (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, default=8500, metavar="N", help="gRPC; 0: any (default: 8500)")
     parser.add_argument("--rest-port", type=int, default=8501, metavar="N", help="REST; 0: any (default: 8501)")
-    parser.add_argument("--blends", type=int, default=8, metavar="N", help="in a batch or a request (default: 8)")
-    parser.add_argument("--waiting", type=int, default=256, metavar="N", help="blends that may wait (default: 256)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="batches side by side (default: 2)")
-    parser.add_argument("--megabytes", type=int, default=256, metavar="N", help="of a request (default: 256)")
-    parser.add_argument("--poll", type=float, default=2.0, metavar="SECONDS", help="for new versions (default: 2)")
-    parser.add_argument("--grace", type=float, default=600.0, metavar="SECONDS", help="to stop in (default: 600)")
+    for name, kind, default, unit, text in OPTIONS:
+        parser.add_argument(name, type=kind, default=default, metavar=unit, help=f"{text} (default: {default:g})")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.waiting < args.blends:
+        parser.error(f"argument --waiting: expected at least --blends, {args.blends}, received {args.waiting}")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     from export.embedded.metrics import Metrics
     from export.embedded.models import Limits, Models
 
-    metrics = Metrics()
+    models = None
     try:
-        models = Models(args.base, Limits(args.blends, args.waiting, args.threads), metrics)
+        models = Models(args.base, Limits(args.blends, args.waiting, args.threads), Metrics())
         models.poll()
-    except OSError as error:
-        print(f"export.serve: error: {error}", file=sys.stderr)
-        return 2
-    try:
         asyncio.run(_serve(args, models))
     except OSError as error:
         print(f"export.serve: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before it listened
+        return 130
     finally:
-        models.close()
+        if models:
+            models.close()
     return 0
 
 
@@ -72,8 +95,9 @@ async def _serve(args: argparse.Namespace, models: Models) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     largest = args.megabytes * MEBIBYTE
-    calls, port = rpc.start(models, models.metrics, args.address, args.port, largest)
-    runner = web.AppRunner(rest.Rest(models, models.metrics).application(largest), shutdown_timeout=args.grace)
+    calls, port = await rpc.start(models, models.metrics, args.address, args.port, largest)
+    application = rest.Rest(models, models.metrics).application(largest)
+    runner = web.AppRunner(application, shutdown_timeout=args.grace, handler_cancellation=True)
     await runner.setup()
     try:
         site = web.TCPSite(runner, args.address, args.rest_port)
@@ -84,9 +108,7 @@ async def _serve(args: argparse.Namespace, models: Models) -> None:
         await stop.wait()
         logging.getLogger("tfdeblend.serve").info("stopping: what was accepted is finished first")
     finally:
-        ended = calls.stop(args.grace)  # takes no more calls at once
-        await runner.cleanup()
-        await asyncio.to_thread(ended.wait)
+        await asyncio.gather(calls.stop(args.grace), runner.cleanup())  # neither takes more while the other finishes
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The signatures of an exported model: functions of named tensors, all with the blends as their first dimension.
 
 Blends are done one by one within a graph (`rowwise`): what comes out does not depend on the others of a batch, no batch
-needs padding, and no size of a batch is compiled anew.
+needs padding, and no size of a batch is compiled anew. Only `denoise` is a network on all rows at once, whose sums may
+round differently in batches of other sizes.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Inference:
     def _sample_eps(self, blend: Tensors) -> Tensors:
         seed = Seed(**{name: blend.pop(f"start_{name}") for name in Seed._fields})
         eps = tf.reshape(blend.pop("eps"), [SAMPLES, -1])
-        blend, usable = preparation.checked(blend)
+        blend, usable = preparation.checked(blend, self.bucket)
         batch = preparation.prepare(blend, self.shape)
         given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
         return _of_usable(self._samples(batch, self._drawn(batch, seed, given)), usable)
@@ -115,7 +116,7 @@ class Inference:
     # -- parts
 
     def _fitted(self, blend: Tensors) -> tuple[Tensors, tf.Tensor, BlendBatch, MapResult]:
-        blend, usable = preparation.checked(blend)
+        blend, usable = preparation.checked(blend, self.bucket)
         batch = preparation.prepare(blend, self.shape)
         radius, ellipticity = (tf.cast(t, tf.float32) for t in preparation.moments(blend))
         first = self.fit.prior.start(radius, ellipticity)

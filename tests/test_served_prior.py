@@ -1,4 +1,4 @@
-"""A learned prior on a server: a real blend through the command line is what it is without one."""
+"""A learned prior on a server: every proof holds; a real blend by the command line is what it is without a server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from export import saved_model
 from export.bucket import Bucket
+from export.check_saved_model import check
 from tests.scene_files import DATA, needs_data
 from tests.test_serving import Server
 from tfdeblend.cli import main
@@ -33,7 +34,7 @@ def deviations(here: Deblended, there: Deblended) -> float:
 @pytest.mark.slow
 @needs_data
 def test_a_real_blend_through_a_server_is_that_without_one(tmp_path: Path):
-    saved_model.write(Bucket("hsc-grizy-64", 32), tmp_path / "models")
+    assert check(saved_model.write(Bucket("hsc-grizy-64", 32), tmp_path / "models"))
     server = Server(tmp_path / "models")
     try:
         for method, apart in (("map", relative), ("sample", deviations)):

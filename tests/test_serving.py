@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -30,6 +31,7 @@ from export.check_saved_model import check
 from export.embedded import inputs
 from export.embedded.batcher import Batcher, Closed
 from export.embedded.refusal import Refusal
+from export.layout import WARM_UP
 from export.proofs.figures import LARGEST, difference
 from tests.test_export import scene
 from tfdeblend.cli import main
@@ -272,8 +274,9 @@ def test_versions_roll_over_without_losing_a_request(base: Path, tmp_path: Path)
     for thread in threads:
         thread.start()
     try:
-        (model / "2").mkdir()
-        (model / "2" / "saved_model.pb").write_bytes(b"nonsense")
+        shutil.copytree(model / "1", model / ".broken")
+        (model / ".broken" / "saved_model.pb").write_bytes(b"nonsense")
+        os.rename(model / ".broken", model / "2")
         shutil.copytree(model / "1", model / ".copy")
         os.rename(model / ".copy", model / "3")
         deadline = time.monotonic() + 240
@@ -290,6 +293,32 @@ def test_versions_roll_over_without_losing_a_request(base: Path, tmp_path: Path)
     assert all(one.result().outputs["usable"].bool_val[0] for one in last)
 
 
+@pytest.mark.slow
+def test_a_server_that_is_full_or_asked_too_much_says_so(base: Path):
+    server = Server(base, "--waiting", "4", "--blends", "4", "--threads", "1", "--megabytes", "1")
+    given = warmup.example(BUCKET)
+    try:
+        calls = [server.predictions.Predict.future(_request(given), timeout=300) for _ in range(40)]
+        status = GetModelStatusRequest()
+        status.model_spec.name = BUCKET.name
+        server.models.GetModelStatus(status, timeout=10)  # is told meanwhile
+        codes = [call.code() for call in calls]
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert codes.count(grpc.StatusCode.OK) >= 5
+        with ThreadPoolExecutor(40) as pool:
+            body = {"instances": rows(given)}
+            answers = list(pool.map(lambda _: server.ask(f"/v1/models/{BUCKET.name}:predict", body), range(40)))
+        assert {code for code, _ in answers} == {200, 503}
+        assert all("at most 4 blends to wait" in answer["error"] for code, answer in answers if code == 503)
+        large = b" " * 2**21
+        assert server.ask(f"/v1/models/{BUCKET.name}:predict", large)[0] == 413
+        with pytest.raises(grpc.RpcError) as raised:
+            server.predict({"images": np.zeros([2**19], np.float32)})
+        assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    finally:
+        assert server.stop() == 0
+
+
 def _request(given: dict[str, np.ndarray]) -> PredictRequest:
     request = PredictRequest()
     request.model_spec.name = BUCKET.name
@@ -298,8 +327,11 @@ def _request(given: dict[str, np.ndarray]) -> PredictRequest:
 
 
 @pytest.mark.slow
-def test_every_proof_holds(base: Path):
+def test_every_proof_holds(base: Path, tmp_path: Path):
     assert check(base / BUCKET.name / "1")
+    damaged = shutil.copytree(base / BUCKET.name / "1", tmp_path / BUCKET.name / "1")
+    (damaged / WARM_UP).unlink()
+    assert not check(damaged, ("configuration",))
 
 
 # -- batches

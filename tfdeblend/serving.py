@@ -64,20 +64,23 @@ class Client:
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as it is done; a scene that cannot be done yields its error."""
-        with ThreadPoolExecutor(self.at_once) as pool:
+        pool = ThreadPoolExecutor(self.at_once)
+        try:
             waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
                 error = done.exception()
                 yield waiting[done], error if isinstance(error, DataError) else done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # nobody waits for the others
 
     def _one(self, scene: Scene) -> Deblended:
         began = time.perf_counter()
         prior = self._local.prior_of(scene)
-        model = self._model(scene, prior)
-        arrays = blend_arrays(scene, model.side, model.sources, model.psf)
-        if self.method == "sample":
-            arrays["seed"] = np.array([self.seed, zlib.crc32(scene.name.encode())]).astype(np.uint32).view(np.int32)
         try:
+            model = self._model(scene, prior)
+            arrays = blend_arrays(scene, model.side, model.sources, model.psf)
+            if self.method == "sample":
+                arrays["seed"] = np.array([self.seed, zlib.crc32(scene.name.encode())]).astype(np.uint32).view(np.int32)
             found = self._server.predict(model.name, SIGNATURES[self.method], {k: v[None] for k, v in arrays.items()})
         except ServerError as error:
             raise DataError(scene.name, "server", str(error)) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Protocol
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -89,7 +91,7 @@ class Grpc:
             raise self._told(error) from error
         signatures = SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
-        inputs = signatures.signature_def["map"].inputs
+        inputs = _blend(signatures.signature_def).inputs
         shapes = {key: [dim.size for dim in info.tensor_shape.dim] for key, info in inputs.items()}
         return Model.of(name, shapes, model_sigma)
 
@@ -109,9 +111,8 @@ class Grpc:
 
     def _told(self, error: Any) -> Exception:
         if error.code() in (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED):
-            return DataError(
-                f"grpc://{self.address}", f"expected a model server, received {error.code().name}: {error.details()}"
-            )
+            received = f"received {error.code().name}: {error.details()}"
+            return DataError(f"grpc://{self.address}", f"expected a model server that answers, {received}")
         return ServerError(f"{error.code().name}: {error.details()}")
 
 
@@ -129,7 +130,7 @@ class Rest:
             if str(error).startswith("404"):
                 return None
             raise
-        inputs = signatures["map"]["inputs"]
+        inputs = _blend(signatures)["inputs"]
         shapes = {key: [int(dim["size"]) for dim in info["tensor_shape"]["dim"]] for key, info in inputs.items()}
         return Model.of(name, shapes, model_sigma)
 
@@ -138,22 +139,35 @@ class Rest:
             self._outputs[model, signature] = self._metadata(model)[signature]["outputs"]
         kinds = self._outputs[model, signature]
         body = {"signature_name": signature, "inputs": {name: value.tolist() for name, value in arrays.items()}}
-        outputs = self._ask(f"/v1/models/{model}:predict", body)["outputs"]
+        outputs = self._ask(f"/v1/models/{model}:predict", body, "outputs")
         return {name: np.array(value, KINDS[kinds[name]["dtype"]]) for name, value in outputs.items()}
 
     def _metadata(self, name: str) -> dict[str, Any]:
-        return self._ask(f"/v1/models/{name}/metadata")["metadata"]["signature_def"]["signature_def"]
+        return self._ask(f"/v1/models/{name}/metadata", None, "metadata", "signature_def", "signature_def")
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(self, path: str, body: dict[str, Any] | None, *keys: str) -> Any:
+        """What an answer holds below `keys`."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urlopen(Request(self.url + path, data), timeout=self.timeout) as answer:
-                return json.load(answer)
+            with urlopen(Request(self.url + path, data), timeout=self.timeout) as response:
+                answer = json.load(response)
+            for key in keys:
+                answer = answer[key]
+            return answer
         except HTTPError as error:
             try:
                 told = json.load(error)["error"]
             except (ValueError, KeyError, TypeError):
                 told = error.reason
             raise ServerError(f"{error.code}: {told}") from error
-        except (URLError, OSError) as error:
-            raise DataError(self.url, f"expected a model server, received {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(self.url, f"expected a model server, received another answer at {path}") from error
+        except (HTTPException, OSError) as error:
+            raise DataError(self.url, f"expected a model server that answers, received {error}") from error
+
+
+def _blend(signatures: Mapping[str, Any]) -> Any:
+    """The signature that every exported model has. Raises: ServerError."""
+    if "map" not in signatures:
+        raise ServerError(f"expected a model with the signature map, received {', '.join(signatures) or 'none'}")
+    return signatures["map"]

@@ -14,13 +14,14 @@ from export.embedded.refusal import Refusal
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[str, Arrays], Arrays]  # a signature, on a batch
+LINGER = 0.01  # seconds that a batch waits to fill while another is at work
 
 
 class Closed(Exception):
     """The batcher takes nothing more: another version has taken over, or the server stops."""
 
 
-@dataclass
+@dataclass(eq=False)  # a task is itself, whatever its arrays hold
 class Task:
     """One request on its way."""
 
@@ -43,6 +44,7 @@ class Batcher:
         self.run, self.largest, self.waiting, self.watch = run, largest, waiting, watch
         self._tasks: deque[Task] = deque()
         self._held = 0  # blends that wait
+        self._busy = 0  # batches at work
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, name="batches") for _ in range(threads)]
@@ -50,7 +52,10 @@ class Batcher:
             thread.start()
 
     def submit(self, signature: str, inputs: Arrays) -> Future:
-        """The outputs to come. Raises: Closed; Refusal where too many wait."""
+        """The outputs to come, which may be cancelled while they wait.
+
+        Raises: Closed; Refusal where too many wait.
+        """
         task = Task(signature, inputs)
         with self._changed:
             if self._closed:
@@ -60,7 +65,7 @@ class Batcher:
                 raise Refusal("UNAVAILABLE", message)
             self._tasks.append(task)
             self._held += task.blends
-            self._changed.notify()
+            self._changed.notify_all()
         return task.future
 
     def close(self) -> None:
@@ -74,25 +79,40 @@ class Batcher:
     def _take(self) -> list[Task]:
         """The task that has waited longest, and those of its signature that fit into its batch; none at the end."""
         with self._changed:
-            while not self._tasks and not self._closed:
-                self._changed.wait()
-            batch: list[Task] = []
-            room = self.largest
-            for task in list(self._tasks):
-                if batch and (task.signature != batch[0].signature or task.blends > room):
-                    continue
-                batch.append(task)
-                self._tasks.remove(task)
-                room -= task.blends
-                if room <= 0:
-                    break
-            self._held -= sum(task.blends for task in batch)
-            return batch
+            while not self._closed or self._tasks:
+                self._changed.wait_for(lambda: self._tasks or self._closed)
+                if self._busy and self._held < self.largest and not self._closed:
+                    # The machine is at work, and a full batch costs less a blend than two small ones.
+                    self._changed.wait_for(lambda: self._held >= self.largest or self._closed, LINGER)
+                if batch := self._fill():
+                    self._busy += 1
+                    self._changed.notify_all()  # of what was left
+                    return batch
+            return []
+
+    def _fill(self) -> list[Task]:
+        batch: list[Task] = []
+        left: deque[Task] = deque()
+        room = self.largest
+        for task in self._tasks:
+            if batch and (task.signature != batch[0].signature or task.blends > room):
+                left.append(task)
+            else:
+                self._held -= task.blends
+                if task.future.set_running_or_notify_cancel():
+                    batch.append(task)
+                    room -= task.blends
+        self._tasks = left
+        return batch
 
     def _work(self) -> None:
         while batch := self._take():
             self.watch(sum(task.blends for task in batch), self._held)
-            self._do(batch)
+            try:
+                self._do(batch)
+            finally:
+                with self._changed:
+                    self._busy -= 1
 
     def _do(self, batch: list[Task]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Requests' tensors, checked against a signature before any memory is taken for them."""
+"""Requests' tensors, checked against a signature before any memory beyond their own is taken for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from export.embedded.refusal import Refusal, invalid
 
 Arrays = dict[str, np.ndarray]
 Specs = dict[str, tf.TensorSpec]
+TYPES = {"f": {"float", "int"}, "i": {"int"}, "b": {"bool"}}  # of JSON's values, for each kind of array
+KINDS = {"str": "text", "bool": "true or false", "NoneType": "null", "dict": "objects"}
 
 
 def of_protos(protos: Mapping[str, Any], specs: Specs, most: int) -> Arrays:
@@ -35,28 +37,22 @@ def of_protos(protos: Mapping[str, Any], specs: Specs, most: int) -> Arrays:
     return found
 
 
-def of_json(body: Any, specs: Specs, most: int) -> tuple[Arrays, bool]:
-    """Of a REST body, and whether it came in rows (`instances`). Raises: Refusal."""
-    if not isinstance(body, dict) or ("instances" in body) == ("inputs" in body):
-        keys = sorted(map(str, body)) if isinstance(body, dict) else type(body).__name__
-        raise invalid("body", "an object with either instances or inputs", keys)
+def of_json(body: dict[str, Any], specs: Specs, most: int) -> Arrays:
+    """Of a REST body, which came in rows (`instances`) or in columns (`inputs`). Raises: Refusal."""
     if "inputs" in body:
-        columns = body["inputs"]
-        if not isinstance(columns, dict):
-            columns = {next(iter(specs)): columns} if len(specs) == 1 else {}
-        return _columns(columns, specs, most), False
+        if not isinstance(body["inputs"], dict):
+            raise invalid("inputs", "an object of named inputs", type(body["inputs"]).__name__)
+        return _columns(body["inputs"], specs, most)
     rows = body["instances"]
     if not isinstance(rows, list) or not rows:
         raise invalid("instances", "a list of at least one blend", type(rows).__name__ if rows else "none")
     if len(rows) > most:
         raise too_many(len(rows), most)
-    if len(specs) == 1 and not isinstance(rows[0], dict):
-        rows = [{next(iter(specs)): row} for row in rows]
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise invalid(f"instances[{index}]", "an object of named inputs", type(row).__name__)
         check_names(row, specs)
-    return _columns({name: [row[name] for row in rows] for name in specs}, specs, most), True
+    return _columns({name: [row[name] for row in rows] for name in specs}, specs, most)
 
 
 def _columns(columns: dict[str, Any], specs: Specs, most: int) -> Arrays:
@@ -64,25 +60,22 @@ def _columns(columns: dict[str, Any], specs: Specs, most: int) -> Arrays:
     found = {}
     for name, spec in specs.items():
         try:
-            value = np.array(columns[name])
-        except (ValueError, OverflowError, RecursionError) as error:
+            value = np.array(columns[name], object)  # as it came: texts would be padded to the longest
+        except (ValueError, RecursionError) as error:
             raise invalid(name, "a regular array", "one whose rows differ") from error
-        allowed = {"f": "fiu", "i": "iu", "b": "b"}[np.dtype(spec.dtype.as_numpy_dtype).kind]
-        if value.dtype.kind not in allowed:
-            raise invalid(name, spec.dtype.name, _kind(value))
+        kind = np.dtype(spec.dtype.as_numpy_dtype).kind
+        if wrong := sorted({type(one).__name__ for one in value.flat} - TYPES[kind]):
+            if "list" in wrong:
+                raise invalid(name, "a regular array", "one whose rows differ")
+            raise invalid(name, spec.dtype.name, KINDS.get(wrong[0], wrong[0]))
         check_shape(name, value.shape, spec, most)
-        if value.dtype.kind in "iu" and spec.dtype.is_integer and value.size:
-            limits = np.iinfo(spec.dtype.as_numpy_dtype)
-            if value.min() < limits.min or value.max() > limits.max:
-                raise invalid(name, f"{limits.min} to {limits.max}", f"{value.min()} to {value.max()}")
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is to the graph
-            found[name] = value.astype(spec.dtype.as_numpy_dtype)
+        try:
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is to the graph
+                found[name] = value.astype(spec.dtype.as_numpy_dtype)
+        except OverflowError as error:
+            raise invalid(name, f"numbers that fit into {spec.dtype.name}", "larger ones") from error
     check_blends(found)
     return found
-
-
-def _kind(value: np.ndarray) -> str:
-    return {"U": "text", "O": "an irregular array", "b": "true or false"}.get(value.dtype.kind, value.dtype.name)
 
 
 def check_names(given: Iterable[str], specs: Specs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ class Metrics:
             yield labels
         except Refusal as refusal:
             status = refusal.status
+            raise
+        except asyncio.CancelledError:  # the client has gone
+            status = "CANCELLED"
             raise
         except BaseException:
             status = "INTERNAL"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from export.layout import WARM_UP, versions
 log = logging.getLogger("tfdeblend.serve")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of gradients, which nobody asks for
 DEFAULT = "serving_default"
-NOT_DONE = "saved_model.pb"  # a version without it is still being copied
+WHOLE = (Path("saved_model.pb"), Path("variables") / "variables.index")  # a version without them is being copied
+Ask = Callable[["Version"], Awaitable[tuple[str, Arrays]]]  # a request's signature and inputs, as a version takes them
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Models:
     def __init__(self, base: Path, limits: Limits, metrics: Metrics):
         self.base, self.limits, self.metrics = base, limits, metrics
         self._served: dict[str, Version] = {}
-        self._broken: set[Path] = set()
+        self._broken: set[tuple[Path, int]] = set()  # and when they were written
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._poller: threading.Thread | None = None
@@ -77,32 +80,47 @@ class Models:
             raise NotADirectoryError(f"expected a folder of models, received {base}")
 
     def poll(self) -> None:
-        """Loads what is new and drops what is gone; a version that does not load leaves the older one in service."""
+        """Loads the newest version of each model that can be loaded, and drops models that are gone.
+
+        Raises: OSError where the folder cannot be read.
+        """
         there = {path.name: path for path in sorted(self.base.iterdir()) if versions(path)}
         for name in set(self._served) - set(there):
             self._replace(name, None)
         for name, folder in there.items():
-            whole = [n for n in versions(folder) if (folder / str(n) / NOT_DONE).exists()]
-            newest = folder / str(max(whole, default=0))
             served = self._served.get(name)
-            if not whole or newest in self._broken or (served and served.number == int(newest.name)):
-                continue
-            began = time.perf_counter()
-            try:
-                version = Version(newest, self.limits, self.metrics)
-            except Exception as error:  # of TensorFlow or protobuf, whatever is wrong with the files
-                self._broken.add(newest)
-                log.error("%s: expected a model, received %s", newest, " ".join(str(error).split())[:300])
-                continue
-            self._replace(name, version)
-            log.info("%s: version %d in service after %.1f s", name, version.number, time.perf_counter() - began)
+            for number in reversed(versions(folder)):
+                if served and served.number == number:
+                    break
+                began = time.perf_counter()
+                if version := self._loaded(folder / str(number)):
+                    self._replace(name, version)
+                    log.info("%s: version %d in service after %.1f s", name, number, time.perf_counter() - began)
+                    break
+
+    def _loaded(self, folder: Path) -> Version | None:
+        """None for a version that is being copied, or does not load."""
+        if not all((folder / file).exists() for file in WHOLE):
+            return None
+        written = folder, max((folder / file).stat().st_mtime_ns for file in WHOLE)
+        if written in self._broken:
+            return None
+        try:
+            return Version(folder, self.limits, self.metrics)
+        except Exception as error:  # of TensorFlow or protobuf, whatever is wrong with the files
+            self._broken.add(written)
+            log.error("%s: expected a model, received %s", folder, " ".join(str(error).split())[:300])
+            return None
 
     def watch(self, seconds: float) -> None:
         """Polls again and again, until `close`."""
 
         def repeat() -> None:
             while not self._stop.wait(seconds):
-                self.poll()
+                try:
+                    self.poll()
+                except OSError as error:  # the next time, it may be there again
+                    log.error("expected a folder of models, received %s", error)
 
         self._poller = threading.Thread(target=repeat, name="versions")
         self._poller.start()
@@ -128,16 +146,20 @@ class Models:
             raise Refusal("NOT_FOUND", f"expected a model that is served ({have}), received {name[:80]}{wanted}")
         return version
 
-    def predict(self, version: Version, pinned: bool, signature: str, arrays: Arrays) -> Arrays:
-        """Raises: Refusal; what the graph raises. pinned: whether that version was asked for."""
+    async def predict(self, find: Callable[[], Version], ask: Ask) -> tuple[Version, str, Arrays]:
+        """The version that answered, the signature that was asked for, and its outputs.
+
+        Raises: Refusal.
+        """
         while True:
+            version = find()
+            signature, arrays = await ask(version)
             try:
                 future = version.batcher.submit(signature, arrays)
             except Closed:  # replaced since it was found
-                version = self.find(version.name, version.number if pinned else None)
                 continue
             try:
-                return future.result()
+                return version, signature, await asyncio.wrap_future(future)
             except tf.errors.OpError as error:
                 raise Refusal("INTERNAL", " ".join(str(error.message).split())[:300]) from error
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 
 from export.embedded import inputs
+from export.embedded.batcher import Arrays
 from export.embedded.metrics import Metrics
 from export.embedded.models import Models, Version, signature_of
 from export.embedded.refusal import Refusal, invalid
 from export.embedded.rpc import signature_map, status_of
 
 log = logging.getLogger("tfdeblend.serve")
-CALLS = 64  # requests that are worked on side by side; each waits for its batch
 MODEL = "/v1/models/{model:[^/:]+}"
 VERSION = MODEL + r"/versions/{version:\d{1,18}}"
 
@@ -28,7 +27,6 @@ class Rest:
 
     def __init__(self, models: Models, metrics: Metrics):
         self.models, self.metrics = models, metrics
-        self.pool = ThreadPoolExecutor(CALLS, "rest")
 
     def application(self, largest: int) -> web.Application:
         """Args: largest: bytes of a request."""
@@ -43,38 +41,31 @@ class Rest:
 
     async def predict(self, request: web.Request) -> web.Response:
         content = await request.read()
-        loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(self.pool, self._predict, content, request.match_info)
-        return web.Response(body=text, content_type="application/json")
-
-    def _predict(self, content: bytes, where: Any) -> bytes:
         with self.metrics.request("rest") as labels:
-            version, pinned = self._version(where)
-            try:
-                body = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise invalid("body", "JSON", str(error)[:200]) from error
-            name = body.get("signature_name", "") if isinstance(body, dict) else ""
+            self._version(request.match_info)  # before any work
+            body = await asyncio.to_thread(_parsed, content)
+            name = body.get("signature_name", "")
             if not isinstance(name, str):
                 raise invalid("signature_name", "text", type(name).__name__)
-            signature = signature_of(version, name)
-            labels |= {"model": version.name, "signature": signature}
-            arrays, rows = inputs.of_json(body, version.specs[signature], version.limits.blends)
-            outputs = self.models.predict(version, pinned, signature, arrays)
-            columns = {key: value.tolist() for key, value in outputs.items()}
-            if rows:
-                each = zip(*columns.values(), strict=True)
-                return json.dumps({"predictions": [dict(zip(columns, row, strict=True)) for row in each]}).encode()
-            return json.dumps({"outputs": columns}).encode()
+
+            async def ask(version: Version) -> tuple[str, Arrays]:
+                signature = signature_of(version, name)
+                labels.update(model=version.name, signature=signature)
+                specs, most = version.specs[signature], version.limits.blends
+                return signature, await asyncio.to_thread(inputs.of_json, body, specs, most)
+
+            _, _, outputs = await self.models.predict(lambda: self._version(request.match_info), ask)
+            text = await asyncio.to_thread(_written, outputs, "instances" in body)
+        return web.Response(body=text, content_type="application/json")
 
     async def status(self, request: web.Request) -> web.Response:
-        answer = _plain(status_of(self._version(request.match_info)[0]))
+        answer = _plain(status_of(self._version(request.match_info)))
         for one in answer["model_version_status"]:
             one["status"] = {"error_code": "OK", "error_message": ""}
         return web.json_response(answer)
 
     async def metadata(self, request: web.Request) -> web.Response:
-        version, _ = self._version(request.match_info)
+        version = self._version(request.match_info)
         spec = {"name": version.name, "signature_name": "", "version": str(version.number)}
         return web.json_response({"model_spec": spec, "metadata": {"signature_def": _plain(signature_map(version))}})
 
@@ -85,9 +76,28 @@ class Rest:
         names = self.models.names
         return web.json_response({"models": names}, status=200 if names else 503)
 
-    def _version(self, where: Any) -> tuple[Version, bool]:
+    def _version(self, where: Any) -> Version:
         number = where.get("version")
-        return self.models.find(where["model"], int(number) if number else None), bool(number)
+        return self.models.find(where["model"], int(number) if number else None)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise invalid("body", "JSON", str(error)[:200]) from error
+    if not isinstance(body, dict) or ("instances" in body) == ("inputs" in body):
+        keys = ", ".join(sorted(body)) or "neither" if isinstance(body, dict) else type(body).__name__
+        raise invalid("body", "an object with either instances or inputs", keys[:200])
+    return body
+
+
+def _written(outputs: Arrays, rows: bool) -> bytes:
+    columns = {key: value.tolist() for key, value in outputs.items()}
+    if rows:
+        each = zip(*columns.values(), strict=True)
+        return json.dumps({"predictions": [dict(zip(columns, row, strict=True)) for row in each]}).encode()
+    return json.dumps({"outputs": columns}).encode()
 
 
 def _plain(message: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,32 +17,34 @@ from tensorflow_serving.apis import (
 )
 
 from export.embedded import inputs
+from export.embedded.batcher import Arrays
 from export.embedded.metrics import Metrics
 from export.embedded.models import Models, Version, signature_of
 from export.embedded.refusal import Refusal
 
 log = logging.getLogger("tfdeblend.serve")
-CALLS = 128  # that may be answered side by side; each waits for its batch
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
 
-def found(models: Models, spec: Any) -> tuple[Version, bool]:
-    """The version that a ModelSpec means, and whether it asks for that one."""
+def found(models: Models, spec: Any) -> Version:
+    """The version that a ModelSpec means."""
     pinned = spec.WhichOneof("version_choice") == "version"
-    return models.find(spec.name, spec.version.value if pinned else None, spec.version_label), pinned
+    return models.find(spec.name, spec.version.value if pinned else None, spec.version_label)
 
 
 def answered(call):
     """Refusals as gRPC tells them; nothing else leaves the server."""
 
-    def handler(self, request, context):
+    async def handler(self, request, context):
         try:
-            return call(self, request)
+            return await call(self, request)
         except Refusal as refusal:
-            context.abort(getattr(grpc.StatusCode, refusal.status), str(refusal))
+            await context.abort(getattr(grpc.StatusCode, refusal.status), str(refusal))
+        except asyncio.CancelledError:  # the client has gone
+            raise
         except Exception:
             log.exception("a request failed")
-            context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")
+            await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")
 
     return handler
 
@@ -54,31 +56,32 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.models, self.metrics = models, metrics
 
     @answered
-    def Predict(self, request):
+    async def Predict(self, request):
         with self.metrics.request("grpc") as labels:
-            version, pinned = found(self.models, request.model_spec)
-            signature = signature_of(version, request.model_spec.signature_name)
-            labels |= {"model": version.name, "signature": signature}
-            arrays = inputs.of_protos(request.inputs, version.specs[signature], version.limits.blends)
-            known = version.signatures[signature].outputs
-            names = list(request.output_filter) or list(known)
-            if unknown := sorted(set(names) - set(known)):
-                expected = f"expected among {', '.join(sorted(known))}"
-                raise Refusal("INVALID_ARGUMENT", f"output_filter: {expected}, received {unknown[0][:80]!r}")
-            outputs = self.models.predict(version, pinned, signature, arrays)
+
+            async def ask(version: Version) -> tuple[str, Arrays]:
+                signature = signature_of(version, request.model_spec.signature_name)
+                labels.update(model=version.name, signature=signature)
+                known = version.signatures[signature].outputs
+                if unknown := sorted(set(request.output_filter) - set(known)):
+                    expected = f"expected among {', '.join(sorted(known))}"
+                    raise Refusal("INVALID_ARGUMENT", f"output_filter: {expected}, received {unknown[0][:80]!r}")
+                return signature, inputs.of_protos(request.inputs, version.specs[signature], version.limits.blends)
+
+            version, signature, outputs = await self.models.predict(lambda: found(self.models, request.model_spec), ask)
             answer = predict_pb2.PredictResponse()
             answer.model_spec.name, answer.model_spec.signature_name = version.name, signature
             answer.model_spec.version.value = version.number
-            for name in names:
+            for name in request.output_filter or outputs:
                 answer.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
             return answer
 
     @answered
-    def GetModelMetadata(self, request):
+    async def GetModelMetadata(self, request):
         if list(request.metadata_field) != ["signature_def"]:
             received = ", ".join(request.metadata_field) or "none"
             raise Refusal("INVALID_ARGUMENT", f"metadata_field: expected signature_def, received {received[:80]}")
-        version, _ = found(self.models, request.model_spec)
+        version = found(self.models, request.model_spec)
         answer = get_model_metadata_pb2.GetModelMetadataResponse()
         answer.model_spec.name, answer.model_spec.version.value = version.name, version.number
         answer.metadata["signature_def"].Pack(signature_map(version))
@@ -92,8 +95,8 @@ class ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
         self.models = models
 
     @answered
-    def GetModelStatus(self, request):
-        return status_of(found(self.models, request.model_spec)[0])
+    async def GetModelStatus(self, request):
+        return status_of(found(self.models, request.model_spec))
 
 
 def signature_map(version: Version):
@@ -112,19 +115,19 @@ def status_of(version: Version):
     return answer
 
 
-def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[grpc.Server, int]:
+async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[grpc.aio.Server, int]:
     """A running server and its port. largest: bytes of a request. Raises: OSError for a port that is taken."""
     options = [
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.server(ThreadPoolExecutor(CALLS, "grpc"), options=options)
+    server = grpc.aio.server(options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelStatus(models), server)
     try:
         bound = server.add_insecure_port(f"{address}:{port}")
     except RuntimeError as error:
         raise OSError(f"expected a free port, received {address}:{port}, which is taken") from error
-    server.start()
+    await server.start()
     return server, bound

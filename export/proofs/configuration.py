@@ -9,15 +9,30 @@ from pathlib import Path
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.python.framework import op_def_registry
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config import model_server_config_pb2
 
+from export import pruned
 from export.layout import WARM_UP
 from export.proofs import figures
+from export.signatures import SAMPLE_EPS
 
 SERVING = Path(__file__).parents[1] / "serving"
-FORBIDDEN = ("EagerPyFunc", "PyFunc", "PyFuncStateless", "XlaLaunch")
-RANDOM = ("Random", "Multinomial")
+FORBIDDEN = {"EagerPyFunc", "PyFunc", "PyFuncStateless", "XlaLaunch"}
+CONTROL, WEIGHTS = (
+    {"StatefulPartitionedCall", "While"},
+    {
+        "AssignVariableOp",
+        "DisableCopyOnRead",
+        "MergeV2Checkpoints",
+        "ReadVariableOp",
+        "RestoreV2",
+        "SaveV2",
+        "VarHandleOp",
+        "VarIsInitializedOp",
+    },
+)  # all else that TensorFlow calls stateful would outlive a request
 
 
 def main(folder: Path, work: Path) -> None:
@@ -32,9 +47,12 @@ def main(folder: Path, work: Path) -> None:
     figures.tell("tensors whose first dimension is not free", float(len(scalars)), 0.0)
     config = model_server_config_pb2.ModelServerConfig()
     text_format.Parse((SERVING / "models.config").read_text(), config)
-    known = [one.name for one in config.model_config_list.config]
-    figures.tell("models in models.config", f"{len(known)}, {folder.parent.name} {folder.parent.name in known}")
+    wrong = [one.name for one in config.model_config_list.config if one.base_path != f"/models/{one.name}"]
+    figures.tell("models in models.config whose folder is another's", float(len(wrong)), 0.0)
     _graph(folder)
+    if SAMPLE_EPS in names:
+        random = {op for op in _operations(pruned.write(folder, SAMPLE_EPS, work / SAMPLE_EPS)) if "Random" in op}
+        figures.tell(f"random operations of {SAMPLE_EPS}", float(len(random)), 0.0)
     _warm_up(folder, names)
 
 
@@ -43,12 +61,21 @@ def _fixed(info) -> bool:
 
 
 def _graph(folder: Path) -> None:
-    graph = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
-    ops = {node.op for function in graph.library.function for node in function.node_def} | {n.op for n in graph.node}
-    stateful = {op for op in ops if op.startswith(RANDOM)} | (ops & set(FORBIDDEN))
-    figures.tell("operations a server refuses, or that keep a random state", float(len(stateful)), 0.0)
-    compiled = any(f.attr["_XlaMustCompile"].b for f in graph.library.function)
+    ops = _operations(folder)
+    stateful = {op for op in ops if (known := op_def_registry.get(op)) and known.is_stateful}
+    refused = stateful - CONTROL - WEIGHTS | ops & FORBIDDEN
+    figures.tell("operations a server refuses, or that keep a state beside the weights", float(len(refused)), 0.0)
+    compiled = any(f.attr["_XlaMustCompile"].b for f in _graph_def(folder).library.function)
     figures.tell("functions that must be compiled by XLA", float(compiled), 0.0)
+
+
+def _graph_def(folder: Path):
+    return SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+
+
+def _operations(folder: Path) -> set[str]:
+    graph = _graph_def(folder)
+    return {node.op for function in graph.library.function for node in function.node_def} | {n.op for n in graph.node}
 
 
 def _warm_up(folder: Path, names: list[str]) -> None:

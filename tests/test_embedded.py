@@ -1,0 +1,295 @@
+"""The embedded server's parts, and the client, where things go wrong: without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import serve
+from export.embedded import inputs, models
+from export.embedded.batcher import Batcher, Closed
+from export.embedded.metrics import Metrics
+from export.embedded.models import WHOLE, Limits, Models
+from export.embedded.refusal import Refusal
+from tests.test_export import scene
+from tfdeblend.errors import DataError
+from tfdeblend.serving import Client
+
+# -- batches
+
+
+class Held:
+    """A batcher whose batches are done when `go` is set; `sizes` are theirs."""
+
+    def __init__(self, largest: int = 8, waiting: int = 64, threads: int = 1):
+        self.go, self.sizes = threading.Event(), []
+        self.batcher = Batcher(self.run, largest, waiting, threads, lambda blends, waiting: None)
+        self.first = self.submit(0.0)
+        while not self.batcher._busy:
+            time.sleep(0.01)  # until it is at work, so that all others wait
+
+    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.go.wait(10)
+        self.sizes.append(len(arrays["x"]))
+        return {"y": 2 * arrays["x"]}
+
+    def submit(self, *values: float) -> Future:
+        return self.batcher.submit("double", {"x": np.array(values)})
+
+    def end(self) -> list[int]:
+        self.go.set()
+        self.batcher.close()
+        return self.sizes
+
+
+def test_a_small_request_overtakes_one_that_does_not_fit():
+    held = Held()
+    futures = [held.submit(*np.arange(size)) for size in (6, 7, 2)]
+    sizes = held.end()
+    assert [len(future.result()["y"]) for future in futures] == [6, 7, 2]
+    assert sizes == [1, 8, 7] and held.batcher._held == 0
+
+
+def test_what_is_cancelled_while_it_waits_is_not_done():
+    held = Held()
+    gone, kept = held.submit(1.0, 2.0), held.submit(3.0)
+    assert gone.cancel()
+    assert held.end() == [1, 1] and held.batcher._held == 0
+    assert kept.result()["y"].tolist() == [6.0]
+
+
+def test_beside_another_a_batch_waits_a_moment_to_fill():
+    held = Held(threads=2)
+    futures = [held.submit(value) for value in range(4)]
+    time.sleep(0.1)
+    assert held.end() == [1, 4] or held.sizes == [4, 1]
+    assert [future.result()["y"][0] for future in futures] == [0, 2, 4, 6]
+
+
+# -- versions
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a version, whose content says whether it loads; `Models` takes them for models."""
+
+    class Version:
+        def __init__(self, folder: Path, limits: Limits, metrics: Metrics):
+            if (folder / WHOLE[0]).read_text() == "broken":
+                raise ValueError("broken")
+            self.name, self.number, self.limits = folder.parent.name, int(folder.name), limits
+            self.batcher = Batcher(lambda name, x: x, 8, 8, 1, lambda *numbers: None)
+            self.close = self.batcher.close
+
+    def write(number: int, content: str = "whole", files: tuple[Path, ...] = WHOLE) -> Path:
+        for file in files:
+            path = tmp_path / "base" / "model" / str(number) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return tmp_path / "base" / "model" / str(number)
+
+    monkeypatch.setattr(models, "Version", Version)
+    return write
+
+
+@pytest.fixture
+def served(versions, tmp_path: Path) -> Iterator[Models]:
+    versions(1)
+    found = Models(tmp_path / "base", Limits(), Metrics())
+    yield found
+    found.close()
+
+
+def test_the_newest_version_that_loads_is_served(versions, served: Models):
+    versions(2, "broken")
+    served.poll()
+    assert served.find("model").number == 1
+    versions(3, files=WHOLE[:1])  # not all of it is there yet
+    served.poll()
+    assert served.find("model").number == 1
+    versions(3)
+    served.poll()
+    assert served.find("model").number == 3
+
+
+def test_a_version_that_was_mended_is_tried_again(versions, served: Models):
+    broken = versions(2, "broken")
+    served.poll()
+    shutil.rmtree(broken)
+    versions(2)
+    for file in WHOLE:
+        os.utime(broken / file, (1, 2))  # whatever the clock's grain is
+    served.poll()
+    assert served.find("model").number == 2
+
+
+def test_polling_goes_on_where_the_folder_was_away(versions, served: Models, tmp_path: Path):
+    served.poll()
+    served.watch(0.01)
+    (tmp_path / "base").rename(tmp_path / "away")
+    time.sleep(0.1)
+    assert served.find("model").number == 1  # in memory
+    (tmp_path / "away").rename(tmp_path / "base")
+    versions(2)
+    deadline = time.monotonic() + 10
+    while served.find("model").number != 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert served.find("model").number == 2
+
+
+def test_a_request_that_meets_a_replaced_version_is_asked_of_the_next(versions, served: Models):
+    served.poll()
+    asked = []
+
+    async def ask(version):
+        asked.append(version.number)
+        if version.number == 1:
+            versions(2)
+            served.poll()  # before the request is submitted
+        return "map", {"x": np.ones(1)}
+
+    version, signature, outputs = asyncio.run(served.predict(lambda: served.find("model"), ask))
+    assert (asked, version.number, signature) == ([1, 2], 2, "map") and outputs["x"] == 1
+
+
+def test_what_a_client_no_longer_waits_for_is_cancelled():
+    future: Future = Future()
+
+    class Version:
+        class batcher:
+            submit = staticmethod(lambda signature, arrays: future)
+
+    async def ask(version):
+        return "map", {}
+
+    async def leave() -> None:
+        task = asyncio.create_task(Models.predict(None, Version, ask))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert future.cancelled()
+
+
+def test_a_closed_batcher_takes_nothing():
+    held = Held()
+    held.end()
+    with pytest.raises(Closed):
+        held.submit(1.0)
+
+
+# -- requests
+
+
+def test_texts_among_numbers_take_no_memory():
+    specs = {"x": tf.TensorSpec([None, 4], tf.float32)}
+    body = {"inputs": {"x": ["a"] * 10_000 + ["b" * 100_000]}}
+    tracemalloc.start()
+    with pytest.raises(Refusal, match="x: expected float32, received text"):
+        inputs.of_json(body, specs, 8)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([[2**40]], "numbers that fit into int32"),
+        ([[1.5]], "expected int32, received float"),
+        ([[True]], "received true or false"),
+        ([[None]], "received null"),
+        ([[1], [1, 2]], "a regular array"),
+        ([{"a": 1}], "received objects"),
+    ],
+)
+def test_values_of_another_kind_are_told(value: object, told: str):
+    with pytest.raises(Refusal, match=told):
+        inputs.of_json({"inputs": {"x": value}}, {"x": tf.TensorSpec([None, 1], tf.int32)}, 8)
+
+
+@pytest.mark.parametrize(
+    "options", [["--threads", "0"], ["--poll", "0"], ["--blends", "9", "--waiting", "8"], ["--grace", "nan"]]
+)
+def test_options_that_would_serve_nothing_are_refused(options: list[str], tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.main([str(tmp_path), *options])
+    assert ended.value.code == 2 and "error: argument --" in capsys.readouterr().err
+
+
+# -- the client, before something that is no model server
+
+
+@pytest.fixture(params=["another protocol", "a page", "no model server", "no signature"])
+def stranger(request) -> Iterator[tuple[str, str]]:
+    """A URL, and what is told of it."""
+    kind = request.param
+    if kind == "another protocol":
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def answer() -> None:
+                one, _ = listening.accept()
+                with one:
+                    one.recv(65536)
+                    one.sendall(b"\x00\x00\x12\x04\x00\n\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", "expected a model server that answers"
+        return
+    content = b'{"metadata": {"signature_def": {"signature_def": {"other": {}}}}}'
+    code, body, told = {
+        "a page": (200, b"<html>", "expected a model server, received another answer"),
+        "no model server": (503, b"busy", "503"),
+        "no signature": (200, content, "expected a model with the signature map, received other"),
+    }[kind]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", told
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_stranger_at_the_url_is_told_in_one_line(stranger: tuple[str, str]):
+    url, told = stranger
+    with pytest.raises(DataError, match=told) as raised:
+        Client(url, "exponential", timeout=10).deblend(scene())
+    assert "\n" not in str(raised.value)
+
+
+def test_who_leaves_does_not_wait_for_the_other_scenes():
+    client, done = Client("http://127.0.0.1:1", at_once=1), []
+
+    def one(index: int) -> int:
+        time.sleep(0.05)
+        done.append(index)
+        return index
+
+    client._one = one  # type: ignore[method-assign, assignment]
+    results = client.iterate(range(100))  # type: ignore[arg-type]
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len(done) < 5
