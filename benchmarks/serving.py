@@ -38,22 +38,25 @@ MALFORMED = 0.05
 LARGEST = 1e-5
 REFUSED = ("INVALID_ARGUMENT", "400")
 ROUND, ROUNDS = 200, 100  # requests while versions roll over, and how often at most
+SHORTEST = 5.0  # seconds that direct batches are timed for
 
 
 class Case(NamedTuple):
-    """A request, and what the model itself answers."""
+    """A request, what the model itself answers, and the seconds that this takes in batches."""
 
     model: str
     signature: str
     request: Arrays
     answer: Arrays
+    seconds: float
 
 
 @dataclass
 class Tally:
-    """What came back. seconds: of each request that was answered."""
+    """What came back. seconds: of each request that was answered. direct: of all of them in direct batches."""
 
     seconds: list[float] = field(default_factory=list)
+    direct: float = 0.0
     wrong: int = 0
     refused: int = 0
     not_refused: int = 0
@@ -69,6 +72,7 @@ class Tally:
             "failed": len(self.failed),
             "first_failures": self.failed[:3],
             "per_second": len(self.seconds) / wall,
+            "ratio": self.direct / wall,
             "p50": float(p50),
             "p99": float(p99),
         }
@@ -99,8 +103,8 @@ def requests_of(folder: Path, signature: str, number: int) -> list[Arrays]:
     return [{name: value[i : i + 1] for name, value in given.items()} for i in range(number)]
 
 
-def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) -> tuple[list[Case], float]:
-    """The model's own answers, and the seconds that a blend takes in batches."""
+def direct(folder: Path, signature: str, requests: list[Arrays]) -> list[Case]:
+    """The model's own answers."""
     model = tf.saved_model.load(str(folder))
     function = model.signatures[signature]
 
@@ -110,11 +114,29 @@ def direct(folder: Path, signature: str, requests: list[Arrays], repeat: int) ->
 
     size = min(BATCH, len(requests))
     run(requests[:size])  # warms up
-    cases = [Case(folder.parent.name, signature, one, run([one])) for one in requests]
-    began = time.perf_counter()
-    for _ in range(repeat):
+    answers = [run([one]) for one in requests]
+    began, blends = time.perf_counter(), 0
+    while time.perf_counter() - began < SHORTEST:
         run(requests[:size])
-    return cases, (time.perf_counter() - began) / (repeat * size)
+        blends += size
+    seconds = (time.perf_counter() - began) / blends
+    pairs = zip(requests, answers, strict=True)
+    return [Case(folder.parent.name, signature, request, answer, seconds) for request, answer in pairs]
+
+
+def mixed(cases: list[Case], number: int) -> list[Case]:
+    """Requests of 1 to BATCH blends each."""
+    rng, found = np.random.default_rng(5), []
+    for _ in range(number):
+        one = cases[rng.integers(len(cases))]
+        alike = [case for case in cases if (case.model, case.signature) == (one.model, one.signature)]
+        parts = [alike[i] for i in rng.integers(len(alike), size=rng.integers(1, BATCH + 1))]
+        request, answer = (
+            {name: np.concatenate([part[name] for part in each]) for name in each[0]}
+            for each in ([part.request for part in parts], [part.answer for part in parts])
+        )
+        found.append(one._replace(request=request, answer=answer, seconds=len(parts) * one.seconds))
+    return found
 
 
 def load(url: str, cases: list[Case], number: int) -> dict:
@@ -139,6 +161,7 @@ def load(url: str, cases: list[Case], number: int) -> dict:
         seconds, wrong = time.perf_counter() - began, difference(found, case.answer) > LARGEST
         with lock:
             tally.seconds.append(seconds)
+            tally.direct += case.seconds
             tally.not_refused += int(broken[index])
             tally.wrong += int(wrong)
 
@@ -212,13 +235,12 @@ def main(argv: list[str] | None = None) -> int:
     names = sorted(path.name for path in args.base.iterdir() if versions(path))
     facts: dict = {"models": {name: megabytes(newest(args.base, name)) for name in names}}
     cases: dict[str, list[Case]] = {}
-    seconds: dict[str, float] = {}
     for signature in ("map", "denoise", "sample_16"):
-        different, repeat = (4, 1) if signature == "sample_16" else (args.different, 3)
+        different = 4 if signature == "sample_16" else args.different
         folders = [newest(args.base, name) for name in names]
-        found = [direct(one, signature, requests_of(one, signature, different), repeat) for one in folders]
-        cases[signature] = [case for each in zip(*(own for own, _ in found), strict=True) for case in each]
-        seconds[signature] = float(np.mean([own for _, own in found]))
+        found = [direct(one, signature, requests_of(one, signature, different)) for one in folders]
+        cases[signature] = [case for each in zip(*found, strict=True) for case in each]
+    cases["mixed"] = mixed(cases["map"] + cases["denoise"], max(args.requests // 20, 1))
     with tempfile.TemporaryDirectory() as scratch:
         base, log = Path(scratch) / "models", Path(scratch) / "log"
         for name in names:
@@ -236,12 +258,12 @@ def main(argv: list[str] | None = None) -> int:
             facts["cold_start"] = time.perf_counter() - began
             grpc, rest = f"grpc://127.0.0.1:{ports['grpc']}", f"http://127.0.0.1:{ports['rest']}"
             few, fits = max(args.requests // 50, 1), max(args.requests // 10, 1)
-            plan = [("map", grpc, fits), ("denoise", grpc, args.requests - fits), ("sample_16", grpc, few)]
+            plan = [("denoise", grpc, args.requests - fits), ("map", grpc, fits)]
+            plan += [("mixed", grpc, len(cases["mixed"])), ("sample_16", grpc, few)]
             plan += [("map", rest, few), ("denoise", rest, few)]
             for signature, url, number in plan:
                 before = resident(server.pid)
                 told_of = load(url, cases[signature], number)
-                told_of["ratio"] = told_of["per_second"] * seconds[signature]
                 told_of["megabytes"] = [before, resident(server.pid)]
                 facts[f"{signature} {url.split(':')[0]}"] = told_of
                 print(json.dumps({signature: told_of}), flush=True)

@@ -34,11 +34,11 @@ from tfdeblend.serving import Client
 class Held:
     """A batcher whose batches are done when `go` is set; `sizes` are theirs."""
 
-    def __init__(self, largest: int = 8, waiting: int = 64, threads: int = 1):
+    def __init__(self) -> None:
         self.go, self.sizes = threading.Event(), []
-        self.batcher = Batcher(self.run, largest, waiting, threads, lambda blends, waiting: None)
+        self.batcher = Batcher(self.run, 8, 64, 1, lambda blends, waiting: None)
         self.first = self.submit(0.0)
-        while not self.batcher._busy:
+        while not self.first.running():
             time.sleep(0.01)  # until it is at work, so that all others wait
 
     def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,14 +69,6 @@ def test_what_is_cancelled_while_it_waits_is_not_done():
     assert gone.cancel()
     assert held.end() == [1, 1] and held.batcher._held == 0
     assert kept.result()["y"].tolist() == [6.0]
-
-
-def test_beside_another_a_batch_waits_a_moment_to_fill():
-    held = Held(threads=2)
-    futures = [held.submit(value) for value in range(4)]
-    time.sleep(0.1)
-    assert held.end() == [1, 4] or held.sizes == [4, 1]
-    assert [future.result()["y"][0] for future in futures] == [0, 2, 4, 6]
 
 
 # -- versions

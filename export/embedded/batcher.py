@@ -14,7 +14,6 @@ from export.embedded.refusal import Refusal
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[str, Arrays], Arrays]  # a signature, on a batch
-LINGER = 0.01  # seconds that a batch waits to fill while another is at work
 
 
 class Closed(Exception):
@@ -44,7 +43,6 @@ class Batcher:
         self.run, self.largest, self.waiting, self.watch = run, largest, waiting, watch
         self._tasks: deque[Task] = deque()
         self._held = 0  # blends that wait
-        self._busy = 0  # batches at work
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, name="batches") for _ in range(threads)]
@@ -65,7 +63,7 @@ class Batcher:
                 raise Refusal("UNAVAILABLE", message)
             self._tasks.append(task)
             self._held += task.blends
-            self._changed.notify_all()
+            self._changed.notify()
         return task.future
 
     def close(self) -> None:
@@ -81,12 +79,8 @@ class Batcher:
         with self._changed:
             while not self._closed or self._tasks:
                 self._changed.wait_for(lambda: self._tasks or self._closed)
-                if self._busy and self._held < self.largest and not self._closed:
-                    # The machine is at work, and a full batch costs less a blend than two small ones.
-                    self._changed.wait_for(lambda: self._held >= self.largest or self._closed, LINGER)
                 if batch := self._fill():
-                    self._busy += 1
-                    self._changed.notify_all()  # of what was left
+                    self._changed.notify()  # of what was left
                     return batch
             return []
 
@@ -108,11 +102,7 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             self.watch(sum(task.blends for task in batch), self._held)
-            try:
-                self._do(batch)
-            finally:
-                with self._changed:
-                    self._busy -= 1
+            self._do(batch)
 
     def _do(self, batch: list[Task]) -> None:
         try:

@@ -46,6 +46,6 @@ def difference(found: Arrays, expected: Arrays) -> float:
             worst = max(worst, 0.0 if (found[name] == value).all() else float("inf"))
             continue
         scale = max(float(np.abs(value).max()), 1e-30)
-        step = float(np.abs(found[name].astype(float) - value.astype(float)).max()) / scale
+        step = float(np.abs(found[name] - value).max()) / scale
         worst = max(worst, step if step == step else float("inf"))
     return worst
