@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         folders = [newest(args.base, name) for name in names]
         found = [direct(one, signature, requests_of(one, signature, different)) for one in folders]
         cases[signature] = [case for each in zip(*found, strict=True) for case in each]
-    cases["mixed"] = mixed(cases["map"] + cases["denoise"], max(args.requests // 20, 1))
+    cases["mixed"] = mixed(cases["map"] + cases["denoise"], max(args.requests // 50, 1))
     with tempfile.TemporaryDirectory() as scratch:
         base, log = Path(scratch) / "models", Path(scratch) / "log"
         for name in names:

@@ -313,7 +313,7 @@ def test_a_server_that_is_full_or_asked_too_much_says_so(base: Path):
         large = b" " * 2**21
         assert server.ask(f"/v1/models/{BUCKET.name}:predict", large)[0] == 413
         with pytest.raises(grpc.RpcError) as raised:
-            server.predict({"images": np.zeros([2**19], np.float32)})
+            server.predict({"images": np.arange(2.0**19, dtype=np.float32)})
         assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     finally:
         assert server.stop() == 0
