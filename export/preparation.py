@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from export.bucket import Bucket
-from tfdeblend import learned
 from tfdeblend.batch import LARGEST_GAIN, BatchShape, BlendBatch
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
 from tfdeblend.stamps import COADD_ZEROPOINT
@@ -50,16 +48,17 @@ def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
     return batch
 
 
-def checked(blend: Tensors, bucket: Bucket) -> tuple[Tensors, tf.Tensor]:
+def checked(blend: Tensors, model_sigma: float) -> tuple[Tensors, tf.Tensor]:
     """Blends as the signatures take them, see `bucket.blend_specs`, and which [B] can be used.
 
+    model_sigma: of the bucket, pixels.
     Pixels that are not finite, or without a positive finite weight, are masked. A blend that cannot be used becomes a
     point-like PSF and nothing else, so that it fails no other blend of its batch.
     """
     images, weights = blend["images"], blend["weights"]
     seen = tf.math.is_finite(images) & tf.math.is_finite(weights) & (weights > 0)
     masked = {"images": tf.where(seen, images, 0.0), "weights": tf.where(seen, weights, 0.0)}
-    usable = _usable(blend | masked) & _known(blend, bucket)
+    usable = _usable(blend | masked) & _wide(blend, model_sigma)
     psfs = blend["psfs"]
     middle = psfs.shape[-1] // 2
     point = tf.constant(np.pad(np.ones((1, 1)), [[middle, psfs.shape[-1] - middle - 1]] * 2), psfs.dtype)
@@ -88,17 +87,13 @@ def _usable(blend: Tensors) -> tf.Tensor:
     return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1) & tf.reduce_all(within, 1)
 
 
-def _known(blend: Tensors, bucket: Bucket) -> tf.Tensor:
-    """[B]: whether the prior knows such images: `LearnedPrior.problem`, `batch.allows_model_sigma`."""
+def _wide(blend: Tensors, model_sigma: float) -> tf.Tensor:
+    """[B]: whether PSFs are wider than the model PSF: see `batch.allows_model_sigma`."""
     side = 64
     psfs = tf.cast(blend["psfs"], tf.float64)
-    gain = tf.abs(transfer_function(psfs, blend["psf_center"], bucket.shape.model_sigma, side))
+    gain = tf.abs(transfer_function(psfs, blend["psf_center"], model_sigma, side))
     radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
-    known = tf.reduce_all((gain <= LARGEST_GAIN) | (radius > 0.5), [1, 2, 3])
-    if bucket.is_learned:
-        scale = blend["pixel_scale"] / learned.find(bucket.prior).pixel_scale
-        known &= tf.abs(scale - 1) <= learned.SCALE_TOLERANCE + 1e-6  # of float32
-    return known
+    return tf.reduce_all((gain <= LARGEST_GAIN) | (radius > 0.5), [1, 2, 3])
 
 
 def band_scales(weights: tf.Tensor) -> tf.Tensor:

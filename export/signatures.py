@@ -103,7 +103,7 @@ class Inference:
     def _sample_eps(self, blend: Tensors) -> Tensors:
         seed = Seed(**{name: blend.pop(f"start_{name}") for name in Seed._fields})
         eps = tf.reshape(blend.pop("eps"), [SAMPLES, -1])
-        blend, usable = preparation.checked(blend, self.bucket)
+        blend, usable = preparation.checked(blend, self.shape.model_sigma)
         batch = preparation.prepare(blend, self.shape)
         given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
         return _of_usable(self._samples(batch, self._drawn(batch, seed, given)), usable)
@@ -116,7 +116,7 @@ class Inference:
     # -- parts
 
     def _fitted(self, blend: Tensors) -> tuple[Tensors, tf.Tensor, BlendBatch, MapResult]:
-        blend, usable = preparation.checked(blend, self.bucket)
+        blend, usable = preparation.checked(blend, self.shape.model_sigma)
         batch = preparation.prepare(blend, self.shape)
         radius, ellipticity = (tf.cast(t, tf.float32) for t in preparation.moments(blend))
         first = self.fit.prior.start(radius, ellipticity)
