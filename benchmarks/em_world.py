@@ -8,19 +8,24 @@
 `make` writes scenes as NPZ; stamps (N, C, P, P) are of galaxies alone, at the resolution of the model PSF. `judge`
 samples held-out blends under every prior, the first of which is the start and the last one was trained on the truth,
 and tells how far between the two the others are: `judged.json`, `judged.txt`. A judging that was stopped goes on.
+With `--scenes` in place of stamps it judges by scenes with truth, as `tfdeblend simulate` writes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import worlds
 from tfdeblend import em, learned, metrics, shards
+from tfdeblend.io import find_inputs
 from tfdeblend.sampling import SampleOptions
+from tfdeblend.scene import Scene
 from tfdeblend.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
@@ -28,9 +33,28 @@ BOOTSTRAPS = 1000
 FIGURES = ("l2", "flux", "pixel_z", "peak", "chi2")
 
 
+class Judged(NamedTuple):
+    """A scene, and the truth (K, C, H, W) of its sources as observed."""
+
+    scene: Scene
+    sources: np.ndarray
+
+
+def read(folder: Path, number: int) -> list[Judged]:
+    """The first `number` scenes with truth of a folder, without those that hold no source."""
+    found: list[Judged] = []
+    for path in find_inputs([str(folder)]):
+        scene = Scene.read(path)
+        if scene.sources and len(found) < number:
+            with np.load(path) as file:
+                found.append(Judged(scene, file["truth"].astype(float)))
+    return found
+
+
 def make(options: argparse.Namespace) -> list[worlds.TrueBlend]:
     stamps = worlds.unit(np.load(options.stamps).astype(float))
-    survey = worlds.of_bands(SURVEYS[options.survey], options.bands)
+    survey = SURVEYS[options.survey]
+    survey = worlds.of_bands(survey, options.bands or survey.bands)
     count, snr = tuple(options.sources), tuple(options.snr)
     return worlds.blends(stamps, options.model_sigma, options.number, count, snr, survey, options.seed, options.image)
 
@@ -53,7 +77,7 @@ def write(blends: list[worlds.TrueBlend], out: Path) -> None:
         shards.write_whole(out / f"{blend.scene.name}.npz", lambda path, arrays=arrays: shards.write_npz(path, arrays))
 
 
-def judged(blends: list[worlds.TrueBlend], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
+def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
     """(blends, 6): sums over a blend's sources of relative L2 of the mean, flux error and peak height over the truth's;
     of its bright pixels' squared z-scores and their number; and chi-square a pixel of the mean."""
     truth = {blend.scene.name: blend for blend in blends}
@@ -74,7 +98,7 @@ def judged(blends: list[worlds.TrueBlend], found: list[em.Shard], expectation: e
     return np.array([rows[blend.scene.name] for blend in blends])
 
 
-def _compare(blend: worlds.TrueBlend, sources: np.ndarray) -> list[float]:
+def _compare(blend: Judged, sources: np.ndarray) -> list[float]:
     true, mean = blend.sources.astype(float), sources.mean(0, dtype=float)
     deviation = np.maximum(sources.std(0, ddof=1), 1e-30)
     z = metrics.z_scores(true, mean, deviation, len(sources))
@@ -122,7 +146,11 @@ def progress(rows: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
 
 
 def judge(options: argparse.Namespace) -> None:
-    blends, out = make(options), options.out
+    made = [] if options.scenes else make(options)
+    blends = (
+        read(options.scenes, options.number) if options.scenes else [Judged(one.scene, one.sources) for one in made]
+    )
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
     scenes, seeding = [blend.scene for blend in blends], em.Seeding()
     first = learned.find(str(options.priors[0])).load()
@@ -157,9 +185,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "judge"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stamps", type=Path, required=True, help=".npy of (N, C, P, P)")
+    galaxies = parser.add_mutually_exclusive_group(required=True)
+    galaxies.add_argument("--stamps", type=Path, help=".npy of (N, C, P, P)")
+    galaxies.add_argument("--scenes", type=Path, help="folder of NPZ scenes with truth, to judge by")
     parser.add_argument("--survey", default="hsc")
-    parser.add_argument("--bands", nargs="+", required=True)
+    parser.add_argument("--bands", nargs="+", help="of the blends of stamps (default: all of the survey)")
     parser.add_argument("--model-sigma", type=float, default=1.0)
     parser.add_argument("--number", type=int, default=300, help="of blends")
     parser.add_argument("--image", type=int, default=48, help="pixels a side")
@@ -170,6 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--priors", type=Path, nargs="+", default=[], help="from the start's to the truth's")
     options = parser.parse_args(arguments)
     if options.what == "make":
+        if not options.stamps:
+            parser.error("make: expected --stamps, received --scenes")
         write(make(options), options.out)
     else:
         judge(options)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import em_galaxies, score
+from benchmarks import em_galaxies, em_world, score
 from benchmarks.catsim import Answers, TrueScene, grade
+from tests import scene_files
 
 BANDS = ("g", "r", "i")
 
@@ -141,3 +142,14 @@ def test_galaxies_of_a_world_are_chosen_by_color_and_size():
     assert found["red"].shape == (1, 3, 32, 32)
     wider = red * 9 / 10 * np.exp(-r2 / (2 * 10))  # Gaussians' variances add
     np.testing.assert_allclose(found["red"][0], wider[:, 16:48, 16:48], atol=0.01)
+
+
+def test_priors_are_judged_by_scenes_with_truth(tmp_path: Path):
+    content = scene_files.arrays()
+    truth = np.random.default_rng(0).uniform(size=(len(content["peaks"]), *content["images"].shape))
+    for name in "ab":
+        scene_files.write_npz(tmp_path / f"{name}.npz", truth=truth)
+    found = em_world.read(tmp_path, 1)
+    assert [one.scene.name for one in found] == ["a"]
+    np.testing.assert_array_equal(found[0].sources, truth)
+    np.testing.assert_allclose(found[0].scene.positions, content["peaks"][:, ::-1])
