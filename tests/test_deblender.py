@@ -15,8 +15,9 @@ from simulations import BLEND, Galaxy, random_blends, simulate
 
 from tfdeblend import flags
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend.buckets import merge_buckets, stamp_side
 from tfdeblend.deblended import Deblended
-from tfdeblend.deblender import Deblender, merge_buckets, stamp_side
+from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.initialize import moments
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult

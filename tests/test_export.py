@@ -15,7 +15,7 @@ from export.warmup import example
 from tests.test_learned import SHIPPED, simulated
 from tfdeblend import draws, initialize
 from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.deblender import stamp_side
+from tfdeblend.buckets import stamp_side
 from tfdeblend.draws import Draws
 from tfdeblend.scene import Scene
 from tfdeblend.serving import blend_arrays

@@ -11,8 +11,9 @@ import tensorflow as tf
 from tests.test_learned import SHIPPED, simulated
 from tfdeblend import draws, learned, sample_plots
 from tfdeblend.batch import BlendBatch, fast_fourier_size, scene_shape
+from tfdeblend.buckets import stamp_side
 from tfdeblend.deblended import Deblended
-from tfdeblend.deblender import Deblender, stamp_side
+from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.io.results import read_fits, write_fits
 from tfdeblend.mapfit import MapFit

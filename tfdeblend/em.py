@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfdeblend import initialize, sample_batches, shards
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.deblender import SEED, brightness, by_count, first_latents, merge_buckets, stamp_side
+from tfdeblend.buckets import brightness, by_count, merge_buckets, stamp_side
+from tfdeblend.deblender import SEED, first_latents
 from tfdeblend.denoisers import Denoiser, flux_scale
 from tfdeblend.errors import DataError
 from tfdeblend.gaussian import STAMPS, GaussianDenoiser

@@ -19,8 +19,9 @@ import tensorflow as tf
 from tfdeblend import initialize
 from tfdeblend.assembly import Facts
 from tfdeblend.batch import BatchShape
+from tfdeblend.buckets import stamp_side
 from tfdeblend.checks import sky_level
-from tfdeblend.deblender import first_latents, stamp_side
+from tfdeblend.deblender import first_latents
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
 from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled
