@@ -175,7 +175,7 @@ def malformed(request: Arrays, index: int) -> Arrays:
     """Another dtype, another shape, or an input missing."""
     name = next(iter(request))
     value = request[name]
-    changes = ({name: value.astype(np.int32)}, {name: value[:, :1]}, {name: np.concatenate([value, value])})
+    changes = ({name: value > 0}, {name: value[:, :1]}, {name: np.concatenate([value, value])})
     if index % 4 == 3:
         return {key: one for key, one in request.items() if key != name}
     return request | changes[index % 4]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from export.embedded.models import Models
 
 MEBIBYTE = 2**20
+LONGEST = 1e6  # seconds
 
 
 def at_least_one(text: str) -> int:
@@ -33,8 +34,8 @@ def at_least_one(text: str) -> int:
 
 def positive(text: str) -> float:
     number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0, received {text}")
+    if not 0 < number <= LONGEST:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most {LONGEST:g}, received {text}")
     return number
 
 
@@ -87,8 +88,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _serve(args: argparse.Namespace, models: Models) -> None:
-    from aiohttp import web
-
     from export.embedded import rest, rpc
 
     stop = asyncio.Event()
@@ -96,19 +95,20 @@ async def _serve(args: argparse.Namespace, models: Models) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     largest = args.megabytes * MEBIBYTE
     calls, port = await rpc.start(models, models.metrics, args.address, args.port, largest)
-    application = rest.Rest(models, models.metrics).application(largest)
-    runner = web.AppRunner(application, shutdown_timeout=args.grace, handler_cancellation=True)
-    await runner.setup()
     try:
-        site = web.TCPSite(runner, args.address, args.rest_port)
-        await site.start()
-        rest_port = runner.addresses[0][1]
-        models.watch(args.poll)
-        print(json.dumps({"grpc": port, "rest": rest_port, "models": models.names}), flush=True)
-        await stop.wait()
-        logging.getLogger("tfdeblend.serve").info("stopping: what was accepted is finished first")
-    finally:
-        await asyncio.gather(calls.stop(args.grace), runner.cleanup())  # neither takes more while the other finishes
+        pages, rest_port = await rest.start(models, models.metrics, args.address, args.rest_port, largest)
+    except OSError:
+        await calls.stop(None)
+        raise
+    models.watch(args.poll)
+    print(json.dumps({"grpc": port, "rest": rest_port, "models": models.names}), flush=True)
+    await stop.wait()
+    logging.getLogger("tfdeblend.serve").info("stopping: what was accepted is finished first")
+    models.leave()
+    # Neither takes more while the other finishes, nor ends it by failing.
+    for result in await asyncio.gather(calls.stop(args.grace), pages.stop(args.grace), return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
 
 
 if __name__ == "__main__":

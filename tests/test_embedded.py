@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -14,15 +15,19 @@ from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from export import serve
-from export.embedded import inputs, models
+from export.embedded import inputs, models, rest, rpc
 from export.embedded.batcher import Batcher, Closed
 from export.embedded.metrics import Metrics
-from export.embedded.models import WHOLE, Limits, Models
+from export.embedded.models import DEFAULT, WHOLE, Limits, Models
 from export.embedded.refusal import Refusal
 from tests.test_export import scene
 from tfdeblend.errors import DataError
@@ -36,7 +41,7 @@ class Held:
 
     def __init__(self) -> None:
         self.go, self.sizes = threading.Event(), []
-        self.batcher = Batcher(self.run, 8, 64, 1, lambda blends, waiting: None)
+        self.batcher = Batcher(self.run, 8, 64, 1, lambda blends: None)
         self.first = self.submit(0.0)
         while not self.first.running():
             time.sleep(0.01)  # until it is at work, so that all others wait
@@ -60,14 +65,15 @@ def test_a_small_request_overtakes_one_that_does_not_fit():
     futures = [held.submit(*np.arange(size)) for size in (6, 7, 2)]
     sizes = held.end()
     assert [len(future.result()["y"]) for future in futures] == [6, 7, 2]
-    assert sizes == [1, 8, 7] and held.batcher._held == 0
+    assert sizes == [1, 8, 7] and held.batcher.held() == 0
 
 
 def test_what_is_cancelled_while_it_waits_is_not_done():
     held = Held()
     gone, kept = held.submit(1.0, 2.0), held.submit(3.0)
+    assert held.batcher.held() == 3
     assert gone.cancel()
-    assert held.end() == [1, 1] and held.batcher._held == 0
+    assert held.end() == [1, 1] and held.batcher.held() == 0
     assert kept.result()["y"].tolist() == [6.0]
 
 
@@ -83,8 +89,18 @@ def versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
             if (folder / WHOLE[0]).read_text() == "broken":
                 raise ValueError("broken")
             self.name, self.number, self.limits = folder.parent.name, int(folder.name), limits
-            self.batcher = Batcher(lambda name, x: x, 8, 8, 1, lambda *numbers: None)
-            self.close = self.batcher.close
+            self.specs = {DEFAULT: {"x": tf.TensorSpec([None], tf.float32)}}
+            self.signatures = {DEFAULT: SignatureDef(outputs={"x": TensorInfo()})}
+            self.go = threading.Event()
+            self.batcher = Batcher(self.run, 8, 8, 1, lambda blends: None)
+
+        def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            self.go.wait(10)
+            return arrays
+
+        def close(self) -> None:
+            self.go.set()
+            self.batcher.close()
 
     def write(number: int, content: str = "whole", files: tuple[Path, ...] = WHOLE) -> Path:
         for file in files:
@@ -146,6 +162,11 @@ def test_a_request_that_meets_a_replaced_version_is_asked_of_the_next(versions, 
     served.poll()
     asked = []
 
+    def find():
+        version = served.find("model")
+        version.go.set()
+        return version
+
     async def ask(version):
         asked.append(version.number)
         if version.number == 1:
@@ -153,8 +174,65 @@ def test_a_request_that_meets_a_replaced_version_is_asked_of_the_next(versions, 
             served.poll()  # before the request is submitted
         return "map", {"x": np.ones(1)}
 
-    version, signature, outputs = asyncio.run(served.predict(lambda: served.find("model"), ask))
+    version, signature, outputs = asyncio.run(served.predict(find, ask))
     assert (asked, version.number, signature) == ([1, 2], 2, "map") and outputs["x"] == 1
+
+
+async def soon(holds: Callable[[], object]) -> None:
+    """Waits until something holds, for ten seconds."""
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("expected it to hold within ten seconds")
+
+
+def http(value: float) -> tuple[bytes, bytes]:
+    """Head and body of a request."""
+    body = json.dumps({"instances": [{"x": value}]}).encode()
+    head = f"POST /v1/models/model:predict HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode(), body
+
+
+def test_who_goes_away_is_forgotten_and_who_came_is_answered(served: Models):
+    """A deadline over gRPC and a closed connection over REST while a batch works; a stop in the middle of a body."""
+    served.poll()
+    version = served.find("model")
+    busy = version.batcher.submit(DEFAULT, {"x": np.ones(1, np.float32)})
+
+    async def serve_and_leave() -> None:
+        await soon(busy.running)
+        calls, port = await rpc.start(served, served.metrics, "127.0.0.1", 0, 2**20)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            request = PredictRequest()
+            request.model_spec.name = "model"
+            request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.ones(1, np.float32)))
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await PredictionServiceStub(channel).Predict(request, timeout=0.3)
+            assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await soon(lambda: version.batcher.held() == 0)
+
+        pages, port = await rest.start(served, served.metrics, "127.0.0.1", 0, 2**20)
+        _, leaving = await asyncio.open_connection("127.0.0.1", port)
+        leaving.writelines(http(2.0))
+        await soon(lambda: version.batcher.held() == 1)
+        leaving.close()
+        await soon(lambda: version.batcher.held() == 0 and pages._at_work == 0)
+
+        head, body = http(3.0)
+        answer, staying = await asyncio.open_connection("127.0.0.1", port)
+        staying.write(head + body[:5])
+        await soon(lambda: pages._at_work == 1)
+        stopping = asyncio.gather(calls.stop(10), pages.stop(10))
+        await asyncio.sleep(0.1)
+        staying.write(body[5:])
+        await soon(lambda: version.batcher.held() == 1)
+        version.go.set()
+        assert b"200 OK" in await answer.readline()
+        assert b'"predictions": [{"x": 3.0}]' in await answer.read()
+        await stopping
+
+    asyncio.run(serve_and_leave())
 
 
 def test_what_a_client_no_longer_waits_for_is_cancelled():
@@ -215,7 +293,8 @@ def test_values_of_another_kind_are_told(value: object, told: str):
 
 
 @pytest.mark.parametrize(
-    "options", [["--threads", "0"], ["--poll", "0"], ["--blends", "9", "--waiting", "8"], ["--grace", "nan"]]
+    "options",
+    [["--threads", "0"], ["--poll", "0"], ["--blends", "9", "--waiting", "8"], ["--grace", "nan"], ["--poll", "inf"]],
 )
 def test_options_that_would_serve_nothing_are_refused(options: list[str], tmp_path: Path, capsys):
     with pytest.raises(SystemExit) as ended:

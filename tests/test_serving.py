@@ -347,7 +347,7 @@ def test_requests_that_wait_share_a_batch_and_get_their_own_answers():
             raise ValueError("negative")
         return {"y": 2 * arrays["x"]}
 
-    batcher = Batcher(run, largest=4, waiting=8, threads=1, watch=lambda blends, waiting: None)
+    batcher = Batcher(run, largest=4, waiting=8, threads=1, watch=lambda blends: None)
     held = batcher.submit("double", {"x": np.array([0.0])})
     time.sleep(0.1)  # the first is at work; these wait
     futures = [batcher.submit("double", {"x": np.array([value, value])}) for value in (1.0, 2.0, -3.0)]

@@ -111,6 +111,9 @@ def test_fluxes_positions_and_host_are_found(curve: LightCurve) -> None:
     np.testing.assert_array_less(np.abs(curve.flux[2:, 0] - FLUXES[2:]), 3 * curve.flux_err[2:, 0])
     np.testing.assert_array_less(np.abs(curve.position - PLACE), 3.5 * np.sqrt(np.diag(curve.position_cov)))
     row = curve.catalog[0]
+    host, own = SkyCoord(row["ra"], row["dec"], unit="deg"), curve.sky
+    np.testing.assert_allclose(host.to_pixel(wcs()), (row["x"], row["y"]), atol=1e-6)
+    np.testing.assert_allclose(own.to_pixel(wcs()), curve.position[::-1], atol=1e-6)
     for name, column in (("y", "y"), ("x", "x"), ("radius", "size"), ("e1", "e1"), ("e2", "e2")):
         assert abs(row[column] - HOST[name]) < 3.5 * row[f"{column}_err"]
     assert abs(row["flux_r"] - HOST["flux"]) < 3.5 * row["flux_err_r"]

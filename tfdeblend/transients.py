@@ -23,6 +23,7 @@ from tfdeblend.scene import Scene, Source
 from tfdeblend.transient_fit import TransientFit, compiled
 
 if TYPE_CHECKING:
+    from astropy.coordinates import SkyCoord
     from astropy.table import Table
 
 CONVERGED = 0.3  # standard deviations to the maximum
@@ -35,9 +36,9 @@ class LightCurve:
 
     times: (E,), as given. flux, flux_err: (E, C), NaN in bands that an epoch has not or has masked; where off, 0.
     flux_cov: (E, C, E, C). position: (y, x) in pixels of the first observation; position_cov: (2, 2) pixel^2.
-    catalog: a row a host, with id, y, x, size, e1, e2, their errors, and flux_*, flux_err_*. models, hosts: E times
-    (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its difference image, at its
-    own PSF. chi2: (E,) a pixel.
+    catalog: a row a host, with id, ra, dec, y, x, size, e1, e2, their errors, and flux_*, flux_err_*. models, hosts: E
+    times (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its difference image, at
+    its own PSF. chi2: (E,) a pixel.
     """
 
     exposures: Exposures
@@ -57,6 +58,12 @@ class LightCurve:
     def chi2(self) -> tuple[float, ...]:
         """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
         return self.exposures.chi2(self.models)
+
+    @property
+    def sky(self) -> SkyCoord:
+        """Where the transient is; the error is `position_cov`."""
+        y, x = self.position
+        return _sky(self.exposures.observations[0], y, x)
 
     @property
     def table(self) -> Table:
@@ -115,6 +122,10 @@ def light_curve(
     start[:-1] = np.where(np.isfinite(guess), guess, 0)
     x, covariance, distance = fit(start.ravel())
     return _result(fit, exposures, point, when, x, covariance, distance, began)
+
+
+def _sky(first: Observation, y: Any, x: Any) -> SkyCoord:
+    return first.wcs.celestial.pixel_to_world(x, y).icrs
 
 
 def _point(first: Observation, transient: Any) -> Scene:
@@ -177,7 +188,8 @@ def _result(
     summary = summary[0].numpy().astype(float)
     summary[:, :2] += fit.tensors["corners"][0].numpy() - fit.columns.shape.margin + fit.columns.shape.stamp // 2
 
-    table = Table({"id": [source.id for source in exposures.scene.sources]})
+    sky = _sky(exposures.observations[0], summary[:-1, 0], summary[:-1, 1])
+    table = Table({"id": [source.id for source in exposures.scene.sources], "ra": sky.ra.deg, "dec": sky.dec.deg})
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         table[name], table[f"{name}_err"] = summary[:-1, column], np.sqrt(spread[:-1, column, column])
     for b, band in enumerate(exposures.bands):

@@ -91,7 +91,7 @@ class Grpc:
             raise self._told(error) from error
         signatures = SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
-        inputs = _blend(signatures.signature_def).inputs
+        inputs = _signature(signatures.signature_def, "map").inputs
         shapes = {key: [dim.size for dim in info.tensor_shape.dim] for key, info in inputs.items()}
         return Model.of(name, shapes, model_sigma)
 
@@ -130,13 +130,13 @@ class Rest:
             if str(error).startswith("404"):
                 return None
             raise
-        inputs = _blend(signatures)["inputs"]
+        inputs = _signature(signatures, "map")["inputs"]
         shapes = {key: [int(dim["size"]) for dim in info["tensor_shape"]["dim"]] for key, info in inputs.items()}
         return Model.of(name, shapes, model_sigma)
 
     def predict(self, model: str, signature: str, arrays: Arrays) -> Arrays:
         if (model, signature) not in self._outputs:
-            self._outputs[model, signature] = self._metadata(model)[signature]["outputs"]
+            self._outputs[model, signature] = _signature(self._metadata(model), signature)["outputs"]
         kinds = self._outputs[model, signature]
         body = {"signature_name": signature, "inputs": {name: value.tolist() for name, value in arrays.items()}}
         outputs = self._ask(f"/v1/models/{model}:predict", body, "outputs")
@@ -157,7 +157,7 @@ class Rest:
         except HTTPError as error:
             try:
                 told = json.load(error)["error"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, HTTPException, OSError):
                 told = error.reason
             raise ServerError(f"{error.code}: {told}") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -166,8 +166,8 @@ class Rest:
             raise DataError(self.url, f"expected a model server that answers, received {error}") from error
 
 
-def _blend(signatures: Mapping[str, Any]) -> Any:
-    """The signature that every exported model has. Raises: ServerError."""
-    if "map" not in signatures:
-        raise ServerError(f"expected a model with the signature map, received {', '.join(signatures) or 'none'}")
-    return signatures["map"]
+def _signature(signatures: Mapping[str, Any], name: str) -> Any:
+    """One of a model's. Raises: ServerError."""
+    if name not in signatures:
+        raise ServerError(f"expected a model with the signature {name}, received {', '.join(signatures) or 'none'}")
+    return signatures[name]

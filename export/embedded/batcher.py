@@ -36,13 +36,12 @@ class Task:
 class Batcher:
     """Args:
     run: what to do with a batch. largest: blends in one. waiting: blends that may wait, beyond which requests are
-    refused. threads: batches at work side by side. watch: called with the blends of each batch, and those waiting.
+    refused. threads: batches at work side by side. watch: called with the blends of each batch.
     """
 
-    def __init__(self, run: Run, largest: int, waiting: int, threads: int, watch: Callable[[int, int], None]):
+    def __init__(self, run: Run, largest: int, waiting: int, threads: int, watch: Callable[[int], None]):
         self.run, self.largest, self.waiting, self.watch = run, largest, waiting, watch
         self._tasks: deque[Task] = deque()
-        self._held = 0  # blends that wait
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, name="batches") for _ in range(threads)]
@@ -58,13 +57,17 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Closed
-            if self._held + task.blends > self.waiting:
+            self._forget()
+            if self.held() + task.blends > self.waiting:
                 message = f"expected at most {self.waiting} blends to wait, received one more: try again later"
                 raise Refusal("UNAVAILABLE", message)
             self._tasks.append(task)
-            self._held += task.blends
             self._changed.notify()
         return task.future
+
+    def held(self) -> int:
+        """Blends that wait."""
+        return sum(task.blends for task in list(self._tasks) if not task.future.cancelled())
 
     def close(self) -> None:
         """Takes nothing more, finishes what waits, and returns when all is done."""
@@ -88,20 +91,23 @@ class Batcher:
         batch: list[Task] = []
         left: deque[Task] = deque()
         room = self.largest
+        self._forget()
         for task in self._tasks:
             if batch and (task.signature != batch[0].signature or task.blends > room):
                 left.append(task)
-            else:
-                self._held -= task.blends
-                if task.future.set_running_or_notify_cancel():
-                    batch.append(task)
-                    room -= task.blends
+            elif task.future.set_running_or_notify_cancel():
+                batch.append(task)
+                room -= task.blends
         self._tasks = left
         return batch
 
+    def _forget(self) -> None:
+        """Those that nobody waits for any more."""
+        self._tasks = deque(task for task in self._tasks if not task.future.cancelled())
+
     def _work(self) -> None:
         while batch := self._take():
-            self.watch(sum(task.blends for task in batch), self._held)
+            self.watch(sum(task.blends for task in batch))
             self._do(batch)
 
     def _do(self, batch: list[Task]) -> None:

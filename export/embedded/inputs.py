@@ -91,7 +91,7 @@ def check_shape(name: str, shape: Sequence[int], spec: tf.TensorSpec, most: int)
     expected = [None, *spec.shape[1:]]
     given = list(shape)
     if len(given) != len(expected) or given[1:] != expected[1:]:
-        raise invalid(name, f"shape ({', '.join(['B', *map(str, expected[1:])])})", tuple(given))
+        raise invalid(name, f"shape ({', '.join(['B', *map(str, expected[1:])])})", str(tuple(given))[:100])
     if given[0] < 1:
         raise invalid(name, "at least one blend", given[0])
     if given[0] > most:

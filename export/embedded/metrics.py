@@ -41,17 +41,14 @@ class Metrics:
         """In Prometheus' format."""
         return generate_latest(self.registry)
 
-    def watch(self, model: str) -> Callable[[int, int], None]:
-        """What a batcher tells of its batches."""
+    def batches(self, model: str) -> Callable[[float], None]:
+        """To tell of each batch how many blends it has."""
+        return self._batch.labels(model).observe
 
-        def tell(blends: int, waiting: int) -> None:
-            self._batch.labels(model).observe(blends)
-            self._waiting.labels(model).set(waiting)
-
-        return tell
-
-    def serving(self, model: str, number: int) -> None:
+    def serving(self, model: str, number: int, waiting: Callable[[], int]) -> None:
+        """A version has come into service. waiting: tells how many blends wait for it."""
         self._version.labels(model).set(number)
+        self._waiting.labels(model).set_function(waiting)
 
     @contextmanager
     def request(self, api: str) -> Iterator[dict[str, str]]:

@@ -47,7 +47,7 @@ class Version:
         self._run = Runtime(folder)
         self.signatures, self.specs = self._run.signatures, self._run.specs
         self._warm_up(folder / WARM_UP)
-        self.batcher = Batcher(self._run, limits.blends, limits.waiting, limits.threads, metrics.watch(self.name))
+        self.batcher = Batcher(self._run, limits.blends, limits.waiting, limits.threads, metrics.batches(self.name))
 
     def close(self) -> None:
         """Takes no more requests and finishes what was accepted."""
@@ -72,7 +72,7 @@ class Models:
     def __init__(self, base: Path, limits: Limits, metrics: Metrics):
         self.base, self.limits, self.metrics = base, limits, metrics
         self._served: dict[str, Version] = {}
-        self._broken: set[tuple[Path, int]] = set()  # and when they were written
+        self._broken: set[tuple[Path, int, int]] = set()  # when they were written, and their size
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._poller: threading.Thread | None = None
@@ -90,7 +90,7 @@ class Models:
         for name, folder in there.items():
             served = self._served.get(name)
             for number in reversed(versions(folder)):
-                if served and served.number == number:
+                if self._stop.is_set() or (served and served.number == number):
                     break
                 began = time.perf_counter()
                 if version := self._loaded(folder / str(number)):
@@ -102,7 +102,8 @@ class Models:
         """None for a version that is being copied, or does not load."""
         if not all((folder / file).exists() for file in WHOLE):
             return None
-        written = folder, max((folder / file).stat().st_mtime_ns for file in WHOLE)
+        files = [path.stat() for path in folder.rglob("*")]
+        written = folder, max(file.st_mtime_ns for file in files), sum(file.st_size for file in files)
         if written in self._broken:
             return None
         try:
@@ -125,9 +126,13 @@ class Models:
         self._poller = threading.Thread(target=repeat, name="versions")
         self._poller.start()
 
+    def leave(self) -> None:
+        """Looks for no more versions."""
+        self._stop.set()
+
     def close(self) -> None:
         """Takes no more requests and finishes what was accepted."""
-        self._stop.set()
+        self.leave()
         if self._poller:
             self._poller.join()
         for name in list(self._served):
@@ -170,7 +175,7 @@ class Models:
                 self._served[name] = version  # at once: a request in between would find no model
             else:
                 self._served.pop(name, None)
-        self.metrics.serving(name, version.number if version else 0)
+        self.metrics.serving(name, version.number if version else 0, version.batcher.held if version else int)
         if before:
             before.close()
 

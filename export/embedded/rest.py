@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -19,18 +20,47 @@ from export.embedded.rpc import signature_map, status_of
 
 log = logging.getLogger("tfdeblend.serve")
 MODEL = "/v1/models/{model:[^/:]+}"
+CLOSING = 5.0  # seconds for connections, once their requests are done
 VERSION = MODEL + r"/versions/{version:\d{1,18}}"
 
 
 class Rest:
-    """The routes of a server."""
+    """The routes of a server, and what is at work on them."""
 
     def __init__(self, models: Models, metrics: Metrics):
         self.models, self.metrics = models, metrics
+        self._at_work, self._stopping, self._idle = 0, False, asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, address: str, port: int, largest: int) -> int:
+        """Listens, and returns the port. Raises: OSError for one that is taken."""
+        # A handler ends where its client goes away; what it waits for is then not done.
+        self._runner = web.AppRunner(self.application(largest), handler_cancellation=True, shutdown_timeout=CLOSING)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, address, port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        return self._runner.addresses[0][1]
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more requests, finishes those that have come, even if not whole yet, and closes.
+
+        aiohttp alone would drop what is still to come of a body.
+        """
+        assert self._runner
+        self._stopping = True
+        for site in list(self._runner.sites):
+            await site.stop()
+        async with self._idle:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait_for(lambda: not self._at_work), grace)
+        await self._runner.cleanup()
 
     def application(self, largest: int) -> web.Application:
         """Args: largest: bytes of a request."""
-        app = web.Application(client_max_size=largest, middlewares=[told])
+        app = web.Application(client_max_size=largest, middlewares=[self._counted, told])
         for path in (MODEL, VERSION):
             app.router.add_post(path + ":predict", self.predict)
             app.router.add_get(path + "/metadata", self.metadata)
@@ -38,6 +68,20 @@ class Rest:
         app.router.add_get("/monitoring/prometheus/metrics", self.prometheus)
         app.router.add_get("/healthz", self.health)
         return app
+
+    @web.middleware
+    async def _counted(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if self._stopping:  # on a connection that was open before
+            answer = web.json_response({"error": "expected a server at work, received one that stops"}, status=503)
+            answer.force_close()
+            return answer
+        self._at_work += 1
+        try:
+            return await handler(request)
+        finally:
+            self._at_work -= 1
+            async with self._idle:
+                self._idle.notify_all()
 
     async def predict(self, request: web.Request) -> web.Response:
         content = await request.read()
@@ -111,6 +155,8 @@ async def told(request: web.Request, handler: Any) -> web.StreamResponse:
         return await handler(request)
     except Refusal as refusal:
         return web.json_response({"error": str(refusal)}, status=refusal.http)
+    except web.RequestPayloadError as error:
+        return web.json_response({"error": f"body: expected a whole one, received {error}"}, status=400)
     except web.HTTPRequestEntityTooLarge as error:
         return web.json_response({"error": f"body: expected a smaller request, received {error.text}"}, status=413)
     except web.HTTPException as error:
@@ -121,3 +167,9 @@ async def told(request: web.Request, handler: Any) -> web.StreamResponse:
     except Exception:
         log.exception("a request failed")
         return web.json_response({"error": "the server failed; its log says why"}, status=500)
+
+
+async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[Rest, int]:
+    """A running server and its port. largest: bytes of a request. Raises: OSError for a port that is taken."""
+    server = Rest(models, metrics)
+    return server, await server.start(address, port, largest)
