@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import worlds
+from benchmarks.catsim import TrueScene
 from tfdeblend import em, learned, metrics, shards
 from tfdeblend.io import find_inputs
 from tfdeblend.sampling import SampleOptions
@@ -41,13 +42,14 @@ class Judged(NamedTuple):
 
 
 def read(folder: Path, number: int) -> list[Judged]:
-    """The first `number` scenes with truth of a folder, without those that hold no source."""
+    """The first `number` scenes of a folder, without those that hold no source. Raises: ValueError without truth."""
     found: list[Judged] = []
     for path in find_inputs([str(folder)]):
+        if len(found) == number:
+            break
         scene = Scene.read(path)
-        if scene.sources and len(found) < number:
-            with np.load(path) as file:
-                found.append(Judged(scene, file["truth"].astype(float)))
+        if scene.sources:
+            found.append(Judged(scene, TrueScene.read(path).truth))
     return found
 
 
@@ -146,10 +148,10 @@ def progress(rows: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
 
 
 def judge(options: argparse.Namespace) -> None:
-    made = [] if options.scenes else make(options)
-    blends = (
-        read(options.scenes, options.number) if options.scenes else [Judged(one.scene, one.sources) for one in made]
-    )
+    if options.scenes:
+        blends = read(options.scenes, options.number)
+    else:
+        blends = [Judged(one.scene, one.sources) for one in make(options)]
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     scenes, seeding = [blend.scene for blend in blends], em.Seeding()

@@ -1,4 +1,4 @@
-"""The embedded server's parts, and the client, where things go wrong: without a model."""
+"""The embedded server's parts, where things go wrong: without a model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import grpc
@@ -29,9 +27,6 @@ from export.embedded.batcher import Batcher, Closed
 from export.embedded.metrics import Metrics
 from export.embedded.models import DEFAULT, WHOLE, Limits, Models
 from export.embedded.refusal import Refusal
-from tests.test_export import scene
-from tfdeblend.errors import DataError
-from tfdeblend.serving import Client
 
 # -- batches
 
@@ -75,6 +70,32 @@ def test_what_is_cancelled_while_it_waits_is_not_done():
     assert gone.cancel()
     assert held.end() == [1, 1] and held.batcher.held() == 0
     assert kept.result()["y"].tolist() == [6.0]
+
+
+def test_requests_that_wait_share_a_batch_and_get_their_own_answers():
+    sizes, first = [], threading.Event()
+
+    def run(signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        first.wait(10)
+        sizes.append(len(arrays["x"]))
+        if (arrays["x"] < 0).any():
+            raise ValueError("negative")
+        return {"y": 2 * arrays["x"]}
+
+    batcher = Batcher(run, largest=4, waiting=8, threads=1, watch=lambda blends: None)
+    held = batcher.submit("double", {"x": np.array([0.0])})
+    time.sleep(0.1)  # the first is at work; these wait
+    futures = [batcher.submit("double", {"x": np.array([value, value])}) for value in (1.0, 2.0, -3.0)]
+    with pytest.raises(Refusal, match="expected at most 8 blends to wait"):
+        batcher.submit("double", {"x": np.zeros(3)})
+    first.set()
+    assert [future.result()["y"].tolist() for future in (held, *futures[:2])] == [[0.0], [2.0, 2.0], [4.0, 4.0]]
+    with pytest.raises(ValueError, match="negative"):
+        futures[2].result()
+    assert sizes == [1, 4, 2]
+    batcher.close()
+    with pytest.raises(Closed):
+        batcher.submit("double", {"x": np.zeros(1)})
 
 
 # -- versions
@@ -235,34 +256,6 @@ def test_who_goes_away_is_forgotten_and_who_came_is_answered(served: Models):
     asyncio.run(serve_and_leave())
 
 
-def test_what_a_client_no_longer_waits_for_is_cancelled():
-    future: Future = Future()
-
-    class Version:
-        class batcher:
-            submit = staticmethod(lambda signature, arrays: future)
-
-    async def ask(version):
-        return "map", {}
-
-    async def leave() -> None:
-        task = asyncio.create_task(Models.predict(None, Version, ask))  # type: ignore[arg-type]
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(leave())
-    assert future.cancelled()
-
-
-def test_a_closed_batcher_takes_nothing():
-    held = Held()
-    held.end()
-    with pytest.raises(Closed):
-        held.submit(1.0)
-
-
 # -- requests
 
 
@@ -300,67 +293,3 @@ def test_options_that_would_serve_nothing_are_refused(options: list[str], tmp_pa
     with pytest.raises(SystemExit) as ended:
         serve.main([str(tmp_path), *options])
     assert ended.value.code == 2 and "error: argument --" in capsys.readouterr().err
-
-
-# -- the client, before something that is no model server
-
-
-@pytest.fixture(params=["another protocol", "a page", "no model server", "no signature"])
-def stranger(request) -> Iterator[tuple[str, str]]:
-    """A URL, and what is told of it."""
-    kind = request.param
-    if kind == "another protocol":
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-
-            def answer() -> None:
-                one, _ = listening.accept()
-                with one:
-                    one.recv(65536)
-                    one.sendall(b"\x00\x00\x12\x04\x00\n\n")
-
-            threading.Thread(target=answer, daemon=True).start()
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", "expected a model server that answers"
-        return
-    content = b'{"metadata": {"signature_def": {"signature_def": {"other": {}}}}}'
-    code, body, told = {
-        "a page": (200, b"<html>", "expected a model server, received another answer"),
-        "no model server": (503, b"busy", "503"),
-        "no signature": (200, content, "expected a model with the signature map, received other"),
-    }[kind]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", told
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_stranger_at_the_url_is_told_in_one_line(stranger: tuple[str, str]):
-    url, told = stranger
-    with pytest.raises(DataError, match=told) as raised:
-        Client(url, "exponential", timeout=10).deblend(scene())
-    assert "\n" not in str(raised.value)
-
-
-def test_who_leaves_does_not_wait_for_the_other_scenes():
-    client, done = Client("http://127.0.0.1:1", at_once=1), []
-
-    def one(index: int) -> int:
-        time.sleep(0.05)
-        done.append(index)
-        return index
-
-    client._one = one  # type: ignore[method-assign, assignment]
-    results = client.iterate(range(100))  # type: ignore[arg-type]
-    next(results)
-    results.close()  # type: ignore[attr-defined]
-    assert len(done) < 5

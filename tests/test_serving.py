@@ -29,7 +29,6 @@ from export import saved_model, warmup
 from export.bucket import Bucket
 from export.check_saved_model import check
 from export.embedded import inputs
-from export.embedded.batcher import Batcher, Closed
 from export.embedded.refusal import Refusal
 from export.layout import WARM_UP
 from export.proofs.figures import LARGEST, difference
@@ -332,32 +331,3 @@ def test_every_proof_holds(base: Path, tmp_path: Path):
     damaged = shutil.copytree(base / BUCKET.name / "1", tmp_path / BUCKET.name / "1")
     (damaged / WARM_UP).unlink()
     assert not check(damaged, ("configuration",))
-
-
-# -- batches
-
-
-def test_requests_that_wait_share_a_batch_and_get_their_own_answers():
-    sizes, first = [], threading.Event()
-
-    def run(signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        first.wait(10)
-        sizes.append(len(arrays["x"]))
-        if (arrays["x"] < 0).any():
-            raise ValueError("negative")
-        return {"y": 2 * arrays["x"]}
-
-    batcher = Batcher(run, largest=4, waiting=8, threads=1, watch=lambda blends: None)
-    held = batcher.submit("double", {"x": np.array([0.0])})
-    time.sleep(0.1)  # the first is at work; these wait
-    futures = [batcher.submit("double", {"x": np.array([value, value])}) for value in (1.0, 2.0, -3.0)]
-    with pytest.raises(Refusal, match="expected at most 8 blends to wait"):
-        batcher.submit("double", {"x": np.zeros(3)})
-    first.set()
-    assert [future.result()["y"].tolist() for future in (held, *futures[:2])] == [[0.0], [2.0, 2.0], [4.0, 4.0]]
-    with pytest.raises(ValueError, match="negative"):
-        futures[2].result()
-    assert sizes == [1, 4, 2]
-    batcher.close()
-    with pytest.raises(Closed):
-        batcher.submit("double", {"x": np.zeros(1)})

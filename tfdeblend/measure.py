@@ -112,7 +112,7 @@ def catalog(
     table["id"] = [source.id for source in scene.sources]
     table["x"], table["y"] = shapes.x, shapes.y
     if observation.wcs is not None:
-        sky = observation.wcs.celestial.pixel_to_world(shapes.x, shapes.y).icrs
+        sky = observation.sky(shapes.y, shapes.x)
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
     table["kind"] = [source.kind for source in scene.sources]
     unseen = flags.unseen(views, photometry.bands, shapes.size)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checks
 from .correlation import WINDOW, as_correlation, from_power, from_sky
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from astropy.coordinates import SkyCoord
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,10 @@ class Observation:
             noise_correlation=correlation,
             saturated=saturated,
         )
+
+    def sky(self, y: np.ndarray, x: np.ndarray) -> SkyCoord:
+        """ICRS of pixels (y, x); the observation needs a WCS."""
+        return self.wcs.celestial.pixel_to_world(x, y).icrs
 
     def with_sky_correlation(self, sky: np.ndarray | None = None) -> Observation:
         """The same with the `noise_correlation` of its empty sky, which is (H,W) bool; None: `detection.empty_sky`.

@@ -121,8 +121,7 @@ class Scene:
         """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
         from astropy.table import Table
 
-        y, x = self.positions.T
-        sky = self.observation.wcs.celestial.pixel_to_world(x, y).icrs
+        sky = self.observation.sky(*self.positions.T)
         rows = {name: [getattr(source, name) for source in self.sources] for name in ("kind", "id")}
         return Table({"ra": sky.ra.deg, "dec": sky.dec.deg, **rows})
 

@@ -62,8 +62,7 @@ class LightCurve:
     @property
     def sky(self) -> SkyCoord:
         """Where the transient is; the error is `position_cov`."""
-        y, x = self.position
-        return _sky(self.exposures.observations[0], y, x)
+        return self.exposures.observations[0].sky(*self.position)
 
     @property
     def table(self) -> Table:
@@ -122,10 +121,6 @@ def light_curve(
     start[:-1] = np.where(np.isfinite(guess), guess, 0)
     x, covariance, distance = fit(start.ravel())
     return _result(fit, exposures, point, when, x, covariance, distance, began)
-
-
-def _sky(first: Observation, y: Any, x: Any) -> SkyCoord:
-    return first.wcs.celestial.pixel_to_world(x, y).icrs
 
 
 def _point(first: Observation, transient: Any) -> Scene:
@@ -188,7 +183,7 @@ def _result(
     summary = summary[0].numpy().astype(float)
     summary[:, :2] += fit.tensors["corners"][0].numpy() - fit.columns.shape.margin + fit.columns.shape.stamp // 2
 
-    sky = _sky(exposures.observations[0], summary[:-1, 0], summary[:-1, 1])
+    sky = exposures.observations[0].sky(*summary[:-1, :2].T)
     table = Table({"id": [source.id for source in exposures.scene.sources], "ra": sky.ra.deg, "dec": sky.dec.deg})
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         table[name], table[f"{name}_err"] = summary[:-1, column], np.sqrt(spread[:-1, column, column])

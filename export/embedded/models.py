@@ -175,7 +175,7 @@ class Models:
                 self._served[name] = version  # at once: a request in between would find no model
             else:
                 self._served.pop(name, None)
-        self.metrics.serving(name, version.number if version else 0, version.batcher.held if version else int)
+        self.metrics.serving(name, version.number if version else 0, version.batcher.held if version else lambda: 0)
         if before:
             before.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -54,8 +53,10 @@ class Rest:
         for site in list(self._runner.sites):
             await site.stop()
         async with self._idle:
-            with suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self._idle.wait_for(lambda: not self._at_work), grace)
+            except TimeoutError:
+                log.warning("expected all requests to end in %g s, received %d that did not", grace, self._at_work)
         await self._runner.cleanup()
 
     def application(self, largest: int) -> web.Application:
