@@ -37,7 +37,7 @@ class GivenNormals:
             tf.reshape(factor, [number, sources, self.rank]),
             tf.reshape(amplitude, [number, sources, bands]),
             background,
-            tf.reshape(images, [number, bands, self.side, self.side]),
+            images,
         )
         return drawn, tf.reshape(two, self.stamps), tf.reshape(scale, [number, sources])
 
@@ -59,5 +59,5 @@ def flatten(draws: Draws, steps: int) -> tf.Tensor:
     rows, parts = draws.stamps[0], []
     for step in range(steps):
         drawn, back, scale = draws.normals(tf.constant(step))
-        parts += [drawn.stamps, back, drawn.factor, drawn.amplitude, scale, drawn.background, drawn.images]
+        parts += [drawn.stamps, back, drawn.factor, drawn.amplitude, scale, drawn.background, drawn.data]
     return tf.concat([tf.reshape(part, [rows, -1]) for part in [*parts, draws.positions()]], 1)

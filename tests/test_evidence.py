@@ -20,7 +20,7 @@ def paths(world: World, steps: int, number: int) -> np.ndarray:
     """(number,) estimates of log p(y)."""
     posterior = world.posterior(number, iterations=40)
     draws = Draws(
-        tf.constant(keys(0, ["evidence"], number)), (number, world.sources, *STAMP), IMAGE[1], RANK, tf.float64
+        tf.constant(keys(0, ["evidence"], number)), (number, world.sources, *STAMP), [IMAGE[:2]], RANK, tf.float64
     )
 
     @tf.function(autograph=False)

@@ -126,7 +126,7 @@ def test_keys_are_those_of_the_library(seed: int):
 
 def test_given_normals_are_the_draws_they_were_made_of():
     stamps, side, steps = (2, 3, 5, 8, 8), 32, 3
-    made = Draws(tf.constant([5, 7], tf.int64), stamps, side, 4)
+    made = Draws(tf.constant([5, 7], tf.int64), stamps, [(5, side)], 4)
     eps = normals.flatten(made, steps)
     assert eps.shape == (2, normals.size(stamps, side, 4, steps))
     found = normals.GivenNormals(eps, stamps, side, 4, steps)

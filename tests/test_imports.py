@@ -17,7 +17,7 @@ PACKAGE = Path(tfdeblend.__file__).parent
 # Each module may import those before it.
 LAYERS = (
     "version errors surveys colors rendering galaxies real_galaxies stamps checks correlation observation scene "
-    "simulation deblended detection io records shards simulated_files production batch operators noise resample "
+    "simulation deblended detection io records shards simulated_files production batch operators views noise resample "
     "likelihood exposures joint_detection joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior "
     "optimize initialize mapfit nonparametric schedules networks covariance denoisers gaussian generate datasets "
     "linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned flags measure populations "

@@ -27,13 +27,14 @@ from tfdeblend.mapfit import MapFit
 from tfdeblend.networks import UNet
 from tfdeblend.noise import GaussianNoise
 from tfdeblend.observation import Observation
-from tfdeblend.operators import Place, Scale
+from tfdeblend.operators import Place
 from tfdeblend.priors import SersicPrior
 from tfdeblend.scene import Scene, Source
 from tfdeblend.scorefit import ScoreFit, ScoreOptions
 from tfdeblend.seeded import Window, window
 from tfdeblend.simulation import SceneConfig, Simulator
 from tfdeblend.surveys import SURVEYS
+from tfdeblend.views import View
 
 HSC = SURVEYS["hsc"]
 SHIPPED = "hsc-grizy-64"
@@ -65,9 +66,10 @@ def deblender() -> Deblender:
 # -- the step
 
 
-@pytest.mark.parametrize(("rank", "reach"), [(0, 0), (3, 0), (3, 1)])
-def test_gaussian_step_is_the_closed_form(rank, reach):
-    """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background."""
+@pytest.mark.parametrize(("rank", "reach", "exposures"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
+def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
+    """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background, seen in one exposure or
+    in two, the second of which has one of the bands."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
     rows = rng.uniform(-0.2, 0.2, [1, 2, len(stencil(reach)) if reach else 0, 8, 8])
@@ -82,7 +84,12 @@ def test_gaussian_step_is_the_closed_form(rank, reach):
     background = tf.constant([[0.7, 0.7]], tf.float64)
     covariance = DiagonalLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
     spread = Spread(covariance, ones, none, tf.constant(star), background)
-    blend = Blend(Scale(tf.ones([8, 8], tf.float64)), place, scale, noise, tf.constant(star), background)
+    views = [View((0, 1), noise.whiten, noise.constant)]
+    if exposures == 2:
+        other = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 1, 8, 8])), tf.zeros([1, 1, 0, 8, 8], tf.float64))
+        views.append(View((1,), other.whiten, other.constant))
+    seen = 128 + 64 * (exposures - 1)
+    blend = Blend(place, views, scale, tf.constant(star), background)
 
     def flat(x: Unknowns) -> np.ndarray:
         return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])
@@ -94,11 +101,11 @@ def test_gaussian_step_is_the_closed_form(rank, reach):
 
     forward = np.stack([np.ravel(blend(unit(i))) for i in range(146)], 1)
     variance = np.stack([flat(spread(unit(i))) for i in range(146)], 1)
-    residual = rng.standard_normal([1, 2, 8, 8])
-    inner = np.linalg.solve(np.eye(128) + forward @ variance @ forward.T, residual.ravel())
+    residual = rng.standard_normal([1, seen])
+    inner = np.linalg.solve(np.eye(seen) + forward @ variance @ forward.T, residual.ravel())
     found = gaussian_step(blend, spread, tf.constant(residual), 200)
     np.testing.assert_allclose(flat(found), variance @ forward.T @ inner, atol=1e-10)
-    y = tf.constant(rng.standard_normal([1, 2, 8, 8]))
+    y = tf.constant(rng.standard_normal([1, seen]))
     x = Unknowns(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
     np.testing.assert_allclose(np.sum(blend(x) * y), x.dot(blend.transpose(y)), rtol=1e-12)
 

@@ -49,6 +49,11 @@ class BatchShape(NamedTuple):
         return self.side + 2 * self.margin
 
     @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """Bands and side of the images of each exposure, of which there is one."""
+        return ((self.bands, self.side),)
+
+    @property
     def window(self) -> int:
         """Pixels a side of one stamp seen through the PSF."""
         return self.stamp + 2 * WINGS

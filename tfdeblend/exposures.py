@@ -61,6 +61,11 @@ class JointShape(NamedTuple):
     exposures: tuple[ExposureShape, ...]
     background: bool = False  # a constant in each band of each exposure
 
+    @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """Bands and side of the images of each exposure."""
+        return tuple((len(one.bands), one.side) for one in self.exposures)
+
 
 @dataclass(frozen=True, eq=False)
 class Exposures:

@@ -10,6 +10,7 @@ from tfdeblend.likelihood import every_second
 from tfdeblend.noise import GaussianNoise
 from tfdeblend.operators import Place
 from tfdeblend.resample import Resample
+from tfdeblend.views import View, among_all, as_images, in_a_row
 
 Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
 
@@ -26,14 +27,11 @@ class JointLikelihood:
 
     def __init__(self, tensors: dict, shape: JointShape):
         self.shape, self.tensors = shape, tensors
-        self.images, self.weights, self.gains = tensors["images"], tensors["weights"], tensors["gain"]
+        self.images, self.weights = tensors["images"], tensors["weights"]
         pairs = zip(self.weights, tensors["whitening"], strict=True)
         self.noises = [GaussianNoise(*pair, on_constant=shape.background) for pair in pairs]
         self.place = Place(tensors["corners"], shape.stamp, shape.frame, self.images[0].dtype)
-        self.views = [
-            Resample(kernel, points, shape.fourier, shape.frame)
-            for kernel, points in zip(tensors["kernel"], tensors["points"], strict=True)
-        ]
+        self.resample = self._resample(tensors["kernel"], tensors["points"])
 
     def render(self, unit: tf.Tensor, flux: tf.Tensor, background: tf.Tensor) -> Images:
         """Stamps of unit flux [B, K, C or 1, P, P], fluxes [B, K, C] -> images, without what is constant."""
@@ -41,7 +39,7 @@ class JointLikelihood:
             frame = tf.einsum("bkyx,bkc->bcyx", self.place.each(unit)[:, :, 0], flux)
         else:
             frame = self.place(flux[..., None, None] * unit)
-        return self._seen(frame, [view.__call__ for view in self.views])
+        return self._seen(frame, [resample.__call__ for resample in self.resample])
 
     def constants(self, model: Images) -> Images:
         """The best b_e [B, C_e] beside a model."""
@@ -50,17 +48,13 @@ class JointLikelihood:
 
     def render_each(self, stamps: tf.Tensor) -> Images:
         """[B, K, Q, C or 1, P, P] -> [B, C_e, K Q, S_e, S_e]: Q images of each source, each alone."""
-        return self._seen(tf.stop_gradient(self._each(stamps)), [view.forward for view in self.views])
+        return self._seen(tf.stop_gradient(self._each(stamps)), [resample.forward for resample in self.resample])
 
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
         """J^T J [B, C, N, N] of the whitened images of all exposures, float64; the last, of no image, is 0."""
         frame, total = self._each(stamps), []
-        lows, points = self.tensors["low_kernel"], self.tensors["points"]
-        coarse = [
-            Resample(low, at[:, ::2, ::2], self.shape.fourier, self.shape.frame)
-            for low, at in zip(lows, points, strict=True)
-        ]
-        seen = self._seen(frame, [view.forward for view in coarse])
+        coarse = self._resample(self.tensors["low_kernel"], [at[:, ::2, ::2] for at in self.tensors["points"]])
+        seen = self._seen(frame, [resample.forward for resample in coarse])
         for images, noise, exposure in zip(seen, self.noises, self.shape.exposures, strict=True):
             root, constant = tf.split(tf.sqrt(every_second(tf.stack([noise.weights, noise.constant**2], 2))), 2, axis=2)
             columns = tf.concat([images * root, constant], 2)
@@ -69,16 +63,16 @@ class JointLikelihood:
             own, across, square = products[..., :-1, :-1], products[..., :-1, -1:], products[..., -1:, -1:]
             if self.shape.background:
                 own -= tf.math.divide_no_nan(across * tf.linalg.matrix_transpose(across), square)
-            total.append(self._among_all(own, exposure.bands))
+            total.append(among_all(own, exposure.bands, self.shape.bands))
         return tf.pad(tf.add_n(total), [[0, 0], [0, 0], [0, 1], [0, 1]])
 
     def pull(self, model: Images) -> tf.Tensor:
         """sum_e A_e^T Sigma_e^-1 (y_e - model_e) [B, K, C, P, P]."""
         frames = []
-        parts = zip(self.views, self.noises, self.gains, self.images, model, self.shape.exposures, strict=True)
-        for view, noise, gain, data, image, exposure in parts:
-            frame = view.adjoint(gain[..., None, None] * noise.solve(data - image))
-            frames.append(self._among_all(frame, exposure.bands))
+        parts = zip(self.resample, self.noises, self.images, model, self.shape.exposures, strict=True)
+        for resample, noise, data, image, exposure in parts:
+            frame = resample.adjoint(noise.solve(data - image))
+            frames.append(among_all(frame, exposure.bands, self.shape.bands))
         return self.place.adjoint(tf.add_n(frames))
 
     def project(self, unit: tf.Tensor, model: Images) -> tf.Tensor:
@@ -102,6 +96,35 @@ class JointLikelihood:
         pairs = zip(self.weights, self.images, strict=True)
         return tuple(weights / (1 + weights * (error * tf.nn.relu(data)) ** 2) for weights, data in pairs)
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """As `linear_gaussian` sees the exposures."""
+        parts = zip(self.shape.exposures, self.noises, self.resample, strict=True)
+        return tuple(
+            View(own.bands, noise.whiten @ resample, noise.whiten.forward(tf.ones_like(noise.weights)))
+            for own, noise, resample in parts
+        )
+
+    def data(self, model: Images) -> tf.Tensor:
+        """[B, n]: y - model, whitened, of all exposures in a row."""
+        parts = zip(self.noises, self.images, model, strict=True)
+        return in_a_row([noise.whiten(data - image) for noise, data, image in parts])
+
+    def on_background(self, model: Images, background: tf.Tensor, normals: tf.Tensor) -> tuple[Images, Images]:
+        """A model with constants b_e drawn beside it, and those [B, C_e].
+
+        The whitened images know nothing of the constants, and of standard normals [B, n] in a row the part along them
+        was used by no one.
+        """
+        if not self.shape.background:
+            return model, tuple(tf.zeros_like(image[..., 0, 0]) for image in model)
+        constants = []
+        parts = zip(self.noises, self.constants(model), as_images(normals, self.views), strict=True)
+        for noise, best, free in parts:
+            along = tf.reduce_sum(noise.constant * free, [2, 3])
+            constants.append(best + tf.math.divide_no_nan(along, tf.reduce_sum(noise.constant**2, [2, 3])))
+        return tuple(m + c[..., None, None] for m, c in zip(model, constants, strict=True)), tuple(constants)
+
     def _each(self, stamps: tf.Tensor) -> tf.Tensor:
         """[B, K, Q, C or 1, P, P] -> frames [B, C or 1, K Q, F, F]."""
         _, sources, images, bands, side, _ = stamps.shape
@@ -109,16 +132,16 @@ class JointLikelihood:
         placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
         return tf.transpose(placed, [0, 2, 1, 3, 4])
 
-    def _seen(self, frame: tf.Tensor, views: list) -> Images:
-        """What each exposure sees of a frame [B, C or 1, ..., F, F]."""
-        seen = []
-        for view, gain, exposure in zip(views, self.gains, self.shape.exposures, strict=True):
-            own = frame if frame.shape[1] == 1 and self.shape.bands > 1 else tf.gather(frame, exposure.bands, axis=1)
-            image = view(own)
-            seen.append(tf.reshape(gain, [-1, gain.shape[1], *[1] * (len(image.shape) - 2)]) * image)
-        return tuple(seen)
+    def _resample(self, kernels: Images, points: Images) -> list[Resample]:
+        """Each exposure's, gain included."""
+        parts = zip(kernels, points, self.tensors["gain"], strict=True)
+        return [
+            Resample(kernel * tf.cast(gain[..., None, None], kernel.dtype), at, self.shape.fourier, self.shape.frame)
+            for kernel, at, gain in parts
+        ]
 
-    def _among_all(self, own: tf.Tensor, bands: tuple[int, ...]) -> tf.Tensor:
-        """[B, C_e, ...] -> [B, C, ...], 0 in the bands that an exposure lacks."""
-        parts, nothing = dict(zip(bands, tf.unstack(own, axis=1), strict=True)), tf.zeros_like(own[:, 0])
-        return tf.stack([parts.get(band, nothing) for band in range(self.shape.bands)], 1)
+    def _seen(self, frame: tf.Tensor, resample: list) -> Images:
+        """What each exposure sees of a frame [B, C or 1, ..., F, F]."""
+        one = frame.shape[1] == 1 and self.shape.bands > 1
+        pairs = zip(resample, self.shape.exposures, strict=True)
+        return tuple(each(frame if one else tf.gather(frame, own.bands, axis=1)) for each, own in pairs)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfdeblend.batch import WINGS, BatchShape
 from tfdeblend.noise import GaussianNoise
 from tfdeblend.operators import Convolve, LinearOperator, Place
+from tfdeblend.views import View, in_a_row
 
 
 class Likelihood:
@@ -114,6 +115,23 @@ class Likelihood:
     def whitened(self, model: tf.Tensor) -> tf.Tensor:
         """[B, C, S, S]: y - model, whitened."""
         return self.noise.whiten(self.images - model)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The one exposure, as `linear_gaussian` sees it."""
+        return (View(tuple(range(self.shape.bands)), self.noise.whiten @ self.convolve, self.noise.constant),)
+
+    def data(self, model: tf.Tensor) -> tf.Tensor:
+        """[B, n]: y - model, whitened, in a row."""
+        return in_a_row([self.whitened(model)])
+
+    def log_normalisation(self) -> tf.Tensor:
+        """[B]: log p(y | model) were y the model."""
+        return self.noise.log_normalisation()
+
+    def on_background(self, model: tf.Tensor, background: tf.Tensor, normals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """A model with its sampled background [B, C], and that; no other randomness [B, n] is needed."""
+        return model + background[..., None, None], background
 
 
 def _centred(stamps: tf.Tensor, window: int) -> tf.Tensor:

@@ -1,21 +1,23 @@
 """The linear Gaussian problem that a noise level poses: x ~ N(D, V), y = A x + n, n ~ N(0, I), for blends of K sources.
 
-The unknowns are the sources' stamps and a background, coupled through A alone. V is a diagonal and a few directions for
-each galaxy, a free amplitude in each band for stars, and a variance for the background: x = D + d^(1/2) a + L b with
-standard normals a, of the pixels, and b, of the directions. The few b are eliminated exactly; what is left to conjugate
-gradients is well conditioned, since nearly all of the variance is along the directions.
+The unknowns are the sources' stamps and a background, coupled through A alone; y are the pixels of one exposure or of
+several. V is a diagonal and a few directions for each galaxy, a free amplitude in each band for stars, and a variance
+for the background: x = D + d^(1/2) a + L b with standard normals a, of the pixels, and b, of the directions. The few b
+are eliminated exactly; what is left to conjugate gradients is well conditioned, since nearly all of the variance is
+along the directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.noise import GaussianNoise
-from tfdeblend.operators import LinearOperator, Place
+from tfdeblend.operators import Place
+from tfdeblend.views import View, among_all, as_images, in_a_row
 
 
 class Unknowns(NamedTuple):
@@ -40,13 +42,13 @@ class Unknowns(NamedTuple):
 
 class Normals(NamedTuple):
     """Standard normals of one draw: stamps [B, K, C, P, P], factor [B, K, R], amplitude [B, K, C], background [B, C]
-    and images [B, C, S, S]."""
+    and data [B, n]."""
 
     stamps: tf.Tensor
     factor: tf.Tensor
     amplitude: tf.Tensor
     background: tf.Tensor
-    images: tf.Tensor
+    data: tf.Tensor
 
 
 class Covariance(Protocol):
@@ -115,60 +117,67 @@ class Spread:
 
 
 class Blend:
-    """A of a batch: stamps at unit scale and backgrounds -> whitened images, and back.
+    """A of a batch: stamps at unit scale and backgrounds -> whitened pixels [B, n], and back.
 
     Args:
-      convolve: frames [B, C, ..., F, F] -> images [B, C, ..., S, S]. place: stamps -> frames.
-      scale: [B, K, C, 1, 1] or of every pixel: from unit scale to flux. noise: of the images [B, C, S, S].
+      place: stamps -> frames. views: what sees the frames, at least one.
+      scale: [B, K, C, 1, 1] or of every pixel: from unit scale to flux.
       amplitude, background: of `Spread`, whose images are made only once.
     """
 
     def __init__(
-        self,
-        convolve: LinearOperator,
-        place: Place,
-        scale: tf.Tensor,
-        noise: GaussianNoise,
-        amplitude: tf.Tensor,
-        background: tf.Tensor,
+        self, place: Place, views: Sequence[View], scale: tf.Tensor, amplitude: tf.Tensor, background: tf.Tensor
     ):
-        self.convolve, self.place, self.scale, self.noise = convolve, place, scale, noise
-        constant = noise.constant * tf.sqrt(background)[..., None, None]
-        self.own = tf.concat([self.each(amplitude[:, :, None]), constant[:, :, None]], 2)
+        self.place, self.views, self.scale, self.bands = place, tuple(views), scale, background.shape[1]
+        deviation = tf.sqrt(background)[:, :, None, None, None]
+        self.own = [
+            tf.concat([each, view.of(deviation) * view.constant[:, :, None]], 2)
+            for view, each in zip(self.views, self.each(amplitude[:, :, None]), strict=True)
+        ]
 
     def __call__(self, x: Unknowns) -> tf.Tensor:
-        return self.see(self.place.forward(self.scale * x.stamps)) + self.noise.constant * x.background[..., None, None]
+        level = x.background[..., None, None]
+        return self.see(self.place.forward(self.scale * x.stamps)) + in_a_row(
+            [view.constant * view.of(level) for view in self.views]
+        )
 
     def transpose(self, y: tf.Tensor) -> Unknowns:
         stamps = self.scale * self.place.transpose(self.unsee(y))
-        return Unknowns(stamps, tf.reduce_sum(self.noise.constant * y, [2, 3]))
+        pairs = zip(self.views, as_images(y, self.views), strict=True)
+        levels = [among_all(tf.reduce_sum(view.constant * one, [2, 3]), view.bands, self.bands) for view, one in pairs]
+        return Unknowns(stamps, tf.add_n(levels))
 
     def see(self, frames: tf.Tensor) -> tf.Tensor:
-        """[B, C, F, F] -> [B, C, S, S]: frames as observed, whitened."""
-        return self.noise.whiten.forward(self.convolve.forward(frames))
+        """[B, C, F, F] -> [B, n]: frames as observed, whitened."""
+        return in_a_row([view.observe.forward(view.of(frames)) for view in self.views])
 
     def unsee(self, y: tf.Tensor) -> tf.Tensor:
         """The adjoint of `see`."""
-        return self.convolve.transpose(self.noise.whiten.transpose(y))
+        pairs = zip(self.views, as_images(y, self.views), strict=True)
+        return tf.add_n([among_all(view.observe.transpose(one), view.bands, self.bands) for view, one in pairs])
 
     def frame_variance(self, diagonal: tf.Tensor) -> tf.Tensor:
         """[B, C, F, F] of the sources' sum, for independent pixels of variances [B, K, C, P, P]."""
         return self.place.forward(self.scale**2 * diagonal)
 
-    def each(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, Q, C, P, P] -> [B, C, K Q, S, S]: Q images of each source, each alone."""
+    def each(self, stamps: tf.Tensor) -> list[tf.Tensor]:
+        """[B, K, Q, C, P, P] -> [B, C_e, K Q, S_e, S_e] of each view: Q images of each source, each alone."""
         _, sources, number, bands, side, _ = stamps.shape
         flat = tf.reshape(self.scale[:, :, None] * stamps, [-1, sources, number * bands, side, side])
         frames = self.place.each(flat)
         frames = tf.reshape(frames, [-1, sources * number, bands, *frames.shape[-2:]])
-        seen = self.convolve.forward(tf.transpose(frames, [0, 2, 1, 3, 4]))
-        return self.noise.whiten.forward(seen)
+        frames = tf.transpose(frames, [0, 2, 1, 3, 4])
+        return [view.observe.forward(view.of(frames)) for view in self.views]
 
     def directions(self, spread: Spread) -> Directions:
         """U: V's directions as observed."""
-        rank = spread.factor.shape[2]
-        shared = self.each(spread.factor) if rank else self.own[:, :, :0]
-        return Directions(shared, self.own)
+        shared = self.each(spread.factor) if spread.factor.shape[2] else None
+        return Directions(self.views, self.bands, self.own, shared)
+
+    @property
+    def own_directions(self) -> Directions:
+        """U: those of stars and the background alone."""
+        return Directions(self.views, self.bands, self.own)
 
 
 class Directions:
@@ -178,34 +187,46 @@ class Directions:
     a pair of those [B, N] and these [B, C, M].
 
     Args:
-      shared: [B, C, N, S, S]. own: [B, C, M, S, S].
+      own, shared: [B, C_e, M, S_e, S_e] and [B, C_e, N, S_e, S_e] of each view; shared None for N = 0. bands: C.
     """
 
-    def __init__(self, shared: tf.Tensor, own: tf.Tensor):
-        self.number, self.side = shared.shape[2], own.shape[-1]
-        every = tf.concat([shared, own], 2)
-        self.columns = tf.reshape(every, [-1, every.shape[1], every.shape[2], self.side**2])
-        gram = tf.cast(tf.matmul(self.columns, self.columns, transpose_b=True), tf.float64)
-        n, unit = self.number, np.eye(every.shape[2])
+    def __init__(
+        self, views: Sequence[View], bands: int, own: Sequence[tf.Tensor], shared: Sequence[tf.Tensor] | None = None
+    ):
+        self.views, self.bands, self.number = views, bands, shared[0].shape[2] if shared else 0
+        every = [tf.concat([a, b], 2) for a, b in zip(shared, own, strict=True)] if shared else own
+        self.columns = [tf.reshape(one, [-1, one.shape[1], one.shape[2], one.shape[3] * one.shape[4]]) for one in every]
+        products = [tf.cast(tf.matmul(c, c, transpose_b=True), tf.float64) for c in self.columns]
+        pairs = zip(products, views, strict=True)
+        gram = tf.add_n([among_all(product, view.bands, bands) for product, view in pairs])
+        n, unit = self.number, np.eye(every[0].shape[2])
         # Rounding of products in single precision must not make C indefinite.
-        rounding = np.finfo(shared.dtype.as_numpy_dtype).eps * tf.reduce_sum(gram * unit, [2, 3], keepdims=True)
+        rounding = np.finfo(own[0].dtype.as_numpy_dtype).eps * tf.reduce_sum(gram * unit, [2, 3], keepdims=True)
         gram += rounding * unit
-        self._across = gram[:, :, :n, n:]
-        self._own = tf.linalg.inv(gram[:, :, n:, n:] + unit[n:, n:])
+        self._across, self._among_own = gram[:, :, :n, n:], gram[:, :, n:, n:] + unit[n:, n:]
+        self._own = tf.linalg.inv(self._among_own)
         reduced = gram[:, :, :n, :n] - self._across @ self._own @ tf.linalg.matrix_transpose(self._across)
-        self._shared = tf.linalg.inv(tf.reduce_sum(reduced, 1) + unit[:n, :n])
+        self._among_shared = tf.reduce_sum(reduced, 1) + unit[:n, :n]
+        self._shared = tf.linalg.inv(self._among_shared)
 
     def __call__(self, z: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        """U z: -> [B, C, S, S]."""
+        """U z: -> [B, n]."""
         shared, own = z
-        bands = tf.tile(shared[:, None], [1, own.shape[1], 1])
-        image = tf.matmul(tf.concat([bands, own], 2)[:, :, None], self.columns)
-        return tf.reshape(image, [-1, own.shape[1], self.side, self.side])
+        rows = []
+        for view, columns in zip(self.views, self.columns, strict=True):
+            bands = tf.tile(shared[:, None], [1, len(view.bands), 1])
+            image = tf.matmul(tf.concat([bands, view.of(own)], 2)[:, :, None], columns)
+            rows.append(tf.reshape(image, [-1, columns.shape[1] * columns.shape[3]]))
+        return rows[0] if len(rows) == 1 else tf.concat(rows, 1)
 
     def transpose(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """U^T y."""
-        along = tf.matmul(self.columns, tf.reshape(y, [-1, y.shape[1], self.side**2, 1]))[..., 0]
-        return tf.reduce_sum(along[..., : self.number], 1), along[..., self.number :]
+        along = []
+        for view, columns, one in zip(self.views, self.columns, as_images(y, self.views), strict=True):
+            flat = tf.reshape(one, [-1, columns.shape[1], columns.shape[3], 1])
+            along.append(among_all(tf.matmul(columns, flat)[..., 0], view.bands, self.bands))
+        total = tf.add_n(along)
+        return tf.reduce_sum(total[..., : self.number], 1), total[..., self.number :]
 
     def solve(self, z: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """C^-1 z, those of a band eliminated first."""
@@ -219,6 +240,10 @@ class Directions:
         """(I + U U^T)^-1 y = y - U C^-1 U^T y."""
         return y - self(self.solve(self.transpose(y)))
 
+    def logdet(self) -> tf.Tensor:
+        """[B]: log det (I + U U^T) = log det C, float64."""
+        return tf.reduce_sum(tf.linalg.logdet(self._among_own), 1) + tf.linalg.logdet(self._among_shared)
+
 
 def gaussian_step(
     blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int, tolerance: float = 0.0
@@ -231,7 +256,7 @@ def gaussian_step(
     a solve may be cut short.
 
     Args:
-      residual: y - A D, whitened [B, C, S, S]. iterations: at most so many. tolerance: a blend is done when its
+      residual: y - A D, whitened [B, n]. iterations: at most so many. tolerance: a blend is done when its
       gradient has fallen to this fraction, whatever the others of its batch do.
     """
     directions, variance = blend.directions(spread), blend.frame_variance(spread.diagonal)

@@ -121,5 +121,9 @@ class GaussianNoise:
 
     def log_prob(self, residual: tf.Tensor) -> tf.Tensor:
         """[B]: log N(residual; 0, Sigma), in nats."""
-        count = tf.reduce_sum(tf.cast(self.weights > 0, residual.dtype), [1, 2, 3])
-        return -0.5 * (self.chi2(residual) + self.logdet() + count * float(np.log(2 * np.pi)))
+        return self.log_normalisation() - 0.5 * self.chi2(residual)
+
+    def log_normalisation(self) -> tf.Tensor:
+        """[B]: log N(0; 0, Sigma)."""
+        count = tf.reduce_sum(tf.cast(self.weights > 0, self.weights.dtype), [1, 2, 3])
+        return -0.5 * (self.logdet() + count * float(np.log(2 * np.pi)))

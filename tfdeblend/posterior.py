@@ -64,7 +64,7 @@ class PosteriorDenoiser:
     """p(x | x_t, y) of B blends.
 
     Args:
-      prior: see `Prior`. blend: A. data: y, whitened [B, C, S, S]. method: one of `METHODS`.
+      prior: see `Prior`. blend: A. data: y, whitened [B, n]. method: one of `METHODS`.
       iterations, tolerance: of the solve, see `gaussian_step`.
     """
 
@@ -107,7 +107,7 @@ class PosteriorDenoiser:
             )
         mean, spread = self._prior(x, sigma)
         drawn = mean + spread.draw(normals)
-        residual = self.data + normals.images - self.blend(drawn)
+        residual = self.data + normals.data - self.blend(drawn)
         return drawn + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
 
     def _prior(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[Unknowns, Spread]:
@@ -131,7 +131,7 @@ class PosteriorDenoiser:
         with tf.GradientTape() as tape:
             tape.watch(x)
             mean = self.prior.mean(self.prior.denoiser.denoise(x, sigma))
-            square = tf.reduce_sum((self.data - self.blend(mean)) ** 2, [1, 2, 3])
+            square = tf.reduce_sum((self.data - self.blend(mean)) ** 2, 1)
             norm = tf.sqrt(square)
         return mean + Unknowns(-(pixels(sigma) ** 2) * tape.gradient(norm, x), tf.zeros_like(mean.background))
 
@@ -143,7 +143,7 @@ def generalised_step(blend: Blend, spread: Spread, residual: tf.Tensor, iteratio
         return v + blend(spread(blend.transpose(v)))
 
     def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(a * b, [1, 2, 3], keepdims=True)
+        return tf.reduce_sum(a * b, 1, keepdims=True)
 
     tiny = 1e-30
     length = tf.sqrt(dot(residual, residual))
@@ -155,8 +155,9 @@ def generalised_step(blend: Blend, spread: Spread, residual: tf.Tensor, iteratio
         for vector in basis:  # modified Gram and Schmidt
             following -= dot(following, vector) * vector
         basis.append(following / tf.maximum(tf.sqrt(dot(following, following)), tiny))
-    columns = tf.stack([tf.reshape(i, [i.shape[0], -1]) for i in images], 2)  # [B, n, iterations]
-    target = tf.reshape(residual, [residual.shape[0], -1, 1])
-    weights = tf.linalg.lstsq(columns, target, fast=False)  # by its orthogonal decomposition: columns may be dependent
-    v = tf.add_n([w[:, None, None] * b for w, b in zip(tf.unstack(weights, axis=1), basis[:-1], strict=True)])
+    columns = tf.stack(images, 2)  # [B, n, iterations]
+    weights = tf.linalg.lstsq(
+        columns, residual[..., None], fast=False
+    )  # by its orthogonal decomposition: columns may be dependent
+    v = tf.add_n([w * b for w, b in zip(tf.unstack(weights, axis=1), basis[:-1], strict=True)])
     return spread(blend.transpose(v))

@@ -22,6 +22,7 @@ from tfdeblend.batch import BatchShape
 from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale
 from tfdeblend.draws import Draws, NormalDraws
 from tfdeblend.evidence import Path, log_likelihood
+from tfdeblend.likelihood import Likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
 from tfdeblend.samplers import SAMPLERS, Noise, bridge
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
@@ -98,6 +99,7 @@ class PosteriorSampler:
 
     Args:
       denoiser: of stamps smaller than the shape's. near: what the prior does not know stays near the seed.
+      kind: of the likelihood; of a joint one, what is an image in `Samples` is a tuple, one an exposure.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class PosteriorSampler:
         denoiser: Denoiser,
         options: SampleOptions = SampleOptions(),
         near: SeedOptions = NEAR,
+        kind: type[Likelihood] = Likelihood,
     ):
         check_fits(shape, denoiser)
-        self.shape, self.denoiser, self.options, self.near = shape, denoiser, options, near
+        self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
         self.draws = options.covariance in DRAWABLE
         self._run = tf.function(self._keyed, autograph=False)
 
@@ -119,7 +122,7 @@ class PosteriorSampler:
     def draws_of(self, keys: tf.Tensor) -> Draws:
         """The random numbers of rows with these keys [N]."""
         shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
-        return Draws(keys, shape, self.shape.side, self.denoiser.rank)
+        return Draws(keys, shape, self.shape.images, self.denoiser.rank)
 
     def levels(self, norm: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """index -> [N, K]: the noise levels in units of each galaxy's norm, for norms [N, K] in units of the noise.
@@ -146,7 +149,7 @@ class PosteriorSampler:
         options, side = self.options, self.denoiser.stamp_shape[1]
         rescale = options.rescale and not options.evidence
         shift = correlated(seed.offset_covariance, draws.positions()) * float(not options.evidence)
-        blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift)
+        blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
         diffusing = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
         level, step = self.levels(diffusing), SAMPLERS[options.sampler]
 
@@ -179,7 +182,8 @@ class PosteriorSampler:
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)
-        model = tf.reduce_sum(sources, 1) + found.background[..., None, None]
+        whole = tf.nest.map_structure(lambda each: tf.reduce_sum(each, 1), sources)
+        model, background = blends.likelihood.on_background(whole, found.background, normals.data)
         large = blends.large[:, :, 0, 0, 0] > 0
         log_evidence = tf.fill([self.shape.blends], tf.constant(np.nan, draws.dtype))
         if options.evidence:
@@ -194,7 +198,7 @@ class PosteriorSampler:
         log_scale = tf.where(norm > 0, tf.math.log(tf.maximum(norm, 1e-30)), tf.zeros_like(norm))
         unit = blends.galaxy * found.stamps
         return Samples(
-            stamps, sources, flux, found.background, model, before, large, flux[..., :0], log_evidence, log_scale, unit
+            stamps, sources, flux, background, model, before, large, flux[..., :0], log_evidence, log_scale, unit
         )
 
     def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:

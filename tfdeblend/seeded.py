@@ -70,11 +70,12 @@ class SeededBlends:
     Args:
       tensors, shape: of the batch. side: P, of the prior's stamps, at most the seed's.
       shift: [B, K, 2] pixels by which the seed's positions are taken to be wrong.
+      kind: of the likelihood, which is made of the tensors and the shape.
 
     Attributes:
       galaxy: [B, K, 1, 1, 1] 1 for what the prior knows. large: likewise, what it does not. scale: [B, K, C, 1, 1] from
-      unit scale to flux. blend: A. data: y, whitened, less what lies beyond the stamps. start: the seed. norm: [B, K]
-      of the seeds in units of the noise, their signal-to-noise if all were seen.
+      unit scale to flux. blend: A. data: y [B, n], whitened, less what lies beyond the stamps. start: the seed.
+      norm: [B, K] of the seeds in units of the noise, their signal-to-noise if all were seen.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class SeededBlends:
         side: int,
         options: SeedOptions,
         shift: tf.Tensor | float = 0.0,
+        kind: type[Likelihood] = Likelihood,
     ):
         galaxy = (tensors["is_source"] * (1 - tensors["is_point"]))[:, :, None, None, None]
         star = (tensors["is_source"] * tensors["is_point"])[:, :, None, None, None]
@@ -97,11 +99,11 @@ class SeededBlends:
         self.scale = unit * tf.where(scale > 0, scale, tf.ones_like(scale))
         self.norm = tf.maximum(tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4])), options.least_norm)
 
-        self.likelihood = likelihood = Likelihood(tensors, shape)
+        self.likelihood = likelihood = kind(tensors, shape)
         place = Place(tensors["corners"] + self.begin, side, shape.frame)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
-        self.data = likelihood.whitened(likelihood.render(self.wings, ones, none))
+        self.data = likelihood.data(likelihood.render(self.wings, ones, none))
 
         bright = tf.reduce_sum(inside, [2, 3, 4], keepdims=True) > 0
         self.large = self._beyond(galaxy, inside, seed.flux)
@@ -118,7 +120,7 @@ class SeededBlends:
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
         self._background = variance * tf.ones_like(seed.background)
-        self.blend = Blend(likelihood.convolve, place, self.scale, likelihood.noise, self._amplitude, self._background)
+        self.blend = Blend(place, likelihood.views, self.scale, self._amplitude, self._background)
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
@@ -138,8 +140,9 @@ class SeededBlends:
         return (tf.reduce_sum(stamps, [3, 4]) + outside) * self.tensors["is_source"][..., None]
 
     def sources(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, C, S, S] each source as observed."""
-        return tf.transpose(self.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        """[B, K, C, S, S] each source as observed; of a joint likelihood a tuple, one an exposure."""
+        each = self.likelihood.render_each(stamps[:, :, None])
+        return tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
 
     def _beyond(self, galaxy: tf.Tensor, inside: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
         """[B, K, 1, 1, 1]: galaxies larger than the prior's stamps."""
