@@ -3,6 +3,8 @@ these are; what is an image there is here a tuple of E."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfdeblend.exposures import JointShape
@@ -132,7 +134,7 @@ class JointLikelihood:
         placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
         return tf.transpose(placed, [0, 2, 1, 3, 4])
 
-    def _resample(self, kernels: Images, points: Images) -> list[Resample]:
+    def _resample(self, kernels: Images, points: Sequence[tf.Tensor]) -> list[Resample]:
         """Each exposure's, gain included."""
         parts = zip(kernels, points, self.tensors["gain"], strict=True)
         return [
