@@ -77,11 +77,13 @@ def test_a_blend_is_the_same_in_a_larger_bucket():
     np.testing.assert_allclose(found[1][4:], found[1][:2], atol=1e-3 * spread)
 
 
-def test_the_same_seed_gives_the_same_bytes(pair: list[Deblended]):
+def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):
+    """But for rounding: on busy threads sums may be taken in another order."""
     scenes = [simulated(0)[0], simulated(1)[0]]
     again, other = sampler().deblend(scenes), sampler(seed=1).deblend(scenes)
-    np.testing.assert_array_equal(again[0].samples, pair[0].samples)
-    assert not np.array_equal(other[0].samples, pair[0].samples)
+    spread = pair[0].samples.std(0).max()
+    np.testing.assert_allclose(again[0].samples, pair[0].samples, atol=1e-3 * spread)
+    assert np.abs(other[0].samples - pair[0].samples).max() > spread
 
 
 def test_samples_are_written_and_read_back(pair: list[Deblended], tmp_path):

@@ -69,11 +69,19 @@ def fitted(
     return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
 
 
-def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) -> Deblended:
+def sampled(
+    tally: Tally,
+    beyond: np.ndarray,
+    facts: Facts,
+    mixed: bool = True,
+    others: Sequence[flags.View] = (),
+    photometry: measure.Photometry | None = None,
+) -> Deblended:
     """The result of samples.
 
     Args:
-      beyond: (K,) galaxies that the prior does not know. facts: as for `fitted`. mixed: whether chains have.
+      beyond: (K,) galaxies that the prior does not know. facts, others, photometry: as for `fitted`. mixed: whether
+      chains have.
     """
     scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
     bare = Deblended(
@@ -91,8 +99,10 @@ def sampled(tally: Tally, beyond: np.ndarray, facts: Facts, mixed: bool = True) 
         prior_share=tally.prior_share(),
     )
     own: Facts = {"samples": tally.count, "ppchi2": float(np.mean(tally.chi2)), "modelsig": tally.model_sigma}
-    table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), 1e3 * float(facts["walltime"]), mixed)
-    table["chi2"] = np.mean(tally.local_chi2, 0)
+    milliseconds = 1e3 * float(facts["walltime"])
+    table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, mixed, others, photometry)
+    if not others:
+        table["chi2"] = np.mean(tally.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
     table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
     table["flags"] |= np.where(beyond, flags.BEYOND_PRIOR, 0)

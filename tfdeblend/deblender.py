@@ -88,7 +88,7 @@ class Deblender:
 
     def __post_init__(self) -> None:
         names = ["auto", *PRIORS, NONPARAMETRIC, *learned.shipped()]
-        if self.prior not in names and not self.prior.endswith(learned.SUFFIX):
+        if self.prior not in names and not learned.is_learned(self.prior):
             raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
@@ -204,7 +204,7 @@ class Deblender:
             chains = sampler(batch.tensors, found.state, (self.seed, names))
             rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
             draw, rows = (
-                sample_batches.closed_form(sampler, batch, chains),
+                sample_batches.closed_form(sampler, batch.tensors, chains),
                 rows_at_once(batch.shape, total * self.samples),
             )
             yield from gather(
@@ -219,7 +219,7 @@ class Deblender:
         for shape, members in by_count(batch.shape, scenes).items():
             rows = rows_at_once(shape, len(members) * self.samples)
             diffusion = self._sampler(shape._replace(blends=rows), prior)
-            draw = sample_batches.learned(diffusion, batch, Seed.of(found), scenes, self.samples, self.seed)
+            draw = sample_batches.learned(diffusion, batch.tensors, Seed.of(found), scenes, self.samples, self.seed)
             yield from gather(draw, rows, members, lambda row: facts)
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:

@@ -138,7 +138,7 @@ class Expectation:
                 self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options, NEAR)
             own = Seed(*(tf.constant(part[members]) for part in shard.seed))
             batch = BlendBatch.build(scenes, shard.shape._replace(blends=len(scenes)))
-            draw = sample_batches.learned(self.samplers[shape], batch, own, scenes, samples, seed)
+            draw = sample_batches.learned(self.samplers[shape], batch.tensors, own, scenes, samples, seed)
             for row, drawn in sample_batches.in_turn(draw, rows, range(len(members)), samples):
                 yield [members[i] for i in row], drawn
 

@@ -151,15 +151,16 @@ class Exposures:
         own = self.zeropoints[[self.bands.index(band) for band in observation.bands]]
         return 10 ** (0.4 * (observation.zeropoints - own))
 
-    def shape(self, stamp: int, background: bool = False) -> JointShape:
-        """The bucket of a joint fit. stamp: P. background: whether each band of each has a constant."""
+    def shape(self, stamp: int, background: bool = False, model_sigma: float | None = None) -> JointShape:
+        """The bucket of a joint fit. stamp: P. background: whether each band of each has a constant. model_sigma: of
+        the model PSF, in the first's pixels; None: `model_sigma`."""
         _, height, width = self.scene.observation.shape
         wide = [
             pixels.area**0.5 * max(one.psf.shape[1:]) / 2
             for one, pixels in zip(self.observations, self.maps, strict=True)
         ]
         side, reach = fit_size(max(height, width), IMAGE_SIDES), 16 * int(np.ceil(max(*wide, 17) / 16))
-        margin, sigma = reach // 2, self.model_sigma
+        margin, sigma = reach // 2, self.model_sigma if model_sigma is None else model_sigma
         fourier = fast_fourier_size(side + 2 * margin + reach)
         return JointShape(
             blends=1,
@@ -186,7 +187,7 @@ class Exposures:
     def model_sigma(self) -> float:
         """The widest model PSF, in the first's pixels, that is narrower than the PSFs of all."""
         for sigma in np.linspace(MODEL_SIGMA, NARROWEST_MODEL_SIGMA, 8):
-            gains = [self._gain(one, pixels, sigma) for one, pixels in zip(self.observations, self.maps, strict=True)]
+            gains = self.gains(sigma)
             if max(gains) <= LARGEST_GAIN:
                 return float(sigma)
         worst = self.observations[int(np.argmax(gains))]
@@ -194,6 +195,11 @@ class Exposures:
             f"expected a PSF wider than a Gaussian of sigma {NARROWEST_MODEL_SIGMA} pixel of the finest observation"
         )
         raise DataError(worst.name, "psf", f"{expected}, received a narrower one (undersampled)")
+
+    def gains(self, sigma: float) -> list[float]:
+        """Of each observation: by how much a model PSF of `sigma` pixels of the first amplifies frequencies; up to
+        `LARGEST_GAIN` where it is narrower than the observation's PSF."""
+        return [self._gain(one, pixels, sigma) for one, pixels in zip(self.observations, self.maps, strict=True)]
 
     def tensors(self, shape: JointShape) -> dict:
         """What a joint fit takes: as `BlendBatch.tensors`, those of images a tuple, one an exposure."""
@@ -203,7 +209,12 @@ class Exposures:
         ]
         images = {name: tuple(tf.constant(part[name][None]) for part in parts) for name in parts[0]}
         arcsec = _float(pixels_per_arcsec(self.scene))
-        return images | places(self.scene, shape, shape.sources) | {"arcsec": arcsec}
+        unit = (
+            np.ones(shape.bands) if self.zeropoints is None else 10 ** (0.4 * (self.zeropoints - self.zeropoints.max()))
+        )
+        unit = unit / self.band_scale  # what one flux in AB is, as in `BlendBatch`
+        unit = _float(unit / np.exp(np.mean(np.log(unit))))
+        return images | places(self.scene, shape, shape.sources) | {"arcsec": arcsec, "band_unit": unit}
 
     def chi2(self, models: Sequence[np.ndarray]) -> tuple[float, ...]:
         """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""

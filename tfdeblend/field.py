@@ -82,7 +82,8 @@ class FieldRun(Run):
     def _deblend(self, good: dict[Path, Scene | None], config: str) -> None:
         from tfdeblend.joint import deblend_together
 
-        prior = AUTOMATIC if self.settings.prior == "auto" else self.settings.prior
+        settings = self.settings
+        prior = AUTOMATIC if settings.prior == "auto" else settings.prior
         paths = {one.name: path for one, path in zip(self.observations, self.files, strict=True)}
         with self._progress(None, "deblending", 1) as bar, _by_path(paths, self.catalog_file):
             self.result = deblend_together(self.observations, self.catalog, prior, background=self.settings.background)

@@ -1,4 +1,5 @@
-"""The MAP of galaxies in several observations of one field together, without coadding or resampling any of them.
+"""Galaxies in several observations of one field together, without coadding or resampling any of them: the MAP, and
+samples about it.
 
 Where each observation really looks, and how bright, is fitted too: a shift of each, and a gain of each of its bands,
 under Gaussian priors. Equal priors leave their means at 0 and 1, which the sources' own positions and fluxes take up;
@@ -16,24 +17,28 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import initialize
+from tfdeblend import initialize, learned
 from tfdeblend.assembly import Facts
-from tfdeblend.batch import BatchShape
+from tfdeblend.batch import LARGEST_GAIN, BatchShape
 from tfdeblend.buckets import stamp_side
 from tfdeblend.checks import sky_level
-from tfdeblend.deblender import first_latents
+from tfdeblend.deblender import LARGEST_RHAT, METHODS, SEED, first_latents
 from tfdeblend.errors import DataError
 from tfdeblend.exposures import Exposures, JointShape
-from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled
+from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled, assembled_samples
 from tfdeblend.joint_detection import detect_together
 from tfdeblend.joint_likelihood import JointLikelihood
+from tfdeblend.joint_sampling import drawn_by_chains, drawn_by_diffusion
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
+from tfdeblend.nuts import NutsOptions
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
 from tfdeblend.resample import Resample
+from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
 
+SAMPLING, NUTS = SampleOptions(), NutsOptions()
 CALIBRATIONS = 2  # times that shifts and gains are fitted, between fits of the galaxies
 STEP = 0.05  # pixels: of the difference that tells how an image changes with its shift
 
@@ -63,8 +68,8 @@ class JointFit:
         self._slopes = tf.function(self._normal_equations, autograph=False)
         self._constants = tf.function(self._best_constants, autograph=False)
 
-    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration, tuple[tf.Tensor, ...]]:
-        """Galaxies, calibration and backgrounds [1, C_e] together. start: [1, K, S] latents."""
+    def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration, dict]:
+        """Galaxies and calibration together, and the tensors with the calibration. start: [1, K, S] latents."""
         given, latent = tensors, tf.constant(start)
         shift = np.zeros((len(self.shape.exposures), 2))
         gain = [np.ones(len(own.bands)) for own in self.shape.exposures]
@@ -83,8 +88,11 @@ class JointFit:
                 "gain": tuple(tf.constant(g[None], tf.float32) for g in gain),
             }
             latent = found.state.latent
-        found = self.map.fit(tensors, latent)
-        return found, Calibration(shift, tuple(gain), error), self._constants(tensors, found)
+        return self.map.fit(tensors, latent), Calibration(shift, tuple(gain), error), tensors
+
+    def constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
+        """[1, C_e] the backgrounds of each exposure."""
+        return self._constants(tensors, found)
 
     def _best_constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
         """[1, C_e] of each exposure, by the weights of the fit."""
@@ -149,6 +157,12 @@ def deblend_together(
     position_sigma: float = 0.5,
     calibration: CalibrationOptions = CalibrationOptions(),
     background: bool = False,
+    method: str = "map",
+    samples: int = 16,
+    keep_samples: bool = False,
+    seed: int = 0,
+    sampling: SampleOptions = SAMPLING,
+    nuts: NutsOptions = NUTS,
 ) -> JointDeblended:
     """One result for several observations of one field.
 
@@ -156,15 +170,23 @@ def deblend_together(
       observations: the finest first, each with a WCS and a name of its own. Without zero points, fluxes are taken to be
         in one unit.
       catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: see `detect_together`.
-      prior: "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold a galaxy;
-        None: `stamp_side`.
+      prior: "exponential", "sersic" or "bulge-disk"; with method "sample" also a learned one of the same bands, in
+        their order, and of the first's pixels: a shipped prior, or a file of one (see `learned.find`).
+      stamp: pixels a side, of the first, that hold a galaxy; None: `stamp_side`.
       position_sigma: expected error of the positions, in pixels of the first.
       background: fit a constant in each band of each observation.
+      method: "map", or "sample": samples of all galaxies about the fitted calibration.
+      samples, keep_samples, seed, sampling, nuts: see `Deblender`.
 
-    Raises: DataError for observations that cannot be joined; ValueError for an unknown prior.
+    Raises: DataError for observations that cannot be joined, or that the prior is not for; ValueError for an unknown
+      prior or method.
     """
-    if prior not in PRIORS:
-        raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
+    closed = prior in PRIORS
+    if not closed and (method == "map" or not learned.is_learned(prior)):
+        expected = ", ".join(PRIORS) + (" or a learned prior" if method == "sample" else "")
+        raise ValueError(f"prior: expected one of {expected}, received {prior!r}")
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {method!r}")
     if not observations:
         raise DataError("observations", "expected at least one, received none")
     began = time.perf_counter()
@@ -173,17 +195,47 @@ def deblend_together(
     first, *others = (replace(one, images=one.images - level[:, None, None]) for one, level in pairs)
     scene = Scene.from_catalog(first, detect_together([first, *others]) if catalog is None else catalog)
     exposures = Exposures(scene, tuple(others))
-    shape = exposures.shape(stamp or stamp_side(scene), background)
-    fit = compiled(prior, shape, position_sigma, calibration)
+    known = None if closed else _checked(learned.find(prior), exposures)
+    least, sigma = (0, None) if known is None else (known.side + 2, known.model_sigma)
+    shape = exposures.shape(stamp or stamp_side(scene, least), background, sigma)
+    fit = compiled(prior if closed else SEED, shape, position_sigma, calibration)
     start = first_latents(fit.map.prior, cast(BatchShape, shape), [initialize.moments(scene)])
-    found, calibrated, constants = tf.nest.map_structure(np.asarray, fit(exposures.tensors(shape), start))
-    exposures = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
+    found, calibrated, tensors = fit(exposures.tensors(shape), start)
+    whole = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
+    facts: Facts = {"method": method, "prior": prior if known is None else known.name, "seed": seed}
+    if method == "sample":
+        if known is None:
+            drawn, own = drawn_by_chains(exposures, fit.map, tensors, found, nuts, samples, seed)
+        else:
+            drawn, own = drawn_by_diffusion(exposures, shape, tensors, found, known, sampling, samples, seed)
+        facts |= own | {"walltime": time.perf_counter() - began}
+        mixed = not float(facts.get("rhat", 1)) > LARGEST_RHAT
+        return assembled_samples(whole, shape, drawn, calibrated, levels, facts, keep_samples, mixed)
+    arrays, constants = tf.nest.map_structure(np.asarray, (found, fit.constants(tensors, found)))
     backgrounds = [
-        level + constant[0] * exposures.band_scale[list(own.bands)] * exposures.unit(one)
+        level + constant[0] * whole.band_scale[list(own.bands)] * whole.unit(one)
         for level, constant, own, one in zip(levels, constants, shape.exposures, observations, strict=True)
     ]
-    facts: Facts = {"method": "map", "prior": prior, "seed": 0, "walltime": time.perf_counter() - began}
-    return assembled(exposures, shape, found, calibrated, backgrounds, facts)
+    facts |= {"walltime": time.perf_counter() - began}
+    return assembled(whole, shape, arrays, calibrated, backgrounds, facts)
+
+
+def _checked(prior: learned.LearnedPrior, exposures: Exposures) -> learned.LearnedPrior:
+    """Raises: DataError where a learned prior is not for these observations."""
+    first, bands = exposures.scene.observation, exposures.bands
+    problem = None
+    if bands != prior.bands:
+        problem = f"expected bands {', '.join(prior.bands)}, in this order, received {', '.join(bands)}"
+    elif first.pixel_scale and abs(first.pixel_scale / prior.pixel_scale - 1) > learned.SCALE_TOLERANCE:
+        problem = f"expected finest pixels of {prior.pixel_scale:g} arcsec, received {first.pixel_scale:.4g}"
+    elif max(gains := exposures.gains(prior.model_sigma)) > LARGEST_GAIN:
+        first = exposures.observations[int(np.argmax(gains))]
+        wide = f"a Gaussian of sigma {prior.model_sigma:g} of the finest pixels"
+        problem = f"expected PSFs wider than {wide}, received a narrower one"
+    if problem:
+        raise DataError(first.name, f"prior {prior.name}", problem)
+    prior.load()  # so that a damaged file is told before the work
+    return prior
 
 
 def _levels(observation: Observation) -> np.ndarray:

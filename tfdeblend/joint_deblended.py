@@ -13,7 +13,9 @@ from tfdeblend.assembly import Facts
 from tfdeblend.deblended import Deblended
 from tfdeblend.detection import residual_detections
 from tfdeblend.exposures import Exposures, JointShape, stamp_corners
+from tfdeblend.joint_sampling import FieldSamples
 from tfdeblend.mapfit import MapResult
+from tfdeblend.sampled import Tally
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -38,6 +40,8 @@ class JointDeblended:
     (C_e, H_e, W_e), backgrounds included. backgrounds: E times (C_e,), a constant per pixel. sources: E times
     (K, C_e, H_e, W_e). stamps: (K, C, P, P) in pixels of the first. flux_cov: (C, K, K). Errors take the calibration
     as known.
+
+    samples: (S, K, C, P, P) of the stamps, where sampled and to be kept; the rest are means of the samples then.
     """
 
     exposures: Exposures
@@ -50,6 +54,7 @@ class JointDeblended:
     calibration: Calibration
     converged: bool
     seconds: float
+    samples: np.ndarray | None = None
 
     @property
     def catalog(self) -> Table:
@@ -133,6 +138,59 @@ def assembled(
         calibration,
         converged,
         seconds,
+    )
+
+
+def assembled_samples(
+    exposures: Exposures,
+    shape: JointShape,
+    drawn: FieldSamples,
+    calibration: Calibration,
+    levels: Sequence[np.ndarray],
+    facts: Facts,
+    keep: bool,
+    mixed: bool,
+) -> JointDeblended:
+    """The result of samples. levels: E times (C_e,) what was taken off each observation before. keep: the samples.
+    mixed: whether chains have."""
+    scale, corners = exposures.band_scale, stamp_corners(exposures.scene, shape.stamp)
+    own = list(shape.exposures[0].bands)
+    models, sources, backgrounds = [], [], []
+    for e, one in enumerate(exposures.observations):
+        unit = (exposures.band_scale[list(shape.exposures[e].bands)] * exposures.unit(one))[:, None, None]
+        models.append(drawn.models[e] * unit + levels[e][:, None, None])
+        sources.append(drawn.sources[e] * unit)
+        backgrounds.append(drawn.constants[e] * unit[:, 0, 0] + levels[e])
+    stamps, flux = drawn.stamps * scale[:, None, None], drawn.flux * scale
+    variance = drawn.prior_variance * scale[:, None, None] ** 2
+    # Stamps are on the model's pixels; catalogues have the first one's.
+    tally = Tally(exposures.scene, corners, shape.model_sigma, keep, calibration.shift[0])
+    none = np.array(np.nan)
+    for s in range(len(flux)):
+        seen = backgrounds[0][s], models[0][s], variance[s][:, own], drawn.summary[s], none, none
+        tally.add(stamps[s][:, own], sources[0][s], flux[s][:, own], *seen)
+    offset = flux - flux.mean(0)
+    flux_cov = np.einsum("skc,slc->ckl", offset, offset) / (len(flux) - 1)
+    photometry = measure.Photometry(
+        exposures.bands, flux.mean(0), measure.flux_errors(flux_cov), exposures.flux_units, exposures.zeropoints
+    )
+    means, each = [model.mean(0) for model in models], [part.mean(0) for part in sources]
+    shapes = tally.mean_shapes()
+    places = np.stack([shapes.y, shapes.x], 1) + calibration.shift[0]
+    others = _views(exposures, means, each, places, calibration)
+    first = assembly.sampled(tally, np.any(drawn.large, 0), facts, mixed, others, photometry)
+    return JointDeblended(
+        exposures,
+        first,
+        tuple(means),
+        tuple(background.mean(0) for background in backgrounds),
+        tuple(each),
+        stamps.mean(0),
+        flux_cov,
+        calibration,
+        mixed,
+        float(facts["walltime"]),
+        stamps.astype(np.float32) if keep else None,
     )
 
 

@@ -3,7 +3,7 @@ these are; what is an image there is here a tuple of E."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -112,17 +112,18 @@ class JointLikelihood:
         parts = zip(self.noises, self.images, model, strict=True)
         return in_a_row([noise.whiten(data - image) for noise, data, image in parts])
 
-    def on_background(self, model: Images, background: tf.Tensor, normals: tf.Tensor) -> tuple[Images, Images]:
-        """A model with constants b_e drawn beside it, and those [B, C_e].
+    def on_background(
+        self, model: Images, background: tf.Tensor, normals: Callable[[], tf.Tensor]
+    ) -> tuple[Images, Images]:
+        """The model of sources with constants b_e drawn beside it, and those [B, C_e].
 
-        The whitened images know nothing of the constants, and of standard normals [B, n] in a row the part along them
-        was used by no one.
+        Whitened images know nothing of constants; so of the standard normals [B, n] in a row that a draw of the sources
+        takes, the part along the constants was used by no one.
         """
         if not self.shape.background:
             return model, tuple(tf.zeros_like(image[..., 0, 0]) for image in model)
         constants = []
-        parts = zip(self.noises, self.constants(model), as_images(normals, self.views), strict=True)
-        for noise, best, free in parts:
+        for noise, best, free in zip(self.noises, self.constants(model), as_images(normals(), self.views), strict=True):
             along = tf.reduce_sum(noise.constant * free, [2, 3])
             constants.append(best + tf.math.divide_no_nan(along, tf.reduce_sum(noise.constant**2, [2, 3])))
         return tuple(m + c[..., None, None] for m, c in zip(model, constants, strict=True)), tuple(constants)

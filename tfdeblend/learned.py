@@ -1,4 +1,5 @@
-"""Learned priors: which are shipped, what they are for, and reading them from `.keras` files."""
+"""Learned priors: which are shipped, what they are for, and reading them: networks from `.keras` files, Gaussians from
+the `.npz` files that `GaussianDenoiser.save` writes."""
 
 from __future__ import annotations
 
@@ -12,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
-    from tfdeblend.denoisers import NeuralDenoiser
     from tfdeblend.scene import Scene
 
 FOLDER = Path(__file__).parent / "weights"
-SUFFIX = ".keras"
+SUFFIX, GAUSSIAN = ".keras", ".npz"
 SCALE_TOLERANCE = 0.03  # relative, of the pixel scale
 
 
@@ -51,8 +51,11 @@ class LearnedPrior:
             return f"expected PSFs wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
         return None
 
-    def load(self) -> NeuralDenoiser:
-        """The denoiser, read once. Raises: DataError for a file that is missing, damaged or something else."""
+    def load(self) -> Any:
+        """The `NeuralDenoiser` or `GaussianDenoiser`, read once.
+
+        Raises: DataError for a file that is missing, damaged or something else.
+        """
         return _load(self.path, self.sha256)
 
 
@@ -76,15 +79,15 @@ def shipped() -> dict[str, LearnedPrior]:
 
 
 def find(name: str) -> LearnedPrior:
-    """The shipped prior of that name, or that of a `.keras` file.
+    """The shipped prior of that name, or that of a file.
 
     Raises: DataError for neither, or a file that cannot be read.
     """
     known = shipped()
     if name in known:
         return known[name]
-    if not name.endswith(SUFFIX):
-        raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} file, received {name!r}")
+    if not name.endswith((SUFFIX, GAUSSIAN)):
+        raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} or {GAUSSIAN} file, received {name!r}")
     denoiser = _load(Path(name), None)
     bands, side, _ = denoiser.stamp_shape
     names = denoiser.bands or tuple(f"band{band}" for band in range(bands))
@@ -93,7 +96,7 @@ def find(name: str) -> LearnedPrior:
 
 def is_learned(name: str) -> bool:
     """Whether a prior's name is that of a shipped one or of a file."""
-    return name.endswith(SUFFIX) or name in shipped()
+    return name.endswith((SUFFIX, GAUSSIAN)) or name in shipped()
 
 
 @functools.cache
@@ -101,13 +104,20 @@ def _load(path: Path, sha256: str | None) -> Any:
     import keras
 
     from tfdeblend.denoisers import NeuralDenoiser
+    from tfdeblend.gaussian import GaussianDenoiser
 
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(path, "prior", f"expected a {SUFFIX} file, received {error.strerror}") from error
+        raise DataError(path, "prior", f"expected a {path.suffix} file, received {error.strerror}") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(path, "prior", f"expected SHA-256 {sha256}, received another: the file is damaged")
+    if path.suffix == GAUSSIAN:
+        try:
+            return GaussianDenoiser.load(path)
+        except Exception as error:  # of NumPy and zipfile, likewise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise DataError(path, "prior", f"expected a Gaussian prior's arrays, received {reason}") from error
     try:
         denoiser = keras.models.load_model(path, compile=False)
     except Exception as error:  # of Keras, zipfile or h5py, their kinds depending on what is broken

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -129,8 +131,8 @@ class Likelihood:
         """[B]: log p(y | model) were y the model."""
         return self.noise.log_normalisation()
 
-    def on_background(self, model: tf.Tensor, background: tf.Tensor, normals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """A model with its sampled background [B, C], and that; no other randomness [B, n] is needed."""
+    def on_background(self, model: tf.Tensor, background: tf.Tensor, normals: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """The model of sources with a sampled background [B, C], and that; no more normals are needed."""
         return model + background[..., None, None], background
 
 

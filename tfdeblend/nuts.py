@@ -125,11 +125,11 @@ class NutsSampler:
                 log_prob, tf.fill([rows, 1], 1.5 * white.size**-0.25), max_tree_depth=options.depth
             ),
             num_adaptation_steps=int(0.8 * options.warmup),
-            target_accept_prob=tf.constant(options.acceptance, model.dtype),
+            target_accept_prob=tf.constant(options.acceptance, self.fit.prior.dtype),
         )
         every = -(-self.samples // options.chains)  # of a chain
         apart = max(-(-options.draws // every), 1)
-        first = 1.5 * tf.random.stateless_normal([rows, white.size], seed, dtype=model.dtype)
+        first = 1.5 * tf.random.stateless_normal([rows, white.size], seed, dtype=self.fit.prior.dtype)
         drawn = tfp.mcmc.sample_chain(
             every * apart,
             first,
@@ -143,7 +143,7 @@ class NutsSampler:
         if options.chains > 1:
             rhat = tf.reduce_max(tf.where(told, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
         else:
-            rhat = tf.fill([blends], tf.constant(np.nan, model.dtype))
+            rhat = tf.fill([blends], tf.constant(np.nan, self.fit.prior.dtype))
         ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
         # Draws that alternate about the mean may drive the estimate beyond infinity, to negative numbers.
         ess = tf.where(told & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
@@ -152,19 +152,27 @@ class NutsSampler:
         states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)
         return NutsResult(states, rhat, tf.reduce_min(ess, -1))
 
-    def _render(self, tensors: dict[str, tf.Tensor], state: MapState) -> Samples:
-        """What states look like, a row each."""
+    def _render(self, tensors: dict[str, tf.Tensor], state: MapState, which: tf.Tensor) -> Samples:
+        """What states look like, a row each. which: [N] the number of each sample, for what is drawn beside them."""
         posterior = self.fit.posterior(tensors)
         stamps = posterior.stamps(state)
-        sources = tf.transpose(posterior.likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        each = posterior.likelihood.render_each(stamps[:, :, None])
+        sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
+        whole = tf.nest.map_structure(lambda images: tf.reduce_sum(images, 1), sources)
+
+        def normals() -> tf.Tensor:
+            pixels = sum(bands * side**2 for bands, side in self.fit.shape.images)
+            return tf.random.stateless_normal([which.shape[0], pixels], tf.stack([which[0], which[-1]]))
+
+        model, background = posterior.likelihood.on_background(whole, state.background, normals)
         flux = state.flux * tensors["is_source"][..., None]
         none = tf.zeros_like(flux[..., 0])
         return Samples(
             stamps=stamps,
             sources=sources,
             flux=flux,
-            background=state.background,
-            model=posterior.model(state),
+            background=background,
+            model=model,
             prior_variance=tf.zeros_like(stamps),
             large=none > 0,
             summary=self.fit.prior.summary(state.latent, posterior.frame),

@@ -23,7 +23,9 @@ def check_prior(name: str) -> None:
         learned.find(name).load()
     elif name not in PRIORS:
         known = ", ".join([*PRIORS, *learned.shipped()])
-        raise DataError("--prior", f"expected {known} or a {learned.SUFFIX} file, received {name!r}")
+        raise DataError(
+            "--prior", f"expected {known} or a {learned.SUFFIX} or {learned.GAUSSIAN} file, received {name!r}"
+        )
 
 
 def check_sampling(args: argparse.Namespace) -> None:
@@ -60,7 +62,6 @@ def check_field(args: argparse.Namespace) -> None:
     if args.inputs:
         raise DataError("INPUT", f"expected none beside --observation, received {args.inputs[0]}")
     alone = {
-        "--method": args.method if args.method != "map" else None,
         "--server": args.server,
         "--psf": args.psf,
         "--batch-size": args.batch_size,
@@ -70,9 +71,11 @@ def check_field(args: argparse.Namespace) -> None:
     for name, value in alone.items():
         if value is not None:
             raise DataError(name, f"expected none beside --observation, received {value}")
-    if args.prior == "nonparametric" or learned.is_learned(args.prior):
-        expected = "expected auto or a closed-form prior beside --observation"
+    if args.prior == "nonparametric" or (args.method == "map" and learned.is_learned(args.prior)):
+        expected = "expected auto or a closed-form prior beside --observation, or a learned one with --method sample"
         raise DataError("--prior", f"{expected}, received {args.prior!r}")
+    if args.evidence:
+        raise DataError("--evidence", "expected none beside --observation, received it")
 
 
 def check_server(args: argparse.Namespace) -> None:

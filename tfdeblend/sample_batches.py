@@ -38,28 +38,29 @@ def rows_at_once(shape: BatchShape, total: int) -> int:
 
 
 def learned(
-    sampler: PosteriorSampler, batch: BlendBatch, seed: Seed, scenes: Sequence[Scene], samples: int, number: int
+    sampler: PosteriorSampler, tensors: dict, seed: Seed, scenes: Sequence[Scene], samples: int, number: int
 ) -> Drawing:
-    """Of a batch seeded by a fit. number: the user's seed."""
+    """Of a batch of these tensors, seeded by a fit. number: the user's seed."""
     sources = sampler.shape.sources
-    per_source = {name: batch.tensors[name][:, :sources] for name in PER_SOURCE}
-    given = batch.tensors | per_source, seed.first(sources)
+    per_source = {name: tensors[name][:, :sources] for name in PER_SOURCE}
+    given = tensors | per_source, seed.first(sources)
     keys = draws.keys(number, [scene.name for scene in scenes], samples).reshape(-1, samples)
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        tensors, some = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), given)
-        return sampler(tensors, some, tf.constant(keys[rows, which]))
+        own, some = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), given)
+        return sampler(own, some, tf.constant(keys[rows, which]))
 
     return draw
 
 
-def closed_form(sampler: NutsSampler, batch: BlendBatch, found: NutsResult) -> Drawing:
-    """Of a batch that was sampled already: what its states look like."""
+def closed_form(sampler: NutsSampler, tensors: dict, found: NutsResult) -> Drawing:
+    """Of a batch of these tensors that was sampled already: what its states look like."""
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        tensors = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), batch.tensors)
+        own = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), tensors)
         take = tf.constant(np.stack([which, rows], 1))
-        return sampler.render(tensors, tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state))
+        state = tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state)
+        return sampler.render(own, state, tf.constant(which, tf.int32))
 
     return draw
 

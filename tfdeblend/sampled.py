@@ -15,12 +15,14 @@ from tfdeblend.scene import Scene
 
 @dataclass
 class Tally:
-    """Of one scene of K sources. corners: (K, 2) of the stamps in the image. model_sigma: pixels of the model PSF."""
+    """Of one scene of K sources. corners: (K, 2) of the stamps in the image. model_sigma: pixels of the model PSF.
+    shift: (2,) pixels by which the stamps' are off the image's."""
 
     scene: Scene
     corners: np.ndarray
     model_sigma: float
     keep: bool = False
+    shift: np.ndarray | float = 0.0
     flux: list[np.ndarray] = field(default_factory=list)  # (K, C) each
     shapes: list[np.ndarray] = field(default_factory=list)  # (5, K) each: y, x, size, e1, e2
     background: list[np.ndarray] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Tally:
         else:
             found = measure.stamp_shapes(stamps, self.corners, self.model_sigma)
             shapes = np.stack([found.y, found.x, found.size, found.e1, found.e2])
+        shapes[:2] -= np.reshape(self.shift, (-1, 1))
         self.shapes.append(shapes)
         self.flux.append(flux)
         self.log_evidence.append(float(log_evidence))

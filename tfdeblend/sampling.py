@@ -183,7 +183,7 @@ class PosteriorSampler:
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)
         whole = tf.nest.map_structure(lambda each: tf.reduce_sum(each, 1), sources)
-        model, background = blends.likelihood.on_background(whole, found.background, normals.data)
+        model, background = blends.likelihood.on_background(whole, found.background, lambda: normals.data)
         large = blends.large[:, :, 0, 0, 0] > 0
         log_evidence = tf.fill([self.shape.blends], tf.constant(np.nan, draws.dtype))
         if options.evidence:
