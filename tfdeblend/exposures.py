@@ -29,9 +29,10 @@ from tfdeblend.batch import (
 from tfdeblend.correlation import reach_of, whitening, whitening_transfer
 from tfdeblend.errors import DataError
 from tfdeblend.observation import Observation
-from tfdeblend.resample import AffineMap, gaussian_psf, kept_frequencies, resampled_transfer
+from tfdeblend.resample import AffineMap, Resample, Shifted, gaussian_psf, kept_frequencies, resampled_transfer
 from tfdeblend.scene import Scene
 
+ALIGNED = 1e-3  # pixels over an image by which an aligned one's may stray
 FINER = 1.02  # ratio of pixel scales that counts as equal
 UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
 WITHOUT_WCS = "expected a WCS to join observations by, received none"
@@ -39,12 +40,21 @@ WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 class ExposureShape(NamedTuple):
     """bands: its bands, by their number among all. side: of the padded image. kept: L, see `Resample`. reach: pixels
-    over which its noise is correlated."""
+    over which its noise is correlated. aligned: whether its pixels are the model's, but for a shift."""
 
     bands: tuple[int, ...]
     side: int
     kept: int
     reach: int
+    aligned: bool
+
+    def resample(
+        self, kernel: tf.Tensor, points: tf.Tensor, fourier: int, frame: int, step: int = 1
+    ) -> Resample | Shifted:
+        """The operator from frames to this exposure's pixels, or every `step`-th of them, at `points`."""
+        if self.aligned:
+            return Shifted(kernel, points, fourier, frame, step)
+        return Resample(kernel, points, fourier, frame)
 
 
 class JointShape(NamedTuple):
@@ -177,6 +187,7 @@ class Exposures:
                     side=fit_size(max(one.shape[1:]), IMAGE_SIDES),
                     kept=min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4)),
                     reach=reach_of(one.noise_correlation),
+                    aligned=bool(np.abs(pixels.matrix - np.eye(2)).max() * max(one.shape[1:]) < ALIGNED),
                 )
                 for one, pixels in zip(self.observations, self.maps, strict=True)
             ),

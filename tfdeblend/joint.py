@@ -34,7 +34,6 @@ from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.nuts import NutsOptions
 from tfdeblend.observation import Observation
 from tfdeblend.priors import PRIORS
-from tfdeblend.resample import Resample
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
 
@@ -111,9 +110,9 @@ class JointFit:
             seen = tf.gather(frame, own.bands, axis=1)
             points, kernel, gain = tensors["points"][e], tensors["kernel"][e], tensors["gain"][e][..., None, None]
 
-            def at(move: np.ndarray, points=points, kernel=kernel, seen=seen) -> tf.Tensor:
+            def at(move: np.ndarray, own=own, points=points, kernel=kernel, seen=seen) -> tf.Tensor:
                 moved = points + tf.constant(move, points.dtype)
-                return Resample(kernel, moved, self.shape.fourier, self.shape.frame).forward(seen)
+                return own.resample(kernel, moved, self.shape.fourier, self.shape.frame).forward(seen)
 
             here = at(np.zeros(2))
             sides = [gain * (at(step) - at(-step)) / (2 * STEP) for step in STEP * np.eye(2)]

@@ -10,8 +10,7 @@ import tensorflow as tf
 from tfdeblend.exposures import JointShape
 from tfdeblend.likelihood import every_second
 from tfdeblend.noise import GaussianNoise
-from tfdeblend.operators import Place
-from tfdeblend.resample import Resample
+from tfdeblend.operators import LinearOperator, Place
 from tfdeblend.views import View, among_all, as_images, in_a_row
 
 Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
@@ -55,7 +54,7 @@ class JointLikelihood:
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
         """J^T J [B, C, N, N] of the whitened images of all exposures, float64; the last, of no image, is 0."""
         frame, total = self._each(stamps), []
-        coarse = self._resample(self.tensors["low_kernel"], [at[:, ::2, ::2] for at in self.tensors["points"]])
+        coarse = self._resample(self.tensors["low_kernel"], [at[:, ::2, ::2] for at in self.tensors["points"]], 2)
         seen = self._seen(frame, [resample.forward for resample in coarse])
         for images, noise, exposure in zip(seen, self.noises, self.shape.exposures, strict=True):
             root, constant = tf.split(tf.sqrt(every_second(tf.stack([noise.weights, noise.constant**2], 2))), 2, axis=2)
@@ -135,12 +134,14 @@ class JointLikelihood:
         placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
         return tf.transpose(placed, [0, 2, 1, 3, 4])
 
-    def _resample(self, kernels: Images, points: Sequence[tf.Tensor]) -> list[Resample]:
+    def _resample(self, kernels: Images, points: Sequence[tf.Tensor], step: int = 1) -> list[LinearOperator]:
         """Each exposure's, gain included."""
-        parts = zip(kernels, points, self.tensors["gain"], strict=True)
+        parts = zip(self.shape.exposures, kernels, points, self.tensors["gain"], strict=True)
         return [
-            Resample(kernel * tf.cast(gain[..., None, None], kernel.dtype), at, self.shape.fourier, self.shape.frame)
-            for kernel, at, gain in parts
+            own.resample(
+                kernel * tf.cast(gain[..., None, None], kernel.dtype), at, self.shape.fourier, self.shape.frame, step
+            )
+            for own, kernel, at, gain in parts
         ]
 
     def _seen(self, frame: tf.Tensor, resample: list) -> Images:

@@ -21,6 +21,7 @@ from tfdeblend.sample_batches import Drawing, in_turn
 from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions
 from tfdeblend.seeded import Seed
 
+COMMON = ("kernel", "low_kernel", "points", "gain")  # tensors that all samples of a field share
 PIXELS_AT_ONCE = 2**21  # of all bands and samples that are rendered side by side, some 100 bytes each and source
 
 
@@ -56,7 +57,9 @@ def drawn_by_diffusion(
     rows = rows_at_once(shape, samples)
     options = replace(options, smallest=options.smallest / depth(exposures, shape, tensors))
     sampler = _diffusion(prior, shape._replace(blends=rows), options)
-    draw = sample_batches.learned(sampler, tensors, Seed.of(found), [exposures.scene], samples, seed)
+    own = {name: tensor for name, tensor in tensors.items() if name not in COMMON}
+    common = {name: tensors[name] for name in COMMON}
+    draw = sample_batches.learned(sampler, own, Seed.of(found), [exposures.scene], samples, seed, common)
     facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
     return _gathered(exposures, draw, rows, samples), facts
 

@@ -127,15 +127,16 @@ class Resample(LinearOperator):
         the highest of them (see `resampled_transfer`).
       points: [B, H, W, 2] in pixels (y, x) of the frame. Beyond half of the padding around the frame, f is 0.
       side: N. frame: F <= N.
+
+    One kernel and one set of points, of B = 1, serve any number of blends.
     """
 
     def __init__(self, kernel: tf.Tensor, points: tf.Tensor, side: int, frame: int):
         self.side, self.frame, self.kept = side, frame, kernel.shape[-2]
-        self.grid, self.image = OVERSAMPLING * self.kept, points.shape[1:3]
+        self.grid, self.image, self.common = OVERSAMPLING * self.kept, points.shape[1:3], points.shape[0] == 1
         kernel = kernel * tf.cast(_sharpening(self.kept), kernel.dtype)
         self.kernel = tf.math.real(kernel), tf.math.imag(kernel)  # not every runtime takes complex tensors into a loop
-        pad = (side - frame) / 2
-        inside = tf.reduce_all((points >= -pad) & (points <= frame - 1 + pad), -1)
+        inside = _inside(points, side, frame)
         place = tf.reshape(points * (self.grid / side), [-1, self.image[0] * self.image[1], 2])
         first = tf.floor(place - (TAPS / 2 - 1))
         taps = first[..., None] + tf.range(TAPS, dtype=points.dtype)  # [B, H W, 2, TAPS]
@@ -148,25 +149,23 @@ class Resample(LinearOperator):
         """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
         n = [self.side, self.side]
         spectrum = _resize(tf.signal.rfft2d(x, fft_length=n), self.kept, self.kept // 2 + 1)
-        spectrum = _resize(spectrum * self._kernel(x), self.grid, self.grid // 2 + 1)
+        spectrum = _resize(spectrum * _with_axes(self.kernel, x), self.grid, self.grid // 2 + 1)
         fine = (self.grid / self.side) ** 2 * tf.signal.irfft2d(spectrum, fft_length=[self.grid] * 2)
         images = fine.shape[1:-2]  # more than x's where the kernels of all bands see one band of it
-        flat = tf.reshape(fine, [-1, int(np.prod(images)), self.grid**2])
+        flat = tf.reshape(fine, [*self._blends(images), self.grid**2])
         return tf.reshape(self._interpolate(flat), [-1, *images, *self.image])
 
     def transpose(self, y: tf.Tensor) -> tf.Tensor:
         """[B, C, ..., H, W] -> [B, C, ..., F, F]."""
-        flat = tf.reshape(y, [-1, int(np.prod(y.shape[1:-2])), self.image[0] * self.image[1]])
+        flat = tf.reshape(y, [*self._blends(y.shape[1:-2]), self.image[0] * self.image[1]])
         fine = tf.reshape(self._spread(flat), [-1, *y.shape[1:-2], self.grid, self.grid])
         spectrum = _resize(tf.signal.rfft2d(fine), self.kept, self.kept // 2 + 1)
-        spectrum = _resize(spectrum * self._kernel(y, -1.0), self.side, self.side // 2 + 1)
+        spectrum = _resize(spectrum * _with_axes(self.kernel, y, -1.0), self.side, self.side // 2 + 1)
         return tf.signal.irfft2d(spectrum, fft_length=[self.side] * 2)[..., : self.frame, : self.frame]
 
-    def _kernel(self, x: tf.Tensor, sign: float = 1.0) -> tf.Tensor:
-        """The transfer function, or with sign -1 its conjugate, with as many axes as x."""
-        shape = [-1, self.kernel[0].shape[1], *[1] * (len(x.shape) - 4), *self.kernel[0].shape[2:]]
-        real, imaginary = (tf.reshape(part, shape) for part in self.kernel)
-        return tf.complex(real, sign * imaginary)
+    def _blends(self, images: Any) -> tuple[int, int]:
+        """How blends and their images are laid out: with points in common, all are images of one."""
+        return (1, -1) if self.common else (-1, int(np.prod(images)))
 
     def _row(self, tap: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Grid points [B, H W, TAPS] of one row of the interpolation kernel, and their weights."""
@@ -183,13 +182,72 @@ class Resample(LinearOperator):
 
     def _spread(self, values: tf.Tensor) -> tf.Tensor:
         """[B, Q, H W] -> [B, Q, grid^2]; the adjoint."""
-        batch, images = tf.shape(values)[0], values.shape[1]
+        batch, images = tf.shape(values)[0], tf.shape(values)[1]
         first, total = tf.range(batch)[:, None, None] * self.grid**2, []
         for tap in range(TAPS):
             points, weights = self._row(tap)
             each = tf.einsum("bqp,bpt->bptq", values, weights)
             total.append(tf.math.unsorted_segment_sum(each, points + first, batch * self.grid**2))
         return tf.transpose(tf.reshape(tf.add_n(total), [-1, self.grid**2, images]), [0, 2, 1])
+
+
+class Shifted(LinearOperator):
+    """`Resample` at points that are a grid of whole pixels, all of them shifted: a convolution, without interpolation.
+
+    Args:
+      kernel, side, frame: see `Resample`. points: [B, H, W, 2], each `step` pixels from the next along both axes.
+    """
+
+    def __init__(self, kernel: tf.Tensor, points: tf.Tensor, side: int, frame: int, step: int = 1):
+        self.side, self.frame, self.kept, self.step, self.image = side, frame, kernel.shape[-2], step, points.shape[1:3]
+        self.inside = tf.cast(_inside(points, side, frame), points.dtype)
+        n = 2 * np.pi / side * np.fft.fftfreq(self.kept, 1 / self.kept)
+        ky, kx = tf.constant(n, points.dtype), tf.constant(np.abs(n[: self.kept // 2 + 1]), points.dtype)
+        first = points[:, 0, 0]
+        angle = first[:, :1, None] * ky[:, None] + first[:, 1:, None] * kx
+        kernel = kernel * tf.complex(tf.cos(angle), tf.sin(angle))[:, None]
+        self.kernel = tf.math.real(kernel), tf.math.imag(kernel)
+
+    def forward(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
+        spectrum = _resize(tf.signal.rfft2d(x, fft_length=[self.side] * 2), self.kept, self.kept // 2 + 1)
+        spectrum = _resize(spectrum * _with_axes(self.kernel, x), self.side, self.side // 2 + 1)
+        fine = tf.signal.irfft2d(spectrum, fft_length=[self.side] * 2)
+        height, width = (self.step * number for number in self.image)
+        seen = fine[..., : height : self.step, : width : self.step]
+        return seen * self._mask(seen)
+
+    def transpose(self, y: tf.Tensor) -> tf.Tensor:
+        """[B, C, ..., H, W] -> [B, C, ..., F, F]."""
+        y = y * self._mask(y)
+        if self.step > 1:
+            y = _spaced(y, self.step)
+        spectrum = _resize(tf.signal.rfft2d(y, fft_length=[self.side] * 2), self.kept, self.kept // 2 + 1)
+        spectrum = _resize(spectrum * _with_axes(self.kernel, y, -1.0), self.side, self.side // 2 + 1)
+        return tf.signal.irfft2d(spectrum, fft_length=[self.side] * 2)[..., : self.frame, : self.frame]
+
+    def _mask(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(self.inside, [-1, *[1] * (len(x.shape) - 3), *self.image])
+
+
+def _inside(points: tf.Tensor, side: int, frame: int) -> tf.Tensor:
+    """[B, H, W] bool: up to half of the padding around the frame."""
+    pad = (side - frame) / 2
+    return tf.reduce_all((points >= -pad) & (points <= frame - 1 + pad), -1)
+
+
+def _spaced(y: tf.Tensor, step: int) -> tf.Tensor:
+    """[..., H, W] -> [..., step H, step W] with zeros between."""
+    height, width = y.shape[-2:]
+    y = tf.pad(y[..., None, :, None], [[0, 0]] * (len(y.shape) - 1) + [[0, step - 1], [0, 0], [0, step - 1]])
+    return tf.reshape(y, [*y.shape[:-4], height * step, width * step])
+
+
+def _with_axes(kernel: tuple[tf.Tensor, tf.Tensor], x: tf.Tensor, sign: float = 1.0) -> tf.Tensor:
+    """A transfer function, or with sign -1 its conjugate, with as many axes as x."""
+    shape = [-1, kernel[0].shape[1], *[1] * (len(x.shape) - 4), *kernel[0].shape[2:]]
+    real, imaginary = (tf.reshape(part, shape) for part in kernel)
+    return tf.complex(real, sign * imaginary)
 
 
 def _window(u: tf.Tensor) -> tf.Tensor:

@@ -38,9 +38,15 @@ def rows_at_once(shape: BatchShape, total: int) -> int:
 
 
 def learned(
-    sampler: PosteriorSampler, tensors: dict, seed: Seed, scenes: Sequence[Scene], samples: int, number: int
+    sampler: PosteriorSampler,
+    tensors: dict,
+    seed: Seed,
+    scenes: Sequence[Scene],
+    samples: int,
+    number: int,
+    common: dict | None = None,
 ) -> Drawing:
-    """Of a batch of these tensors, seeded by a fit. number: the user's seed."""
+    """Of a batch of these tensors, seeded by a fit. number: the user's seed. common: further tensors, of all rows."""
     sources = sampler.shape.sources
     per_source = {name: tensors[name][:, :sources] for name in PER_SOURCE}
     given = tensors | per_source, seed.first(sources)
@@ -48,7 +54,7 @@ def learned(
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
         own, some = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), given)
-        return sampler(own, some, tf.constant(keys[rows, which]))
+        return sampler(own | (common or {}), some, tf.constant(keys[rows, which]))
 
     return draw
 
