@@ -141,9 +141,17 @@ class Resample(LinearOperator):
         first = tf.floor(place - (TAPS / 2 - 1))
         taps = first[..., None] + tf.range(TAPS, dtype=points.dtype)  # [B, H W, 2, TAPS]
         weights = _window(2 / TAPS * (taps - place[..., None]))
-        self.weights = weights[..., 0, :] * tf.reshape(tf.cast(inside, points.dtype), [-1, place.shape[1], 1])
-        self.weights = self.weights, weights[..., 1, :]
-        self.taps = tf.math.floormod(tf.cast(taps, tf.int32), self.grid)
+        seen = tf.reshape(tf.cast(inside, points.dtype), [-1, place.shape[1], 1, 1])
+        weights = seen * weights[..., 0, :, None] * weights[..., 1, None, :]
+        taps = tf.math.floormod(tf.cast(taps, tf.int64), self.grid)
+        # [B H W, B grid^2], 0 but for the taps of each point in its own blend's grid.
+        blends, number = tf.shape(taps, tf.int64)[0], tf.size(weights, tf.int64) // TAPS**2
+        column = taps[..., 0, :, None] * self.grid + taps[..., 1, None, :]
+        column += tf.range(blends)[:, None, None, None] * self.grid**2
+        row = tf.repeat(tf.range(number), TAPS**2)
+        self.interpolation = tf.SparseTensor(
+            tf.stack([row, tf.reshape(column, [-1])], 1), tf.reshape(weights, [-1]), [number, blends * self.grid**2]
+        )
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
         """[B, C, ..., F, F] -> [B, C, ..., H, W]; any number of images a band."""
@@ -167,28 +175,19 @@ class Resample(LinearOperator):
         """How blends and their images are laid out: with points in common, all are images of one."""
         return (1, -1) if self.common else (-1, int(np.prod(images)))
 
-    def _row(self, tap: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Grid points [B, H W, TAPS] of one row of the interpolation kernel, and their weights."""
-        rows, columns = self.weights
-        return self.taps[..., 0, tap, None] * self.grid + self.taps[..., 1, :], rows[..., tap, None] * columns
-
     def _interpolate(self, fine: tf.Tensor) -> tf.Tensor:
         """[B, Q, grid^2] -> [B, Q, H W]."""
-        last, total = tf.transpose(fine, [0, 2, 1]), []
-        for tap in range(TAPS):
-            points, weights = self._row(tap)
-            total.append(tf.einsum("bptq,bpt->bqp", tf.gather(last, points, batch_dims=1), weights))
-        return tf.add_n(total)
+        return self._apply(fine, self.image[0] * self.image[1], adjoint=False)
 
     def _spread(self, values: tf.Tensor) -> tf.Tensor:
         """[B, Q, H W] -> [B, Q, grid^2]; the adjoint."""
-        batch, images = tf.shape(values)[0], tf.shape(values)[1]
-        first, total = tf.range(batch)[:, None, None] * self.grid**2, []
-        for tap in range(TAPS):
-            points, weights = self._row(tap)
-            each = tf.einsum("bqp,bpt->bptq", values, weights)
-            total.append(tf.math.unsorted_segment_sum(each, points + first, batch * self.grid**2))
-        return tf.transpose(tf.reshape(tf.add_n(total), [-1, self.grid**2, images]), [0, 2, 1])
+        return self._apply(values, self.grid**2, adjoint=True)
+
+    def _apply(self, x: tf.Tensor, pixels: int, adjoint: bool) -> tf.Tensor:
+        images = tf.shape(x)[1]
+        columns = tf.reshape(tf.transpose(x, [0, 2, 1]), [-1, images])
+        y = tf.sparse.sparse_dense_matmul(self.interpolation, columns, adjoint_a=adjoint)
+        return tf.transpose(tf.reshape(y, [-1, pixels, images]), [0, 2, 1])
 
 
 class Shifted(LinearOperator):
