@@ -14,7 +14,7 @@ from tfdeblend.correlation import whitening
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.noise import Whiten, WithoutConstant
 from tfdeblend.operators import Convolve, LinearOperator, Place, Scale, Shift
-from tfdeblend.resample import AffineMap, Resample, gaussian_psf, kept_frequencies, resampled_transfer
+from tfdeblend.resample import AffineMap, Resample, Shifted, gaussian_psf, kept_frequencies, resampled_transfer
 
 Case = tuple[LinearOperator, list[int], list[int]]  # the operator, the shapes of its input and of its output
 
@@ -63,6 +63,22 @@ def resample(scale: float, degrees: float, shape: tuple[int, int], *extra: int) 
         complex_dtype = tf.complex128 if dtype == tf.float64 else tf.complex64
         operator = Resample(tf.constant([kernel] * 2, complex_dtype), tf.constant(points, dtype), 32, 20)
         return operator, [2, 2, *extra, 20, 20], [2, 2, *extra, *shape]
+
+    return build
+
+
+def shifted(step: int, *extra: int) -> Callable[[tf.DType], Case]:
+    """Every `step`-th pixel of grids that begin between the frame's, and end beyond it."""
+
+    def build(dtype: tf.DType) -> Case:
+        psf = np.random.default_rng(2).uniform(size=(2, 5, 5))
+        pixels = AffineMap(np.eye(2), np.zeros(2))
+        kernel = resampled_transfer(psf, gaussian_psf(0.6), pixels, 32, 32)
+        points = pixels.points((24, 20))[::step, ::step]
+        points = tf.constant(np.stack([points + np.array(first) for first in ((0.3, -1.6), (-6.2, 4))]), dtype)
+        complex_dtype = tf.complex128 if dtype == tf.float64 else tf.complex64
+        operator = Shifted(tf.constant([kernel] * 2, complex_dtype), points, 32, 20, step)
+        return operator, [2, 2, *extra, 20, 20], [2, 2, *extra, 24 // step, 20 // step]
 
     return build
 
@@ -126,6 +142,8 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "resample to coarser pixels": resample(2.3, 30, (9, 8)),
     "resample to pixels of the same size": resample(1.0, -10, (12, 15)),
     "resample with an extra axis": resample(1.4, 200, (6, 6), 3),
+    "shifted pixels": shifted(1),
+    "every second shifted pixel, with an extra axis": shifted(2, 3),
     "shift odd stamps": shift(9),
     "shift even stamps": shift(10),
     "whiten white noise": whiten(0),

@@ -14,7 +14,7 @@ from helpers import gaussian
 from tfdeblend.batch import fast_fourier_size
 from tfdeblend.errors import DataError
 from tfdeblend.operators import Convolve
-from tfdeblend.resample import AffineMap, Resample, gaussian_psf, kept_frequencies, resampled_transfer
+from tfdeblend.resample import AffineMap, Resample, Shifted, gaussian_psf, kept_frequencies, resampled_transfer
 
 POINT = np.ones((1, 1, 1))  # a PSF that changes nothing
 
@@ -43,6 +43,23 @@ def resample(
     points = tf.constant(pixels.points(shape)[None], dtype)
     operator = Resample(tf.constant(kernel[None], complex_dtype), points, side, len(frame))
     return operator(tf.constant(frame[None, None], dtype)).numpy()[0, 0].astype(float)
+
+
+def test_whole_steps_need_no_interpolation() -> None:
+    """`Shifted` is `Resample` at a grid of the frame's own steps; points in common serve several blends."""
+    frame, x = 24, np.random.default_rng(0).normal(size=(3, 1, 24, 24))
+    pixels = AffineMap(np.eye(2), np.array([-2.3, 1.6]))
+    psf, side = np.random.default_rng(1).uniform(size=(1, 5, 5)), 48
+    kernel = tf.constant(resampled_transfer(psf / psf.sum(), gaussian_psf(0.8), pixels, side, side)[None])
+    for step in (1, 2):
+        points = tf.constant(pixels.points((28, 26))[None, ::step, ::step])
+        exact = Shifted(kernel, points, side, frame, step)(tf.constant(x))
+        assert exact.shape == (3, 1, 28 // step, 26 // step)
+        np.testing.assert_allclose(
+            Resample(kernel, points, side, frame)(tf.constant(x)), exact, atol=1e-5 * np.abs(exact).max()
+        )
+        one = Resample(kernel, points, side, frame)(tf.constant(x[1:2]))
+        np.testing.assert_allclose(one[0], Resample(kernel, points, side, frame)(tf.constant(x))[1], atol=1e-12)
 
 
 def elliptical(shape: tuple[int, int], center: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -86,7 +86,15 @@ class FieldRun(Run):
         prior = AUTOMATIC if settings.prior == "auto" else settings.prior
         paths = {one.name: path for one, path in zip(self.observations, self.files, strict=True)}
         with self._progress(None, "deblending", 1) as bar, _by_path(paths, self.catalog_file):
-            self.result = deblend_together(self.observations, self.catalog, prior, background=self.settings.background)
+            self.result = deblend_together(
+                self.observations,
+                self.catalog,
+                prior,
+                background=settings.background,
+                method=settings.method,
+                seed=settings.seed,
+                **(settings.sampling.options() if settings.sampling else {}),
+            )
             for path in good:
                 self._write(path, self.result.first, config)
             bar.update()

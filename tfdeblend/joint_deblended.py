@@ -41,7 +41,8 @@ class JointDeblended:
     (K, C_e, H_e, W_e). stamps: (K, C, P, P) in pixels of the first. flux_cov: (C, K, K). Errors take the calibration
     as known.
 
-    samples: (S, K, C, P, P) of the stamps, where sampled and to be kept; the rest are means of the samples then.
+    Where sampled, these are means over the samples; sources_std: E times (K, C_e, H_e, W_e) their standard deviation.
+    samples: (S, K, C, P, P) of the stamps, where they were to be kept.
     """
 
     exposures: Exposures
@@ -54,6 +55,7 @@ class JointDeblended:
     calibration: Calibration
     converged: bool
     seconds: float
+    sources_std: tuple[np.ndarray, ...] | None = None
     samples: np.ndarray | None = None
 
     @property
@@ -190,6 +192,7 @@ def assembled_samples(
         calibration,
         mixed,
         float(facts["walltime"]),
+        tuple(part.std(0, ddof=1) for part in sources),
         stamps.astype(np.float32) if keep else None,
     )
 

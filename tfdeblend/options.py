@@ -76,6 +76,8 @@ def check_field(args: argparse.Namespace) -> None:
         raise DataError("--prior", f"{expected}, received {args.prior!r}")
     if args.evidence:
         raise DataError("--evidence", "expected none beside --observation, received it")
+    if args.steps and not learned.is_learned(args.prior):
+        raise DataError("--steps", f"expected a learned prior beside it, received {args.prior!r}")
 
 
 def check_server(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
     MODEL_<NAME>, RESIDUAL_<NAME> (C,H,W), SOURCES_<NAME> (K,C,H,W), IMAGES_<NAME>, WEIGHTS_<NAME> (C,H,W), PSF_<NAME>
                     of each other observation, on its own pixels and in its own unit
+    SOURCES_STD_<NAME> (K,C,H,W), SAMPLES_<NAME> (S,K,C,P,P) in its bands, where sampled and where kept
     STAMPS_<NAME>   (K,C,P,P) in its bands, and in the pixels and the unit of CATALOG
     FLUXCOV_<NAME>  (C,K,K) in its bands, in the unit of CATALOG
     CALIBRATION     a row a band of each: observation, band, shift_y, shift_x and their errors (pixels of the first),
@@ -46,7 +47,11 @@ def _hdus(result: JointDeblended, e: int) -> list[fits.ImageHDU]:
         "IMAGES": one.images,
         "WEIGHTS": one.weights,
     }
+    if result.sources_std is not None:
+        images["SOURCES_STD"] = result.sources_std[e]
     hdus = [image_hdu(data.astype(np.float32), f"{key}_{name}", own, one.unit) for key, data in images.items()]
     hdus.append(image_hdu(result.stamps[:, bands].astype(np.float32), f"STAMPS_{name}", frame, None))
+    if result.samples is not None:
+        hdus.append(image_hdu(result.samples[:, :, bands], f"SAMPLES_{name}", frame, None))
     plain = {"PSF": one.psf, "FLUXCOV": result.flux_cov[bands]}
     return hdus + [fits.ImageHDU(data, name=f"{key}_{name}") for key, data in plain.items()]

@@ -1,0 +1,146 @@
+"""Samples of several observations together: of one they are the single sampler's, more data make them narrower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from astropy.io import fits
+from fields import COLOUR, FLUX, expose, positions, write
+
+from tfdeblend.cli import main
+from tfdeblend.deblender import Deblender
+from tfdeblend.denoisers import flux_scale
+from tfdeblend.errors import DataError
+from tfdeblend.exposures import Exposures
+from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.joint import CalibrationOptions, deblend_together
+from tfdeblend.joint_likelihood import JointLikelihood
+from tfdeblend.scene import Scene
+
+KNOWN = CalibrationOptions(shift=0, gain=0)
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory) -> str:
+    """A Gaussian prior of smooth galaxies in g and r."""
+    rng, (y, x) = np.random.default_rng(0), np.indices((SIDE, SIDE)) - SIDE / 2
+    stamps = []
+    for _ in range(300):
+        size, ratio, angle, colour = (
+            rng.uniform(2, 4.5),
+            rng.uniform(0.5, 1),
+            rng.uniform(0, np.pi),
+            rng.lognormal(0.25, 0.1),
+        )
+        dy, dx = rng.uniform(-0.5, 0.5, 2)
+        u = (x - dx) * np.cos(angle) + (y - dy) * np.sin(angle)
+        v = (y - dy) * np.cos(angle) - (x - dx) * np.sin(angle)
+        light = np.exp(-1.5 * np.sqrt((u / size) ** 2 + (v / ratio / size) ** 2 + 0.3))
+        stamps.append([light, colour * light])
+    unit = np.array(stamps, np.float32) / np.asarray(flux_scale(tf.constant(stamps, tf.float32)))[:, None, None, None]
+    path = tmp_path_factory.mktemp("prior") / "smooth.npz"
+    kind = {"bands": ("g", "r"), "pixel_scale": 0.2, "model_sigma": 1.0, "scale_jitter": 0.1}
+    GaussianDenoiser.fit(unit, 8, **kind).save(path)
+    return str(path)
+
+
+def test_of_one_observation_they_are_the_single_sampler_s(prior: str) -> None:
+    one = expose("alone")
+    alone = Deblender(prior, "sample", samples=8, keep_samples=True).deblend(Scene.from_catalog(one, positions(one)))
+    together = deblend_together(
+        [one], positions(one), prior, calibration=KNOWN, method="sample", samples=8, keep_samples=True
+    )
+    for band in "gr":
+        error = np.asarray(alone.catalog[f"flux_err_{band}"])
+        np.testing.assert_allclose(together.catalog[f"flux_err_{band}"], error, rtol=0.02)
+        assert (np.abs(together.catalog[f"flux_{band}"] - alone.catalog[f"flux_{band}"]) < 0.02 * error).all()
+    assert together.samples is not None and together.samples.shape == alone.samples.shape
+    np.testing.assert_allclose(together.samples.sum((3, 4)), alone.samples.sum((3, 4)), rtol=2e-3)
+
+
+def test_more_exposures_make_errors_smaller(prior: str) -> None:
+    """Two more, turned, coarser and of one band; skies are drawn besides."""
+    first = expose("first")
+    turned = expose("turned", degrees=25, noise=0.7, shape=(40, 42), seed=1)
+    coarse = expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="r", seed=2)
+    turned = replace(turned, images=turned.images + 5)
+    how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 16}
+    alone, together = (deblend_together(some, positions(first), **how) for some in ([first], [first, turned, coarse]))
+    assert together.exposures.bands == ("g", "r")
+    for band in "gr":
+        assert (together.catalog[f"flux_err_{band}"] < 0.9 * alone.catalog[f"flux_err_{band}"]).all()
+    np.testing.assert_allclose(together.backgrounds[1], 5, atol=0.3)
+    np.testing.assert_allclose(together.chi2, 1, atol=0.15)
+    assert together.sources_std is not None
+    for deviation, one in zip(together.sources_std, together.exposures.observations, strict=True):
+        assert deviation.shape == (3, *one.shape) and (deviation >= 0).all()
+
+
+def test_chains_of_closed_form_galaxies() -> None:
+    """NUTS: within a few errors of the truth, which are those of the maximum."""
+    first, other = expose("first"), expose("other", 0.3, (30, 30), 30, seeing=0.9, bands="ri", seed=1)
+    how = {"prior": "exponential", "calibration": KNOWN}
+    fit = deblend_together([first, other], positions(first), **how)
+    drawn = deblend_together([first, other], positions(first), **how, method="sample", samples=32)
+    assert drawn.converged
+    for band in "gri":
+        error = np.asarray(fit.catalog[f"flux_err_{band}"])
+        np.testing.assert_allclose(drawn.catalog[f"flux_err_{band}"], error, rtol=0.6)
+        assert (np.abs(drawn.catalog[f"flux_{band}"] - fit.catalog[f"flux_{band}"]) < 2 * error).all()
+    np.testing.assert_allclose(drawn.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.2)
+
+
+def test_constants_are_drawn_about_the_best() -> None:
+    """With the variance of a weighted mean, from the part of the normals along them."""
+    one = expose("one", shape=(32, 32))
+    exposures = Exposures(Scene.from_catalog(one, [[15.0, 16.0]]), ())
+    shape = exposures.shape(16, background=True)._replace(blends=400)
+    tensors = tf.nest.map_structure(lambda t: tf.repeat(t, 400, 0), exposures.tensors(shape))
+    likelihood = JointLikelihood(tensors, shape)
+    nothing = tuple(tf.zeros_like(image) for image in likelihood.images)
+    normals = tf.random.stateless_normal(likelihood.data(nothing).shape, (0, 1))
+    model, constants = likelihood.on_background(nothing, tf.zeros([400, 2]), lambda: normals)
+    best = likelihood.constants(nothing)[0][0].numpy()
+    found = constants[0].numpy()
+    error = tensors["weights"][0][0].numpy().sum((1, 2)) ** -0.5
+    np.testing.assert_allclose(found.mean(0), best, atol=4 * error.max() / 20)
+    np.testing.assert_allclose(found.std(0), error, rtol=0.15)
+    np.testing.assert_allclose(model[0][:, :, 0, 0], found)
+
+
+def test_refuses(prior: str) -> None:
+    one = expose("one")
+    other = expose("other", bands="ri", seed=1)
+    with pytest.raises(DataError, match="one: prior smooth: expected bands g, r, in this order, received g, r, i"):
+        deblend_together([one, other], positions(one), prior, method="sample")
+    fine = expose("fine", 0.1)
+    with pytest.raises(DataError, match=r"fine: prior smooth: expected finest pixels of 0.2 arcsec, received 0.1"):
+        deblend_together([fine], positions(fine), prior, method="sample")
+    sharp = expose("sharp", seeing=0.35)
+    with pytest.raises(DataError, match="sharp: prior smooth: expected PSFs wider than a Gaussian of sigma 1 of"):
+        deblend_together([sharp], positions(sharp), prior, method="sample")
+    with pytest.raises(ValueError, match="prior: expected one of exponential, sersic, bulge-disk, received"):
+        deblend_together([one], positions(one), prior)
+    with pytest.raises(ValueError, match="method: expected one of map, sample, received 'guess'"):
+        deblend_together([one], positions(one), method="guess")
+
+
+@pytest.mark.slow
+def test_command_line_samples_a_field(tmp_path: Path, prior: str) -> None:
+    first, coarse = expose("first", shape=(32, 32)), expose("coarse", 0.3, (24, 26), 30, seeing=0.9, bands="r", seed=1)
+    x, y = positions(first).T
+    (tmp_path / "sources.csv").write_text("x,y\n" + "\n".join(f"{a},{b}" for a, b in zip(x, y, strict=True)))
+    files = [part for one in (first, coarse) for part in ("--observation", str(write(tmp_path, one)))]
+    options = ["--prior", prior, "--method", "sample", "--samples", "4", "--save-samples", "--no-figures"]
+    command = ["deblend", *files, "--catalog", str(tmp_path / "sources.csv"), *options, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    with fits.open(tmp_path / "out" / "first.fits") as hdus:
+        assert hdus["SAMPLES"].data.shape[:3] == (4, 3, 2)
+        assert hdus["SAMPLES_COARSE"].data.shape[:3] == (4, 3, 1)
+        assert hdus["SOURCES_STD_COARSE"].data.shape == (3, 1, 24, 26)
+        assert hdus[0].header["METHOD"] == "sample" and hdus[0].header["PRIOR"] == "smooth"
