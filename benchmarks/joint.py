@@ -29,6 +29,7 @@ from tfdeblend.scene import Scene
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
 POSITION_ERROR = 0.02  # arcsec, of the positions that are given
 GROUND = "grizy"
+CLOSEST = 1.2  # arcsec, of galaxies in `epochs`: what decides is the noise, not the prior
 KNOWN = CalibrationOptions(shift=0, gain=0)
 
 
@@ -96,9 +97,10 @@ def twin(seed: int) -> tuple[list[Observation], list[Galaxy]]:
 def epochs(seed: int, number: int = 10) -> tuple[list[Observation], list[Galaxy]]:
     """One field in several exposures of one band; the first is not turned."""
     rng = np.random.default_rng(seed)
-    galaxies = [
-        Galaxy(rng.uniform(-1.6, 1.6, 2), host_of("sersic", rng), {"r": 10 ** rng.uniform(3.3, 4)}) for _ in range(3)
-    ]
+    places = rng.uniform(-2, 2, (3, 2))
+    while min(np.hypot(*(places[i] - places[i - 1])) for i in range(3)) < CLOSEST:
+        places = rng.uniform(-2, 2, (3, 2))
+    galaxies = [Galaxy(place, host_of("sersic", rng), {"r": 10 ** rng.uniform(3.3, 4)}) for place in places]
     observations = []
     for epoch in range(number):
         psf, degrees = psf_of(rng.uniform(0.6, 1.0), rng.normal(scale=0.02)), rng.uniform(0, 360) * (epoch > 0)
