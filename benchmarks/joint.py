@@ -24,6 +24,7 @@ from benchmarks.transients import host_of, psf_of
 from tfdeblend.exposures import Exposures
 from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
 from tfdeblend.observation import Observation
+from tfdeblend.priors import PRIORS
 from tfdeblend.scene import Scene
 
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
@@ -110,7 +111,8 @@ def epochs(seed: int, number: int = 10) -> tuple[list[Observation], list[Galaxy]
 
 
 def coadd(observations: Sequence[Observation], places: np.ndarray) -> Observation:
-    """The mean on the first one's pixels, each interpolated by splines, with the mean PSF and weight."""
+    """The mean on the first one's pixels, each interpolated by splines, with the mean PSF and weight: as if the
+    WCSs were right and its noise white."""
     from scipy.ndimage import map_coordinates
 
     first = observations[0]
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("twin", "epochs"))
     parser.add_argument("--number", type=int, default=60, help="of fields")
-    parser.add_argument("--prior", default="bulge-disk", help="of the fit")
+    parser.add_argument("--prior", choices=tuple(PRIORS), default="bulge-disk", help="of the fit")
     parser.add_argument("--method", choices=("map", "sample"), default="map")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -35,7 +35,7 @@ class Bucket:
     bands: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = [*PRIORS, *learned.shipped()]
+        known = [*PRIORS, *learned.shipped(), f"a {learned.SUFFIX} file"]
         if self.prior not in known and not self.prior.endswith(learned.SUFFIX):
             raise ValueError(f"prior: expected one of {', '.join(known)}, received {self.prior!r}")
         for name, sizes in (("side", IMAGE_SIDES), ("sources", SOURCE_COUNTS)):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from astropy.io import fits
 from fields import COLOUR, FLUX, expose, positions, write
 
+from tfdeblend import joint_sampling
 from tfdeblend.cli import main
 from tfdeblend.deblender import Deblender
 from tfdeblend.denoisers import flux_scale
@@ -19,6 +20,7 @@ from tfdeblend.exposures import Exposures
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.joint import CalibrationOptions, deblend_together
 from tfdeblend.joint_likelihood import JointLikelihood
+from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
@@ -84,7 +86,8 @@ def test_more_exposures_make_errors_smaller(prior: str) -> None:
 def test_chains_of_closed_form_galaxies() -> None:
     """NUTS: within a few errors of the truth, which are those of the maximum."""
     first, other = expose("first"), expose("other", 0.3, (30, 30), 30, seeing=0.9, bands="ri", seed=1)
-    how = {"prior": "exponential", "calibration": KNOWN}
+    other = replace(other, images=other.images + 4)
+    how = {"prior": "exponential", "calibration": KNOWN, "background": True}
     fit = deblend_together([first, other], positions(first), **how)
     drawn = deblend_together([first, other], positions(first), **how, method="sample", samples=32)
     assert drawn.converged
@@ -92,6 +95,7 @@ def test_chains_of_closed_form_galaxies() -> None:
         error = np.asarray(fit.catalog[f"flux_err_{band}"])
         np.testing.assert_allclose(drawn.catalog[f"flux_err_{band}"], error, rtol=0.6)
         assert (np.abs(drawn.catalog[f"flux_{band}"] - fit.catalog[f"flux_{band}"]) < 2 * error).all()
+    np.testing.assert_allclose(drawn.backgrounds[1], 4, atol=0.3)
     np.testing.assert_allclose(drawn.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.2)
 
 
@@ -103,8 +107,8 @@ def test_constants_are_drawn_about_the_best() -> None:
     tensors = tf.nest.map_structure(lambda t: tf.repeat(t, 400, 0), exposures.tensors(shape))
     likelihood = JointLikelihood(tensors, shape)
     nothing = tuple(tf.zeros_like(image) for image in likelihood.images)
-    normals = tf.random.stateless_normal(likelihood.data(nothing).shape, (0, 1))
-    model, constants = likelihood.on_background(nothing, tf.zeros([400, 2]), lambda: normals)
+    normals = likelihood.left_over(tf.random.stateless_normal(likelihood.data(nothing).shape, (0, 1)))
+    model, constants = likelihood.on_background(nothing, tf.zeros([400, 2]), normals)
     best = likelihood.constants(nothing)[0][0].numpy()
     found = constants[0].numpy()
     error = tensors["weights"][0][0].numpy().sum((1, 2)) ** -0.5
@@ -126,8 +130,36 @@ def test_refuses(prior: str) -> None:
         deblend_together([sharp], positions(sharp), prior, method="sample")
     with pytest.raises(ValueError, match="prior: expected one of exponential, sersic, bulge-disk, received"):
         deblend_together([one], positions(one), prior)
+    with pytest.raises(ValueError, match="samples: expected at least 2, received 1"):
+        deblend_together([one], positions(one), method="sample", samples=1)
+    with pytest.raises(ValueError, match="stamp: expected at least 26 pixels for prior"):
+        deblend_together([one], positions(one), prior, stamp=24, method="sample")
+    with pytest.raises(ValueError, match="sampling: expected options without evidence"):
+        deblend_together([one], positions(one), prior, method="sample", sampling=SampleOptions.for_evidence())
     with pytest.raises(ValueError, match="method: expected one of map, sample, received 'guess'"):
         deblend_together([one], positions(one), method="guess")
+
+
+def test_shifts_and_zero_points(monkeypatch) -> None:
+    """Positions are the first one's, fluxes in its unit; samples that do not fill the last graph."""
+    one, two = expose("one"), expose("two", 0.3, (30, 30), 40, seeing=0.9, shift=(0.3, -0.3), seed=1)
+    two = replace(two, images=6.309573 * two.images, weights=two.weights / 6.309573**2, zeropoints=27.0)
+    monkeypatch.setattr(joint_sampling, "rows_at_once", lambda shape, images, samples: 3)
+    one = replace(one, zeropoints=25.0)
+    found = deblend_together([one, two], positions(one), "exponential", method="sample", samples=8)
+    moved = found.calibration.shift
+    assert np.abs(moved[0]).max() > 0.1
+    off = np.stack([found.catalog["x"], found.catalog["y"]], 1) - positions(one)
+    assert np.abs(off).max() < 0.08  # a shift of the wrong sign is off by twice `moved`
+    np.testing.assert_allclose(found.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.1)
+    assert (found.catalog["flux_err_r"] > 0).all()
+
+
+def test_an_aligned_observation_may_be_larger(prior: str) -> None:
+    one, large = expose("one", shape=(32, 32)), expose("large", shape=(128, 128), seed=1)
+    found = deblend_together([one, large], positions(one), "exponential", calibration=KNOWN)
+    np.testing.assert_allclose(found.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.2)
+    assert found.models[1].shape == (2, 128, 128)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.galaxies import Population
 from tfdeblend.likelihood import Likelihood
-from tfdeblend.linear_gaussian import Blend, Spread, Unknowns, gaussian_step
+from tfdeblend.linear_gaussian import Blend, Directions, Spread, Unknowns, gaussian_step
 from tfdeblend.mapfit import MapFit
 from tfdeblend.networks import UNet
 from tfdeblend.noise import GaussianNoise
@@ -108,6 +108,17 @@ def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
     y = tf.constant(rng.standard_normal([1, seen]))
     x = Unknowns(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
     np.testing.assert_allclose(np.sum(blend(x) * y), x.dot(blend.transpose(y)), rtol=1e-12)
+
+
+def test_evidence_of_a_bright_star_is_exact():
+    """log det (1 + U U^T) in single precision, of one bright direction beside three that are empty."""
+    shape = np.exp(-0.5 * ((np.indices((16, 16)) - 7.5) ** 2).sum(0) / 4)
+    own = np.zeros([1, 1, 4, 16, 16], np.float32)
+    own[0, 0, 0] = 10_000 * shape / np.sqrt((shape**2).sum())
+    constant = tf.ones([1, 1, 16, 16])
+    view = View((0,), GaussianNoise(constant, tf.zeros([1, 1, 0, 16, 16])).whiten, constant)
+    exact = np.log1p((own.astype(float) ** 2).sum())
+    assert float(Directions([view], 1, [tf.constant(own)]).logdet()[0]) == pytest.approx(exact, abs=1e-4)
 
 
 def test_window_cuts_and_puts_back():

@@ -80,7 +80,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "--prior",
         default="auto",
         metavar="NAME",
-        help="galaxy model, or a .keras file of one's own (default: auto); see `tfdeblend info --priors`",
+        help="galaxy model, or a .keras or .npz file of one's own (default: auto); see `tfdeblend info --priors`",
     )
     parser.add_argument(
         "--method",

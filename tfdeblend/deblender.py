@@ -53,7 +53,7 @@ class Deblender:
 
     Args:
       prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
-        `learned.shipped`, or a `.keras` file), which start from "bulge-disk". "auto": see `prior_of`.
+        `learned.shipped`, or a `.keras` or `.npz` file), which start from "bulge-disk". "auto": see `prior_of`.
       method: "map", the maximum of the posterior, with errors from its curvature there; "sample", draws from it, with
         means, errors and covariances of these: by the reverse diffusion with a learned prior, by NUTS with a
         closed-form one.
@@ -204,7 +204,7 @@ class Deblender:
             chains = sampler(batch.tensors, found.state, (self.seed, names))
             rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
             draw, rows = (
-                sample_batches.closed_form(sampler, batch.tensors, chains),
+                sample_batches.closed_form(sampler, batch.tensors, chains, (self.seed, names)),
                 rows_at_once(batch.shape, total * self.samples),
             )
             yield from gather(

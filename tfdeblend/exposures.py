@@ -187,7 +187,7 @@ class Exposures:
                     side=fit_size(max(one.shape[1:]), IMAGE_SIDES),
                     kept=min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4)),
                     reach=reach_of(one.noise_correlation),
-                    aligned=bool(np.abs(pixels.matrix - np.eye(2)).max() * max(one.shape[1:]) < ALIGNED),
+                    aligned=_aligned(pixels, one.shape[1:], fourier),
                 )
                 for one, pixels in zip(self.observations, self.maps, strict=True)
             ),
@@ -277,6 +277,12 @@ class Exposures:
             "points": (points + shape.margin).astype(np.float32),
             "gain": np.ones(bands, np.float32),
         }
+
+
+def _aligned(pixels: AffineMap, image: tuple[int, ...], fourier: int) -> bool:
+    """Whether an observation's pixels are the model's but for a shift, and no more than its Fourier grid holds."""
+    stray = np.abs(pixels.matrix - np.eye(2)).max() * max(image)
+    return bool(stray < ALIGNED) and fit_size(max(image), IMAGE_SIDES) <= fourier
 
 
 def finest_first(observations: Sequence[Observation]) -> list[Observation]:

@@ -186,6 +186,14 @@ def deblend_together(
         raise ValueError(f"prior: expected one of {expected}, received {prior!r}")
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {method!r}")
+    if samples < 2:
+        raise ValueError(f"samples: expected at least 2, received {samples}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed: expected 0 to {2**31 - 1}, received {seed}")
+    if sampling.evidence:
+        raise ValueError(
+            "sampling: expected options without evidence, which no joint samples tell, received some with it"
+        )
     if not observations:
         raise DataError("observations", "expected at least one, received none")
     began = time.perf_counter()
@@ -196,6 +204,8 @@ def deblend_together(
     exposures = Exposures(scene, tuple(others))
     known = None if closed else _checked(learned.find(prior), exposures)
     least, sigma = (0, None) if known is None else (known.side + 2, known.model_sigma)
+    if stamp is not None and stamp < least:
+        raise ValueError(f"stamp: expected at least {least} pixels for prior {prior}, received {stamp}")
     shape = exposures.shape(stamp or stamp_side(scene, least), background, sigma)
     fit = compiled(prior if closed else SEED, shape, position_sigma, calibration)
     start = first_latents(fit.map.prior, cast(BatchShape, shape), [initialize.moments(scene)])

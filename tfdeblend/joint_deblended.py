@@ -161,7 +161,7 @@ def assembled_samples(
     for e, one in enumerate(exposures.observations):
         unit = (exposures.band_scale[list(shape.exposures[e].bands)] * exposures.unit(one))[:, None, None]
         models.append(drawn.models[e] * unit + levels[e][:, None, None])
-        sources.append(drawn.sources[e] * unit)
+        sources.append(drawn.sources[e] * unit.astype(np.float32))
         backgrounds.append(drawn.constants[e] * unit[:, 0, 0] + levels[e])
     stamps, flux = drawn.stamps * scale[:, None, None], drawn.flux * scale
     variance = drawn.prior_variance * scale[:, None, None] ** 2

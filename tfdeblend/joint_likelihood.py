@@ -3,7 +3,7 @@ these are; what is an image there is here a tuple of E."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -111,21 +111,24 @@ class JointLikelihood:
         parts = zip(self.noises, self.images, model, strict=True)
         return in_a_row([noise.whiten(data - image) for noise, data, image in parts])
 
-    def on_background(
-        self, model: Images, background: tf.Tensor, normals: Callable[[], tf.Tensor]
-    ) -> tuple[Images, Images]:
-        """The model of sources with constants b_e drawn beside it, and those [B, C_e].
-
-        Whitened images know nothing of constants; so of the standard normals [B, n] in a row that a draw of the sources
-        takes, the part along the constants was used by no one.
-        """
+    def on_background(self, model: Images, background: tf.Tensor, normals: Images) -> tuple[Images, Images]:
+        """The model of sources with constants b_e drawn beside it, by standard normals [B, C_e] each, and those."""
         if not self.shape.background:
             return model, tuple(tf.zeros_like(image[..., 0, 0]) for image in model)
         constants = []
-        for noise, best, free in zip(self.noises, self.constants(model), as_images(normals(), self.views), strict=True):
-            along = tf.reduce_sum(noise.constant * free, [2, 3])
-            constants.append(best + tf.math.divide_no_nan(along, tf.reduce_sum(noise.constant**2, [2, 3])))
+        for noise, best, free in zip(self.noises, self.constants(model), normals, strict=True):
+            norm = tf.sqrt(tf.reduce_sum(noise.constant**2, [2, 3]))
+            constants.append(best + tf.math.divide_no_nan(free, norm))
         return tuple(m + c[..., None, None] for m, c in zip(model, constants, strict=True)), tuple(constants)
+
+    def left_over(self, normals: tf.Tensor) -> Images:
+        """[B, C_e] each: of the standard normals [B, n] in a row that a draw of the sources takes, the part along the
+        constants. Whitened images know nothing of those, so that no one has used it."""
+        parts = []
+        for noise, free in zip(self.noises, as_images(normals, self.views), strict=True):
+            norm = tf.sqrt(tf.reduce_sum(noise.constant**2, [2, 3]))
+            parts.append(tf.math.divide_no_nan(tf.reduce_sum(noise.constant * free, [2, 3]), norm))
+        return tuple(parts)
 
     def _each(self, stamps: tf.Tensor) -> tf.Tensor:
         """[B, K, Q, C or 1, P, P] -> frames [B, C or 1, K Q, F, F]."""

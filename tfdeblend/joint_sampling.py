@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple, cast
@@ -17,12 +18,12 @@ from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.nuts import NutsOptions, NutsSampler
-from tfdeblend.sample_batches import Drawing, in_turn
+from tfdeblend.sample_batches import STAMPS_AT_ONCE, Drawing, in_turn
 from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions
 from tfdeblend.seeded import Seed
 
 COMMON = ("kernel", "low_kernel", "points", "gain")  # tensors that all samples of a field share
-PIXELS_AT_ONCE = 2**21  # of all bands and samples that are rendered side by side, some 100 bytes each and source
+PIXELS_AT_ONCE = 2**27  # of the Fourier grids of all sources, bands, directions and samples side by side, 4 bytes each
 
 
 class FieldSamples(NamedTuple):
@@ -54,11 +55,9 @@ def drawn_by_diffusion(
     seed: int,
 ) -> tuple[FieldSamples, Facts]:
     """Under a learned prior, with the calibration that `tensors` hold."""
-    rows = rows_at_once(shape, samples)
-    options = replace(options, smallest=options.smallest / depth(exposures, shape, tensors))
-    sampler = _diffusion(prior, shape._replace(blends=rows), options)
-    own = {name: tensor for name, tensor in tensors.items() if name not in COMMON}
-    common = {name: tensors[name] for name in COMMON}
+    rows = rows_at_once(shape, prior.load().rank + 1, samples)
+    sampler = _diffusion(prior, shape._replace(blends=rows), options, depth(exposures, shape, tensors))
+    own, common = _apart(tensors)
     draw = sample_batches.learned(sampler, own, Seed.of(found), [exposures.scene], samples, seed, common)
     facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
     return _gathered(exposures, draw, rows, samples), facts
@@ -74,17 +73,19 @@ def drawn_by_chains(
     seed: int,
 ) -> tuple[FieldSamples, Facts]:
     """Under a closed-form prior."""
-    sampler = _chains(fit, samples, options)
-    chains = sampler(tensors, found.state, (seed, 0))
+    sampler, key = _chains(fit, samples, options), (seed, zlib.crc32(exposures.scene.name.encode()) >> 1)
+    chains = sampler(tensors, found.state, key)
     facts: Facts = {"sampler": "nuts", "rhat": float(chains.rhat[0]), "ess": float(chains.ess[0])}
-    draw = sample_batches.closed_form(sampler, tensors, chains)
-    return _gathered(exposures, draw, rows_at_once(cast(JointShape, fit.shape), samples), samples), facts
+    own, common = _apart(tensors)
+    draw = sample_batches.closed_form(sampler, own, chains, key, common)
+    return _gathered(exposures, draw, rows_at_once(cast(JointShape, fit.shape), 1, samples), samples), facts
 
 
-def rows_at_once(shape: JointShape, samples: int) -> int:
-    """Samples of one graph."""
-    pixels = sum(bands * side**2 for bands, side in shape.images)
-    return int(np.clip(2 ** np.floor(np.log2(max(PIXELS_AT_ONCE / (pixels * shape.sources), 1))), 1, samples))
+def rows_at_once(shape: JointShape, images: int, samples: int) -> int:
+    """Samples of one graph, in which each source has so many images, of all bands, at a time."""
+    pixels = shape.sources * images * shape.bands * shape.fourier**2
+    most = min(PIXELS_AT_ONCE / pixels, STAMPS_AT_ONCE / shape.sources)
+    return int(np.clip(2 ** np.floor(np.log2(max(most, 1))), 1, samples))
 
 
 def depth(exposures: Exposures, shape: JointShape, tensors: dict) -> float:
@@ -97,12 +98,21 @@ def depth(exposures: Exposures, shape: JointShape, tensors: dict) -> float:
     return float(2 ** (np.ceil(2 * max(np.log2(total.max()) / 2, 0)) / 2))
 
 
+def _apart(tensors: dict) -> tuple[dict, dict]:
+    """Tensors of each row, and those that all rows share."""
+    return {n: t for n, t in tensors.items() if n not in COMMON}, {name: tensors[name] for name in COMMON}
+
+
 @lru_cache(maxsize=4)
-def _diffusion(prior: learned.LearnedPrior, shape: JointShape, options: SampleOptions) -> PosteriorSampler:
-    """The sampler that serves all fields of a shape."""
+def _diffusion(
+    prior: learned.LearnedPrior, shape: JointShape, options: SampleOptions, depth: float
+) -> PosteriorSampler:
+    """The sampler that serves all fields of a shape; what its thresholds are in units of is the noise of them all."""
+    options = replace(options, smallest=options.smallest / depth)
+    near = replace(NEAR, least_norm=NEAR.least_norm / depth)
     # A joint likelihood and its shape answer to the names by which a sampler asks single ones.
     kind, bucket = cast(type[Likelihood], JointLikelihood), cast(BatchShape, shape)
-    return PosteriorSampler(bucket, prior.load(), options, NEAR, kind)
+    return PosteriorSampler(bucket, prior.load(), options, near, kind)
 
 
 @lru_cache(maxsize=4)

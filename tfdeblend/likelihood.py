@@ -135,6 +135,10 @@ class Likelihood:
         """The model of sources with a sampled background [B, C], and that; no more normals are needed."""
         return model + background[..., None, None], background
 
+    def left_over(self, normals: tf.Tensor) -> tf.Tensor:
+        """[B, 0]: of the normals [B, n] that a draw takes, nothing is."""
+        return normals[:, :0]
+
 
 def _centred(stamps: tf.Tensor, window: int) -> tf.Tensor:
     """[..., P, P] -> [..., W, W] with zeros around."""

@@ -199,10 +199,10 @@ class Directions:
         products = [tf.cast(tf.matmul(c, c, transpose_b=True), tf.float64) for c in self.columns]
         pairs = zip(products, views, strict=True)
         gram = tf.add_n([among_all(product, view.bands, bands) for product, view in pairs])
-        n, unit = self.number, np.eye(every[0].shape[2])
-        # Rounding of products in single precision must not make C indefinite.
-        rounding = np.finfo(own[0].dtype.as_numpy_dtype).eps * tf.reduce_sum(gram * unit, [2, 3], keepdims=True)
-        gram += rounding * unit
+        n, number = self.number, every[0].shape[2]
+        unit = np.eye(number)
+        # Rounding of products in single precision must not make C indefinite: each is off by its columns' norms.
+        gram += number * np.finfo(own[0].dtype.as_numpy_dtype).eps * gram * unit
         self._across, self._among_own = gram[:, :, :n, n:], gram[:, :, n:, n:] + unit[n:, n:]
         self._own = tf.linalg.inv(self._among_own)
         reduced = gram[:, :, :n, :n] - self._across @ self._own @ tf.linalg.matrix_transpose(self._across)

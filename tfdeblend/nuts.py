@@ -152,20 +152,22 @@ class NutsSampler:
         states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)
         return NutsResult(states, rhat, tf.reduce_min(ess, -1))
 
-    def _render(self, tensors: dict[str, tf.Tensor], state: MapState, which: tf.Tensor) -> Samples:
-        """What states look like, a row each. which: [N] the number of each sample, for what is drawn beside them."""
+    def _render(self, tensors: dict[str, tf.Tensor], state: MapState, seeds: tf.Tensor) -> Samples:
+        """What states look like, a row each. seeds: [N, 2] of each sample, for what is drawn beside them."""
         posterior = self.fit.posterior(tensors)
         stamps = posterior.stamps(state)
         each = posterior.likelihood.render_each(stamps[:, :, None])
         sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
         whole = tf.nest.map_structure(lambda images: tf.reduce_sum(images, 1), sources)
-
-        def normals() -> tf.Tensor:
-            pixels = sum(bands * side**2 for bands, side in self.fit.shape.images)
-            return tf.random.stateless_normal([which.shape[0], pixels], tf.stack([which[0], which[-1]]))
-
-        model, background = posterior.likelihood.on_background(whole, state.background, normals)
         flux = state.flux * tensors["is_source"][..., None]
+        bands = [number for number, _ in self.fit.shape.images]
+        free = tf.map_fn(
+            lambda seed: tf.random.stateless_normal([sum(bands)], seed, dtype=flux.dtype),
+            seeds,
+            fn_output_signature=tf.TensorSpec([sum(bands)], flux.dtype),
+        )
+        normals = tuple(tf.split(free, bands, 1))
+        model, background = posterior.likelihood.on_background(whole, state.background, normals)
         none = tf.zeros_like(flux[..., 0])
         return Samples(
             stamps=stamps,

@@ -59,14 +59,18 @@ def learned(
     return draw
 
 
-def closed_form(sampler: NutsSampler, tensors: dict, found: NutsResult) -> Drawing:
-    """Of a batch of these tensors that was sampled already: what its states look like."""
+def closed_form(
+    sampler: NutsSampler, tensors: dict, found: NutsResult, seed: tuple[int, int], common: dict | None = None
+) -> Drawing:
+    """Of a batch of these tensors that was sampled already: what its states look like. seed: its chains'. common: as of
+    `learned`."""
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
         own = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), tensors)
         take = tf.constant(np.stack([which, rows], 1))
         state = tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state)
-        return sampler.render(own, state, tf.constant(which, tf.int32))
+        seeds = np.stack([np.full_like(which, seed[0]), (seed[1] + which) % 2**31], 1)
+        return sampler.render(own | (common or {}), state, tf.constant(seeds, tf.int32))
 
     return draw
 

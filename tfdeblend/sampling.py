@@ -183,7 +183,8 @@ class PosteriorSampler:
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)
         whole = tf.nest.map_structure(lambda each: tf.reduce_sum(each, 1), sources)
-        model, background = blends.likelihood.on_background(whole, found.background, lambda: normals.data)
+        free = blends.likelihood.left_over(normals.data)
+        model, background = blends.likelihood.on_background(whole, found.background, free)
         large = blends.large[:, :, 0, 0, 0] > 0
         log_evidence = tf.fill([self.shape.blends], tf.constant(np.nan, draws.dtype))
         if options.evidence:
