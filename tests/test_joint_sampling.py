@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from astropy.io import fits
-from fields import COLOUR, FLUX, expose, positions, write
+from fields import COLOUR, FLUX, expose, places, positions, write
 
 from tfdeblend import joint_sampling
 from tfdeblend.cli import main
@@ -149,7 +149,7 @@ def test_shifts_and_zero_points(monkeypatch) -> None:
     found = deblend_together([one, two], positions(one), "exponential", method="sample", samples=8)
     moved = found.calibration.shift
     assert np.abs(moved[0]).max() > 0.1
-    off = np.stack([found.catalog["x"], found.catalog["y"]], 1) - positions(one)
+    off = np.stack([found.catalog["x"], found.catalog["y"]], 1) - places(one)
     assert np.abs(off).max() < 0.08  # a shift of the wrong sign is off by twice `moved`
     np.testing.assert_allclose(found.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.1)
     assert (found.catalog["flux_err_r"] > 0).all()
