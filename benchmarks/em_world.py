@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks import worlds
 from benchmarks.catsim import TrueScene
 from tfdeblend import em, learned, metrics, shards
+from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.io import find_inputs
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
@@ -163,13 +164,16 @@ def judge(options: argparse.Namespace) -> None:
         if not path.exists():
             seeding([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))
-    expectation = em.Expectation(first.without_optimizer(), SampleOptions())
-    rows = {}
+    rows, expectations = {}, {}  # Gaussian priors and networks are compiled apart
     for number, prior in enumerate(options.priors):
         path = out / f"prior_{number:02d}.npy"
         if not path.exists():
-            expectation.use(learned.find(str(prior)).load())
-            values = judged(blends, found, expectation, options.samples, options.seed)
+            loaded = learned.find(str(prior)).load()
+            if (kind := type(loaded)) not in expectations:
+                own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded
+                expectations[kind] = em.Expectation(own, SampleOptions())
+            expectations[kind].use(loaded)
+            values = judged(blends, found, expectations[kind], options.samples, options.seed)
             shards.write_whole(path, lambda temporary, values=values: np.save(temporary, values))
         rows[f"{number} {prior}"] = np.load(path)
         print(prior, {name: round(value, 4) for name, value in figures(rows[f"{number} {prior}"]).items()}, flush=True)
