@@ -11,7 +11,7 @@ import tensorflow as tf
 from astropy.io import fits
 from fields import COLOUR, FLUX, expose, places, positions, write
 
-from tfdeblend import joint_sampling
+from tfdeblend import joint_sampling, learned
 from tfdeblend.cli import main
 from tfdeblend.deblender import Deblender
 from tfdeblend.denoisers import flux_scale
@@ -22,6 +22,7 @@ from tfdeblend.joint import CalibrationOptions, deblend_together
 from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
+from training import fit_gaussian
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
 SIDE = 24
@@ -49,6 +50,35 @@ def prior(tmp_path_factory) -> str:
     kind = {"bands": ("g", "r"), "pixel_scale": 0.2, "model_sigma": 1.0, "scale_jitter": 0.1}
     GaussianDenoiser.fit(unit, 8, **kind).save(path)
     return str(path)
+
+
+def test_a_prior_is_fitted_to_stamps(tmp_path: Path, capsys) -> None:
+    """Its mean is the same turned and mirrored about pixel P // 2; wrong names and files are told in a line."""
+    np.save(tmp_path / "stamps.npy", np.random.default_rng(0).uniform(0.1, 1, (20, 2, 8, 8)).astype(np.float32))
+    command = [
+        "--stamps",
+        str(tmp_path),
+        "--pixel-scale",
+        "0.2",
+        "--rank",
+        "2",
+        "--out",
+        str(tmp_path / "new" / "a.npz"),
+    ]
+    fit_gaussian.main([*command, "--bands", "g,r"])
+    found = learned.find(str(tmp_path / "new" / "a.npz"))
+    assert (found.bands, found.side, found.pixel_scale) == (("g", "r"), 8, 0.2)
+    mean = np.asarray(found.load().mean)[:, 1:, 1:]
+    for same in (mean[:, ::-1], mean.swapaxes(1, 2), np.rot90(mean, 1, (1, 2))):
+        np.testing.assert_allclose(same, mean, rtol=1e-4)
+    with pytest.raises(SystemExit):
+        fit_gaussian.main([*command, "--bands", "g"])
+    assert "--bands: expected 2 names, received g" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"a.npz: prior: expected a network"):
+        found.network()
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"bad.npz: prior: expected a Gaussian prior's arrays, received"):
+        learned.find(str(tmp_path / "bad.npz"))
 
 
 def test_of_one_observation_they_are_the_single_sampler_s(prior: str) -> None:

@@ -65,7 +65,7 @@ class JointFit:
         kind, bucket = cast(type[Likelihood], JointLikelihood), cast(BatchShape, shape)
         self.map = MapFit(PRIORS[prior](shape.bands, position_sigma), bucket, likelihood=kind)
         self._slopes = tf.function(self._normal_equations, autograph=False)
-        self._constants = tf.function(self._best_constants, autograph=False)
+        self.constants = tf.function(self._best_constants, autograph=False)
 
     def __call__(self, tensors: dict, start: np.ndarray) -> tuple[MapResult, Calibration, dict]:
         """Galaxies and calibration together, and the tensors with the calibration. start: [1, K, S] latents."""
@@ -88,10 +88,6 @@ class JointFit:
             }
             latent = found.state.latent
         return self.map.fit(tensors, latent), Calibration(shift, tuple(gain), error), tensors
-
-    def constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
-        """[1, C_e] the backgrounds of each exposure."""
-        return self._constants(tensors, found)
 
     def _best_constants(self, tensors: dict, found: MapResult) -> tuple[tf.Tensor, ...]:
         """[1, C_e] of each exposure, by the weights of the fit."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
+    from tfdeblend.denoisers import NeuralDenoiser
     from tfdeblend.scene import Scene
 
 FOLDER = Path(__file__).parent / "weights"
@@ -58,6 +59,13 @@ class LearnedPrior:
         """
         return _load(self.path, self.sha256)
 
+    def network(self) -> NeuralDenoiser:
+        """A copy to train on. Raises: DataError as `load`, and for a Gaussian prior."""
+        denoiser = self.load()
+        if self.path.suffix == GAUSSIAN:
+            raise DataError(self.path, "prior", f"expected a network ({SUFFIX}), received a Gaussian prior")
+        return denoiser.without_optimizer()
+
 
 @functools.cache
 def shipped() -> dict[str, LearnedPrior]:
@@ -86,7 +94,7 @@ def find(name: str) -> LearnedPrior:
     known = shipped()
     if name in known:
         return known[name]
-    if not name.endswith((SUFFIX, GAUSSIAN)):
+    if not is_file(name):
         raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} or {GAUSSIAN} file, received {name!r}")
     denoiser = _load(Path(name), None)
     bands, side, _ = denoiser.stamp_shape
@@ -94,9 +102,14 @@ def find(name: str) -> LearnedPrior:
     return LearnedPrior(Path(name).stem, Path(name), names, side, denoiser.pixel_scale, denoiser.model_sigma)
 
 
+def is_file(name: str) -> bool:
+    """Whether a prior's name is that of a file."""
+    return name.endswith((SUFFIX, GAUSSIAN))
+
+
 def is_learned(name: str) -> bool:
     """Whether a prior's name is that of a shipped one or of a file."""
-    return name.endswith((SUFFIX, GAUSSIAN)) or name in shipped()
+    return is_file(name) or name in shipped()
 
 
 @functools.cache

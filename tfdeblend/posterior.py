@@ -156,8 +156,7 @@ def generalised_step(blend: Blend, spread: Spread, residual: tf.Tensor, iteratio
             following -= dot(following, vector) * vector
         basis.append(following / tf.maximum(tf.sqrt(dot(following, following)), tiny))
     columns = tf.stack(images, 2)  # [B, n, iterations]
-    weights = tf.linalg.lstsq(
-        columns, residual[..., None], fast=False
-    )  # by its orthogonal decomposition: columns may be dependent
+    # By its orthogonal decomposition: columns may be dependent.
+    weights = tf.linalg.lstsq(columns, residual[..., None], fast=False)
     v = tf.add_n([w * b for w, b in zip(tf.unstack(weights, axis=1), basis[:-1], strict=True)])
     return spread(blend.transpose(v))

@@ -67,7 +67,7 @@ class Settings:
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
         psf = digest(Path(self.psf)) if self.psf else None
-        if self.prior.endswith((learned.SUFFIX, learned.GAUSSIAN)):
+        if learned.is_file(self.prior):
             prior = digest(Path(self.prior))
         else:
             shipped = learned.shipped()

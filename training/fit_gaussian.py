@@ -1,4 +1,4 @@
-"""Fits a Gaussian prior, its covariance a diagonal and a few directions, to stamps of galaxies: seconds, no network.
+"""Fits a Gaussian prior, its covariance a diagonal and a few directions, to stamps of galaxies: no network.
 
 tfdeblend simulate --stamps --survey survey.json --size 96 --number 2000 --out stamps
 python -m training.fit_gaussian --stamps stamps --bands F814W,g,r,i,z,y --pixel-scale 0.05 --rank 24 --out joint.npz
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out.suffix != ".npz":
         parser.error(f"--out: expected a name that ends in .npz, received {options.out}")
     prior = fit(stamps, bands, options.pixel_scale, options.rank, options.model_sigma, options.jitter)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(options.out, prior.save)
     share = float((np.asarray(prior.prior.factor) ** 2).sum() / np.asarray(prior.variance).sum())
     print(f"{options.out}: {len(stamps)} galaxies, {options.rank} directions with {share:.2f} of the variance")

@@ -36,7 +36,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     """The untrained denoiser, with the moments of the stamps (at unit scale), or the one to start from."""
     keras.utils.set_random_seed(config.seed)
     if config.start is not None:
-        return learned.find(config.start).load().without_optimizer()
+        return learned.find(config.start).network()
     mean, variance = moments(stamps, Augmentation(config.flips, config.shift, config.scale_jitter))
     bands = len(config.bands)
     network = UNet(config.side, bands, bands, **vars(config.network), gated=True)

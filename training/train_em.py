@@ -94,7 +94,7 @@ class Run:
             return
         if start.kind == "prior":
             assert start.prior is not None
-            prior = learned.find(start.prior).load().without_optimizer()
+            prior = learned.find(start.prior).network()
             write_whole(folder / "prior.keras", prior.save)
         elif start.kind == "gaussian":
             self._start_gaussian(folder)
@@ -274,7 +274,7 @@ def read_prior(folder: Path) -> Denoiser:
     if path is None:
         raise DataError(folder, "prior", "expected a prior, received none")
     if path.suffix == learned.SUFFIX:
-        return learned.find(str(path)).load().without_optimizer()
+        return learned.find(str(path)).network()
     return GaussianDenoiser.load(path)
 
 
