@@ -144,6 +144,28 @@ def test_preconditioning_without_network_is_the_pixelwise_gaussian():
     np.testing.assert_allclose(w.diagonal, v.diagonal, rtol=1e-5)
 
 
+def test_a_base_without_networks_is_its_gaussian():
+    rng = np.random.default_rng(12)
+    mean, diagonal = rng.standard_normal((2, 16, 16)), np.exp(rng.standard_normal((2, 16, 16)))
+    factor = rng.standard_normal((5, 2, 16, 16)) * np.array([3, 2, 1, 0.5, 0.2])[:, None, None, None]
+    silent = network(channels=4, outputs=6, scale=0.0)
+    denoiser = NeuralDenoiser(network(scale=0.0), silent, base_rank=5)
+    denoiser.set_moments(mean, diagonal + (factor**2).sum(0), factor)
+    x, sigma = rng.standard_normal((3, 2, 16, 16)).astype("float32"), np.array([0.01, 1, 100], "float32")
+    exact = GaussianDenoiser(mean, diagonal, factor)
+    expected, v = exact.posterior(tf.constant(x, tf.float64), tf.constant(sigma, tf.float64))
+    found, w = denoiser.posterior(tf.constant(x), tf.constant(sigma))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert w.rank == denoiser.rank == 2
+    np.testing.assert_allclose(w.variance, v.variance, rtol=1e-3)  # what directions lose, the diagonal has
+    np.testing.assert_allclose(w.factor, v.factor[:, :2], rtol=1e-3, atol=1e-4)
+    alone = NeuralDenoiser(network(scale=0.0), base_rank=5)
+    alone.set_moments(mean, diagonal + (factor**2).sum(0), factor)
+    np.testing.assert_allclose(alone.posterior(tf.constant(x), tf.constant(sigma))[1].factor, v.factor, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="expected a base of at least the head's rank, 2, received 1"):
+        NeuralDenoiser(network(), silent, base_rank=1)
+
+
 def test_preconditioning_limits():
     """sigma -> 0: D = x_t; sigma -> infinity: D is the prior's, of unit size, whatever x_t."""
     denoiser = NeuralDenoiser(network(), sigma_data=0.5)
@@ -189,11 +211,14 @@ def test_leading_axes():
     np.testing.assert_allclose(v.diagonal[1, 2], w.diagonal, atol=1e-5)
 
 
-def test_keras_file_holds_all(tmp_path):
+@pytest.mark.parametrize("base_rank", [0, 3])
+def test_keras_file_holds_all(tmp_path, base_rank: int):
     settings = {"bands": ("g", "r"), "pixel_scale": 0.168, "model_sigma": 1.0, "sigma_data": 0.02, "scale_jitter": 0.2}
+    settings |= {"base_rank": base_rank}
     denoiser = NeuralDenoiser(network(), network(channels=4, outputs=6), **settings)
     rng = np.random.default_rng(9)
-    denoiser.set_moments(rng.standard_normal((2, 16, 16)), rng.uniform(1, 2, (2, 16, 16)))
+    factor = 0.3 * rng.standard_normal((base_rank, 2, 16, 16)) if base_rank else None
+    denoiser.set_moments(rng.standard_normal((2, 16, 16)), rng.uniform(1, 2, (2, 16, 16)), factor)
     denoiser.save(tmp_path / "prior.keras")
     again = keras.saving.load_model(tmp_path / "prior.keras")
     assert {name: getattr(again, name) for name in settings} == settings

@@ -38,6 +38,26 @@ class DiagonalLowRank:
         """V v: [..., C, P, P] -> [..., C, P, P]."""
         return self.diagonal * v + self.expand(self._project(v))
 
+    def given(self, noise: Tensor) -> DiagonalLowRank:
+        """(V^-1 + 1 / noise)^-1: the covariance once a noised image has been seen.
+
+        With A = d + noise and M = I + L^T A^-1 L, Woodbury's identity gives it as a diagonal and a factor of L's rank,
+        without a difference of large numbers: noise d / A + G G^T, G = noise A^-1 L M^(-1/2).
+
+        Args:
+          noise: variance of white noise [..., 1, 1, 1], which may have axes before those of V.
+        """
+        total = noise + self.diagonal
+        root = ops.cholesky(DiagonalLowRank(total, self.factor).capacitance())
+        scaled = self.factor / ops.expand_dims(total, -4)
+        rows = ops.reshape(ops.solve_triangular(root, self._rows(scaled), lower=True), ops.shape(scaled))
+        return DiagonalLowRank(noise * self.diagonal / total, ops.expand_dims(noise, -4) * rows)
+
+    def leading(self, rank: int) -> DiagonalLowRank:
+        """The first `rank` directions; the variance of the others goes to the diagonal."""
+        rest = ops.sum(ops.square(self.factor[..., rank:, :, :, :]), -4)
+        return DiagonalLowRank(self.diagonal + rest, self.factor[..., :rank, :, :, :])
+
     def draw(self, eps: Tensor, eps_factor: Tensor) -> Tensor:
         """N(0, V) from standard normals [..., C, P, P] and [..., R]: sqrt(d) eps + L eps_factor."""
         return ops.sqrt(self.diagonal) * eps + self.expand(eps_factor)

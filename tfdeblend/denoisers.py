@@ -19,6 +19,7 @@ from tfdeblend.networks.layers import register
 
 Tensor = Any  # of the Keras backend
 LOG_DIAGONAL = (-8.0, 4.0)  # bounds of the covariance head's diagonal over the prior's, in log
+LEAST_REST = 1e-3  # of a pixel's variance that a base's directions leave to itself
 
 
 def flux_scale(images: Any) -> Any:
@@ -114,12 +115,18 @@ class NeuralDenoiser(keras.Model, Denoiser):
     that sees one pixel at a time. The head gives V = diag(V0 exp(a)) + L L^T, L = sqrt(V0) b from a network that sees
     x_t and D.
 
+    With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
+    directions: its mean takes the place of the first two terms of D; its covariance's diagonal, and its first
+    directions, are what exp(a) multiplies and what is added to L. So a network that has hardly been fitted is no worse a prior
+    than that Gaussian.
+
     Args:
       network: ([B, P, P, C], [B]) -> [B, P, P, C].
-      head: ([B, P, P, 2 C], [B]) -> [B, P, P, (1 + rank) C]; None: the covariance is diag(V0).
+      head: ([B, P, P, 2 C], [B]) -> [B, P, P, (1 + rank) C]; None: the covariance is the Gaussian's.
       bands: C names. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps.
       sigma_data: root mean square of the stamps' pixels at unit scale. scale_jitter: spread of the log of the scales
         seen in training: how wrong a flux scale may be.
+      base_rank: directions of the Gaussian that the networks correct; 0, or at least the head's.
     """
 
     def __init__(
@@ -131,30 +138,41 @@ class NeuralDenoiser(keras.Model, Denoiser):
         model_sigma: float = 1.0,
         sigma_data: float = 1.0,
         scale_jitter: float = 0.0,
+        base_rank: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         _, side, _, channels = network.input_shape[0]
         self.network, self.head = network, head
         self.bands, self.pixel_scale, self.model_sigma = tuple(bands), pixel_scale, model_sigma
-        self.sigma_data, self.scale_jitter = sigma_data, scale_jitter
+        self.sigma_data, self.scale_jitter, self.base_rank = sigma_data, scale_jitter, base_rank
         self.stamp_shape = (channels, side, side)
         if bands and len(bands) != channels:
             raise ValueError(f"expected {channels} bands, as the network has channels, received {len(bands)}")
+        if 0 < base_rank < self.rank:
+            raise ValueError(f"expected a base of at least the head's rank, {self.rank}, received {base_rank}")
         start = keras.initializers.Constant(sigma_data**2)
         self.mean = self.add_weight(self.stamp_shape, "zeros", trainable=False, name="mean")
         self.variance = self.add_weight(self.stamp_shape, start, trainable=False, name="variance")
+        if base_rank:
+            shape = (base_rank, *self.stamp_shape)
+            self.directions = self.add_weight(shape, "zeros", trainable=False, name="directions")
         self.built = True
 
     @property
     def rank(self) -> int:
-        """Directions of the covariance head, 1 without one."""
-        return 1 if self.head is None else self.head.output_shape[-1] // self.stamp_shape[0] - 1
+        """Directions of the covariance."""
+        if self.head is None:
+            return max(self.base_rank, 1)
+        return self.head.output_shape[-1] // self.stamp_shape[0] - 1
 
-    def set_moments(self, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Takes over the training set's mean and variance, (C, P, P) each, at unit scale."""
+    def set_moments(self, mean: np.ndarray, variance: np.ndarray, directions: np.ndarray | None = None) -> None:
+        """Takes over the training set's mean and variance, (C, P, P) each, at unit scale; with a base, the factor
+        (base_rank, C, P, P) of its covariance too, largest directions first."""
         self.mean.assign(mean)
         self.variance.assign(variance)
+        if directions is not None:
+            self.directions.assign(directions)
 
     def prior_variance(self, sigma: Tensor) -> Tensor:
         """V0."""
@@ -164,26 +182,38 @@ class NeuralDenoiser(keras.Model, Denoiser):
         """v + sigma^2 [..., C, P, P]. Noise first: Keras takes a second summand [B, 1, 1, 1] for a bias if B = P."""
         return pixels(sigma) ** 2 + self.variance
 
+    def _base(self, sigma: Tensor) -> DiagonalLowRank:
+        """Cov[x | x_t] of the Gaussian that the networks correct."""
+        directions = ops.convert_to_tensor(self.directions)
+        rest = self.variance - ops.sum(ops.square(directions), 0)
+        prior = DiagonalLowRank(ops.maximum(rest, LEAST_REST * self.variance), directions)
+        return prior.given(pixels(sigma) ** 2)
+
     def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         """(x_t [B, C, P, P], sigma [B]) -> D [B, C, P, P]."""
         x, sigma = inputs
         total = self._total_variance(sigma)
         offset = x - self.mean
+        if self.base_rank:
+            linear = self._base(sigma).matvec(offset / pixels(sigma) ** 2)
+        else:
+            linear = self.variance / total * offset
         f = _bands_first(self.network((_bands_last(offset / ops.sqrt(total)), ops.log(sigma) / 4)))
-        return self.mean + self.variance / total * offset + ops.sqrt(self.prior_variance(sigma)) * f
+        return self.mean + linear + ops.sqrt(self.prior_variance(sigma)) * f
 
     def covariance(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> DiagonalLowRank:
         """V from x_t, D [B, C, P, P] and sigma [B]."""
         v0 = self.prior_variance(sigma)
+        base = self._base(sigma).leading(self.rank) if self.base_rank else DiagonalLowRank(v0, 0 * v0[:, None])
         if self.head is None:
-            return DiagonalLowRank(v0, 0 * v0[:, None])
+            return base
         seen = (x - self.mean) / ops.sqrt(self._total_variance(sigma))
         found = (denoised - self.mean) / ops.sqrt(self.variance)
         both = _bands_last(ops.concatenate([seen, found], 1))
         out = _bands_first(self.head((both, ops.log(sigma) / 4)))
         out = ops.reshape(out, (-1, out.shape[1] // self.stamp_shape[0], *self.stamp_shape))
-        diagonal = v0 * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
-        return DiagonalLowRank(diagonal, ops.sqrt(v0)[:, None] * out[:, 1:])
+        diagonal = base.diagonal * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
+        return DiagonalLowRank(diagonal, base.factor + ops.sqrt(v0)[:, None] * out[:, 1:])
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         flat, levels = self._flatten(x, sigma)
@@ -224,6 +254,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
             "model_sigma": self.model_sigma,
             "sigma_data": self.sigma_data,
             "scale_jitter": self.scale_jitter,
+            "base_rank": self.base_rank,
             "name": self.name,
         }
 

@@ -19,11 +19,6 @@ STAMPS = ("bands", "pixel_scale", "model_sigma", "scale_jitter")  # what the fil
 class GaussianDenoiser(Denoiser):
     """Of x ~ N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
 
-    With A = d + sigma^2 and M = I + F A^-1 F^T, Woodbury's identity gives V as a diagonal and a factor of F's rank,
-    without a difference of large numbers:
-
-        V = sigma^2 d / A + G^T G,    G = sigma^2 M^(-1/2) F A^-1.
-
     Args:
       mean, diagonal: m, d, [C, P, P]; d > 0. factor: F, [R, C, P, P]. All of one dtype, in which all is computed.
       bands, pixel_scale, model_sigma, scale_jitter: of the stamps, as `NeuralDenoiser` has them.
@@ -70,13 +65,7 @@ class GaussianDenoiser(Denoiser):
 
     def covariance(self, sigma: Tensor) -> DiagonalLowRank:
         """V, which depends on no image: sigma [...]."""
-        noise = pixels(sigma) ** 2
-        total = noise + self.prior.diagonal
-        scaled = self.prior.factor / ops.expand_dims(total, -4)  # F A^-1
-        root = ops.cholesky(DiagonalLowRank(total, self.prior.factor).capacitance())
-        rows = ops.reshape(scaled, (*ops.shape(scaled)[:-3], -1))
-        g = ops.reshape(ops.solve_triangular(root, rows, lower=True), ops.shape(scaled))
-        return DiagonalLowRank(noise * self.prior.diagonal / total, ops.expand_dims(noise, -4) * g)
+        return self.prior.given(pixels(sigma) ** 2)
 
     def prior_variance(self, sigma: Tensor) -> Tensor:
         noise, variance = pixels(sigma) ** 2, self.prior.variance

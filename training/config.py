@@ -48,7 +48,8 @@ class DenoiserConfig:
     stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
     judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
     (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
-    factor. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras
+    factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; it spares
+    short fits what is linear. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras
     file) whose networks and moments are taken over and trained on; a fit of no steps leaves them as they are.
     """
 
@@ -63,6 +64,7 @@ class DenoiserConfig:
     network: NetworkConfig = NetworkConfig()
     head: NetworkConfig = HEAD
     rank: int = 6
+    base_rank: int = 0
     noise_median: float = 0.04
     noise_spread: float = 1.8
     flips: bool = True

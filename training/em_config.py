@@ -76,6 +76,7 @@ class EMConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     head: NetworkConfig = HEAD
     rank: int = 6
+    base_rank: int = 0
     noise_median: float = 0.04
     noise_spread: float = 2.0
     scale_jitter: float = 0.2
@@ -125,6 +126,7 @@ class EMConfig:
             network=self.network,
             head=self.head,
             rank=self.rank,
+            base_rank=self.base_rank,
             noise_median=self.noise_median,
             noise_spread=self.noise_spread,
             scale_jitter=self.scale_jitter,

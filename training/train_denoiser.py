@@ -19,13 +19,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend import learned
-from tfdeblend.datasets import Augmentation, moments, noised_batches, read_stamps
+from tfdeblend.datasets import Augmentation, augment, moments, noised_batches, read_stamps
 from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
+from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.networks import UNet
 from tfdeblend.schedules import LogNormalNoise
 from tfdeblend.shards import write_whole
 from training.config import DenoiserConfig, FitConfig
 from training.monitors import LossByLevel, Pictures, StartData
+
+AUGMENTED = 8000  # stamps that a base is fitted to, at most
 
 Weight = Callable[[tf.Tensor], tf.Tensor]  # sigma [B] -> [B]
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # x, prediction -> [B]
@@ -37,7 +40,8 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     keras.utils.set_random_seed(config.seed)
     if config.start is not None:
         return learned.find(config.start).network()
-    mean, variance = moments(stamps, Augmentation(config.flips, config.shift, config.scale_jitter))
+    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
+    mean, variance = moments(stamps, augmentation)
     bands = len(config.bands)
     network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
     head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
@@ -49,10 +53,22 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         model_sigma=config.model_sigma,
         sigma_data=float(np.sqrt(variance.mean())),
         scale_jitter=config.scale_jitter,
+        base_rank=config.base_rank,
         name=config.name.replace("-", "_"),
     )
-    denoiser.set_moments(mean, variance)
+    base = directions(stamps, augmentation, config.base_rank, config.seed) if config.base_rank else None
+    denoiser.set_moments(mean, variance, base)
     return denoiser
+
+
+def directions(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> np.ndarray:
+    """(rank, C, P, P): the factor of the covariance of a Gaussian fitted to augmented stamps, largest ones first."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permuted(np.tile(np.arange(len(stamps)), 8))[:AUGMENTED]
+    every = augment(tf.constant(stamps[chosen]), tf.constant([seed, 0], tf.int64), augmentation).numpy()
+    factor = keras.ops.convert_to_numpy(GaussianDenoiser.fit(every, rank, seed=seed).prior.factor)
+    _, size, rows = np.linalg.svd(factor.reshape(rank, -1), full_matrices=False)
+    return (size[:, None] * rows).reshape(factor.shape)
 
 
 def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
