@@ -161,7 +161,8 @@ def test_a_base_without_networks_is_its_gaussian():
     np.testing.assert_allclose(w.factor, v.factor[:, :2], rtol=1e-3, atol=1e-4)
     alone = NeuralDenoiser(network(scale=0.0), base_rank=5)
     alone.set_moments(mean, diagonal + (factor**2).sum(0), factor)
-    np.testing.assert_allclose(alone.posterior(tf.constant(x), tf.constant(sigma))[1].factor, v.factor, rtol=1e-3, atol=1e-4)
+    whole = alone.posterior(tf.constant(x), tf.constant(sigma))[1]
+    np.testing.assert_allclose(whole.factor, v.factor, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="expected a base of at least the head's rank, 2, received 1"):
         NeuralDenoiser(network(), silent, base_rank=1)
 

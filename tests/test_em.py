@@ -269,12 +269,14 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
     halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
     shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.seed)
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
-    found = {scene.name: one[:3] for scene, one in em.score(expectation, shard, halves, 8, 0)}
+    found = {scene.name: one[:4] for scene, one in em.score(expectation, shard, halves, 8, 0)}
     values = np.array(list(found.values()))
     assert len(found) == len(scenes)
     error, spread = values[:, 1].mean(), values[:, 2].mean()
     assert error == pytest.approx(spread, abs=4 * values[:, 1].std() / np.sqrt(len(values)))
     assert values[:, 0].mean() < 0
+    pixels = scenes[0].observation.valid.sum()
+    assert values[:, 3].mean() == pytest.approx(1, abs=4 * np.sqrt(2 / pixels / len(values)))
 
 
 def test_seed_stamps_are_centred_as_samples_are(world: World):

@@ -102,6 +102,25 @@ def test_trains_and_writes(tmp_path: Path):
     assert list((tmp_path / "out" / "tensorboard" / "pictures").iterdir())
 
 
+def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
+    """The base is fitted to augmented stamps, largest directions first; without a fit the prior is that Gaussian."""
+    from training.train_denoiser import build, read
+
+    config = dataclasses.replace(tiny(tmp_path), base_rank=3, flips=False, scale_jitter=0.0)
+    stamps = read(config, "heldout_*.npy")
+    denoiser = build(config, stamps)
+    factor = keras.ops.convert_to_numpy(denoiser.directions).reshape(3, -1)
+    gram = factor @ factor.T
+    assert np.all(np.diff(np.diag(gram)) < 0)
+    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-5 * gram[0, 0])
+    rows = (stamps - stamps.mean(0)).reshape(len(stamps), -1)
+    values = np.linalg.svd(rows, compute_uv=False)[:3] ** 2 / len(rows)
+    # Factor analysis leaves some variance to the diagonal, where principal components would not.
+    np.testing.assert_allclose(np.trace(gram), values.sum(), rtol=0.15)
+    again = NeuralDenoiser.from_config(denoiser.get_config())
+    assert again.base_rank == 3
+
+
 def test_two_samples_of_one_distribution_and_of_two():
     rng = np.random.default_rng(0)
     one, two = rng.standard_normal(400), rng.standard_normal(300)

@@ -116,8 +116,8 @@ class NeuralDenoiser(keras.Model, Denoiser):
     x_t and D.
 
     With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
-    directions: its mean takes the place of the first two terms of D; its covariance's diagonal, and its first
-    directions, are what exp(a) multiplies and what is added to L. So a network that has hardly been fitted is no worse a prior
+    directions: its mean takes the place of the first two terms of D; its covariance's diagonal is what exp(a)
+    multiplies, and its first directions are added to L. So a network that has hardly been fitted is no worse a prior
     than that Gaussian.
 
     Args:

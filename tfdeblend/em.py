@@ -235,11 +235,13 @@ def thin(scene: Scene, seed: int) -> Thinned:
 class Score(NamedTuple):
     """Of one blend. log_predictive: the mean log p(t | y) in nats of the light t in apertures of the other half, less
     what it were if the truth were known. error, spread: a pixel, the squared error of the samples' mean and their
-    variance, both over the noise's variance and as of infinitely many samples: alike if calibrated. model: the mean."""
+    variance, both over the noise's variance and as of infinitely many samples: alike if calibrated. chi2: a pixel, of
+    the half that was sampled, mean over samples: 1 where noise is what is left. model: the mean."""
 
     log_predictive: float
     error: float
     spread: float
+    chi2: float
     model: np.ndarray
 
 
@@ -267,6 +269,7 @@ def judge(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Sc
     mean, count = models.mean(0, dtype=float), len(models)
     variance = float(np.sum(weights * models.var(0, ddof=1, dtype=float)) / number)
     error = float(np.sum(weights * (images - mean) ** 2) / number) - 1 - variance / count
+    chi2 = float(np.sum(weights * np.mean((scene.observation.images - models) ** 2, 0, dtype=float)) / number)
     y, x = np.indices(mean.shape[1:])
     light, noise = [], []
     for source in scene.sources:
@@ -281,7 +284,7 @@ def judge(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Sc
     known = -0.5 * np.log(2 * np.pi) - 0.5
     logs = log_gaussian(told[0][seen] / deviation[seen], foretold) - known
     # A blend that is masked about all its sources tells nothing, in every lap alike.
-    return Score(float(logs.mean()) if seen.any() else 0.0, error, variance, mean.astype(np.float32))
+    return Score(float(logs.mean()) if seen.any() else 0.0, error, variance, chi2, mean.astype(np.float32))
 
 
 def log_gaussian(truth: np.ndarray, samples: np.ndarray) -> np.ndarray:

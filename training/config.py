@@ -49,8 +49,9 @@ class DenoiserConfig:
     judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
     (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
     factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; it spares
-    short fits what is linear. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras
-    file) whose networks and moments are taken over and trained on; a fit of no steps leaves them as they are.
+    short fits what is linear. flips, shift, scale_jitter: see `tfdeblend.datasets.Augmentation`. start: a learned
+    prior (name or .keras file) whose networks and moments are taken over and trained on; a fit of no steps leaves
+    them as they are.
     """
 
     name: str
