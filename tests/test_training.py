@@ -103,22 +103,34 @@ def test_trains_and_writes(tmp_path: Path):
 
 
 def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
-    """The base is fitted to augmented stamps, largest directions first; without a fit the prior is that Gaussian."""
-    from training.train_denoiser import build, read
+    """Before a fit D is that of the Gaussian fitted to augmented stamps, whose directions come largest first."""
+    from training.train_denoiser import build, gaussian, read
 
-    config = dataclasses.replace(tiny(tmp_path), base_rank=3, flips=False, scale_jitter=0.0)
+    config = dataclasses.replace(tiny(tmp_path), base_rank=3)
     stamps = read(config, "heldout_*.npy")
     denoiser = build(config, stamps)
-    factor = keras.ops.convert_to_numpy(denoiser.directions).reshape(3, -1)
-    gram = factor @ factor.T
+    rows = keras.ops.convert_to_numpy(denoiser.directions).reshape(3, -1)
+    gram = rows @ rows.T
     assert np.all(np.diff(np.diag(gram)) < 0)
     np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-5 * gram[0, 0])
-    rows = (stamps - stamps.mean(0)).reshape(len(stamps), -1)
-    values = np.linalg.svd(rows, compute_uv=False)[:3] ** 2 / len(rows)
-    # Factor analysis leaves some variance to the diagonal, where principal components would not.
-    np.testing.assert_allclose(np.trace(gram), values.sum(), rtol=0.15)
-    again = NeuralDenoiser.from_config(denoiser.get_config())
+    exact = gaussian(stamps, Augmentation(config.flips, config.shift, config.scale_jitter), 3, config.seed)
+    noise = np.random.default_rng(0).standard_normal(stamps[:4].shape).astype("float32")
+    for sigma in (1e-4, 0.01, 1.0, 1e3):
+        x, level = stamps[:4] + sigma * noise, np.full(4, sigma, "float32")
+        expected = exact.denoise(x, level)
+        np.testing.assert_allclose(denoiser.denoise(x, level), expected, atol=2e-3 * min(sigma, 0.1) + 1e-6)
+
+
+def test_a_base_trains_as_networks_do(tmp_path: Path):
+    from training.train_denoiser import train
+
+    denoiser = train(dataclasses.replace(tiny(tmp_path), base_rank=3), tmp_path / "out")
+    again = keras.saving.load_model(tmp_path / "out" / "tiny.keras")
     assert again.base_rank == 3
+    for one, two in zip(denoiser.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    with pytest.raises(ValueError, match="base_rank: expected 0 or at least the rank, 2, received 1"):
+        dataclasses.replace(tiny(tmp_path), base_rank=1)
 
 
 def test_two_samples_of_one_distribution_and_of_two():

@@ -18,6 +18,8 @@ from tfdeblend.operators import Shift
 from tfdeblend.scene import Scene
 from tfdeblend.schedules import LogNormalNoise
 
+FLOOR = 0.03  # of pixels' deviations, over the root of their mean variance: pixels without light have some, too
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -149,7 +151,7 @@ def noised_batches(
     return tf.data.Dataset.range(np.iinfo(np.int64).max).map(make, num_parallel_calls=1, deterministic=True).prefetch(4)
 
 
-def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
+def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = FLOOR) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (C, P, P) of augmented stamps, without drawing any: flips are averaged over, jitter is known.
 
     Shifts are left out: sub-pixel ones hardly change either.

@@ -18,8 +18,8 @@ from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.networks.layers import register
 
 Tensor = Any  # of the Keras backend
-LOG_DIAGONAL = (-8.0, 4.0)  # bounds of the covariance head's diagonal over the prior's, in log
-LEAST_REST = 1e-3  # of a pixel's variance that a base's directions leave to itself
+LOG_DIAGONAL = (-8.0, 4.0)  # bounds of the covariance head's diagonal over what it starts from, in log
+LEAST_REST = 1e-5  # of a pixel's variance, that a base's directions leave to itself: rounding may not
 
 
 def flux_scale(images: Any) -> Any:
@@ -117,8 +117,8 @@ class NeuralDenoiser(keras.Model, Denoiser):
 
     With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
     directions: its mean takes the place of the first two terms of D; its covariance's diagonal is what exp(a)
-    multiplies, and its first directions are added to L. So a network that has hardly been fitted is no worse a prior
-    than that Gaussian.
+    multiplies, and its first directions are added to L. The others' variance goes to the diagonal, for the head to put
+    right: D starts as the Gaussian's, V of few directions more narrowly in sums of pixels.
 
     Args:
       network: ([B, P, P, C], [B]) -> [B, P, P, C].
@@ -171,6 +171,8 @@ class NeuralDenoiser(keras.Model, Denoiser):
         (base_rank, C, P, P) of its covariance too, largest directions first."""
         self.mean.assign(mean)
         self.variance.assign(variance)
+        if (directions is not None) != (self.base_rank > 0):
+            raise ValueError(f"expected directions for a base, of rank {self.base_rank}, and for nothing else")
         if directions is not None:
             self.directions.assign(directions)
 

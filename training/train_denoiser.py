@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend import learned
-from tfdeblend.datasets import Augmentation, augment, moments, noised_batches, read_stamps
+from tfdeblend.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
 from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
 from tfdeblend.gaussian import GaussianDenoiser
 from tfdeblend.networks import UNet
@@ -41,7 +41,12 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     if config.start is not None:
         return learned.find(config.start).network()
     augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
-    mean, variance = moments(stamps, augmentation)
+    if config.base_rank:
+        base = gaussian(stamps, augmentation, config.base_rank, config.seed)
+        mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
+        directions = leading_first(keras.ops.convert_to_numpy(base.prior.factor))
+    else:
+        (mean, variance), directions = moments(stamps, augmentation), None
     bands = len(config.bands)
     network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
     head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
@@ -56,18 +61,21 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         base_rank=config.base_rank,
         name=config.name.replace("-", "_"),
     )
-    base = directions(stamps, augmentation, config.base_rank, config.seed) if config.base_rank else None
-    denoiser.set_moments(mean, variance, base)
+    denoiser.set_moments(mean, variance, directions)
     return denoiser
 
 
-def directions(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> np.ndarray:
-    """(rank, C, P, P): the factor of the covariance of a Gaussian fitted to augmented stamps, largest ones first."""
+def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> GaussianDenoiser:
+    """Fitted to augmented stamps, of variances with the floor that `moments` has."""
     rng = np.random.default_rng(seed)
-    chosen = rng.permuted(np.tile(np.arange(len(stamps)), 8))[:AUGMENTED]
+    chosen = np.resize(rng.permutation(len(stamps)), min(8 * len(stamps), AUGMENTED))
     every = augment(tf.constant(stamps[chosen]), tf.constant([seed, 0], tf.int64), augmentation).numpy()
-    factor = keras.ops.convert_to_numpy(GaussianDenoiser.fit(every, rank, seed=seed).prior.factor)
-    _, size, rows = np.linalg.svd(factor.reshape(rank, -1), full_matrices=False)
+    return GaussianDenoiser.fit(every, rank, seed=seed, floor=FLOOR**2)
+
+
+def leading_first(factor: np.ndarray) -> np.ndarray:
+    """Orthogonal directions (R, C, P, P) of the same covariance, largest first."""
+    _, size, rows = np.linalg.svd(factor.reshape(len(factor), -1), full_matrices=False)
     return (size[:, None] * rows).reshape(factor.shape)
 
 
