@@ -52,6 +52,12 @@ def test_covariance_against_dense_matrices():
     np.testing.assert_allclose(v.solve(e), np.linalg.solve(matrix, e.ravel()).reshape(SHAPE), rtol=1e-9)
     np.testing.assert_allclose(v.logdet(), np.linalg.slogdet(matrix)[1], rtol=1e-12)
     np.testing.assert_allclose(np.ravel(v.variance), np.diag(matrix), rtol=1e-12)
+    noise = np.array([1e-6, 0.3, 1e6])[:, None, None, None]
+    smooth, given = v.smooth(tf.constant(noise), tf.constant(e)), v.given(tf.constant(noise))
+    for i, level in enumerate(noise.ravel()):
+        inverse = np.linalg.inv(np.linalg.inv(matrix) + np.eye(PIXELS) / level)
+        np.testing.assert_allclose(np.ravel(given.matvec(tf.constant(e))[i]), inverse @ e.ravel(), rtol=1e-6)
+        np.testing.assert_allclose(np.ravel(smooth[i]), inverse @ e.ravel() / level, rtol=1e-6)
     chi2 = e.ravel() @ np.linalg.solve(matrix, e.ravel())
     expected = -0.5 * (chi2 + np.linalg.slogdet(matrix)[1] + PIXELS * np.log(2 * np.pi))
     np.testing.assert_allclose(v.log_prob(tf.constant(e)), expected, rtol=1e-12)

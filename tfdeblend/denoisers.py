@@ -184,12 +184,11 @@ class NeuralDenoiser(keras.Model, Denoiser):
         """v + sigma^2 [..., C, P, P]. Noise first: Keras takes a second summand [B, 1, 1, 1] for a bias if B = P."""
         return pixels(sigma) ** 2 + self.variance
 
-    def _base(self, sigma: Tensor) -> DiagonalLowRank:
-        """Cov[x | x_t] of the Gaussian that the networks correct."""
+    def _base(self) -> DiagonalLowRank:
+        """The covariance of the Gaussian that the networks correct."""
         directions = ops.convert_to_tensor(self.directions)
         rest = self.variance - ops.sum(ops.square(directions), 0)
-        prior = DiagonalLowRank(ops.maximum(rest, LEAST_REST * self.variance), directions)
-        return prior.given(pixels(sigma) ** 2)
+        return DiagonalLowRank(ops.maximum(rest, LEAST_REST * self.variance), directions)
 
     def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         """(x_t [B, C, P, P], sigma [B]) -> D [B, C, P, P]."""
@@ -197,7 +196,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
         total = self._total_variance(sigma)
         offset = x - self.mean
         if self.base_rank:
-            linear = self._base(sigma).matvec(offset / pixels(sigma) ** 2)
+            linear = self._base().smooth(pixels(sigma) ** 2, offset)
         else:
             linear = self.variance / total * offset
         f = _bands_first(self.network((_bands_last(offset / ops.sqrt(total)), ops.log(sigma) / 4)))
@@ -206,7 +205,10 @@ class NeuralDenoiser(keras.Model, Denoiser):
     def covariance(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> DiagonalLowRank:
         """V from x_t, D [B, C, P, P] and sigma [B]."""
         v0 = self.prior_variance(sigma)
-        base = self._base(sigma).leading(self.rank) if self.base_rank else DiagonalLowRank(v0, 0 * v0[:, None])
+        if self.base_rank:
+            base = self._base().given(pixels(sigma) ** 2).leading(self.rank)
+        else:
+            base = DiagonalLowRank(v0, 0 * v0[:, None])
         if self.head is None:
             return base
         seen = (x - self.mean) / ops.sqrt(self._total_variance(sigma))
