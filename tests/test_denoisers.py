@@ -162,15 +162,16 @@ def test_a_base_without_networks_is_its_gaussian():
     expected, v = exact.posterior(tf.constant(x, tf.float64), tf.constant(sigma, tf.float64))
     found, w = denoiser.posterior(tf.constant(x), tf.constant(sigma))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-    assert w.rank == denoiser.rank == 2
-    np.testing.assert_allclose(w.variance, v.variance, rtol=1e-3)  # what directions lose, the diagonal has
-    np.testing.assert_allclose(w.factor, v.factor[:, :2], rtol=1e-3, atol=1e-4)
+    assert w.rank == denoiser.rank == 5 + 2
+    np.testing.assert_allclose(w.diagonal, v.diagonal, rtol=1e-3)
+    np.testing.assert_allclose(w.factor[:, :5], v.factor, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(w.factor[:, 5:], 0, atol=1e-6)
     alone = NeuralDenoiser(network(scale=0.0), base_rank=5)
     alone.set_moments(mean, diagonal + (factor**2).sum(0), factor)
     whole = alone.posterior(tf.constant(x), tf.constant(sigma))[1]
     np.testing.assert_allclose(whole.factor, v.factor, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="expected a base of at least the head's rank, 2, received 1"):
-        NeuralDenoiser(network(), silent, base_rank=1)
+    with pytest.raises(ValueError, match="expected directions for a base, of rank 5"):
+        alone.set_moments(mean, diagonal)
 
 
 def test_preconditioning_limits():

@@ -103,16 +103,12 @@ def test_trains_and_writes(tmp_path: Path):
 
 
 def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
-    """Before a fit D is that of the Gaussian fitted to augmented stamps, whose directions come largest first."""
+    """Before a fit D is that of the Gaussian fitted to augmented stamps."""
     from training.train_denoiser import build, gaussian, read
 
     config = dataclasses.replace(tiny(tmp_path), base_rank=3)
     stamps = read(config, "heldout_*.npy")
     denoiser = build(config, stamps)
-    rows = keras.ops.convert_to_numpy(denoiser.directions).reshape(3, -1)
-    gram = rows @ rows.T
-    assert np.all(np.diff(np.diag(gram)) < 0)
-    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-5 * gram[0, 0])
     exact = gaussian(stamps, Augmentation(config.flips, config.shift, config.scale_jitter), 3, config.seed)
     noise = np.random.default_rng(0).standard_normal(stamps[:4].shape).astype("float32")
     for sigma in (1e-4, 0.01, 1.0, 1e3):
@@ -129,8 +125,6 @@ def test_a_base_trains_as_networks_do(tmp_path: Path):
     assert again.base_rank == 3
     for one, two in zip(denoiser.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
-    with pytest.raises(ValueError, match="base_rank: expected 0 or at least the rank, 2, received 1"):
-        dataclasses.replace(tiny(tmp_path), base_rank=1)
 
 
 def test_two_samples_of_one_distribution_and_of_two():

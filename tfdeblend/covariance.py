@@ -63,11 +63,6 @@ class DiagonalLowRank:
         z = ops.solve_triangular(ops.swapaxes(root, -1, -2), inner, lower=False)[..., 0]
         return (self.diagonal * v + noise * self.expand(z)) / total.diagonal
 
-    def leading(self, rank: int) -> DiagonalLowRank:
-        """The first `rank` directions; the variance of the others goes to the diagonal."""
-        rest = ops.sum(ops.square(self.factor[..., rank:, :, :, :]), -4)
-        return DiagonalLowRank(self.diagonal + rest, self.factor[..., :rank, :, :, :])
-
     def draw(self, eps: Tensor, eps_factor: Tensor) -> Tensor:
         """N(0, V) from standard normals [..., C, P, P] and [..., R]: sqrt(d) eps + L eps_factor."""
         return ops.sqrt(self.diagonal) * eps + self.expand(eps_factor)

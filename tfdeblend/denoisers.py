@@ -117,8 +117,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
 
     With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
     directions: its mean takes the place of the first two terms of D; its covariance's diagonal is what exp(a)
-    multiplies, and its first directions are added to L. The others' variance goes to the diagonal, for the head to put
-    right: D starts as the Gaussian's, V of few directions more narrowly in sums of pixels.
+    multiplies, and its directions stand beside the head's. So what has hardly been fitted is that Gaussian.
 
     Args:
       network: ([B, P, P, C], [B]) -> [B, P, P, C].
@@ -126,7 +125,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
       bands: C names. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps.
       sigma_data: root mean square of the stamps' pixels at unit scale. scale_jitter: spread of the log of the scales
         seen in training: how wrong a flux scale may be.
-      base_rank: directions of the Gaussian that the networks correct; 0, or at least the head's.
+      base_rank: directions of the Gaussian that the networks correct.
     """
 
     def __init__(
@@ -149,8 +148,6 @@ class NeuralDenoiser(keras.Model, Denoiser):
         self.stamp_shape = (channels, side, side)
         if bands and len(bands) != channels:
             raise ValueError(f"expected {channels} bands, as the network has channels, received {len(bands)}")
-        if 0 < base_rank < self.rank:
-            raise ValueError(f"expected a base of at least the head's rank, {self.rank}, received {base_rank}")
         start = keras.initializers.Constant(sigma_data**2)
         self.mean = self.add_weight(self.stamp_shape, "zeros", trainable=False, name="mean")
         self.variance = self.add_weight(self.stamp_shape, start, trainable=False, name="variance")
@@ -164,11 +161,11 @@ class NeuralDenoiser(keras.Model, Denoiser):
         """Directions of the covariance."""
         if self.head is None:
             return max(self.base_rank, 1)
-        return self.head.output_shape[-1] // self.stamp_shape[0] - 1
+        return self.base_rank + self.head.output_shape[-1] // self.stamp_shape[0] - 1
 
     def set_moments(self, mean: np.ndarray, variance: np.ndarray, directions: np.ndarray | None = None) -> None:
         """Takes over the training set's mean and variance, (C, P, P) each, at unit scale; with a base, the factor
-        (base_rank, C, P, P) of its covariance too, largest directions first."""
+        (base_rank, C, P, P) of its covariance too."""
         self.mean.assign(mean)
         self.variance.assign(variance)
         if (directions is not None) != (self.base_rank > 0):
@@ -206,7 +203,7 @@ class NeuralDenoiser(keras.Model, Denoiser):
         """V from x_t, D [B, C, P, P] and sigma [B]."""
         v0 = self.prior_variance(sigma)
         if self.base_rank:
-            base = self._base().given(pixels(sigma) ** 2).leading(self.rank)
+            base = self._base().given(pixels(sigma) ** 2)
         else:
             base = DiagonalLowRank(v0, 0 * v0[:, None])
         if self.head is None:
@@ -217,7 +214,10 @@ class NeuralDenoiser(keras.Model, Denoiser):
         out = _bands_first(self.head((both, ops.log(sigma) / 4)))
         out = ops.reshape(out, (-1, out.shape[1] // self.stamp_shape[0], *self.stamp_shape))
         diagonal = base.diagonal * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
-        return DiagonalLowRank(diagonal, base.factor + ops.sqrt(v0)[:, None] * out[:, 1:])
+        factor = ops.sqrt(v0)[:, None] * out[:, 1:]
+        if self.base_rank:
+            factor = ops.concatenate([base.factor, factor], 1)
+        return DiagonalLowRank(diagonal, factor)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         flat, levels = self._flatten(x, sigma)

@@ -49,7 +49,7 @@ class DenoiserConfig:
     judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
     (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
     factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; it spares
-    short fits what is linear; 0 or at least `rank`. flips, shift, scale_jitter: see
+    short fits what is linear. flips, shift, scale_jitter: see
     `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments and base
     are taken over and trained on; a fit of no steps leaves them as they are.
     """
@@ -77,9 +77,6 @@ class DenoiserConfig:
     seed: int = 0
     start: str | None = None
 
-    def __post_init__(self) -> None:
-        check_base(self.base_rank, self.rank)
-
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:
         """Raises: ValueError for what is missing, misspelt or of a wrong kind."""
@@ -91,12 +88,6 @@ class DenoiserConfig:
     def write(self, path: Path) -> None:
         """The file that `read` takes, every setting spelt out."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-
-
-def check_base(base_rank: int, rank: int) -> None:
-    """Raises: ValueError for a base of fewer directions than the covariance head has."""
-    if base_rank and base_rank < rank:
-        raise ValueError(f"base_rank: expected 0 or at least the rank, {rank}, received {base_rank}")
 
 
 def parse(cls: type, values: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend.sampling import SampleOptions
-from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, check_base, parse
+from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
 STARTS = ("gaussian", "fits", "prior")
 
@@ -83,7 +83,6 @@ class EMConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_base(self.base_rank, self.rank)
         for name in ("share", "validation", "test"):
             low = 0 if name == "test" else 1e-6
             if not low <= getattr(self, name) <= 1:

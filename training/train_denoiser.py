@@ -44,7 +44,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     if config.base_rank:
         base = gaussian(stamps, augmentation, config.base_rank, config.seed)
         mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
-        directions = leading_first(keras.ops.convert_to_numpy(base.prior.factor))
+        directions = keras.ops.convert_to_numpy(base.prior.factor)
     else:
         (mean, variance), directions = moments(stamps, augmentation), None
     bands = len(config.bands)
@@ -71,12 +71,6 @@ def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: in
     chosen = np.resize(rng.permutation(len(stamps)), min(8 * len(stamps), AUGMENTED))
     every = augment(tf.constant(stamps[chosen]), tf.constant([seed, 0], tf.int64), augmentation).numpy()
     return GaussianDenoiser.fit(every, rank, seed=seed, floor=FLOOR**2)
-
-
-def leading_first(factor: np.ndarray) -> np.ndarray:
-    """Orthogonal directions (R, C, P, P) of the same covariance, largest first."""
-    _, size, rows = np.linalg.svd(factor.reshape(len(factor), -1), full_matrices=False)
-    return (size[:, None] * rows).reshape(factor.shape)
 
 
 def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
