@@ -166,10 +166,10 @@ class NeuralDenoiser(keras.Model, Denoiser):
     def set_moments(self, mean: np.ndarray, variance: np.ndarray, directions: np.ndarray | None = None) -> None:
         """Takes over the training set's mean and variance, (C, P, P) each, at unit scale; with a base, the factor
         (base_rank, C, P, P) of its covariance too."""
-        self.mean.assign(mean)
-        self.variance.assign(variance)
         if (directions is not None) != (self.base_rank > 0):
             raise ValueError(f"expected directions for a base, of rank {self.base_rank}, and for nothing else")
+        self.mean.assign(mean)
+        self.variance.assign(variance)
         if directions is not None:
             self.directions.assign(directions)
 

@@ -25,7 +25,7 @@ PRIOR_DRAWS = 512  # of a prior's own galaxies, to be compared with the truth
 AT_ONCE = 64
 SHOWN = 4  # blends in the figure of the laps
 BOOTSTRAPS = 1000
-SCORES = Score._fields[:4]
+SCORES = Score._fields[:-1]  # all but the model
 
 
 class Judge:
@@ -54,7 +54,7 @@ class Judge:
         found, models = {}, {}
         for shard in shards:
             for scene, one in score(expectation, shard, self.halves, self.config.judged, self.config.seed):
-                found[scene.name] = one[:4]
+                found[scene.name] = one[:-1]
                 if scene.name in self.shown:
                     models[scene.name] = one.model
         means = np.mean(list(found.values()), 0).tolist()
