@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.test_learned import SHIPPED, simulated
 from tfdeblend import draws, learned, sample_plots
-from tfdeblend.batch import BlendBatch, fast_fourier_size, scene_shape
+from tfdeblend.batch import BatchShape, BlendBatch, fast_fourier_size, scene_shape
 from tfdeblend.buckets import stamp_side
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
@@ -18,7 +18,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.io.results import read_fits, write_fits
 from tfdeblend.mapfit import MapFit
 from tfdeblend.priors import PRIORS
-from tfdeblend.sampling import PosteriorSampler, SampleOptions
+from tfdeblend.sampling import PosteriorSampler, SampleOptions, Samples
 from tfdeblend.scene import Scene
 from tfdeblend.seeded import Seed
 
@@ -55,26 +55,49 @@ def test_a_blend_is_the_same_alone(pair: list[Deblended]):
     np.testing.assert_allclose(alone.samples, pair[1].samples, atol=1e-3 * spread)
 
 
+def fitted(scene: Scene) -> tuple[BatchShape, Seed]:
+    """The shape of a batch of this scene alone, and its seed."""
+    denoiser = learned.find(SHIPPED).load()
+    shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    return shape, Seed.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(BlendBatch.build([scene], shape)))
+
+
+def drawn(scene: Scene, shape: BatchShape, seed: Seed, samples: int = 4) -> Samples:
+    """Of a scene alone; rows beyond the samples are the first ones again."""
+    batch = BlendBatch.build([scene] * shape.blends, shape)
+    seeds = tf.nest.map_structure(lambda t: tf.repeat(t, shape.blends, 0), seed)
+    keys = tf.constant(draws.keys(0, [scene.name], samples)[np.arange(shape.blends) % samples])
+    return PosteriorSampler(shape, learned.find(SHIPPED).load(), FEW)(batch.tensors, seeds, keys)
+
+
 def test_a_blend_is_the_same_in_a_larger_bucket():
     """More places for sources, a larger image and rows beside it: draws belong to sources and pixels, not to shapes."""
     scene = simulated(1)[0]
-    denoiser = learned.find(SHIPPED).load()
     count = len(scene.sources)
-    small = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    small, seed = fitted(scene)
     large = small._replace(side=small.side + 16, fourier=fast_fourier_size(small.fourier + 16), blends=6)
-    fit = MapFit(PRIORS["bulge-disk"](small.bands), small)
-    seed = Seed.of(fit(BlendBatch.build([scene], small)))
     found = []
     for shape, sources, seeds in ((small, count, seed.first(count)), (large, small.sources, seed)):
         shape = shape._replace(sources=sources, blends=max(shape.blends, 4))
-        batch = BlendBatch.build([scene] * shape.blends, shape)
-        seeds = tf.nest.map_structure(lambda t, n=shape.blends: tf.repeat(t, n, 0), seeds)
-        keys = tf.constant(draws.keys(0, [scene.name], 4)[np.arange(shape.blends) % 4])
-        found.append(PosteriorSampler(shape, denoiser, FEW)(batch.tensors, seeds, keys).stamps.numpy())
+        found.append(drawn(scene, shape, seeds).stamps.numpy())
     assert count < small.sources
     spread = found[0].std(0).max()
     np.testing.assert_allclose(found[1][:4, :count], found[0], atol=1e-3 * spread)
     np.testing.assert_allclose(found[1][4:], found[1][:2], atol=1e-3 * spread)
+
+
+def test_a_wrong_seed_is_forgotten():
+    """One that has made the galaxies five times too bright or too faint, by their samples' mean fluxes."""
+    scene, samples = simulated(1)[0], 16
+    shape, seed = fitted(scene)
+    count = len(scene.sources)
+    shape, seed, found = shape._replace(sources=count, blends=samples), seed.first(count), []
+    for wrong in (1.0, 0.2, 5.0):
+        given = seed._replace(stamps=wrong * seed.stamps, flux=wrong * seed.flux)
+        found.append(drawn(scene, shape, given, samples).flux.numpy().sum(2))
+    mean, error = np.mean(found, 1), np.std(found, 1) / samples**0.5
+    for other in (1, 2):
+        np.testing.assert_array_less(np.abs(mean[other] - mean[0]), 4 * np.hypot(error[other], error[0]))
 
 
 def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):

@@ -106,3 +106,4 @@ SAMPLERS: dict[str, Step] = {
     "euler-maruyama": euler_maruyama,
     "euler-maruyama-vp": euler_maruyama_vp,
 }
+DRAWS_X0 = ("moment-matched", "renoised")  # steps that give one

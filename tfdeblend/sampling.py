@@ -1,17 +1,18 @@
 """Samples of p({x_i} | y) with a learned prior: the reverse diffusion of all sources of many blends in one graph.
 
 Rows of the batch are samples: a blend with S of them is there S times. Noise levels end below the pixels' noise.
-Galaxies start at the seed plus noise of the largest level, which drowns the seed's errors.
 
-Flux scales are not taken for granted. The prior of a galaxy in flux is that of r x with r unknown, evenly in log r;
-given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about |x_0|
-(a Gibbs step, for which levels stay what they are in flux). Positions: each sample's stamp lies at the pixel where a
-draw from the seed's errors puts the source, and within it the prior knows half a pixel either way.
+Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
+unknown, evenly in log r. At every level its amplitude is as wide open as x_t leaves it (`Rescaled`), about a guess r
+that is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about a draw's |x_0|. All begin at a
+level of their own norm, where next to nothing is left of the seed, and one whose level is ahead of its brighter
+neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (a Gibbs step; were
+x_t kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the
+seed's errors puts the source, and within it the prior knows half a pixel either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,17 +20,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
-from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale
+from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale, pixels
 from tfdeblend.draws import Draws, NormalDraws
 from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
-from tfdeblend.samplers import SAMPLERS, Noise, bridge
+from tfdeblend.samplers import DRAWS_X0, SAMPLERS, Noise, bridge
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
 LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
 NEAR = SeedOptions(least_norm=LEAST_NORM)
-LARGEST_RESCALING = 5.0  # of a flux scale, from the seed's
+LARGEST_RESCALING = 30.0  # of a flux scale, from the seed's
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ class SampleOptions:
     iterations, tolerance: of the solve in a step, see `gaussian_step`. Solves to the end make samples reproducible: cut
     short, a difference of rounding becomes one of a tenth of the posterior's standard deviation.
 
-    largest: the noise level to start from, in units of a galaxy's norm. smallest: the last one, in units of the pixels'
-    noise; not below `faintest` of the norm. rho: of the levels' spacing. rescale: draw flux scales too.
+    largest: the first noise level of the brightest galaxy, in units of its norm. vague: that at which all are drawn
+    before, and at which those wait that are fainter. smallest: the last one, in units of the pixels' noise; not below
+    `faintest` of the norm. rho: of the levels' spacing.
+    rescale: draw flux scales too. Without, or where `sampler` draws no x_0, galaxies start at the seed with noise of
+    the largest level.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -51,6 +55,7 @@ class SampleOptions:
     iterations: int = 80
     tolerance: float = 1e-5
     largest: float = 0.3
+    vague: float = 1.0
     smallest: float = 0.3
     faintest: float = 1e-4
     rho: float = 7.0
@@ -113,71 +118,90 @@ class PosteriorSampler:
         check_fits(shape, denoiser)
         self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
         self.draws = options.covariance in DRAWABLE
+        self.rescales = options.rescale and not options.evidence
+        self.begins_anew = self.rescales and self.draws and options.sampler in DRAWS_X0
         self._run = tf.function(self._keyed, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
         """One sample a row: a pure function of the row and its key ([N] int64, see `draws.keys`)."""
         return self._run(tensors, seed, keys)
 
+    @property
+    def rank(self) -> int:
+        """R, directions of a galaxy's covariance."""
+        return self.denoiser.rank + self.begins_anew
+
     def draws_of(self, keys: tf.Tensor) -> Draws:
         """The random numbers of rows with these keys [N]."""
         shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
-        return Draws(keys, shape, self.shape.images, self.denoiser.rank)
+        return Draws(keys, shape, self.shape.images, self.rank)
 
-    def levels(self, norm: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """index -> [N, K]: the noise levels in units of each galaxy's norm, for norms [N, K] in units of the noise.
+    def level(self, index: tf.Tensor, norm: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
+        """[N, K]: the noise level in units of each galaxy's norm at the seed's scale.
 
         In flux all sources of a blend share one level, so that a bright one is settled before a faint one beside it
         is; one whose largest level is below the blend's waits there.
+
+        Args:
+          norm: [N, K] in units of the noise. begun: [N, K] the rescaling that the first draw told.
         """
         options, norm = self.options, tf.maximum(norm, 1e-6)
-        first = tf.maximum(options.largest * tf.reduce_max(norm, 1, keepdims=True), 2 * options.smallest)
+        before = int(self.begins_anew)
+        largest = self.largest(begun)
+        top = options.largest * tf.reduce_max(begun * norm, 1, keepdims=True)
+        first = tf.maximum(top, 2 * options.smallest)
         ends = first ** (1 / options.rho), options.smallest ** (1 / options.rho)
+        part = tf.cast(index - before, norm.dtype) / max(options.steps - 1 - before, 1)
+        together = ((1 - part) * ends[0] + part * ends[1]) ** options.rho
+        own = tf.minimum(tf.maximum(together / norm, options.faintest), largest)
+        return tf.where(index < before, largest, own)
 
-        def level(index: tf.Tensor) -> tf.Tensor:
-            part = tf.cast(index, norm.dtype) / max(options.steps - 1, 1)
-            together = ((1 - part) * ends[0] + part * ends[1]) ** options.rho
-            return tf.clip_by_value(together / norm, options.faintest, options.largest)
-
-        return level
+    def largest(self, begun: tf.Tensor) -> tf.Tensor:
+        """[N, K]: each galaxy's largest level, at which it waits."""
+        return self.options.vague * begun if self.begins_anew else self.options.largest * tf.ones_like(begun)
 
     def _keyed(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
         return self.sample(tensors, seed, self.draws_of(keys))
 
     def sample(self, tensors: dict[str, tf.Tensor], seed: Seed, draws: NormalDraws) -> Samples:
         """One sample a row from given random numbers."""
-        options, side = self.options, self.denoiser.stamp_shape[1]
-        rescale = options.rescale and not options.evidence
+        options, side, step = self.options, self.denoiser.stamp_shape[1], SAMPLERS[self.options.sampler]
         shift = correlated(seed.offset_covariance, draws.positions()) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
-        diffusing = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
-        level, step = self.levels(diffusing), SAMPLERS[options.sampler]
+        norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
+        # No amplitude is less certain beforehand than the brightest galaxy is bright.
+        width = tf.reduce_max(norm, 1, keepdims=True) / tf.maximum(norm, 1e-6) if self.begins_anew else None
 
         def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
-            prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
+            prior = Prior(Rescaled(self.denoiser, rescaling, width), blends.mean, blends.spread)
             return PosteriorDenoiser(
                 prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
             )
 
-        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, path: Path):
+        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, path: Path):
             normals, back, free = draws.normals(count + 1)
-            sigma, after = level(count), level(count + 1)
+            sigma, after = self.level(count, norm, begun), self.level(count + 1, norm, begun)
             end = posterior(rescaling)
             moved, x0 = step(end, x, sigma, after, Noise(normals, back))
             if options.evidence:
                 mean, gain = end.mean_and_gain(x, sigma)
                 expected = bridge(x, mean, sigma, after, 0.0)
                 path = path.step(blends.galaxy * gain, moved - expected, sigma, after, count == 0)
-            if rescale and x0 is not None:
-                rescaling = self._rescale(x0, free)
-            return count + 1, moved, rescaling, path
+            if self.begins_anew:
+                waits = sigma >= self.largest(begun)
+                rescaling = self._rescale(x0, free, norm)
+                begun = tf.where(count == 0, rescaling, begun)
+                anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
+                moved = tf.where(pixels(waits), anew, moved)
+            return count + 1, moved, rescaling, begun, path
 
         normals, back, free = draws.normals(tf.constant(0))
-        start = blends.start.stamps + level(tf.constant(0))[..., None, None, None] * back
-        rescaling = tf.exp(self.denoiser.scale_jitter * free) if rescale else tf.ones_like(free)
-        loop = [tf.constant(0), start, rescaling, Path.above(level(tf.constant(0)))]
-        _, x, rescaling, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
-        last = level(tf.constant(options.steps - 1))
+        begun = tf.ones_like(free)
+        first = self.level(tf.constant(0), norm, begun)
+        rescaling = tf.exp(self.denoiser.scale_jitter * free) if self.rescales else begun
+        loop = [tf.constant(0), blends.start.stamps + pixels(first) * back, rescaling, begun, Path.above(first)]
+        _, x, rescaling, begun, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
+        last = self.level(tf.constant(options.steps - 1), norm, begun)
         end = posterior(rescaling)
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
         stamps = blends.stamps(found)
@@ -195,17 +219,18 @@ class PosteriorSampler:
         before = blends.galaxy * (blends.scale * rescaling[..., None, None, None]) ** 2 * self.denoiser.variance
         before = blends.cut.forward(before)
         flux = blends.flux(stamps)
-        norm = flux_scale(found.stamps)
-        log_scale = tf.where(norm > 0, tf.math.log(tf.maximum(norm, 1e-30)), tf.zeros_like(norm))
+        scale = flux_scale(found.stamps)
+        log_scale = tf.where(scale > 0, tf.math.log(tf.maximum(scale, 1e-30)), tf.zeros_like(scale))
         unit = blends.galaxy * found.stamps
         return Samples(
             stamps, sources, flux, background, model, before, large, flux[..., :0], log_evidence, log_scale, unit
         )
 
-    def _rescale(self, x0: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
-        """r ~ p(r | x_0) [N, K]."""
+    def _rescale(self, x0: tf.Tensor, free: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+        """r ~ p(r | x_0) [N, K]; of a galaxy bright enough to have been found."""
         scale = flux_scale(x0) * tf.exp(self.denoiser.scale_jitter * free)
-        return tf.clip_by_value(scale, 1 / LARGEST_RESCALING, LARGEST_RESCALING)
+        least = tf.maximum(LEAST_NORM / tf.maximum(norm, 1e-6), 1 / LARGEST_RESCALING)
+        return tf.clip_by_value(scale, tf.minimum(least, 1.0), LARGEST_RESCALING)
 
 
 def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:
