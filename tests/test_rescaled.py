@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.denoisers import Rescaled, flux_scale
+from tfdeblend.denoisers import flux_scale
 from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.rescaled import Rescaled
 
 SHAPE = (2, 8, 8)
 JITTER, FACTOR = 0.2, 3.0

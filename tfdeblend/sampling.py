@@ -20,11 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.batch import BatchShape
-from tfdeblend.denoisers import Denoiser, Rescaled, flux_scale, pixels
+from tfdeblend.denoisers import Denoiser, flux_scale, pixels
 from tfdeblend.draws import Draws, NormalDraws
 from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
+from tfdeblend.rescaled import Rescaled
 from tfdeblend.samplers import DRAWS_X0, SAMPLERS, Noise, bridge
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 

@@ -20,8 +20,9 @@ import tensorflow as tf
 
 from tfdeblend import learned
 from tfdeblend.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
-from tfdeblend.denoisers import HeadTraining, NeuralDenoiser, flux_scale, head_loss, negative_log_likelihood
+from tfdeblend.denoisers import NeuralDenoiser, flux_scale
 from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.heads import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.networks import UNet
 from tfdeblend.schedules import LogNormalNoise
 from tfdeblend.shards import write_whole

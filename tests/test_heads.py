@@ -1,0 +1,96 @@
+"""The covariance head: what it converges to, and what its losses are likelihoods of."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.test_denoisers import PIXELS, SHAPE, dense, network, parts
+from tfdeblend.denoisers import NeuralDenoiser
+from tfdeblend.gaussian import GaussianDenoiser, factor_analysis_lap
+from tfdeblend.heads import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
+
+
+def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:
+    """Nats a pixel of N(0, covariance) under its best diagonal + rank-r approximation: factor analysis on a matrix."""
+    root = np.linalg.cholesky(covariance).T * np.sqrt(len(covariance))  # "data" whose covariance is exact
+    values, vectors = np.linalg.eigh(covariance)
+    factor = (np.sqrt(values) * vectors).T[-rank:]
+    variance = np.diag(covariance)
+    diagonal = np.maximum(variance - (factor**2).sum(0), 1e-3)
+    for _ in range(laps):
+        factor, diagonal = factor_analysis_lap(root, variance, factor, diagonal, 1e-9)
+    return expected_nats(covariance, np.diag(diagonal) + factor.T @ factor)
+
+
+def expected_nats(true: np.ndarray, model: np.ndarray) -> float:
+    """E[-log N(e; 0, model)] a pixel, e ~ N(0, true)."""
+    n = len(true)
+    return 0.5 * (np.trace(np.linalg.solve(model, true)) + np.linalg.slogdet(model)[1] + n * np.log(2 * np.pi)) / n
+
+
+class Map(keras.layers.Layer):
+    """A map of free numbers, the same for every image."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.map = self.add_weight(shape, keras.initializers.RandomNormal(stddev=0.3, seed=0))
+
+    def call(self, x):
+        return keras.ops.broadcast_to(self.map, (keras.ops.shape(x)[0], *self.map.shape))
+
+
+def test_head_converges_to_the_best_diagonal_and_rank():
+    """On Gaussian data V is known; a head of rank 2 must come to the nearest covariance of rank 2, in KL."""
+    rng = np.random.default_rng(10)
+    _, diagonal, factor = parts(rng, rank=4)
+    factor *= 2
+    prior = GaussianDenoiser(np.zeros(SHAPE, "float32"), diagonal.astype("float32"), factor.astype("float32"))
+    sigma, rank = 1.0, 2
+
+    class Exact(NeuralDenoiser):
+        def call(self, inputs):
+            return prior.denoise(*inputs)
+
+    image, number = keras.Input((4, 4, 4)), keras.Input(())
+    denoiser = Exact(network(side=4, patch=1), keras.Model((image, number), Map((4, 4, 2 * (1 + rank)))(image)))
+    denoiser.set_moments(np.zeros(SHAPE), np.diag(dense(diagonal, factor)).reshape(SHAPE))
+
+    x = rng.standard_normal((20_000, PIXELS)) @ np.linalg.cholesky(dense(diagonal, factor)).T
+    x = x.reshape(-1, *SHAPE).astype("float32")
+    x_t = x + sigma * rng.standard_normal(x.shape).astype("float32")
+    training = HeadTraining(denoiser)
+    keras.utils.set_random_seed(0)
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 6 * 80)
+    training.compile(keras.optimizers.Adam(rate), negative_log_likelihood)
+    training.fit((x_t, np.full(len(x), sigma, "float32")), x, batch_size=250, epochs=6, verbose=0)
+
+    v = prior.covariance(tf.constant(sigma))
+    true = dense(v.diagonal.numpy().astype(float), v.factor.numpy().astype(float))
+    found = denoiser.posterior(tf.constant(x_t[0]), tf.constant(sigma))[1]
+    nats = expected_nats(true, dense(found.diagonal.numpy().astype(float), found.factor.numpy().astype(float)))
+    best, plain = best_kl(true, rank), expected_nats(true, np.diag(np.diag(true)))
+    assert best - 1e-6 < nats < best + 0.02 * (plain - best)
+
+
+def test_aperture_loss_is_the_likelihood_of_sums():
+    """Against the dense covariance of windowed sums; and the factor's true size is the best one."""
+    rng = np.random.default_rng(3)
+    side, bands, rank = 8, 2, 1
+    window = np.einsum("qy,qx->qyx", apertures(side), apertures(side)).reshape(-1, side * side)
+    sums = np.stack([np.kron(c, w) for w in window for c in (*np.eye(bands), np.ones(bands))])
+    diagonal = rng.uniform(0.5, 2, (1, bands, side, side))
+    factor = rng.standard_normal((1, rank, bands, side, side))
+    v = np.diag(diagonal.ravel()) + factor.reshape(rank, -1).T @ factor.reshape(rank, -1)
+    error = np.linalg.cholesky(v) @ rng.standard_normal((len(v), 4000))
+    variance = np.einsum("sn,nm,sm->s", sums, v, sums)
+    expected = 0.5 * np.mean((sums @ error[:, 0]) ** 2 / variance + np.log(2 * np.pi * variance))
+    x = error.T.reshape(-1, bands, side, side)
+
+    def loss(size: float) -> np.ndarray:
+        parts = np.concatenate([0 * x[:1, None], diagonal[:, None], size * factor], 1)
+        return aperture_unlikelihood(x, np.repeat(parts, len(x), 0)).numpy()
+
+    np.testing.assert_allclose(loss(1)[0], expected)
+    assert loss(1).mean() < min(loss(0.5).mean(), loss(2).mean()) < loss(20).mean()
