@@ -164,12 +164,13 @@ def judge(options: argparse.Namespace) -> None:
         if not path.exists():
             seeding([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))
-    rows, expectations = {}, {}  # Gaussian priors and networks are compiled apart
+    rows, expectations = {}, {}  # priors of other networks are compiled apart
     for number, prior in enumerate(options.priors):
         path = out / f"prior_{number:02d}.npy"
         if not path.exists():
             loaded = learned.find(str(prior)).load()
-            if (kind := type(loaded)) not in expectations:
+            weights = [tuple(w.shape) for w in loaded.weights] if isinstance(loaded, NeuralDenoiser) else loaded.rank
+            if (kind := str(weights)) not in expectations:
                 own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded
                 expectations[kind] = em.Expectation(own, SampleOptions())
             expectations[kind].use(loaded)
