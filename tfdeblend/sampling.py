@@ -3,12 +3,12 @@
 Rows of the batch are samples: a blend with S of them is there S times. Noise levels end below the pixels' noise.
 
 Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
-unknown, evenly in log r. At every level its amplitude is as wide open as x_t leaves it (`Rescaled`), about a guess r
-that is drawn anew from p(r | x_0), a log-normal of the denoiser's `scale_jitter` about a draw's |x_0|. All begin at a
-level of their own norm, where next to nothing is left of the seed, and one whose level is ahead of its brighter
-neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (a Gibbs step; were
-x_t kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the
-seed's errors puts the source, and within it the prior knows half a pixel either way.
+unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's
+`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux). All begin at half of their
+own norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there: x_0
+is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t kept, the seed's errors would be, too).
+Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within it the
+prior knows half a pixel either way.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SampleOptions:
     iterations: int = 80
     tolerance: float = 1e-5
     largest: float = 0.3
-    vague: float = 1.0
+    vague: float = 0.5
     smallest: float = 0.3
     faintest: float = 1e-4
     rho: float = 7.0
@@ -127,15 +127,10 @@ class PosteriorSampler:
         """One sample a row: a pure function of the row and its key ([N] int64, see `draws.keys`)."""
         return self._run(tensors, seed, keys)
 
-    @property
-    def rank(self) -> int:
-        """R, directions of a galaxy's covariance."""
-        return self.denoiser.rank + self.begins_anew
-
     def draws_of(self, keys: tf.Tensor) -> Draws:
         """The random numbers of rows with these keys [N]."""
         shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
-        return Draws(keys, shape, self.shape.images, self.rank)
+        return Draws(keys, shape, self.shape.images, self.denoiser.rank)
 
     def level(self, index: tf.Tensor, norm: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
         """[N, K]: the noise level in units of each galaxy's norm at the seed's scale.
@@ -170,11 +165,9 @@ class PosteriorSampler:
         shift = correlated(seed.offset_covariance, draws.positions()) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
         norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
-        # No amplitude is less certain beforehand than the brightest galaxy is bright.
-        width = tf.reduce_max(norm, 1, keepdims=True) / tf.maximum(norm, 1e-6) if self.begins_anew else None
 
         def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
-            prior = Prior(Rescaled(self.denoiser, rescaling, width), blends.mean, blends.spread)
+            prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
             return PosteriorDenoiser(
                 prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
             )
