@@ -4,11 +4,11 @@ Rows of the batch are samples: a blend with S of them is there S times. Noise le
 
 Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
 unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's
-`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux). All begin at half of their
-own norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there: x_0
-is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t kept, the seed's errors would be, too).
-Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within it the
-prior knows half a pixel either way.
+`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux). All begin at a level of half
+their own norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there:
+x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t kept, the seed's errors would be,
+too). Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within
+it the prior knows half a pixel either way.
 """
 
 from __future__ import annotations
