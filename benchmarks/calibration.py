@@ -97,6 +97,10 @@ def table(found: Findings, seed: int = 0) -> dict:
     z = metrics.z_scores(whole, drawn.mean(1), drawn.std(1, ddof=1), drawn.shape[1])
     error = np.abs(drawn.mean(1) - whole) / np.abs(whole)
 
+    logs = np.log(np.maximum(np.concatenate([samples, truth[:, None]], 1), 1e-3 * np.abs(truth[:, None])))
+    whole_logs = np.log(np.maximum(drawn, 1e-3 * np.abs(whole[:, None])))
+    score = metrics.crps(np.log(np.abs(whole)), whole_logs)
+
     def figures(rows: np.ndarray) -> dict:
         share = {f"coverage_{level:g}": float(metrics.covered(rank[rows], level).mean()) for level in (0.68, 0.95)}
         spread = np.sqrt(0.68 * 0.32 / rows.sum())
@@ -109,6 +113,7 @@ def table(found: Findings, seed: int = 0) -> dict:
             "z_spread": float(z[rows].std()),
             "flux_error": float(np.median(error[rows])),
             "pixel_z_spread": float(pixels.std()),
+            "score": float(score[rows].mean()),
         }
 
     beyond = np.array(found.beyond)
@@ -121,7 +126,6 @@ def table(found: Findings, seed: int = 0) -> dict:
             rows = (np.array(values) >= low) & (np.array(values) < high) & ~beyond
             if rows.sum() > 1:
                 document["bins"][f"{name} {low:g} to {high:g}"] = figures(rows)
-    logs = np.log(np.maximum(np.concatenate([samples, truth[:, None]], 1), 1e-3 * np.abs(truth[:, None])))
     for name, uniform in (("ranks", rank), ("tarp", metrics.tarp(logs[:, -1], logs[:, :-1], seed))):
         uniform = uniform[~beyond]
         distance, limit = metrics.uniform_distance(uniform, seed)
@@ -161,11 +165,13 @@ def draw(document: dict, path: Path) -> None:
 
 def show(document: dict) -> str:
     """The table as text."""
-    lines = [f"{'':24}{'sources':>8}{'68%':>7}{'95%':>7}{'z mean':>8}{'z spread':>9}{'pixel z':>8}{'|error|':>8}"]
+    lines = [
+        f"{'':24}{'sources':>8}{'68%':>7}{'95%':>7}{'z mean':>8}{'z spread':>9}{'pixel z':>8}{'|error|':>8}{'score':>7}"
+    ]
     for name, row in {"all": document["all"], **document["bins"]}.items():
         lines.append(
             f"{name:24}{row['sources']:8d}{row['coverage_0.68']:7.2f}{row['coverage_0.95']:7.2f}{row['z_mean']:8.2f}"
-            f"{row['z_spread']:9.2f}{row['pixel_z_spread']:8.2f}{row['flux_error']:8.3f}"
+            f"{row['z_spread']:9.2f}{row['pixel_z_spread']:8.2f}{row['flux_error']:8.3f}{row['score']:7.3f}"
         )
     for name in ("ranks", "tarp"):
         lines.append(

@@ -169,8 +169,8 @@ def judge(options: argparse.Namespace) -> None:
         path = out / f"prior_{number:02d}.npy"
         if not path.exists():
             loaded = learned.find(str(prior)).load()
-            weights = [tuple(w.shape) for w in loaded.weights] if isinstance(loaded, NeuralDenoiser) else loaded.rank
-            if (kind := str(weights)) not in expectations:
+            shapes = [tuple(w.shape) for w in loaded.weights] if isinstance(loaded, NeuralDenoiser) else loaded.rank
+            if (kind := f"{shapes} {loaded.scale_jitter}") not in expectations:
                 own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded
                 expectations[kind] = em.Expectation(own, SampleOptions())
             expectations[kind].use(loaded)

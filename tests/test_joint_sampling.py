@@ -101,7 +101,7 @@ def test_more_exposures_make_errors_smaller(prior: str) -> None:
     turned = expose("turned", degrees=25, noise=0.7, shape=(40, 42), seed=1)
     coarse = expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="r", seed=2)
     turned = replace(turned, images=turned.images + 5)
-    how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 64}
+    how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 32}
     alone, together = (deblend_together(some, positions(first), **how) for some in ([first], [first, turned, coarse]))
     assert together.exposures.bands == ("g", "r")
     ratios = [together.catalog[f"flux_err_{band}"] / alone.catalog[f"flux_err_{band}"] for band in "gr"]

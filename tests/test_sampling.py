@@ -100,6 +100,24 @@ def test_a_wrong_seed_is_forgotten():
         np.testing.assert_array_less(np.abs(mean[other] - mean[0]), 4 * np.hypot(error[other], error[0]))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_levels_fall_and_faint_galaxies_wait(steps: int):
+    """Of a galaxy of norm 100 beside one of 10, both told right by the first draw."""
+    scene = simulated(1)[0]
+    denoiser = learned.find(SHIPPED).load()
+    shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    options = SampleOptions(steps=steps)
+    of = PosteriorSampler(shape, denoiser, options)
+    norm = np.array([[100.0, 10.0]])
+    levels = [of.level(tf.constant(i), tf.constant(norm), tf.ones_like(norm)).numpy()[0] for i in range(steps)]
+    assert (np.diff(levels, axis=0) <= 0).all()
+    if steps > 1:
+        np.testing.assert_allclose(levels[-1] * norm[0], options.smallest)
+    if steps > 2:
+        np.testing.assert_allclose(levels[0], options.vague)
+        np.testing.assert_allclose(levels[1], [options.largest, options.vague])
+
+
 def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):
     """But for rounding: on busy threads sums may be taken in another order."""
     scenes = [simulated(0)[0], simulated(1)[0]]

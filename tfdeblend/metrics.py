@@ -34,6 +34,18 @@ def z_scores(truth: np.ndarray, mean: np.ndarray, deviation: np.ndarray, samples
     return (mean - truth) / deviation / spread
 
 
+def crps(truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """(...) the continuous ranked probability score of samples (..., S), in units of the truth (...): lower is better.
+
+    E|x - truth| - E|x - x'| / 2, without bias for any S (Gneiting & Raftery 2007).
+    """
+    number = samples.shape[-1]
+    ordered = np.sort(samples, -1)
+    weights = 2 * np.arange(number) - number + 1  # sum of |x - x'| over pairs, from what is ordered
+    apart = (ordered * weights).sum(-1) * 2 / (number * (number - 1))
+    return np.abs(samples - truth[..., None]).mean(-1) - apart / 2
+
+
 def tarp(truth: np.ndarray, samples: np.ndarray, seed: int = 0) -> np.ndarray:
     """(N,) the posterior's mass nearer to a random point than the truth (N, D) is: uniform if calibrated.
 

@@ -5,7 +5,7 @@ Rows of the batch are samples: a blend with S of them is there S times. Noise le
 Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
 unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's
 `scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux). All begin at a level of half
-their own norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there:
+their norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there:
 x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t kept, the seed's errors would be,
 too). Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within
 it the prior knows half a pixel either way.
@@ -31,7 +31,7 @@ from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
 LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
 NEAR = SeedOptions(least_norm=LEAST_NORM)
-LARGEST_RESCALING = 30.0  # of a flux scale, from the seed's
+LARGEST_RESCALING = 100.0  # of a flux scale, from the seed's
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class SampleOptions:
     iterations, tolerance: of the solve in a step, see `gaussian_step`. Solves to the end make samples reproducible: cut
     short, a difference of rounding becomes one of a tenth of the posterior's standard deviation.
 
-    largest: the first noise level of the brightest galaxy, in units of its norm. vague: that at which all are drawn
-    before, and at which those wait that are fainter. smallest: the last one, in units of the pixels' noise; not below
-    `faintest` of the norm. rho: of the levels' spacing.
-    rescale: draw flux scales too. Without, or where `sampler` draws no x_0, galaxies start at the seed with noise of
-    the largest level.
+    vague: the noise level of a first draw, in units of each galaxy's norm; fainter ones wait there. largest: the level
+    from which the brightest galaxy then goes down, in units of its norm. smallest: the last one, in units of the
+    pixels' noise; not below `faintest` of the norm. rho: of the levels' spacing.
+    rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
+    first draw: galaxies start at the seed with noise of the largest level.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -120,7 +120,7 @@ class PosteriorSampler:
         self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
         self.draws = options.covariance in DRAWABLE
         self.rescales = options.rescale and not options.evidence
-        self.begins_anew = self.rescales and self.draws and options.sampler in DRAWS_X0
+        self.begins_anew = self.rescales and options.sampler in DRAWS_X0 and options.steps > 2
         self._run = tf.function(self._keyed, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
@@ -139,22 +139,24 @@ class PosteriorSampler:
         is; one whose largest level is below the blend's waits there.
 
         Args:
-          norm: [N, K] in units of the noise. begun: [N, K] the rescaling that the first draw told.
+          norm: [N, K] the seeds', in units of the noise. begun: [N, K] r as the first draw of x_0 told it.
         """
         options, norm = self.options, tf.maximum(norm, 1e-6)
-        before = int(self.begins_anew)
+        anew = int(self.begins_anew)
         largest = self.largest(begun)
         top = options.largest * tf.reduce_max(begun * norm, 1, keepdims=True)
         first = tf.maximum(top, 2 * options.smallest)
         ends = first ** (1 / options.rho), options.smallest ** (1 / options.rho)
-        part = tf.cast(index - before, norm.dtype) / max(options.steps - 1 - before, 1)
+        part = tf.cast(index - anew, norm.dtype) / max(options.steps - 1 - anew, 1)
         together = ((1 - part) * ends[0] + part * ends[1]) ** options.rho
         own = tf.minimum(tf.maximum(together / norm, options.faintest), largest)
-        return tf.where(index < before, largest, own)
+        return tf.where(index < anew, largest, own)
 
     def largest(self, begun: tf.Tensor) -> tf.Tensor:
         """[N, K]: each galaxy's largest level, at which it waits."""
-        return self.options.vague * begun if self.begins_anew else self.options.largest * tf.ones_like(begun)
+        if self.begins_anew:
+            return max(self.options.vague, self.options.largest) * begun
+        return self.options.largest * tf.ones_like(begun)
 
     def _keyed(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
         return self.sample(tensors, seed, self.draws_of(keys))
@@ -223,8 +225,8 @@ class PosteriorSampler:
     def _rescale(self, x0: tf.Tensor, free: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
         """r ~ p(r | x_0) [N, K]; of a galaxy bright enough to have been found."""
         scale = flux_scale(x0) * tf.exp(self.denoiser.scale_jitter * free)
-        least = tf.maximum(LEAST_NORM / tf.maximum(norm, 1e-6), 1 / LARGEST_RESCALING)
-        return tf.clip_by_value(scale, tf.minimum(least, 1.0), LARGEST_RESCALING)
+        least = tf.maximum(self.near.least_norm / tf.maximum(norm, 1e-6), 1 / LARGEST_RESCALING)
+        return tf.clip_by_value(scale, least, LARGEST_RESCALING)
 
 
 def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:

@@ -161,7 +161,7 @@ class Run:
         seed = em.lap_seed(config.seed + 2, lap)
         twin = em.fit_gaussian(before, config, seed, max(min(TWIN_RANK, len(before) // 4), 1))
         if self._twin is None or self._twin.denoiser.rank != twin.rank:
-            self._twin = em.Expectation(twin, SampleOptions())  # exact for a Gaussian in any number of steps
+            self._twin = em.Expectation(twin, SampleOptions())  # for a Gaussian any number of steps will do
         self._twin.use(twin)
         shards = [self.blends.shards["training"][number] for number in checked]
         parts = [self._twin.stamps(shard, config.samples, seed, config.least_signal).images for shard in shards]
