@@ -183,9 +183,10 @@ class PosteriorSampler:
                 mean, gain = end.mean_and_gain(x, sigma)
                 expected = bridge(x, mean, sigma, after, 0.0)
                 path = path.step(blends.galaxy * gain, moved - expected, sigma, after, count == 0)
+            if self.rescales and x0 is not None:
+                rescaling = self._rescale(x0, free, norm)
             if self.begins_anew:
                 waits = sigma >= self.largest(begun)
-                rescaling = self._rescale(x0, free, norm)
                 begun = tf.where(count == 0, rescaling, begun)
                 anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
                 moved = tf.where(pixels(waits), anew, moved)
