@@ -18,7 +18,9 @@ from tfdeblend.covariance import DiagonalLowRank
 from tfdeblend.networks.layers import register
 
 Tensor = Any  # of the Keras backend
-LOG_DIAGONAL = (-8.0, 4.0)  # bounds of the covariance head's diagonal over what it starts from, in log
+FAINTEST = 0.01  # of a pixel's variance: brightness squared that the covariance head takes every pixel to have
+LOG_DIAGONAL = (-8.0, 6.0)  # bounds of the covariance head's diagonal over what it starts from, in log
+LEAST_OPEN = 0.02, 3e-4  # of V0, that a pixel keeps to itself where x_t tells nothing of it, and where it does
 LEAST_REST = 1e-5  # of a pixel's variance, that a base's directions leave to itself: rounding may not
 
 
@@ -85,12 +87,17 @@ class NeuralDenoiser(keras.Model, Denoiser):
         V0 = sigma^2 v / (sigma^2 + v),
 
     which is EDM's preconditioning with sigma_data^2 = v for each pixel: without the network F it is the best denoiser
-    that sees one pixel at a time. The head gives V = diag(V0 exp(a)) + L L^T, L = sqrt(V0) b from a network that sees
-    x_t and D.
+    that sees one pixel at a time. The head gives
+
+        V = diag(S exp(a)) + L L^T,  L = sqrt(S) b,  1 / S = 1 / V0 + 1 / (D^2 + v / 100),
+
+    a and b from a network that sees x_t and D: nothing errs by much more than it is bright, so that thousands of empty
+    pixels add nothing to the error of a flux. A little of V0 stays besides, for the rare galaxy that is larger than
+    most: without, V calls it impossible.
 
     With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
-    directions: its mean takes the place of the first two terms of D; its covariance's diagonal is what exp(a)
-    multiplies, and its directions stand beside the head's. So what has hardly been fitted is that Gaussian.
+    directions: its mean takes the place of the first two terms of D; its covariance's diagonal takes that of V0 in the
+    first term of V, and its directions stand beside the head's. So what has hardly been fitted is nearly that Gaussian.
 
     Args:
       network: ([B, P, P, C], [B]) -> [B, P, P, C].
@@ -176,9 +183,9 @@ class NeuralDenoiser(keras.Model, Denoiser):
         """V from x_t, D [B, C, P, P] and sigma [B]."""
         v0 = self.prior_variance(sigma)
         if self.base_rank:
-            base = self._base().given(pixels(sigma) ** 2)
+            base, scale = self._base().given(pixels(sigma) ** 2), v0
         else:
-            base = DiagonalLowRank(v0, 0 * v0[:, None])
+            base, scale = DiagonalLowRank(v0, 0 * v0[:, None]), self._bounded(v0, denoised)
         if self.head is None:
             return base
         seen = (x - self.mean) / ops.sqrt(self._total_variance(sigma))
@@ -186,11 +193,18 @@ class NeuralDenoiser(keras.Model, Denoiser):
         both = _bands_last(ops.concatenate([seen, found], 1))
         out = _bands_first(self.head((both, ops.log(sigma) / 4)))
         out = ops.reshape(out, (-1, out.shape[1] // self.stamp_shape[0], *self.stamp_shape))
-        diagonal = base.diagonal * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
-        factor = ops.sqrt(v0)[:, None] * out[:, 1:]
+        factor = ops.sqrt(scale)[:, None] * out[:, 1:]
         if self.base_rank:
-            factor = ops.concatenate([base.factor, factor], 1)
-        return DiagonalLowRank(diagonal, factor)
+            diagonal = base.diagonal * ops.exp(ops.clip(out[:, 0], *LOG_DIAGONAL))
+            return DiagonalLowRank(diagonal, ops.concatenate([base.factor, factor], 1))
+        unknown, known = LEAST_OPEN
+        least = (unknown * v0 / self.variance + known) * v0
+        return DiagonalLowRank(least + scale * ops.exp(ops.minimum(out[:, 0], LOG_DIAGONAL[1])), factor)
+
+    def _bounded(self, v0: Tensor, denoised: Tensor) -> Tensor:
+        """S."""
+        square = ops.square(denoised) + FAINTEST * self.variance
+        return v0 * square / (v0 + square)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         flat, levels = self._flatten(x, sigma)

@@ -49,10 +49,11 @@ def negative_log_likelihood(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def apertures(side: int) -> np.ndarray:
-    """(Q, P): rows w of Gaussian windows w w^T about pixel P // 2, each twice as wide as the one before."""
+    """(Q, P): rows w of windows w w^T: Gaussians about pixel P // 2, each twice as wide as the one before, and the
+    whole stamp, whose sum is the flux."""
     widths = 2.0 ** np.arange(int(np.log2(side / 4)) + 1)
     offset = np.arange(side) - side // 2
-    return np.exp(-0.5 * (offset / widths[:, None]) ** 2)
+    return np.concatenate([np.exp(-0.5 * (offset / widths[:, None]) ** 2), np.ones((1, side))])
 
 
 def aperture_unlikelihood(x: Tensor, packed: Tensor) -> Tensor:

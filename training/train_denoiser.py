@@ -79,7 +79,12 @@ def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
         0.0, fit.steps - fit.warmup, warmup_target=fit.learning_rate, warmup_steps=fit.warmup
     )
     return keras.optimizers.Adam(
-        rate, beta_2=0.99, global_clipnorm=fit.clip, use_ema=True, ema_momentum=fit.ema, ema_overwrite_frequency=None
+        rate,
+        beta_2=fit.memory,
+        global_clipnorm=fit.clip,
+        use_ema=True,
+        ema_momentum=fit.ema,
+        ema_overwrite_frequency=None,
     )
 
 
