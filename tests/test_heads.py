@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.test_denoisers import PIXELS, SHAPE, dense, network, parts
-from tfdeblend.denoisers import NeuralDenoiser
+from tfdeblend.denoisers import LEAST_OPEN, NeuralDenoiser
 from tfdeblend.gaussian import GaussianDenoiser, factor_analysis_lap
 from tfdeblend.heads import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
 
@@ -42,11 +42,15 @@ class Map(keras.layers.Layer):
 
 
 def test_head_converges_to_the_best_diagonal_and_rank():
-    """On Gaussian data V is known; a head of rank 2 must come to the nearest covariance of rank 2, in KL."""
+    """On Gaussian data V is known; a head of rank 2 must come to the nearest covariance of rank 2, in KL.
+
+    Pixels are far brighter than they err, so that brightness bounds nothing.
+    """
     rng = np.random.default_rng(10)
     _, diagonal, factor = parts(rng, rank=4)
     factor *= 2
-    prior = GaussianDenoiser(np.zeros(SHAPE, "float32"), diagonal.astype("float32"), factor.astype("float32"))
+    bright = np.full(SHAPE, 300, "float32")
+    prior = GaussianDenoiser(bright, diagonal.astype("float32"), factor.astype("float32"))
     sigma, rank = 1.0, 2
 
     class Exact(NeuralDenoiser):
@@ -55,10 +59,10 @@ def test_head_converges_to_the_best_diagonal_and_rank():
 
     image, number = keras.Input((4, 4, 4)), keras.Input(())
     denoiser = Exact(network(side=4, patch=1), keras.Model((image, number), Map((4, 4, 2 * (1 + rank)))(image)))
-    denoiser.set_moments(np.zeros(SHAPE), np.diag(dense(diagonal, factor)).reshape(SHAPE))
+    denoiser.set_moments(bright, np.diag(dense(diagonal, factor)).reshape(SHAPE))
 
     x = rng.standard_normal((20_000, PIXELS)) @ np.linalg.cholesky(dense(diagonal, factor)).T
-    x = x.reshape(-1, *SHAPE).astype("float32")
+    x = bright + x.reshape(-1, *SHAPE).astype("float32")
     x_t = x + sigma * rng.standard_normal(x.shape).astype("float32")
     training = HeadTraining(denoiser)
     keras.utils.set_random_seed(0)
@@ -72,6 +76,20 @@ def test_head_converges_to_the_best_diagonal_and_rank():
     nats = expected_nats(true, dense(found.diagonal.numpy().astype(float), found.factor.numpy().astype(float)))
     best, plain = best_kl(true, rank), expected_nats(true, np.diag(np.diag(true)))
     assert best - 1e-6 < nats < best + 0.02 * (plain - best)
+
+
+def test_nothing_errs_by_more_than_it_is_bright():
+    """Before the head has learned: what D^2 and sigma^2 leave open, whichever is less, and a little of V0."""
+    v, sigma = 1e-4, 0.1
+    denoiser = NeuralDenoiser(network(scale=0), network(channels=4, outputs=6, scale=0))
+    denoiser.set_moments(np.zeros((2, 16, 16)), np.full((2, 16, 16), v))
+    v0 = v * sigma**2 / (v + sigma**2)
+    least = (LEAST_OPEN[0] * v0 / v + LEAST_OPEN[1]) * v0
+    x, level = tf.zeros([1, 2, 16, 16]), tf.constant([sigma])
+    for brightness, scale in ((1000.0, v0), (0.0, 0.01 * v), (0.03 * v**0.5, 0.0109 * v)):
+        found = denoiser.covariance(x, tf.fill([1, 2, 16, 16], brightness), level)
+        np.testing.assert_allclose(found.diagonal, least + scale, rtol=0.02)
+        assert np.abs(found.factor).max() < 1e-3 * v0**0.5
 
 
 def test_aperture_loss_is_the_likelihood_of_sums():
