@@ -4,7 +4,9 @@
 ground (grizy, 0.168 arcsec), drawn by GalSim; fluxes on the ground from both together, and from the ground alone.
 
 `epochs`: three galaxies in ten exposures of different seeing, turned and shifted, each off its WCS by a tenth of a
-pixel; fluxes from all together, and from their coadd on the first one's pixels, with its PSF and weights.
+pixel; fluxes from all together, and from their coadd on the first one's pixels, with its PSF and weights. Shifts are
+told relative to their mean, in pixels, beside the errors that are given for them. `--snr` sets the signal-to-noise of
+all light of an exposure. Seconds are of the fields after the first, whose graph they share.
 """
 
 from __future__ import annotations
@@ -95,19 +97,21 @@ def twin(seed: int) -> tuple[list[Observation], list[Galaxy]]:
     return [space, expose(galaxies, "ground", 0.168, 32, psfs, 2.0, rng, 20)], galaxies
 
 
-def epochs(seed: int, number: int = 10) -> tuple[list[Observation], list[Galaxy]]:
-    """One field in several exposures of one band; the first is not turned."""
+def epochs(seed: int, number: int, snr: float | None) -> tuple[list[Observation], list[Galaxy], np.ndarray]:
+    """One field in several exposures of one band, the first not turned, and how far each is off its WCS (E, 2)."""
     rng = np.random.default_rng(seed)
     places = rng.uniform(-2, 2, (3, 2))
     while min(np.hypot(*(places[i] - places[i - 1])) for i in range(3)) < CLOSEST:
         places = rng.uniform(-2, 2, (3, 2))
     galaxies = [Galaxy(place, host_of("sersic", rng), {"r": 10 ** rng.uniform(3.3, 4)}) for place in places]
-    observations = []
+    observations, shifts = [], rng.normal(scale=0.1, size=(number, 2))
     for epoch in range(number):
         psf, degrees = psf_of(rng.uniform(0.6, 1.0), rng.normal(scale=0.02)), rng.uniform(0, 360) * (epoch > 0)
-        shift = rng.normal(scale=0.1, size=2)
-        observations.append(expose(galaxies, f"epoch {epoch}", 0.2, 40, {"r": psf}, 3.0, rng, degrees, shift))
-    return observations, galaxies
+        seen = 0.2, 40, {"r": psf}
+        faint = expose(galaxies, "", *seen, 1e-6, rng, degrees, shifts[epoch]).images
+        noise = 3.0 if snr is None else float(np.sqrt(np.sum(faint.astype(float) ** 2))) / snr
+        observations.append(expose(galaxies, f"epoch {epoch}", *seen, noise, rng, degrees, shifts[epoch]))
+    return observations, galaxies, shifts
 
 
 def coadd(observations: Sequence[Observation], places: np.ndarray) -> Observation:
@@ -154,20 +158,34 @@ def figures(found: np.ndarray) -> dict[str, float]:
     }
 
 
+def shift_errors(result: JointDeblended, shifts: np.ndarray) -> np.ndarray:
+    """(2, 2 E): how far the fitted shifts are off, and their errors, in pixels."""
+    maps = result.exposures.maps
+    true = -np.array([pixels.matrix @ shift for pixels, shift in zip(maps, shifts, strict=True)])
+    off = result.calibration.shift - (true - true.mean(0))
+    return np.stack([off.ravel(), result.calibration.shift_error.ravel()])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("twin", "epochs"))
     parser.add_argument("--number", type=int, default=60, help="of fields")
     parser.add_argument("--prior", choices=tuple(PRIORS), default="bulge-disk", help="of the fit")
     parser.add_argument("--method", choices=("map", "sample"), default="map")
+    parser.add_argument("--exposures", type=int, default=10, help="of a field, in `epochs`")
+    parser.add_argument("--snr", type=float, help="of all light of an exposure, in `epochs`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     how = {"prior": options.prior, "method": options.method, "samples": 32}
     found: dict[str, list[np.ndarray]] = {"together": [], "alone": []}
-    seconds, unfinished = {"together": 0.0, "alone": 0.0}, 0
+    seconds, unfinished, moved = {"together": 0.0, "alone": 0.0}, 0, []
     for number in range(options.number):
-        observations, galaxies = (twin if options.what == "twin" else epochs)(1000 * options.seed + number)
+        of = 1000 * options.seed + number
+        if options.what == "twin":
+            observations, galaxies = twin(of)
+        else:
+            observations, galaxies, shifts = epochs(of, options.exposures, options.snr)
         rng, first = np.random.default_rng(number), observations[0]
         bands, single = GROUND, observations[1]
         if options.what == "epochs":
@@ -178,7 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             places = pixels(galaxies, several[0], POSITION_ERROR, rng)
             began = time.perf_counter()
             result = deblend_together(several, places, calibration=calibration, stamp=STAMP[options.what], **how)
-            seconds[name] += time.perf_counter() - began
+            seconds[name] += (time.perf_counter() - began) * (number > 0)
+            if options.what == "epochs" and name == "together":
+                moved.append(shift_errors(result, shifts))
             unfinished += not result.converged
             found[name].append(fluxes(result, bands, galaxies))
         print(f"{number + 1} of {options.number}", end="\r", flush=True)
@@ -189,6 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{name:10}{one['fluxes']:8d}{one['median_off']:13.4f}{one['rms_off']:8.4f}{one['median_error']:8.4f}"
             f"{one['coverage_68']:10.3f}{one['pull_spread']:7.2f}{one['seconds']:9.0f}"
         )
+    if moved:
+        off, error = np.concatenate(moved, 1)
+        said, rms = np.sqrt(np.mean(error**2)), np.sqrt(np.mean(off**2))
+        print(f"shifts of {off.size // 2} exposures are off by {rms:.4f} pixel (rms), their errors are {said:.4f}")
     print(f"{unfinished} did not finish")
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
