@@ -26,7 +26,6 @@ from benchmarks.catsim import TrueScene
 from tfdeblend import em, learned, metrics, shards
 from tfdeblend.denoisers import NeuralDenoiser
 from tfdeblend.io import find_inputs
-from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
 from tfdeblend.surveys import SURVEYS
 
@@ -172,7 +171,7 @@ def judge(options: argparse.Namespace) -> None:
             shapes = [tuple(w.shape) for w in loaded.weights] if isinstance(loaded, NeuralDenoiser) else loaded.rank
             if (kind := f"{shapes} {loaded.scale_jitter}") not in expectations:
                 own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded
-                expectations[kind] = em.Expectation(own, SampleOptions())
+                expectations[kind] = em.Expectation(own, em.SAMPLING)
             expectations[kind].use(loaded)
             values = judged(blends, found, expectations[kind], options.samples, options.seed)
             shards.write_whole(path, lambda temporary, values=values: np.save(temporary, values))

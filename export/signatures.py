@@ -105,7 +105,7 @@ class Inference:
         eps = tf.reshape(blend.pop("eps"), [SAMPLES, -1])
         blend, usable = preparation.checked(blend, self.shape.model_sigma)
         batch = preparation.prepare(blend, self.shape)
-        given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
+        given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.sampler.prior.rank, STEPS)
         return _of_usable(self._samples(batch, self._drawn(batch, seed, given)), usable)
 
     def _denoise(self, inputs: Tensors) -> Tensors:
@@ -185,7 +185,7 @@ class Inference:
         return SAMPLES, self.shape.sources, *self.denoiser.stamp_shape
 
     def _eps_spec(self) -> Specs:
-        number = normals.size(self._stamps(), self.shape.side, self.denoiser.rank, STEPS)
+        number = normals.size(self._stamps(), self.shape.side, self.sampler.prior.rank, STEPS)
         return {"eps": tf.TensorSpec([None, SAMPLES, number], tf.float32, "eps")}
 
     def _start_specs(self, blend: Specs) -> Specs:

@@ -1,4 +1,4 @@
-"""A prior of another flux scale."""
+"""Priors of another flux scale, and of an open one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.rescaled import Rescaled
+from tfdeblend.rescaled import OpenScale, Rescaled
 
 SHAPE = (2, 8, 8)
 FACTOR = 3.0
@@ -23,3 +23,14 @@ def test_rescaled_is_the_prior_of_larger_images():
     np.testing.assert_allclose(rescaled.denoise(x, sigma), expected, rtol=1e-12)
     np.testing.assert_allclose(v.matvec(x), w.matvec(x), rtol=1e-10)
     np.testing.assert_allclose(rescaled.prior_variance(sigma), larger.prior_variance(sigma), rtol=1e-12)
+
+
+def test_an_open_scale_is_as_wide_as_the_noise():
+    """Of galaxies that differ by nothing but their scale: x = r m, ln r of spread j; then x_t tells r to sigma."""
+    jitter, sigma = 0.2, 0.7
+    mean = np.zeros(SHAPE)
+    mean[0, 4, 4] = 1
+    prior = GaussianDenoiser(mean, np.full(SHAPE, 1e-12), jitter * mean[None], scale_jitter=jitter)
+    mean, v = OpenScale(prior).posterior(tf.constant(mean), tf.constant(sigma, tf.float64))
+    np.testing.assert_allclose(v.variance[0, 4, 4], sigma**2, rtol=1e-6)
+    assert v.rank == OpenScale(prior).rank == 2

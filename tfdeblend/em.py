@@ -34,6 +34,8 @@ from tfdeblend.seeded import LARGE_SHARE, Seed, Window, window
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
+# Laps start near good fits: there, samples that stay nearer to them are the better ones.
+SAMPLING = SampleOptions(vague=0.5, open_scale=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,10 @@ Rows of the batch are samples: a blend with S of them is there S times. Noise le
 
 Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
 unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's
-`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux). All begin at a level of half
-their norm, where little is left of the seed, and one whose level is ahead of its brighter neighbours' waits there:
-x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t kept, the seed's errors would be,
-too). Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within
+`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux), and V leaves it open besides.
+All begin at a level of 1.5 of their norm, where little is left of the seed, and one whose level is ahead of its
+brighter neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t
+kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within
 it the prior knows half a pixel either way.
 """
 
@@ -25,7 +25,7 @@ from tfdeblend.draws import Draws, NormalDraws
 from tfdeblend.evidence import Path, log_likelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.posterior import DRAWABLE, METHODS, PosteriorDenoiser, Prior
-from tfdeblend.rescaled import Rescaled
+from tfdeblend.rescaled import OpenScale, Rescaled
 from tfdeblend.samplers import DRAWS_X0, SAMPLERS, Noise, bridge
 from tfdeblend.seeded import Seed, SeededBlends, SeedOptions, check_fits
 
@@ -45,7 +45,8 @@ class SampleOptions:
     from which the brightest galaxy then goes down, in units of its norm. smallest: the last one, in units of the
     pixels' noise; not below `faintest` of the norm. rho: of the levels' spacing.
     rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
-    first draw: galaxies start at the seed with noise of the largest level.
+    first draw: galaxies start at the seed with noise of the largest level. open_scale: let each step's V leave scales
+    as open as the noise does, see `OpenScale`; without, they move by the denoiser's `scale_jitter` a step.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -56,11 +57,12 @@ class SampleOptions:
     iterations: int = 80
     tolerance: float = 1e-5
     largest: float = 0.3
-    vague: float = 0.5
+    vague: float = 1.5
     smallest: float = 0.3
     faintest: float = 1e-4
     rho: float = 7.0
     rescale: bool = True
+    open_scale: bool = True
     evidence: bool = False
 
     @classmethod
@@ -120,6 +122,7 @@ class PosteriorSampler:
         self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
         self.draws = options.covariance in DRAWABLE
         self.rescales = options.rescale and not options.evidence
+        self.prior = OpenScale(denoiser) if self.rescales and options.open_scale else denoiser
         self.begins_anew = self.rescales and options.sampler in DRAWS_X0 and options.steps > 2
         self._run = tf.function(self._keyed, autograph=False)
 
@@ -130,7 +133,7 @@ class PosteriorSampler:
     def draws_of(self, keys: tf.Tensor) -> Draws:
         """The random numbers of rows with these keys [N]."""
         shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
-        return Draws(keys, shape, self.shape.images, self.denoiser.rank)
+        return Draws(keys, shape, self.shape.images, self.prior.rank)
 
     def level(self, index: tf.Tensor, norm: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
         """[N, K]: the noise level in units of each galaxy's norm at the seed's scale.
@@ -169,7 +172,7 @@ class PosteriorSampler:
         norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
 
         def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
-            prior = Prior(Rescaled(self.denoiser, rescaling), blends.mean, blends.spread)
+            prior = Prior(Rescaled(self.prior, rescaling), blends.mean, blends.spread)
             return PosteriorDenoiser(
                 prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
             )

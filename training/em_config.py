@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tfdeblend import em
 from tfdeblend.sampling import SampleOptions
 from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
@@ -64,7 +65,7 @@ class EMConfig:
     laps: int = 8
     samples: int = 1
     share: float = 1.0
-    sampling: SampleOptions = field(default_factory=SampleOptions)
+    sampling: SampleOptions = em.SAMPLING
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1

@@ -24,7 +24,6 @@ from tfdeblend.datasets import read_records, read_stamps
 from tfdeblend.denoisers import Denoiser
 from tfdeblend.errors import DataError
 from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.sampling import SampleOptions
 from tfdeblend.shards import write_whole
 from training.em_blends import Blends, progress, read_scenes, seeded
 from training.em_config import EMConfig
@@ -161,7 +160,7 @@ class Run:
         seed = em.lap_seed(config.seed + 2, lap)
         twin = em.fit_gaussian(before, config, seed, max(min(TWIN_RANK, len(before) // 4), 1))
         if self._twin is None or self._twin.denoiser.rank != twin.rank:
-            self._twin = em.Expectation(twin, SampleOptions())  # for a Gaussian any number of steps will do
+            self._twin = em.Expectation(twin, em.SAMPLING)  # for a Gaussian any number of steps will do
         self._twin.use(twin)
         shards = [self.blends.shards["training"][number] for number in checked]
         parts = [self._twin.stamps(shard, config.samples, seed, config.least_signal).images for shard in shards]
