@@ -7,8 +7,8 @@ unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r 
 `scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux), and V leaves it open besides.
 All begin at a level of 1.5 of their norm, where little is left of the seed, and one whose level is ahead of its
 brighter neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t
-kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the seed's errors puts the source, and within
-it the prior knows half a pixel either way.
+kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the seed's
+errors puts the source, and within it the prior knows half a pixel either way.
 """
 
 from __future__ import annotations
