@@ -33,7 +33,8 @@ MEDIAN_CHI2 = 0.455  # of one degree of freedom
 def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int) -> dict[str, float]:
     """At one noise level. mean: squared error over what the best denoiser leaves that sees one pixel at a time;
     nats: log-likelihood a pixel of the covariance, and of that denoiser's variance; spread: of x - D over the
-    covariance's standard deviation, where stamps are bright, 1 if right."""
+    covariance's standard deviation, where stamps are bright (of a median), and of a whole stamp's sum (rms): 1 if
+    right."""
     run = tf.function(lambda x, s: _parts(*denoiser.posterior(x, s)), autograph=False)
     rows = []
     for first in range(0, len(stamps) - BATCH + 1, BATCH):
@@ -46,15 +47,19 @@ def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma:
         single = prior.mean + prior.variance / (prior.variance + sigma**2) * (x + sigma * noise - prior.mean)
         alone = DiagonalLowRank(v0, 0 * v0[:, None]).log_prob(x - single)
         ratio = (error**2 / v.variance).numpy()[x > BRIGHT * x.max((1, 2, 3), keepdims=True)]
+        sums = tf.reduce_sum(diagonal, (1, 2, 3)) + tf.reduce_sum(tf.reduce_sum(factor, (2, 3, 4)) ** 2, 1)
+        flux = tf.reduce_sum(error, (1, 2, 3)) / tf.sqrt(sums)
         rows.append(
             (
                 np.mean(error**2) / np.mean(v0),
                 np.mean(v.log_prob(error)) / x[0].size,
                 np.mean(alone) / x[0].size,
                 np.sqrt(np.median(ratio) / MEDIAN_CHI2),
+                np.mean(flux**2),
             )
         )
-    return dict(zip(("mean", "nats", "nats_alone", "spread"), np.mean(rows, 0).tolist(), strict=True))
+    found = dict(zip(("mean", "nats", "nats_alone", "spread", "flux"), np.mean(rows, 0).tolist(), strict=True))
+    return found | {"flux": found["flux"] ** 0.5}
 
 
 def _parts(mean: tf.Tensor, v: DiagonalLowRank) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
