@@ -104,14 +104,16 @@ def epochs(seed: int, number: int, snr: float | None) -> tuple[list[Observation]
     while min(np.hypot(*(places[i] - places[i - 1])) for i in range(3)) < CLOSEST:
         places = rng.uniform(-2, 2, (3, 2))
     galaxies = [Galaxy(place, host_of("sersic", rng), {"r": 10 ** rng.uniform(3.3, 4)}) for place in places]
-    observations, shifts = [], rng.normal(scale=0.1, size=(number, 2))
+    observations, shifts = [], []
     for epoch in range(number):
         psf, degrees = psf_of(rng.uniform(0.6, 1.0), rng.normal(scale=0.02)), rng.uniform(0, 360) * (epoch > 0)
-        seen = 0.2, 40, {"r": psf}
-        faint = expose(galaxies, "", *seen, 1e-6, rng, degrees, shifts[epoch]).images
-        noise = 3.0 if snr is None else float(np.sqrt(np.sum(faint.astype(float) ** 2))) / snr
-        observations.append(expose(galaxies, f"epoch {epoch}", *seen, noise, rng, degrees, shifts[epoch]))
-    return observations, galaxies, shifts
+        shifts.append(rng.normal(scale=0.1, size=2))
+        seen, where, noise = (0.2, 40, {"r": psf}), (degrees, shifts[-1]), 3.0
+        if snr is not None:
+            alone = expose(galaxies, "", *seen, 1e-6, np.random.default_rng(0), *where).images.astype(float)
+            noise = float(np.sqrt(np.sum(alone**2))) / snr
+        observations.append(expose(galaxies, f"epoch {epoch}", *seen, noise, rng, *where))
+    return observations, galaxies, np.array(shifts)
 
 
 def coadd(observations: Sequence[Observation], places: np.ndarray) -> Observation:
@@ -212,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if moved:
         off, error = np.concatenate(moved, 1)
         said, rms = np.sqrt(np.mean(error**2)), np.sqrt(np.mean(off**2))
+        document["shifts"] = {"exposures": off.size // 2, "rms_off": float(rms), "rms_error": float(said)}
         print(f"shifts of {off.size // 2} exposures are off by {rms:.4f} pixel (rms), their errors are {said:.4f}")
     print(f"{unfinished} did not finish")
     if options.json:

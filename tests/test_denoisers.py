@@ -229,6 +229,12 @@ def test_keras_file_holds_all(tmp_path, base_rank: int):
         np.testing.assert_array_equal(first, second)
 
 
+def test_refuses_a_head_of_another_law():
+    config = NeuralDenoiser(network(), network(channels=4, outputs=6)).get_config()
+    with pytest.raises(ValueError, match="expected a covariance head of law 2, received one of law 1: train it anew"):
+        NeuralDenoiser.from_config({key: value for key, value in config.items() if key != "law"})
+
+
 def test_refuses_other_stamps():
     with pytest.raises(ValueError, match=r"expected stamps of shape \(..., 2, 16, 16\), received \(5, 16, 16\)"):
         NeuralDenoiser(network()).denoise(tf.zeros([5, 16, 16]), tf.constant(1.0))

@@ -90,12 +90,15 @@ def test_nothing_errs_by_more_than_it_is_bright():
         found = denoiser.covariance(x, tf.fill([1, 2, 16, 16], brightness), level)
         np.testing.assert_allclose(found.diagonal, least + scale, rtol=0.02)
         assert np.abs(found.factor).max() < 1e-3 * v0**0.5
+    found = denoiser.covariance(x, tf.fill([1, 2, 16, 16], 1000.0), tf.constant([1e-5]))  # far below v
+    np.testing.assert_allclose(found.diagonal, (1 + LEAST_OPEN[1]) * 1e-10, rtol=1e-5)
 
 
 def test_aperture_loss_is_the_likelihood_of_sums():
     """Against the dense covariance of windowed sums; and the factor's true size is the best one."""
     rng = np.random.default_rng(3)
     side, bands, rank = 8, 2, 1
+    np.testing.assert_array_equal(apertures(side)[-1], 1)  # the whole stamp: its flux
     window = np.einsum("qy,qx->qyx", apertures(side), apertures(side)).reshape(-1, side * side)
     sums = np.stack([np.kron(c, w) for w in window for c in (*np.eye(bands), np.ones(bands))])
     diagonal = rng.uniform(0.5, 2, (1, bands, side, side))

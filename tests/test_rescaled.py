@@ -31,6 +31,11 @@ def test_an_open_scale_is_as_wide_as_the_noise():
     mean = np.zeros(SHAPE)
     mean[0, 4, 4] = 1
     prior = GaussianDenoiser(mean, np.full(SHAPE, 1e-12), jitter * mean[None], scale_jitter=jitter)
-    mean, v = OpenScale(prior).posterior(tf.constant(mean), tf.constant(sigma, tf.float64))
-    np.testing.assert_allclose(v.variance[0, 4, 4], sigma**2, rtol=1e-6)
+    x = 1.1 * mean + sigma * np.random.default_rng(1).standard_normal(SHAPE)  # a direction along x_t would not do
+    d, v = OpenScale(prior).posterior(tf.constant(x), tf.constant(sigma, tf.float64))
+    share = sigma**2 / np.hypot(sigma, jitter)
+    expected = (jitter * sigma) ** 2 / (jitter**2 + sigma**2) * mean + (share * d.numpy()) ** 2
+    np.testing.assert_allclose(v.variance, expected, atol=1e-9)
+    one = OpenScale(prior).posterior(tf.constant(mean), tf.constant(sigma, tf.float64))[1]
+    np.testing.assert_allclose(one.variance[0, 4, 4], sigma**2, rtol=1e-6)
     assert v.rank == OpenScale(prior).rank == 2

@@ -19,7 +19,8 @@ from tfdeblend.networks.layers import register
 
 Tensor = Any  # of the Keras backend
 FAINTEST = 0.01  # of a pixel's variance: brightness squared that the covariance head takes every pixel to have
-LOG_DIAGONAL = (-8.0, 6.0)  # bounds of the covariance head's diagonal over what it starts from, in log
+LOG_DIAGONAL = (-8.0, 6.0)  # bounds of the head's diagonal over what it starts from, in log; the lower of a base's
+LAW = 2  # of what a head's numbers mean: in files, lest those of another be misread
 LEAST_OPEN = 0.02, 3e-4  # of V0, that a pixel keeps to itself where x_t tells nothing of it, and where it does
 LEAST_REST = 1e-5  # of a pixel's variance, that a base's directions leave to itself: rounding may not
 
@@ -91,13 +92,14 @@ class NeuralDenoiser(keras.Model, Denoiser):
 
         V = diag(S exp(a)) + L L^T,  L = sqrt(S) b,  1 / S = 1 / V0 + 1 / (D^2 + v / 100),
 
-    a and b from a network that sees x_t and D: nothing errs by much more than it is bright, so that thousands of empty
-    pixels add nothing to the error of a flux. A little of V0 stays besides, for the rare galaxy that is larger than
-    most: without, V calls it impossible.
+    a and b from a network that sees x_t and D. S is what the noise or a pixel's brightness leaves open, whichever is
+    less, so that thousands of empty pixels need not be told to add nothing to the error of a flux. A little of V0 stays
+    besides, for the rare galaxy that is larger than most: without, V calls it impossible.
 
     With a `base_rank`, what the networks correct is the best denoiser of a Gaussian whose covariance has that many
     directions: its mean takes the place of the first two terms of D; its covariance's diagonal takes that of V0 in the
-    first term of V, and its directions stand beside the head's. So what has hardly been fitted is nearly that Gaussian.
+    first term of V, and its directions stand beside the head's; S is V0, and nothing stays besides. So what has hardly
+    been fitted is that Gaussian.
 
     Args:
       network: ([B, P, P, C], [B]) -> [B, P, P, C].
@@ -246,13 +248,17 @@ class NeuralDenoiser(keras.Model, Denoiser):
             "sigma_data": self.sigma_data,
             "scale_jitter": self.scale_jitter,
             "base_rank": self.base_rank,
+            "law": LAW,
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NeuralDenoiser:
+        law, rest = config.get("law", 1), {key: value for key, value in config.items() if key != "law"}
+        if law != LAW and config["head"] and not config.get("base_rank"):
+            raise ValueError(f"expected a covariance head of law {LAW}, received one of law {law}: train it anew")
         parts = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("network", "head") if config[key]}
-        return cls(**{**config, **parts})
+        return cls(**{**rest, **parts})
 
 
 def _bands_last(x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def drawn_by_diffusion(
     seed: int,
 ) -> tuple[FieldSamples, Facts]:
     """Under a learned prior, with the calibration that `tensors` hold."""
-    rows = rows_at_once(shape, prior.load().rank + 1, samples)
+    rows = rows_at_once(shape, prior.load().rank + 2, samples)  # one for an open scale
     sampler = _diffusion(prior, shape._replace(blends=rows), options, depth(exposures, shape, tensors))
     own, common = _apart(tensors)
     draw = sample_batches.learned(sampler, own, Seed.of(found), [exposures.scene], samples, seed, common)

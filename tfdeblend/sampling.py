@@ -45,8 +45,8 @@ class SampleOptions:
     from which the brightest galaxy then goes down, in units of its norm. smallest: the last one, in units of the
     pixels' noise; not below `faintest` of the norm. rho: of the levels' spacing.
     rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
-    first draw: galaxies start at the seed with noise of the largest level. open_scale: let each step's V leave scales
-    as open as the noise does, see `OpenScale`; without, they move by the denoiser's `scale_jitter` a step.
+    first draw: galaxies start at the seed with noise of the largest level. open_scale: where scales are drawn, let the
+    head's V leave them as open as the noise does, see `OpenScale`; without, they move by `scale_jitter` a step.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -122,7 +122,8 @@ class PosteriorSampler:
         self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
         self.draws = options.covariance in DRAWABLE
         self.rescales = options.rescale and not options.evidence
-        self.prior = OpenScale(denoiser) if self.rescales and options.open_scale else denoiser
+        opens = options.open_scale and self.rescales and options.sampler in DRAWS_X0 and options.covariance == "head"
+        self.prior = OpenScale(denoiser) if opens else denoiser
         self.begins_anew = self.rescales and options.sampler in DRAWS_X0 and options.steps > 2
         self._run = tf.function(self._keyed, autograph=False)
 

@@ -100,10 +100,14 @@ def parse(cls: type, values: Any) -> Any:
     unknown = sorted(set(values) - set(kinds))
     if unknown:
         raise ValueError(f"expected keys of {cls.__name__} ({', '.join(kinds)}), received {', '.join(unknown)}")
-    return cls(**{key: _convert(kinds[key], value) for key, value in values.items()})
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return cls(**{key: _convert(kinds[key], value, defaults[key]) for key, value in values.items()})
 
 
-def _convert(kind: Any, value: Any) -> Any:
+def _convert(kind: Any, value: Any, default: Any) -> Any:
+    """What is not said of a nested one is as in its default."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(default, kind) and isinstance(value, dict):
+            value = dataclasses.asdict(default) | value
         return parse(kind, value)
     return tuple(value) if typing.get_origin(kind) is tuple else value
