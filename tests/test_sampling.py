@@ -104,6 +104,24 @@ def test_a_wrong_seed_is_forgotten():
         np.testing.assert_array_less(np.abs(mean[other] - mean[0]), 4 * np.hypot(error[other], error[0]))
 
 
+@pytest.mark.parametrize(
+    ("options", "opens"),
+    [
+        (SampleOptions(), True),
+        (SampleOptions(open_scale=False), False),
+        (SampleOptions(rescale=False), False),
+        (SampleOptions(sampler="ddim"), False),
+        (SampleOptions(covariance="pixel"), False),
+        (SampleOptions.for_evidence(), False),
+    ],
+)
+def test_scales_are_open_where_they_are_drawn(options: SampleOptions, opens: bool):
+    scene = simulated(1)[0]
+    denoiser = learned.find(SHIPPED).load()
+    shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    assert PosteriorSampler(shape, denoiser, options).prior.rank == denoiser.rank + opens
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_levels_fall_and_faint_galaxies_wait(steps: int):
     """Of a galaxy of norm 100 beside one of 10, both told right by the first draw."""
