@@ -13,7 +13,7 @@ import pytest
 from tests.test_training import NETWORK
 from tfdeblend import learned
 from tfdeblend.datasets import read_records
-from tfdeblend.em import Stamps
+from tfdeblend.em import SAMPLING, Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.shards import write_npz
@@ -157,6 +157,12 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
     config = EMConfig.read(path)
     (tmp_path / "again.json").write_text(config.text())
     assert EMConfig.read(tmp_path / "again.json") == config
+
+
+def test_what_is_not_said_of_samples_is_as_laps_have_it(tmp_path: Path):
+    document = json.loads(CONFIGS[0].read_text())
+    (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
+    assert EMConfig.read(tmp_path / "em.json").sampling == dataclasses.replace(SAMPLING, steps=5)
 
 
 @pytest.mark.parametrize(
