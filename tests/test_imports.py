@@ -19,11 +19,11 @@ LAYERS = (
     "version errors surveys colors rendering galaxies real_galaxies stamps checks correlation observation scene "
     "simulation deblended detection io records shards simulated_files production batch operators views noise resample "
     "likelihood exposures joint_detection joint_likelihood profiles priors fluxes gauss_newton galaxy_posterior "
-    "optimize initialize mapfit nonparametric schedules networks covariance denoisers heads rescaled gaussian generate "
-    "datasets linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned flags measure "
-    "populations metrics sampled nuts sample_batches assembly buckets deblender joint_sampling joint_deblended joint "
-    "transient_fit transients dust em transport serving plots sample_plots report describe runs field options "
-    "commands cli"
+    "optimize initialize mapfit nonparametric schedules networks covariance denoisers heads rescaled centres gaussian "
+    "generate datasets linear_gaussian draws posterior samplers seeded scorefit evidence sampling learned flags "
+    "measure populations metrics sampled nuts sample_batches assembly buckets deblender joint_sampling joint_deblended "
+    "joint transient_fit transients dust em transport serving plots sample_plots report describe runs field "
+    "options commands cli"
 ).split()
 
 # What constructors of early types call on when they are called: Observation.read, Scene.read, Scene.detect

@@ -37,7 +37,7 @@ class NormalDraws(Protocol):
 
     def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]: ...
 
-    def positions(self) -> tf.Tensor: ...
+    def positions(self, step: tf.Tensor) -> tf.Tensor: ...
 
 
 class Draws:
@@ -70,9 +70,9 @@ class Draws:
         drawn = Normals(tf.reshape(one, shape), factor, amplitude, background[:, 0], in_a_row(seen))
         return drawn, tf.reshape(two, shape), scale[..., 0]
 
-    def positions(self) -> tf.Tensor:
-        """[B, K, 2]."""
-        return self._streams(self.keys, tf.constant(0), POSITIONS, self.stamps[1], 2)
+    def positions(self, step: tf.Tensor) -> tf.Tensor:
+        """For a step: [B, K, 2]."""
+        return self._streams(self.keys, step, POSITIONS, self.stamps[1], 2)
 
     def _image(self, step: tf.Tensor, number: int, bands: int, side: int) -> tf.Tensor:
         """[B, C_e, S_e, S_e] of one exposure."""

@@ -26,7 +26,6 @@ from tfdeblend.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.mapfit import MapFit
 from tfdeblend.nonparametric import NonparametricFit
 from tfdeblend.priors import PRIORS
-from tfdeblend.sample_batches import STAMPS_AT_ONCE
 from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions, Samples
 from tfdeblend.scene import Scene
 from tfdeblend.seeded import LARGE_SHARE, Seed, Window, window
@@ -35,7 +34,7 @@ BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
 # Laps start near good fits: there, samples that stay nearer to them are the better ones.
-SAMPLING = SampleOptions(vague=0.5, open_scale=False)
+SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +134,7 @@ class Expectation:
         """All samples of all its blends, some rows at a time: which blends these are of, and NumPy arrays."""
         for shape, members in by_count(shard.shape, shard.scenes).items():
             scenes = [shard.scenes[row] for row in members]
-            rows = min(max(STAMPS_AT_ONCE // shape.sources, 1), shard.shape.blends * samples)
+            rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
             if (shape := shape._replace(blends=rows)) not in self.samplers:
                 self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options, NEAR)
             own = Seed(*(tf.constant(part[members]) for part in shard.seed))

@@ -9,6 +9,7 @@ along the directions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -134,6 +135,12 @@ class Blend:
             tf.concat([each, view.of(deviation) * view.constant[:, :, None]], 2)
             for view, each in zip(self.views, self.each(amplitude[:, :, None]), strict=True)
         ]
+
+    def at(self, place: Place) -> Blend:
+        """With stamps elsewhere, but for those with an amplitude."""
+        moved = copy.copy(self)
+        moved.place = place
+        return moved
 
     def __call__(self, x: Unknowns) -> tf.Tensor:
         level = x.background[..., None, None]

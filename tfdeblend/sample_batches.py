@@ -18,7 +18,9 @@ from tfdeblend.sampling import PosteriorSampler, Samples
 from tfdeblend.scene import Scene
 from tfdeblend.seeded import Seed
 
-STAMPS_AT_ONCE = 128  # that a sampler holds: some 20 MB each
+# Of all bands of the stamps that a graph holds. With V's directions its arrays are then of some 20 MB; what is larger
+# than 32 MB the C library maps anew, page by page, at every use, which takes longer than most of what is done with it.
+PIXELS_AT_ONCE = 2**19
 
 # The samples (by number) of some blends of a batch (by row).
 Drawing = Callable[[np.ndarray, np.ndarray], Samples]
@@ -34,7 +36,8 @@ class Drawn(NamedTuple):
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
     """Rows of a graph for `total` samples."""
-    return int(min(max(STAMPS_AT_ONCE // shape.sources, 1), 2 ** np.ceil(np.log2(total))))
+    stamps = PIXELS_AT_ONCE // (shape.bands * shape.stamp**2)
+    return int(min(max(stamps // shape.sources, 1), 2 ** np.ceil(np.log2(total))))
 
 
 def learned(

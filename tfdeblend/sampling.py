@@ -7,8 +7,8 @@ unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r 
 `scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux), and V leaves it open besides.
 All begin at a level of 1.5 of their norm, where little is left of the seed, and one whose level is ahead of its
 brighter neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t
-kept, the seed's errors would be, too). Positions: each sample's stamp lies at the pixel where a draw from the seed's
-errors puts the source, and within it the prior knows half a pixel either way.
+kept, the seed's errors would be, too). Positions: each sample's stamp lies at first at the pixel where a draw from the
+seed's errors puts the source, then, given x_0, at one that is drawn anew, see `centres`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend import centres
 from tfdeblend.batch import BatchShape
 from tfdeblend.denoisers import Denoiser, flux_scale, pixels
 from tfdeblend.draws import Draws, NormalDraws
@@ -47,6 +48,7 @@ class SampleOptions:
     rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
     first draw: galaxies start at the seed with noise of the largest level. open_scale: where scales are drawn, let the
     head's V leave them as open as the noise does, see `OpenScale`; without, they move by `scale_jitter` a step.
+    recentre: draw the pixels of galaxies' centres anew in each step that draws scales, see `centres`.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -63,6 +65,7 @@ class SampleOptions:
     rho: float = 7.0
     rescale: bool = True
     open_scale: bool = True
+    recentre: bool = True
     evidence: bool = False
 
     @classmethod
@@ -124,6 +127,7 @@ class PosteriorSampler:
         self.rescales = options.rescale and not options.evidence
         opens = options.open_scale and self.rescales and options.sampler in DRAWS_X0 and options.covariance == "head"
         self.prior = OpenScale(denoiser) if opens else denoiser
+        self.recentres = options.recentre and self.rescales
         self.begins_anew = self.rescales and options.sampler in DRAWS_X0 and options.steps > 2
         self._run = tf.function(self._keyed, autograph=False)
 
@@ -168,20 +172,23 @@ class PosteriorSampler:
     def sample(self, tensors: dict[str, tf.Tensor], seed: Seed, draws: NormalDraws) -> Samples:
         """One sample a row from given random numbers."""
         options, side, step = self.options, self.denoiser.stamp_shape[1], SAMPLERS[self.options.sampler]
-        shift = correlated(seed.offset_covariance, draws.positions()) * float(not options.evidence)
+        scatter = seed.offset_covariance
+        if self.recentres:
+            scatter += centres.BETWEEN**2 * tf.eye(2, dtype=scatter.dtype)
+        shift = correlated(scatter, draws.positions(tf.constant(0))) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
         norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
 
-        def posterior(rescaling: tf.Tensor) -> PosteriorDenoiser:
+        def posterior(rescaling: tf.Tensor, begin: tf.Tensor) -> PosteriorDenoiser:
             prior = Prior(Rescaled(self.prior, rescaling), blends.mean, blends.spread)
             return PosteriorDenoiser(
-                prior, blends.blend, blends.data, options.covariance, options.iterations, options.tolerance
+                prior, blends.at(begin).blend, blends.data, options.covariance, options.iterations, options.tolerance
             )
 
-        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, path: Path):
+        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, begin: tf.Tensor, path):
             normals, back, free = draws.normals(count + 1)
             sigma, after = self.level(count, norm, begun), self.level(count + 1, norm, begun)
-            end = posterior(rescaling)
+            end = posterior(rescaling, begin)
             moved, x0 = step(end, x, sigma, after, Noise(normals, back))
             if options.evidence:
                 mean, gain = end.mean_and_gain(x, sigma)
@@ -194,16 +201,22 @@ class PosteriorSampler:
                 begun = tf.where(count == 0, rescaling, begun)
                 anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
                 moved = tf.where(pixels(waits), anew, moved)
-            return count + 1, moved, rescaling, begun, path
+            if self.recentres and x0 is not None:
+                variance = tf.linalg.diag_part(seed.offset_covariance)
+                move = centres.moves(x0, blends.stray(begin), variance, draws.positions(count + 1))
+                begin, before = blends.reachable(begin + move), begin
+                moved = centres.recentred(moved, begin - before)
+            return count + 1, moved, rescaling, begun, begin, path
 
         normals, back, free = draws.normals(tf.constant(0))
         begun = tf.ones_like(free)
         first = self.level(tf.constant(0), norm, begun)
         rescaling = tf.exp(self.denoiser.scale_jitter * free) if self.rescales else begun
-        loop = [tf.constant(0), blends.start.stamps + pixels(first) * back, rescaling, begun, Path.above(first)]
-        _, x, rescaling, begun, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
+        start = blends.start.stamps + pixels(first) * back
+        loop = [tf.constant(0), start, rescaling, begun, blends.begin, Path.above(first)]
+        _, x, rescaling, begun, begin, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
         last = self.level(tf.constant(options.steps - 1), norm, begun)
-        end = posterior(rescaling)
+        end, blends = posterior(rescaling, begin), blends.at(begin)
         found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
         stamps = blends.stamps(found)
         sources = blends.sources(stamps)

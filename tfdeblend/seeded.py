@@ -6,6 +6,7 @@ stay near the seed, within `SeedOptions.large` inside the stamps, exactly beyond
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ class SeededBlends:
     ):
         galaxy = (tensors["is_source"] * (1 - tensors["is_point"]))[:, :, None, None, None]
         star = (tensors["is_source"] * tensors["is_point"])[:, :, None, None, None]
-        self.tensors, self.seed = tensors, seed
+        self.tensors, self.seed, self.shape, self.side = tensors, seed, shape, side
         self.begin = window(seed.offset + shift, shape.stamp, side)
         self.cut = Window(self.begin, side, shape.stamp)
         inside = self.cut.transpose(seed.stamps) * (galaxy + star)
@@ -100,7 +101,6 @@ class SeededBlends:
         self.norm = tf.maximum(tf.sqrt(tf.reduce_sum(inside**2, [2, 3, 4])), options.least_norm)
 
         self.likelihood = likelihood = kind(tensors, shape)
-        place = Place(tensors["corners"] + self.begin, side, shape.frame)
         self.wings = seed.stamps - self.cut.forward(inside)  # beyond the prior's stamps, the seed's light stays
         ones, none = tf.ones_like(seed.flux), tf.zeros_like(seed.background)
         self.data = likelihood.data(likelihood.render(self.wings, ones, none))
@@ -120,7 +120,27 @@ class SeededBlends:
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
         self._background = variance * tf.ones_like(seed.background)
-        self.blend = Blend(place, likelihood.views, self.scale, self._amplitude, self._background)
+        self.blend = Blend(self._place, likelihood.views, self.scale, self._amplitude, self._background)
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.tensors["corners"] + self.begin, self.side, self.shape.frame)
+
+    def at(self, begin: tf.Tensor) -> SeededBlends:
+        """With galaxies' stamps beginning elsewhere; what the prior does not know, and light beyond, stay in place."""
+        moved = copy.copy(self)
+        moved.begin, moved.cut = begin, Window(begin, self.side, self.shape.stamp)
+        moved.blend = self.blend.at(moved._place)
+        return moved
+
+    def reachable(self, begin: tf.Tensor) -> tf.Tensor:
+        """[B, K, 2]: the nearest beginnings that galaxies' stamps may have; others' are what they are."""
+        known = self.galaxy[:, :, 0, 0] > 0
+        return tf.where(known, tf.clip_by_value(begin, 0, self.shape.stamp - self.side), self.begin)
+
+    def stray(self, begin: tf.Tensor) -> tf.Tensor:
+        """[B, K, 2] pixels by which the middle of stamps that begin there is off the seed's position."""
+        return tf.cast(begin - (self.shape.stamp // 2 - self.side // 2), self.seed.offset.dtype) - self.seed.offset
 
     def mean(self, denoised: tf.Tensor) -> Unknowns:
         """D of all unknowns, from that of the galaxies [B, K, C, P, P]."""
