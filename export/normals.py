@@ -12,26 +12,23 @@ class GivenNormals:
     """Standard normals cut out of one tensor, as `draws.Draws` would give them.
 
     Args:
-      eps: [N, E], E = `size(...)`: of each step, then the positions'. stamps: (N, K, C, P, P). side: S, of the images.
-      rank: R. steps: T.
+      eps: [N, E], E = `size(...)`, step after step. stamps: (N, K, C, P, P). side: S, of the images. rank: R.
+      steps: T.
     """
 
     def __init__(self, eps: tf.Tensor, stamps: tuple[int, ...], side: int, rank: int, steps: int):
         self.dtype, self.stamps, self.side, self.rank = eps.dtype, stamps, side, rank
-        number, sources = stamps[:2]
-        self._positions = tf.reshape(eps[:, -2 * sources :], [number, sources, 2])
-        self._steps = tf.reshape(eps[:, : -2 * sources], [number, steps, -1])
+        self._steps = tf.reshape(eps, [stamps[0], steps, -1])
 
-    def positions(self) -> tf.Tensor:
+    def positions(self, step: tf.Tensor) -> tf.Tensor:
         """[N, K, 2]."""
-        return self._positions
+        number, sources = self.stamps[:2]
+        return tf.reshape(self._of(step)[-1], [number, sources, 2])
 
     def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]:
         """See `draws.Draws.normals`."""
         number, sources, bands, *_ = self.stamps
-        sizes = step_sizes(self.stamps, self.side, self.rank)
-        flat = tf.split(tf.gather(self._steps, step, axis=1), sizes, 1)
-        one, two, factor, amplitude, scale, background, images = flat
+        one, two, factor, amplitude, scale, background, images, _ = self._of(step)
         drawn = Normals(
             tf.reshape(one, self.stamps),
             tf.reshape(factor, [number, sources, self.rank]),
@@ -41,17 +38,20 @@ class GivenNormals:
         )
         return drawn, tf.reshape(two, self.stamps), tf.reshape(scale, [number, sources])
 
+    def _of(self, step: tf.Tensor) -> list[tf.Tensor]:
+        return tf.split(tf.gather(self._steps, step, axis=1), step_sizes(self.stamps, self.side, self.rank), 1)
+
 
 def step_sizes(stamps: tuple[int, ...], side: int, rank: int) -> list[int]:
-    """Numbers of one step: stamps, stamps, factors, amplitudes, scales, background, images."""
+    """Numbers of one step: stamps, stamps, factors, amplitudes, scales, background, images, positions."""
     _, sources, bands, pixels, _ = stamps
     whole = sources * bands * pixels**2
-    return [whole, whole, sources * rank, sources * bands, sources, bands, bands * side**2]
+    return [whole, whole, sources * rank, sources * bands, sources, bands, bands * side**2, 2 * sources]
 
 
 def size(stamps: tuple[int, ...], side: int, rank: int, steps: int) -> int:
     """E."""
-    return steps * sum(step_sizes(stamps, side, rank)) + 2 * stamps[1]
+    return steps * sum(step_sizes(stamps, side, rank))
 
 
 def flatten(draws: Draws, steps: int) -> tf.Tensor:
@@ -60,4 +60,5 @@ def flatten(draws: Draws, steps: int) -> tf.Tensor:
     for step in range(steps):
         drawn, back, scale = draws.normals(tf.constant(step))
         parts += [drawn.stamps, back, drawn.factor, drawn.amplitude, scale, drawn.background, drawn.data]
-    return tf.concat([tf.reshape(part, [rows, -1]) for part in [*parts, draws.positions()]], 1)
+        parts.append(draws.positions(tf.constant(step)))
+    return tf.concat([tf.reshape(part, [rows, -1]) for part in parts], 1)

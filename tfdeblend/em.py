@@ -33,7 +33,7 @@ from tfdeblend.seeded import LARGE_SHARE, Seed, Window, window
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
-# Laps start near good fits: there, samples that stay nearer to them are the better ones.
+# Laps start near good fits: there, samples that stay nearer to them are the better ones, as levels and scales show.
 SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
 
 

@@ -18,6 +18,7 @@ from tfdeblend.joint_likelihood import JointLikelihood
 from tfdeblend.likelihood import Likelihood
 from tfdeblend.mapfit import MapFit, MapResult
 from tfdeblend.nuts import NutsOptions, NutsSampler
+from tfdeblend.operators import MOST_ONE_BY_ONE
 from tfdeblend.sample_batches import Drawing, in_turn
 from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions
 from tfdeblend.seeded import Seed
@@ -84,7 +85,8 @@ def drawn_by_chains(
 def rows_at_once(shape: JointShape, images: int, samples: int) -> int:
     """Samples of one graph, in which each source has so many images, of all bands, at a time."""
     pixels = shape.sources * images * shape.bands * shape.fourier**2
-    return int(np.clip(2 ** np.floor(np.log2(max(PIXELS_AT_ONCE / pixels, 1))), 1, samples))
+    most = min(PIXELS_AT_ONCE / pixels, MOST_ONE_BY_ONE / shape.sources)
+    return int(np.clip(2 ** np.floor(np.log2(max(most, 1))), 1, samples))
 
 
 def depth(exposures: Exposures, shape: JointShape, tensors: dict) -> float:

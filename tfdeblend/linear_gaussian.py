@@ -137,7 +137,7 @@ class Blend:
         ]
 
     def at(self, place: Place) -> Blend:
-        """With stamps elsewhere, but for those with an amplitude."""
+        """With stamps elsewhere. Those with an amplitude must stay: their images are not made anew."""
         moved = copy.copy(self)
         moved.place = place
         return moved

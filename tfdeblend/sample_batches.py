@@ -13,14 +13,16 @@ from tfdeblend import draws
 from tfdeblend.batch import PER_SOURCE, BatchShape, BlendBatch
 from tfdeblend.evidence import combine
 from tfdeblend.nuts import NutsResult, NutsSampler
+from tfdeblend.operators import MOST_ONE_BY_ONE
 from tfdeblend.sampled import Tally
 from tfdeblend.sampling import PosteriorSampler, Samples
 from tfdeblend.scene import Scene
 from tfdeblend.seeded import Seed
 
-# Of all bands of the stamps that a graph holds. With V's directions its arrays are then of some 20 MB; what is larger
-# than 32 MB the C library maps anew, page by page, at every use, which takes longer than most of what is done with it.
-PIXELS_AT_ONCE = 2**19
+# Of the Fourier grids of all bands of the stamps that a graph holds. With V's directions its arrays are then of some
+# 20 MB; what is larger than 32 MB the C library maps anew, page by page, at every use, which takes longer than most of
+# what is done with it.
+PIXELS_AT_ONCE = 750_000
 
 # The samples (by number) of some blends of a batch (by row).
 Drawing = Callable[[np.ndarray, np.ndarray], Samples]
@@ -35,9 +37,10 @@ class Drawn(NamedTuple):
 
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
-    """Rows of a graph for `total` samples."""
-    stamps = PIXELS_AT_ONCE // (shape.bands * shape.stamp**2)
-    return int(min(max(stamps // shape.sources, 1), 2 ** np.ceil(np.log2(total))))
+    """Rows of a graph for `total` samples: a power of two, as numbers of samples are apt to be."""
+    stamps = min(PIXELS_AT_ONCE / (shape.bands * shape.fourier**2), MOST_ONE_BY_ONE)
+    most = 2 ** np.floor(np.log2(max(stamps / shape.sources, 1)))
+    return int(min(most, 2 ** np.ceil(np.log2(total))))
 
 
 def learned(

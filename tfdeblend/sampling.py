@@ -48,7 +48,7 @@ class SampleOptions:
     rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
     first draw: galaxies start at the seed with noise of the largest level. open_scale: where scales are drawn, let the
     head's V leave them as open as the noise does, see `OpenScale`; without, they move by `scale_jitter` a step.
-    recentre: draw the pixels of galaxies' centres anew in each step that draws scales, see `centres`.
+    recentre: draw the pixels of galaxies' centres anew as well, see `centres`; only where scales are, and x_0.
     evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
     the samples scatter too little: take other samples for errors.
     """
@@ -127,8 +127,9 @@ class PosteriorSampler:
         self.rescales = options.rescale and not options.evidence
         opens = options.open_scale and self.rescales and options.sampler in DRAWS_X0 and options.covariance == "head"
         self.prior = OpenScale(denoiser) if opens else denoiser
-        self.recentres = options.recentre and self.rescales
-        self.begins_anew = self.rescales and options.sampler in DRAWS_X0 and options.steps > 2
+        several = self.rescales and options.sampler in DRAWS_X0 and options.steps > 1
+        self.recentres = options.recentre and several
+        self.begins_anew = several and options.steps > 2
         self._run = tf.function(self._keyed, autograph=False)
 
     def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
@@ -174,7 +175,7 @@ class PosteriorSampler:
         options, side, step = self.options, self.denoiser.stamp_shape[1], SAMPLERS[self.options.sampler]
         scatter = seed.offset_covariance
         if self.recentres:
-            scatter += centres.BETWEEN**2 * tf.eye(2, dtype=scatter.dtype)
+            scatter += centres.AT_FIRST**2 * tf.eye(2, dtype=scatter.dtype)
         shift = correlated(scatter, draws.positions(tf.constant(0))) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
         norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
@@ -185,7 +186,9 @@ class PosteriorSampler:
                 prior, blends.at(begin).blend, blends.data, options.covariance, options.iterations, options.tolerance
             )
 
-        def advance(count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, begin: tf.Tensor, path):
+        def advance(
+            count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, begin: tf.Tensor, path: Path
+        ):
             normals, back, free = draws.normals(count + 1)
             sigma, after = self.level(count, norm, begun), self.level(count + 1, norm, begun)
             end = posterior(rescaling, begin)
@@ -201,7 +204,7 @@ class PosteriorSampler:
                 begun = tf.where(count == 0, rescaling, begun)
                 anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
                 moved = tf.where(pixels(waits), anew, moved)
-            if self.recentres and x0 is not None:
+            if self.recentres:
                 variance = tf.linalg.diag_part(seed.offset_covariance)
                 move = centres.moves(x0, blends.stray(begin), variance, draws.positions(count + 1))
                 begin, before = blends.reachable(begin + move), begin

@@ -1,7 +1,7 @@
 """A batch of blends as a learned prior sees it, seeded by a closed-form fit: A, y, and what the prior does not know.
 
-From the seed come where the stamps lie, the flux scales, the stars, and galaxies larger than the prior's stamps. These
-stay near the seed, within `SeedOptions.large` inside the stamps, exactly beyond them.
+From the seed come where the stamps lie at first, the flux scales, the stars, and galaxies larger than the prior's
+stamps. These stay near the seed, within `SeedOptions.large` inside the stamps, exactly beyond them.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ class SeededBlends:
         self._amplitude = deviation + options.amplitude * self.large * self.start.stamps
         variance = options.background**2 * float(options.fit_background)
         self._background = variance * tf.ones_like(seed.background)
-        self.blend = Blend(self._place, likelihood.views, self.scale, self._amplitude, self._background)
+        self.blend = Blend(self._place(self.begin), likelihood.views, self.scale, self._amplitude, self._background)
 
-    @property
-    def _place(self) -> Place:
-        return Place(self.tensors["corners"] + self.begin, self.side, self.shape.frame)
+    def _place(self, begin: tf.Tensor) -> Place:
+        return Place(self.tensors["corners"] + begin, self.side, self.shape.frame)
 
     def at(self, begin: tf.Tensor) -> SeededBlends:
-        """With galaxies' stamps beginning elsewhere; what the prior does not know, and light beyond, stay in place."""
+        """With galaxies' stamps beginning elsewhere. What the prior does not know stays in place, as do the wings: of
+        stamps as they lay at first, they are too faint to matter a pixel or two further."""
         moved = copy.copy(self)
         moved.begin, moved.cut = begin, Window(begin, self.side, self.shape.stamp)
-        moved.blend = self.blend.at(moved._place)
+        moved.blend = self.blend.at(self._place(begin))
         return moved
 
     def reachable(self, begin: tf.Tensor) -> tf.Tensor:
