@@ -205,7 +205,7 @@ class PosteriorSampler:
                 anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
                 moved = tf.where(pixels(waits), anew, moved)
             if self.recentres:
-                variance = tf.linalg.diag_part(seed.offset_covariance)
+                variance = tf.stack([seed.offset_covariance[..., axis, axis] for axis in (0, 1)], -1)
                 move = centres.moves(x0, blends.stray(begin), variance, draws.positions(count + 1))
                 begin, before = blends.reachable(begin + move), begin
                 moved = centres.recentred(moved, begin - before)
