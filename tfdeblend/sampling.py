@@ -175,7 +175,7 @@ class PosteriorSampler:
         options, side, step = self.options, self.denoiser.stamp_shape[1], SAMPLERS[self.options.sampler]
         scatter = seed.offset_covariance
         if self.recentres:
-            scatter += centres.AT_FIRST**2 * tf.eye(2, dtype=scatter.dtype)
+            scatter += tf.constant(centres.AT_FIRST**2 * np.eye(2), scatter.dtype)
         shift = correlated(scatter, draws.positions(tf.constant(0))) * float(not options.evidence)
         blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
         norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
