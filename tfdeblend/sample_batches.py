@@ -37,7 +37,8 @@ class Drawn(NamedTuple):
 
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
-    """Rows of a graph for `total` samples: a power of two, as numbers of samples are apt to be."""
+    """Rows of a graph for `total` samples: a power of two, as numbers of samples are apt to be; of no more stamps than
+    are placed one by one, which is faster."""
     stamps = min(PIXELS_AT_ONCE / (shape.bands * shape.fourier**2), MOST_ONE_BY_ONE)
     most = 2 ** np.floor(np.log2(max(stamps / shape.sources, 1)))
     return int(min(most, 2 ** np.ceil(np.log2(total))))
