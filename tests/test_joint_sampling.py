@@ -98,8 +98,8 @@ def test_of_one_observation_they_are_the_single_sampler_s(prior: str) -> None:
 def test_more_exposures_make_errors_smaller(prior: str) -> None:
     """Two more, turned, coarser and of one band; skies are drawn besides."""
     first = expose("first")
-    turned = expose("turned", degrees=25, noise=0.7, shape=(40, 42), seed=1)
-    coarse = expose("coarse", 0.3, (30, 30), -60, True, 0.9, bands="r", seed=2)
+    turned = expose("turned", degrees=25, noise=0.4, shape=(40, 42), seed=1)
+    coarse = expose("coarse", 0.3, (30, 30), -60, True, 0.9, noise=0.5, bands="r", seed=2)
     turned = replace(turned, images=turned.images + 5)
     how = {"prior": prior, "calibration": KNOWN, "background": True, "method": "sample", "samples": 32}
     alone, together = (deblend_together(some, positions(first), **how) for some in ([first], [first, turned, coarse]))

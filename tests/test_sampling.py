@@ -114,14 +114,14 @@ def test_a_wrong_seed_is_forgotten():
 @pytest.mark.parametrize("recentre", [True, False])
 def test_a_wrong_pixel_is_forgotten(recentre: bool):
     """Of a seed that lies a pixel off along y; by where the brightest galaxy's stamps begin."""
-    scene, samples = simulated(1)[0], 8
+    scene, samples = simulated(1)[0], 16
     shape, seed = fitted(scene)
     count = len(scene.sources)
     shape, seed = shape._replace(sources=count, blends=samples), seed.first(count)
     begin = []
     for off in (0.0, 1.0):
         given = seed._replace(offset=seed.offset + tf.constant([off, 0.0]))
-        found = drawn(scene, shape, given, samples, SampleOptions(recentre=recentre))
+        found = drawn(scene, shape, given, samples, replace(FEW, recentre=recentre))
         begin.append((found.prior_variance.numpy().sum((2, 4)) > 0).argmax(2).mean(0))
     brightest = seed.stamps.numpy()[0].sum((1, 2, 3)).argmax()
     wrong = np.abs(begin[1] - begin[0])[brightest]

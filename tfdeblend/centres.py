@@ -23,8 +23,8 @@ def centroid(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     offset = tf.range(x.shape[-1], dtype=x.dtype) - x.shape[-1] // 2
     total = tf.maximum(tf.reduce_sum(light, [2, 3]), 1e-30)[..., None]
     along = tf.stack([tf.reduce_sum(light, axis) for axis in (3, 2)], 2) / total[..., None]
-    middle = tf.linalg.matvec(along, offset)
-    return middle, tf.reduce_mean(tf.linalg.matvec(along, offset**2) - middle**2, -1)
+    middle = tf.reduce_sum(along * offset, -1)
+    return middle, tf.reduce_mean(tf.reduce_sum(along * offset**2, -1) - middle**2, -1)
 
 
 def moves(x0: tf.Tensor, stray: tf.Tensor, variance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:

@@ -143,6 +143,16 @@ def monomials(side: int, dtype: tf.DType) -> tf.Tensor:
     return tf.constant(np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]), dtype)
 
 
+def _rows_times(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """[..., J, N], [N, M] -> [..., J, M], as one product of two matrices.
+
+    Left to `tf.matmul`, oneDNN's kernel corrupts memory where the axes before are two and one of them is 1:
+    https://github.com/tensorflow/tensorflow/issues/123109.
+    """
+    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
+    return tf.reshape(flat, [-1, *x.shape[1:-1], matrix.shape[-1]])
+
+
 @tf.custom_gradient
 def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
     """sum_j w_cj exp(e_j . basis): [..., C, J], [..., J, 6], [6, N] -> [..., C, N].
@@ -150,12 +160,12 @@ def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
     The gradient re-uses the exponentials and is two matrix products; automatic differentiation would hold [..., J, N]
     several times.
     """
-    gaussians = tf.exp(tf.matmul(exponent, basis))
+    gaussians = tf.exp(_rows_times(exponent, basis))
 
     def gradient(dy: tf.Tensor):
         d_weight = tf.matmul(dy, gaussians, transpose_b=True)
         pulled = gaussians * tf.matmul(weight, dy, transpose_a=True)  # [..., J, N]
-        return d_weight, tf.matmul(pulled, basis, transpose_b=True), None
+        return d_weight, _rows_times(pulled, tf.transpose(basis)), None
 
     return tf.matmul(weight, gaussians), gradient
 
@@ -179,7 +189,7 @@ def render_tangents(
       [..., S + 1, C, P, P], the mixture itself last.
     """
     basis = monomials(side, weight.dtype)
-    gaussians = tf.exp(tf.matmul(exponent, basis))
+    gaussians = tf.exp(_rows_times(exponent, basis))
     # d(w_cj G_j) = (dw_cj + w_cj sum_m de_jm basis_m) G_j, where the first basis function is 1
     mixed = weight[..., None, :, None, :] * tf.linalg.matrix_transpose(d_exponent)[..., None, :, :]  # [..., S, C, 6, J]
     constant = mixed[..., :1, :] + d_weight[..., None, :]
@@ -221,7 +231,7 @@ def contract(
     side, bands = pulled.shape[-1], pulled.shape[-3]
     basis = monomials(side, weight.dtype)
     fourth = tf.gather(basis, FACTORS[0]) * tf.gather(basis, FACTORS[1])
-    gaussians = tf.exp(tf.matmul(exponent, basis))
+    gaussians = tf.exp(_rows_times(exponent, basis))
     seen = tf.reshape(pulled, [-1, *pulled.shape[1:-2], side * side])
     first = _moments(seen, basis, gaussians)  # [..., C, 6, J]
     slope = tf.einsum("...scj,...cj->...sc", tf.repeat(d_weight, bands // d_weight.shape[-2], -2), first[..., 0, :])
@@ -231,7 +241,7 @@ def contract(
     if weight.shape[-2] == 1:  # one shape in all bands: so is its bend
         coloured = tf.reduce_sum(coloured, -3, keepdims=True)
     pulled = gaussians * tf.matmul(weighted, seen, transpose_a=True)  # [..., J, N]
-    second = tf.linalg.matrix_transpose(tf.matmul(pulled, fourth, transpose_b=True))
+    second = tf.linalg.matrix_transpose(_rows_times(pulled, tf.transpose(fourth)))
     second = tf.gather(second, PRODUCTS, axis=-2)  # [..., 6, 6, J]
     bend = tf.einsum("...sjm,...tjn,...mnj->...st", d_exponent, d_exponent, second)
     crossed = tf.einsum("...scj,...tjm,...cmj->...st", d_weight, d_exponent, coloured)
