@@ -212,8 +212,8 @@ def test_index_and_shape_have_finite_gradients_over_the_whole_range() -> None:
 
 def test_single_sources_of_many_blends_are_rendered_as_one_by_one() -> None:
     """[B, 1, ...]: axes over which oneDNN's matrix product must not broadcast."""
-    variance = tf.linspace(1.0, 4.0, 64)[:, None, None] * [1.0, 2.0]
-    covariance = tf.stack([variance, 0 * variance, variance], -1)  # [64, 1, 2, 3]
-    many = Mixture(tf.ones([64, 1, 1, 2]), covariance, tf.zeros([64, 1, 2]))
+    variance = tf.linspace(1.0, 4.0, 64)[:, None, None] * np.linspace(1, 2, 12, dtype=np.float32)
+    covariance = tf.stack([variance, 0 * variance, variance], -1)  # [64, 1, 12, 3]
+    many = Mixture(tf.ones([64, 1, 1, 12]), covariance, tf.zeros([64, 1, 2]))
     one_by_one = [profiles.render(Mixture(*(part[i : i + 1] for part in many)), 16) for i in range(64)]
     np.testing.assert_allclose(profiles.render(many, 16), tf.concat(one_by_one, 0), rtol=1e-5)
