@@ -18,6 +18,8 @@ from benchmarks import catsim, environments
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TFDEBLEND_DATA", HERE.parent.parent / "shared" / "data"))
 
+OURS = ["nonparametric", "sersic", "auto"]
+
 
 def draw(python: Path, catalog: Path, out: Path, survey: str, number: int, seed: int) -> None:
     """Draw the scenes by the Blending ToolKit, unless `out` holds as many."""
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--survey", default="HSC")
     parser.add_argument("--n", type=int, default=64, help="number of blends (default 64)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--prior", nargs="*", default=["sersic"], help="priors of ours to run (default sersic)")
+    parser.add_argument("--prior", nargs="*", default=OURS, help=f"priors of ours to run (default {' '.join(OURS)})")
     parser.add_argument("--peer", nargs="*", default=["scarlet2"], choices=["scarlet2"], help="peers to run")
     args = parser.parse_args()
     name = f"{args.survey.lower()}_{args.seed}"
