@@ -69,6 +69,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
         ({"sead": 1}, "received sead"),
         ({"mean_fit": {"steps": 4, "bach": 2}}, "expected keys of FitConfig .* received bach"),
         ({"mean_fit": None}, "expected a FitConfig, received None"),
+        ({"precision": "mixed_float16"}, "expected one of float32, mixed_bfloat16, received 'mixed_float16'"),
     ],
 )
 def test_misspelt_keys_fail(change: dict, message: str, tmp_path: Path):
@@ -125,6 +126,31 @@ def test_a_base_trains_as_networks_do(tmp_path: Path):
     assert again.base_rank == 3
     for one, two in zip(denoiser.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("start", [None, "tiny.keras"])
+def test_mixed_precision_is_of_training_alone(start: str | None, tmp_path: Path):
+    """Products of bfloat16; the denoiser around them, what is saved and what starts from it are float32."""
+    from training.train_denoiser import build, read, train
+
+    config = dataclasses.replace(tiny(tmp_path), precision="mixed_bfloat16")
+    stamps = read(config, config.held_out)
+    exact = build(dataclasses.replace(config, precision="float32"), stamps)
+    if start is not None:
+        exact.save(tmp_path / start)
+        config = dataclasses.replace(config, start=str(tmp_path / start))
+    mixed, sigma = build(config, stamps), np.full(4, 0.1, "float32")
+    assert {layer.compute_dtype for layer in mixed.network.layers if "first" in layer.name} == {"bfloat16"}
+    assert mixed.compute_dtype == keras.config.dtype_policy().name == "float32"
+    for one, two in zip(exact.get_weights(), mixed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    (mean, v), (expected, expected_v) = (each.posterior(stamps[:4], sigma) for each in (mixed, exact))
+    assert mean.dtype == v.diagonal.dtype == v.factor.dtype == "float32"
+    np.testing.assert_allclose(mean, expected, atol=0.02 * np.sqrt(exact.prior_variance(sigma)).max())
+    np.testing.assert_allclose(v.variance, expected_v.variance, rtol=0.05)
+    trained = train(config, tmp_path / "out")
+    assert {layer.compute_dtype for layer in trained.network.layers} == {"float32"}
+    assert all(np.isfinite(one).all() for one in trained.get_weights())
 
 
 def test_two_samples_of_one_distribution_and_of_two():

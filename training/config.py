@@ -21,6 +21,7 @@ class NetworkConfig:
     head_kernel: int = 3
 
 
+PRECISIONS = ("float32", "mixed_bfloat16")  # Keras' policies; mixed_float16 would need its losses scaled
 HEAD = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel=1)
 
 
@@ -53,7 +54,8 @@ class DenoiserConfig:
     factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; it spares
     short fits what is linear. flips, shift, scale_jitter: see
     `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments and base
-    are taken over and trained on; a fit of no steps leaves them as they are.
+    are taken over and trained on; a fit of no steps leaves them as they are. precision: of the
+    networks' products in training, one of `PRECISIONS`; weights, and what is saved, are float32 all the same.
     """
 
     name: str
@@ -78,6 +80,11 @@ class DenoiserConfig:
     judged: int = 256
     seed: int = 0
     start: str | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, received {self.precision!r}")
 
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # before TensorFlow is loaded: convolutions are 1.3 times faster
@@ -36,11 +37,24 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # x, prediction -> [B]
 Data = Callable[[tf.Variable, FitConfig], tf.data.Dataset]
 
 
+@contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Networks made within take their products by one of Keras' dtype policies."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     """The untrained denoiser, with the moments of the stamps (at unit scale), or the one to start from."""
     keras.utils.set_random_seed(config.seed)
     if config.start is not None:
-        return learned.find(config.start).network()
+        start = learned.find(config.start).network()
+        with precision(config.precision):
+            return start.without_optimizer()
     augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
     if config.base_rank:
         base = gaussian(stamps, augmentation, config.base_rank, config.seed)
@@ -49,8 +63,9 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     else:
         (mean, variance), directions = moments(stamps, augmentation), None
     bands = len(config.bands)
-    network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
-    head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
+    with precision(config.precision):
+        network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
+        head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
     denoiser = NeuralDenoiser(
         network,
         head,

@@ -28,6 +28,8 @@ class UNet(keras.Model):
       gated: the output is a + g * image, with both a and g from the network (`outputs` then equals `channels`), so that
         noise of full resolution is kept or removed pixel by pixel and need not pass through the narrow finest level.
       output_scale: of the last convolution's initial weights; 0 starts from a zero output.
+
+    Products are taken in the precision of Keras' dtype policy at the time of making; it is not part of what is saved.
     """
 
     def __init__(
@@ -70,7 +72,8 @@ class UNet(keras.Model):
     def _graph(self, image: Any, number: Any) -> Any:
         arg = self._arguments
         widths, patch = arg["widths"], arg["patch"]
-        vector = layers.Dense(arg["embedding"], "silu")(Fourier()(number))
+        full = keras.config.floatx()  # where products are of lower precision, the number and the last sums are not
+        vector = layers.Dense(arg["embedding"], "silu")(Fourier(dtype=full)(number))
         vector = layers.Dense(arg["embedding"], "silu")(vector)
         x = layers.Conv2D(widths[0], max(3, 2 * patch), patch, "same", name="stem")(image)
         x = layers.Conv2D(widths[0], 1, name="place")(Coordinates()(x))
@@ -91,7 +94,7 @@ class UNet(keras.Model):
         start = keras.initializers.VarianceScaling(max(arg["output_scale"], 1e-10) ** 2)
         depth = arg["outputs"] * patch**2 * (2 if arg["gated"] else 1)
         x = layers.Conv2D(depth, arg["head_kernel"], padding="same", kernel_initializer=start, name="head")(x)
-        x = ToPixels(patch)(x)
+        x = ToPixels(patch, dtype=full)(x)
         if not arg["gated"]:
             return x
         addition, gate = ops.split(x, 2, -1)
