@@ -152,6 +152,21 @@ def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
     assert merged == {wide: [1, 2, 3, 4, 5, 0], both: [7, 8, 6], other: [9], far: [10]}
 
 
+def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
+    """At the image's edge half of the image is beyond a stamp of the image's size; scenes beside it are done once."""
+    wide = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))
+    (large, truth), (small, _) = simulate([wide, BLEND[0]], (64, 64)), simulate(BLEND[:1], (64, 64))
+    deblender = Deblender("sersic")
+    found = dict(deblender.iterate([large, small]))
+    assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
+    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
+    far = np.s_[:, 44:]  # rows
+    np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
+    (cut,) = (result for _, result in deblender._once([large], {0: 0}))
+    assert cut.catalog["flags"][0] & flags.TRUNCATED
+    assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
+
+
 def test_background_is_fitted() -> None:
     scene, _ = simulate(background=3.0)
     result = Deblender(background=True).deblend(scene)

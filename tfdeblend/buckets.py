@@ -7,19 +7,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfdeblend import flags
 from tfdeblend.batch import BatchShape, fit_size
+from tfdeblend.deblended import Deblended
 from tfdeblend.scene import Scene
 
 SAMPLED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of sources: a sampler's work goes with them, padding included
+LARGEST_STAMP = 192  # pixels a side: larger galaxies are cut, and flagged
 FEW = 3  # scenes of one shape are not worth a compilation of their own
 
 
 def stamp_side(scene: Scene, least: int = 0) -> int:
-    """P: large enough for galaxies as large as the image, up to 96 pixels; larger only if `least` is."""
+    """P to begin with: for galaxies as large as the image, up to 96 pixels; larger only if `least` is."""
     _, height, width = scene.observation.shape
     side = max(height, width)
     fit = next((stamp for most, stamp in ((32, 48), (64, 64), (80, 80)) if side <= most), 96)
     return max(fit, 16 * int(np.ceil(least / 16)))
+
+
+def side_wanted(result: Deblended) -> int:
+    """P that would hold what `result` lost at its stamps' edges: twice as many, as far as `LARGEST_STAMP`."""
+    side = result.stamps.shape[-1]
+    cut = np.asarray(result.catalog["flags"]) & flags.TRUNCATED > 0
+    return max(side, min(2 * side, LARGEST_STAMP)) if cut.any() else side
 
 
 def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdeblend import assembly, initialize, learned, measure, sample_batches
 from tfdeblend.assembly import Facts
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.buckets import brightness, by_count, merge_buckets, stamp_side
+from tfdeblend.buckets import brightness, by_count, merge_buckets, side_wanted, stamp_side
 from tfdeblend.deblended import Deblended
 from tfdeblend.errors import DataError
 from tfdeblend.mapfit import MapFit, MapOptions, MapResult
@@ -109,20 +109,23 @@ class Deblender:
         fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene) is None]
         return fitting[0] if fitting else AUTOMATIC
 
-    def _shape(self, scene: Scene, prior: str) -> BatchShape:
-        """The scene's bucket. Raises: DataError for a scene that cannot be done with this prior."""
+    def _shape(self, scene: Scene, prior: str, least: int) -> BatchShape:
+        """The scene's bucket, of stamps of `least` pixels or more.
+
+        Raises: DataError for a scene that cannot be done with this prior.
+        """
         if not learned.is_learned(prior):
             if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
                 expected = (
                     "one for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
                 )
                 raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
-            return scene_shape(scene, stamp_side(scene))
+            return scene_shape(scene, stamp_side(scene, least))
         known = learned.find(prior)
         if problem := known.problem(scene):
             raise DataError(scene.name, f"prior {known.name}", problem)
         known.load()  # so that a damaged file is told as an error of the scene
-        return scene_shape(scene, stamp_side(scene, known.side + 2), known.model_sigma)
+        return scene_shape(scene, stamp_side(scene, max(known.side + 2, least)), known.model_sigma)
 
     @overload
     def deblend(self, scenes: Scene | Observation) -> Deblended: ...
@@ -136,12 +139,25 @@ class Deblender:
         return assembly.in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error."""
+        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
+
+        Scenes of which a galaxy reaches beyond its stamp are done once more, last, with stamps twice as large.
+        """
+        larger: dict[int, int] = {}
+        for index, result in self._once(scenes, dict.fromkeys(range(len(scenes)), 0)):
+            if isinstance(result, Deblended) and (side := side_wanted(result)) > result.stamps.shape[-1]:
+                larger[index] = side
+            else:
+                yield index, result
+        yield from self._once(scenes, larger)
+
+    def _once(self, scenes: Sequence[Scene], sides: Mapping[int, int]) -> Iterator[tuple[int, Deblended | Exception]]:
+        """`iterate` for some scenes, with stamps of so many pixels or more each."""
         buckets: dict[str, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for index, scene in enumerate(scenes):
+        for index, side in sides.items():
             try:
-                prior = self.prior_of(scene)
-                buckets[prior][self._shape(scene, prior)].append(index)
+                prior = self.prior_of(scenes[index])
+                buckets[prior][self._shape(scenes[index], prior, side)].append(index)
             except DataError as error:
                 yield index, error
         for prior, shapes in sorted(buckets.items()):
