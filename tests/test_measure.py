@@ -16,7 +16,7 @@ from tfdeblend import flags
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
 from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT
-from tfdeblend.measure import Photometry, Shapes, catalog, local_chi2, overlap, remeasure, stamp_shapes
+from tfdeblend.measure import Photometry, Shapes, border_snr, catalog, local_chi2, overlap, remeasure, stamp_shapes
 
 MODEL_SIGMA = 0.9
 
@@ -201,6 +201,19 @@ def test_truncated_sources_are_flagged() -> None:
     for factor, expected in ((1.02, False), (1.2, True)):
         table = catalog(result, shapes_at(y, x), kept * factor, 1.0, True)
         assert flagged(table, flags.TRUNCATED) == [expected] * len(kept)
+
+
+def test_light_on_a_stamps_border() -> None:
+    """A stamp of ones: those of its border's pixels that the image has, in units of their noise; no masked ones."""
+    result = make_deblended(sources=1, bands="g")
+    _, height, width = result.scene.observation.shape
+    stamps, ones = np.ones((1, 1, 5, 5)), np.ones((1, height, width))
+    weights = np.where(np.arange(width) == 12, 0, 4 * ones)
+    observation = replace(result.scene.observation, images=ones, weights=weights)
+    scene = replace(result.scene, observation=observation)
+    for corner, pixels in (((10, 20), 16), ((-2, 20), 4 + 5), ((10, -4), 5), ((10, 12), 11), ((99, 20), 0)):
+        found = border_snr(replace(result, scene=scene, stamps=stamps, corners=np.array([corner])))
+        np.testing.assert_allclose(found, [2 * np.sqrt(pixels)])
 
 
 def test_undeclared_sources_are_flagged_on_those_they_shine_on() -> None:

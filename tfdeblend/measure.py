@@ -73,6 +73,18 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     return signal, 1 - own / np.where(shared > 0, shared, np.inf)
 
 
+def border_snr(result: Deblended) -> np.ndarray:
+    """(K,) signal-to-noise of each source's light on the outermost pixels of its stamp, where the image has them."""
+    weights, side = result.scene.observation.weights, result.stamps.shape[-1]
+    inside = np.zeros((side, side), bool)
+    inside[1:-1, 1:-1] = True
+    rows, columns = np.nonzero(~inside)
+    y, x = (result.corners[:, axis, None] + part for axis, part in enumerate((rows, columns)))
+    seen = (y >= 0) & (y < weights.shape[1]) & (x >= 0) & (x < weights.shape[2])
+    weight = np.where(seen, weights[:, np.where(seen, y, 0), np.where(seen, x, 0)], 0)  # (C, K, border)
+    return np.sqrt(np.einsum("ckn,kcn->k", weight, result.stamps[:, :, rows, columns].astype(float) ** 2))
+
+
 def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(K,) chi-square per unmasked pixel; a pixel counts by s / (s + 1), s the source's own signal-to-noise^2 there."""
     total, count = _local_chi2(sources, residual, weights)
