@@ -31,14 +31,16 @@ from tfdeblend.generate import Generator
 from tfdeblend.posterior import METHODS
 from tfdeblend.samplers import SAMPLERS
 from tfdeblend.sampling import SampleOptions
+from tfdeblend.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
 BINS = {
     "snr": (0, 10, 30, 100, np.inf),
-    "blendedness": (-1, 0.05, 0.2, 0.5, 1),
-    "K": (1, 2, 3, 4, 5, 7),
+    "blendedness": (-np.inf, 0.05, 0.2, 0.5, np.inf),
+    "K": (1, 2, 3, 4, 5, np.inf),
 }
 BATCH = 32
+LEAST_SAMPLES = 4
 GMRES_ITERATIONS = 5  # of MMPS, each of which costs a gradient of the network
 AT_ONCE = 60  # blends: what a stopped run loses, at most
 
@@ -209,18 +211,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, nargs="+", default=[SampleOptions.sampler])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.samples < LEAST_SAMPLES:
+        expected = f"expected at least {LEAST_SAMPLES}, whose z-scores have a spread"
+        parser.error(f"--samples: {expected}, received {options.samples}")
+    methods: dict[str, SampleOptions] = {}
+    for covariance, sampler, steps in itertools.product(options.covariance, options.sampler, options.steps):
+        iterations = GMRES_ITERATIONS if covariance == "mmps" else SampleOptions.iterations
+        try:
+            methods[f"{covariance}-{sampler}-{steps}"] = SampleOptions(steps, covariance, sampler, iterations)
+        except ValueError as error:
+            parser.error(str(error))
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
     denoiser = learned.find(options.prior).load()
-    made = worlds.blends(stamps, denoiser.model_sigma, options.number, options.sources, options.snr, seed=options.seed)
+    survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
+    settings = options.number, options.sources, options.snr, survey, options.seed
+    made = worlds.blends(stamps, denoiser.model_sigma, *settings)
     claim(options.out, options)
-    methods = list(itertools.product(options.covariance, options.sampler, options.steps))
     lines = []
-    for covariance, sampler, steps in methods:
-        name = f"{covariance}-{sampler}-{steps}"
+    for name, sampling in methods.items():
         folder = options.out if len(methods) == 1 else options.out / name
-        iterations = GMRES_ITERATIONS if covariance == "mmps" else SampleOptions.iterations
-        document = calibrate(made, SampleOptions(steps, covariance, sampler, iterations), folder, options)
+        document = calibrate(made, sampling, folder, options)
         row = document["bins"]["known to the prior"]
         lines.append(
             f"{name:36}{document['seconds']:8.4f}{document['chi2']['mean']:9.3f}{row['flux_error']:8.3f}"

@@ -25,6 +25,7 @@ from tfdeblend import learned
 from tfdeblend.deblender import Deblender
 from tfdeblend.sampling import SampleOptions
 from tfdeblend.scene import Scene
+from tfdeblend.surveys import SURVEYS
 
 EDGES = (0, 0.1, 0.3, 0.7, 0.9, 1)
 SNRS = (0, 5, 10, 20, np.inf)
@@ -35,7 +36,8 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
     """Two galaxies each; and whether the second is in the image."""
     denoiser = learned.find(options.prior).load()
     stamps = truths(options, 2 * options.number)
-    made = worlds.blends(stamps, denoiser.model_sigma, options.number, (2, 2), options.snr, seed=options.seed)
+    survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
+    made = worlds.blends(stamps, denoiser.model_sigma, options.number, (2, 2), options.snr, survey, options.seed)
     two = np.random.default_rng(options.seed + 1).random(len(made)) < 0.5
     for index in np.flatnonzero(~two):
         observation = made[index].scene.observation

@@ -22,6 +22,7 @@ from benchmarks.unet_speed import WIDTHS, run
 from tfdeblend import learned
 from tfdeblend.deblender import Deblender
 from tfdeblend.sampling import SampleOptions
+from tfdeblend.surveys import SURVEYS
 
 SOURCES, BLENDS, SAMPLES = (1, 2, 4, 8), (1, 8), (4, 32)
 
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     stamps = truths(Namespace(truth="prior", prior=options.prior, seed=options.seed), 128)
     denoiser, sampling = learned.find(options.prior).load(), SampleOptions(options.steps)
+    survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
 
     def blends(number: int, sources: int) -> list[worlds.TrueBlend]:
-        return worlds.blends(stamps, denoiser.model_sigma, number, (sources, sources), seed=options.seed)
+        return worlds.blends(stamps, denoiser.model_sigma, number, (sources, sources), survey=survey, seed=options.seed)
 
     document: dict = {}
     if options.memory:

@@ -24,7 +24,7 @@ from tfdeblend.surveys import SURVEYS, Survey
 SIDE, EDGE = 64, 12  # pixels of an image; none of its sources is nearer to the edge
 NEAR = (3.0, 12.0)  # pixels between a source and one before it
 MARGIN, PSF_SIDE = 48, 41
-FAINTEST_SHARE = 0.6  # signal-to-noise is drawn from below the range that is scored: its edge would be a prior, too
+FAINTEST_SHARE = 0.6  # signal-to-noise is drawn from beyond the range named, whose edges would be a prior, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,9 @@ class TrueBlend:
 
 
 def of_bands(survey: Survey, bands: Sequence[str]) -> Survey:
-    """A survey of some of its bands."""
+    """A survey of some of its bands. Raises: ValueError for others."""
+    if not set(bands) <= set(survey.bands):
+        raise ValueError(f"expected bands of {', '.join(survey.bands)}, received {', '.join(bands)}")
     rows = [survey.bands.index(band) for band in bands]
     names = ("bands", "zeropoints", "psf_fwhm", "sky", "exposure", "throughputs")
     some: dict[str, Any] = {name: tuple(getattr(survey, name)[row] for row in rows) for name in names}
@@ -77,7 +79,8 @@ def blends(
     seed: int = 0,
     image: int = SIDE,
 ) -> list[TrueBlend]:
-    """`number` blends of galaxies taken from stamps (N, C, P, P) in turn; signal-to-noise evenly in its logarithm.
+    """`number` blends of galaxies taken from stamps (N, C, P, P) in turn; signal-to-noise evenly in its logarithm,
+    from FAINTEST_SHARE of the first of `snr` to the second over it.
 
     Images are of `image` pixels a side, stamps at the resolution of a Gaussian PSF of `model_sigma` pixels.
 

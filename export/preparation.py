@@ -21,7 +21,7 @@ Tensors = dict[str, tf.Tensor]
 def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
     """The batch of blends that `checked` has passed."""
     images, weights = blend["images"], blend["weights"]
-    scale = tf.cast(band_scales(weights), images.dtype)
+    scale = tf.cast(band_scales(weights, blend["zeropoints"]), images.dtype)
     unit = scale[..., None, None]
     psfs = tf.cast(blend["psfs"], tf.float64)
     is_source = tf.cast(blend["is_source"], images.dtype)
@@ -96,21 +96,30 @@ def _wide(blend: Tensors, model_sigma: float) -> tf.Tensor:
     return tf.reduce_all((gain <= LARGEST_GAIN) | (radius > 0.5), [1, 2, 3])
 
 
-def band_scales(weights: tf.Tensor) -> tf.Tensor:
-    """[B, C, S, S] -> [B, C] float64: see `batch.band_scales`."""
+def band_scales(weights: tf.Tensor, zeropoints: tf.Tensor) -> tf.Tensor:
+    """[B, C, S, S], [B, C] -> [B, C] float64: see `batch.band_scales`."""
     flat = tf.reshape(tf.cast(weights, tf.float64), [-1, weights.shape[1], int(np.prod(weights.shape[2:]))])
     count = tf.reduce_sum(tf.cast(flat > 0, tf.int32), -1)
     ordered = tf.sort(tf.where(flat > 0, flat, tf.constant(np.inf, tf.float64)), -1)
     middle = tf.stack([tf.maximum(count - 1, 0) // 2, count // 2], -1)
     median = tf.reduce_mean(tf.gather(ordered, tf.minimum(middle, flat.shape[-1] - 1), batch_dims=2), -1)
-    return tf.where(count > 0, tf.sqrt(1 / median), tf.ones_like(median))
+    seen = tf.cast(count > 0, tf.float64)
+    log_noise = -0.5 * tf.math.log(tf.where(count > 0, median, tf.ones_like(median))) - _log_reference(zeropoints)
+    number = tf.reduce_sum(seen, -1, keepdims=True)
+    typical = tf.reduce_sum(seen * log_noise, -1, keepdims=True) / tf.maximum(number, 1)
+    scale = tf.exp(tf.where(count > 0, log_noise, typical) + _log_reference(zeropoints))
+    return tf.where(number > 0, scale, tf.ones_like(scale))
 
 
 def band_units(zeropoints: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """[B, C]: one AB flux in each band's whitened units, their geometric mean being 1."""
-    magnitudes = tf.cast(zeropoints, tf.float64) - COADD_ZEROPOINT
-    log_unit = 0.4 * np.log(10) * magnitudes - tf.math.log(tf.cast(scale, tf.float64))
+    log_unit = _log_reference(zeropoints) - tf.math.log(tf.cast(scale, tf.float64))
     return tf.cast(tf.exp(log_unit - tf.reduce_mean(log_unit, -1, keepdims=True)), scale.dtype)
+
+
+def _log_reference(zeropoints: tf.Tensor) -> tf.Tensor:
+    """[B, C] float64: log of `batch.reference_flux`."""
+    return 0.4 * np.log(10) * (tf.cast(zeropoints, tf.float64) - COADD_ZEROPOINT)
 
 
 def transfer_function(psfs: tf.Tensor, center: tf.Tensor, model_sigma: float, side: int) -> tf.Tensor:

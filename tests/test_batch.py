@@ -274,3 +274,21 @@ def test_an_all_masked_band_is_no_obstacle() -> None:
     batch = BlendBatch.build([scene], shape)
     assert all(np.isfinite(tensor).all() for tensor in batch.tensors.values())
     assert batch.band_scale[0, 1] == 1
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e6])
+def test_units_of_flux_do_not_matter_where_a_band_is_masked(factor: float) -> None:
+    """Its noise is taken to be the other bands' in AB, whatever the unit and zero points."""
+    scene, _ = make_scene(bands="gri", shape=(24, 24))
+    weights = scene.observation.weights * np.array([1, 4, 1])[:, None, None]
+    weights[2] = 0
+    observation = replace(scene.observation, weights=weights, zeropoints=np.array([27.0, 27.0, 25.0]))
+    magnitudes = observation.zeropoints + 2.5 * np.log10(factor)
+    other = replace(in_units(replace(scene, observation=observation), factor).observation, zeropoints=magnitudes)
+    one, two = (
+        BlendBatch.build([replace(scene, observation=o)], scene_shape(scene, STAMP)) for o in (observation, other)
+    )
+    np.testing.assert_allclose(one.band_scale[0], [1, 0.5, 0.5**0.5 * 10**-0.8])
+    np.testing.assert_allclose(two.band_scale, factor * one.band_scale, rtol=1e-6)
+    np.testing.assert_allclose(two.band_unit, one.band_unit, rtol=1e-6)
+    np.testing.assert_allclose(one.band_unit[0, 2], 1, rtol=1e-6)

@@ -229,15 +229,23 @@ def allows_model_sigma(scene: Scene, sigma: float) -> bool:
 
 
 def band_scales(observation: Observation) -> np.ndarray:
-    """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels; 1 if all is masked."""
-    weights = observation.weights.astype(float)
-    return np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
+    """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels.
+
+    Of one that is all masked, the same in AB as the other bands' geometric mean; 1 if all are masked.
+    """
+    weights, reference = observation.weights.astype(float), reference_flux(observation)
+    seen = np.array([bool((band > 0).any()) for band in weights])
+    if not seen.any():
+        return np.ones(len(weights))
+    noise = np.array([np.sqrt(1 / np.median(w[w > 0])) if (w > 0).any() else 1.0 for w in weights])
+    typical = np.exp(np.log(noise / reference)[seen].mean())
+    return np.where(seen, noise, typical * reference)
 
 
-def reference_flux(scene: Scene) -> np.ndarray:
+def reference_flux(observation: Observation) -> np.ndarray:
     """(C,) of AB magnitude COADD_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
-    zeropoints = scene.observation.zeropoints
-    return np.ones(scene.observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - COADD_ZEROPOINT))
+    zeropoints = observation.zeropoints
+    return np.ones(observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - COADD_ZEROPOINT))
 
 
 def pixels_per_arcsec(scene: Scene) -> float:
@@ -257,7 +265,7 @@ def _arrays(scene: Scene, shape: BatchShape) -> dict[str, np.ndarray]:
     weights = np.zeros_like(images)
     weights[:, :height, :width] = observation.weights * scale[:, None, None] ** 2
     images[:, :height, :width] = np.where(observation.valid, observation.images / scale[:, None, None], 0)
-    band_unit = reference_flux(scene) / scale
+    band_unit = reference_flux(observation) / scale
     band_unit /= np.exp(np.mean(np.log(band_unit)))
     positions = np.zeros((shape.sources, 2))
     positions[: len(scene.sources)] = scene.positions

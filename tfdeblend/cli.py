@@ -89,7 +89,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         help="inference: the posterior's maximum, or samples of it (default: map)",
     )
     parser.add_argument("--samples", type=_positive, default=16, metavar="N", help="of each scene (default: 16)")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="of the reverse diffusion (default: 8)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
+    )
     parser.add_argument(
         "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
     )

@@ -32,11 +32,6 @@ class Unknowns(NamedTuple):
         stamps = tf.reduce_sum(self.stamps * other.stamps, [1, 2, 3, 4])
         return stamps + tf.reduce_sum(self.background * other.background, 1)
 
-    def plus(self, factor: tf.Tensor, other: Unknowns) -> Unknowns:
-        """self + factor [B] other."""
-        stamps = self.stamps + factor[:, None, None, None, None] * other.stamps
-        return Unknowns(stamps, self.background + factor[:, None] * other.background)
-
     def __add__(self, other: Unknowns) -> Unknowns:  # type: ignore[override]
         return Unknowns(self.stamps + other.stamps, self.background + other.background)
 

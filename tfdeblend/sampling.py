@@ -77,6 +77,10 @@ class SampleOptions:
         for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, received {getattr(self, name)!r}")
+        if self.sampler in DRAWS_X0 and self.covariance not in DRAWABLE:
+            others = ", ".join(sorted(set(SAMPLERS) - set(DRAWS_X0)))
+            expected = f"expected one of {others} beside {self.covariance}, of which none can be drawn"
+            raise ValueError(f"sampler: {expected}, received {self.sampler!r}")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, received {self.steps}")
         if self.evidence and (self.sampler != "moment-matched" or self.covariance not in DRAWABLE):
