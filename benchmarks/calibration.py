@@ -212,15 +212,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.samples < LEAST_SAMPLES:
-        expected = f"expected at least {LEAST_SAMPLES}, whose z-scores have a spread"
+        expected = f"expected at least {LEAST_SAMPLES} (z-scores of fewer have no finite spread)"
         parser.error(f"--samples: {expected}, received {options.samples}")
     methods: dict[str, SampleOptions] = {}
     for covariance, sampler, steps in itertools.product(options.covariance, options.sampler, options.steps):
         iterations = GMRES_ITERATIONS if covariance == "mmps" else SampleOptions.iterations
+        name = f"{covariance}-{sampler}-{steps}"
         try:
-            methods[f"{covariance}-{sampler}-{steps}"] = SampleOptions(steps, covariance, sampler, iterations)
+            methods[name] = SampleOptions(steps, covariance, sampler, iterations)
         except ValueError as error:
-            parser.error(str(error))
+            print(f"{name} left out: {error}", file=sys.stderr)
+    if not methods:
+        parser.error("--covariance, --sampler, --steps: expected a possible combination, received none")
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
     denoiser = learned.find(options.prior).load()

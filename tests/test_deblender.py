@@ -15,7 +15,7 @@ from simulations import BLEND, Galaxy, random_blends, simulate
 
 from tfdeblend import flags
 from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.buckets import merge_buckets, stamp_side
+from tfdeblend.buckets import merge_buckets, side_wanted, stamp_side
 from tfdeblend.deblended import Deblended
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
@@ -162,9 +162,43 @@ def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
     assert not found[0].catalog["flags"][0] & flags.TRUNCATED
     far = np.s_[:, 44:]  # rows
     np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
-    (cut,) = (result for _, result in deblender._once([large], {0: 0}))
+    (cut,) = (result for _, result in deblender._in_batches([large], {0: 0}, final=True))
     assert cut.catalog["flags"][0] & flags.TRUNCATED
     assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
+
+
+@pytest.mark.parametrize(
+    ("image", "stamp", "wanted"),
+    [
+        (24, 48, 48),
+        (32, 48, 96),
+        (40, 64, 96),
+        (64, 64, 128),
+        (71, 80, 160),
+        (96, 96, 192),
+        (200, 96, 192),
+        (200, 192, 192),
+    ],
+)
+def test_stamps_grow_as_far_as_the_image_shows(image: int, stamp: int, wanted: int) -> None:
+    """Of stamps of ones, in noise of 1; not where all of the flux is on them, or the border is below the noise."""
+    scene, _ = simulate(BLEND[:1], (image, image))
+    stamps, corners = np.ones((1, 2, stamp, stamp)), np.array([[2, 2]]) - stamp // 2
+    flux = stamps.sum((2, 3))
+    assert side_wanted(scene, stamps, corners, 1.1 * flux) == wanted
+    assert side_wanted(scene, stamps, corners, flux) == stamp
+    assert side_wanted(scene, 1e-3 * stamps, corners, 1.1e-3 * flux) == stamp
+
+
+@pytest.mark.slow
+def test_samples_have_larger_stamps_where_needed() -> None:
+    """The scene that waits is sampled once, the other without it."""
+    wide = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))
+    scenes = [simulate([wide, BLEND[0]], (64, 64))[0], simulate(BLEND[:1], (64, 64))[0]]
+    found = dict(Deblender("exponential", "sample", samples=4).iterate(scenes))
+    assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
+    assert all(result.header["samples"] == 4 for result in found.values())
+    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
 
 
 def test_background_is_fitted() -> None:

@@ -217,7 +217,9 @@ def test_refuses_what_it_cannot_sample():
     with pytest.raises(ValueError, match="sampler: expected one of moment-matched"):
         SampleOptions(sampler="gibbs")
     for covariance in ("mmps", "convolved", "dps"):
-        with pytest.raises(ValueError, match=f"sampler: .*ddim.* beside {covariance}, .*received 'moment-matched'"):
+        with pytest.raises(
+            ValueError, match=f"sampler: .*ddim.* with covariance {covariance}, .*received 'moment-matched'"
+        ):
             SampleOptions(covariance=covariance)
     with pytest.raises(DataError, match="expected a learned or closed-form one"):
         Deblender("nonparametric", "sample").deblend(simulated(0)[0])

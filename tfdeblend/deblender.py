@@ -141,18 +141,23 @@ class Deblender:
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
 
-        Scenes of which a galaxy reaches beyond its stamp are done once more, last, with stamps twice as large.
+        Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
         larger: dict[int, int] = {}
-        for index, result in self._once(scenes, dict.fromkeys(range(len(scenes)), 0)):
-            if isinstance(result, Deblended) and (side := side_wanted(result)) > result.stamps.shape[-1]:
-                larger[index] = side
+        for index, result in self._in_batches(scenes, dict.fromkeys(range(len(scenes)), 0), final=False):
+            if isinstance(result, int):
+                larger[index] = result
             else:
                 yield index, result
-        yield from self._once(scenes, larger)
+        for index, result in self._in_batches(scenes, larger, final=True):
+            assert not isinstance(result, int)
+            yield index, result
 
-    def _once(self, scenes: Sequence[Scene], sides: Mapping[int, int]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """`iterate` for some scenes, with stamps of so many pixels or more each."""
+    def _in_batches(
+        self, scenes: Sequence[Scene], sides: Mapping[int, int], final: bool
+    ) -> Iterator[tuple[int, Deblended | Exception | int]]:
+        """`iterate` for the scenes that `sides` has, each with stamps of so many pixels or more; unless this is final,
+        the side that a scene wants may take the place of its result."""
         buckets: dict[str, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
         for index, side in sides.items():
             try:
@@ -167,41 +172,57 @@ class Deblender:
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
-                    yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape, prior)
+                    yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape, prior, final)
 
     def _batch_size(self, shape: BatchShape) -> int:
         neighbours = 2 * shape.reach * (shape.reach + 1)  # of each pixel, that its noise is predicted from
-        images = shape.bands * (shape.sources * shape.fourier**2 * 8 + neighbours * shape.side**2)
+        images = shape.bands * (shape.sources * max(shape.fourier, shape.stamp) ** 2 * 8 + neighbours * shape.side**2)
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
 
     def _fit_chunk(
-        self, indices: list[int], scenes: list[Scene], shape: BatchShape, prior: str
-    ) -> Iterator[tuple[int, Deblended]]:
+        self, indices: list[int], scenes: list[Scene], shape: BatchShape, prior: str, final: bool
+    ) -> Iterator[tuple[int, Deblended | int]]:
         began = time.perf_counter()
         fit = self._fit(shape, prior)
         batch = BlendBatch.build(scenes, shape)
         result = fit(batch, first_latents(fit.prior, shape, [initialize.moments(scene) for scene in scenes]))
+        rows = list(range(len(scenes)))
+        if not final:
+            sides = [self._side_wanted(scene, batch, result, row) for row, scene in enumerate(scenes)]
+            rows = [row for row in rows if sides[row] <= shape.stamp]
+            yield from ((indices[row], side) for row, side in enumerate(sides) if side > shape.stamp)
         if self.method == "sample":
-            yield from self._sample_chunk(indices, scenes, batch, fit, result, prior, began)
+            yield from self._sample_chunk(indices, scenes, rows, batch, fit, result, prior, began)
             return
         if prior not in PRIORS:
             result = self._refinement(fit, prior)(batch, result)
         arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
         milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
-        for row, (index, scene) in enumerate(zip(indices, scenes, strict=True)):
-            yield index, self._result(scene, batch, arrays, row, milliseconds, prior)
+        for row in rows:
+            yield indices[row], self._result(scenes[row], batch, arrays, row, milliseconds, prior)
+
+    def _side_wanted(self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int) -> int:
+        """`side_wanted` of one scene of a batch."""
+        count, scale = len(scene.sources), batch.band_scale[row]
+        stamps = fit.stamps[row, :count].numpy() * scale[:, None, None]
+        flux = fit.state.flux[row, :count].numpy().astype(float) * scale
+        return side_wanted(scene, stamps, batch.first_pixels(row)[:count], flux)
 
     def _sample_chunk(
         self,
         indices: list[int],
         scenes: list[Scene],
+        chosen: list[int],
         batch: BlendBatch,
         fit: MapFit,
         found: MapResult,
         prior: str,
         began: float,
     ) -> Iterator[tuple[int, Deblended]]:
-        spent, total = time.perf_counter() - began, len(scenes)
+        """Samples of the `chosen` rows of a batch."""
+        if not chosen:
+            return
+        spent, total = time.perf_counter() - began, len(chosen)
 
         def gather(
             draw: sample_batches.Drawing, rows: int, members: list[int], facts: Callable[[int], Facts]
@@ -226,13 +247,13 @@ class Deblender:
             yield from gather(
                 draw,
                 rows,
-                list(range(total)),
+                chosen,
                 lambda row: {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])},
             )
             return
         options = self.sampling
         facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
-        for shape, members in by_count(batch.shape, scenes).items():
+        for shape, members in by_count(batch.shape, scenes, chosen).items():
             rows = rows_at_once(shape, len(members) * self.samples)
             diffusion = self._sampler(shape._replace(blends=rows), prior)
             draw = sample_batches.learned(diffusion, batch.tensors, Seed.of(found), scenes, self.samples, self.seed)

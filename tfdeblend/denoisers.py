@@ -122,7 +122,8 @@ class NeuralDenoiser(keras.Model, Denoiser):
         base_rank: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(dtype=keras.config.floatx(), **kwargs)  # under a policy of mixed precision too
+        kwargs.setdefault("dtype", keras.config.floatx())  # under a policy of mixed precision too
+        super().__init__(**kwargs)
         _, side, _, channels = network.input_shape[0]
         self.network, self.head = network, head
         self.bands, self.pixel_scale, self.model_sigma = tuple(bands), pixel_scale, model_sigma

@@ -132,7 +132,7 @@ class Expectation:
 
     def draw(self, shard: Shard, samples: int, seed: int) -> Iterator[tuple[list[int], Samples]]:
         """All samples of all its blends, some rows at a time: which blends these are of, and NumPy arrays."""
-        for shape, members in by_count(shard.shape, shard.scenes).items():
+        for shape, members in by_count(shard.shape, shard.scenes, range(len(shard.scenes))).items():
             scenes = [shard.scenes[row] for row in members]
             rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
             if (shape := shape._replace(blends=rows)) not in self.samplers:

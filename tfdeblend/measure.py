@@ -73,16 +73,24 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
     return signal, 1 - own / np.where(shared > 0, shared, np.inf)
 
 
-def border_snr(result: Deblended) -> np.ndarray:
-    """(K,) signal-to-noise of each source's light on the outermost pixels of its stamp, where the image has them."""
-    weights, side = result.scene.observation.weights, result.stamps.shape[-1]
+def is_truncated(stamps: np.ndarray, flux: np.ndarray) -> np.ndarray:
+    """(K,) whether more than TRUNCATED_SHARE of the fluxes (K, C) is missing from the stamps (K, C, P, P)."""
+    return np.abs(stamps.sum((1, 2, 3), dtype=float)) < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1))
+
+
+def border_snr(observation: Observation, stamps: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """(K,) signal-to-noise of each source's light on the outermost pixels of its stamp, where the image has them.
+
+    Args: stamps (K, C, P, P), corners (K, 2), as of `Deblended`.
+    """
+    weights, side = observation.weights, stamps.shape[-1]
     inside = np.zeros((side, side), bool)
     inside[1:-1, 1:-1] = True
     rows, columns = np.nonzero(~inside)
-    y, x = (result.corners[:, axis, None] + part for axis, part in enumerate((rows, columns)))
+    y, x = (corners[:, axis, None] + part for axis, part in enumerate((rows, columns)))
     seen = (y >= 0) & (y < weights.shape[1]) & (x >= 0) & (x < weights.shape[2])
     weight = np.where(seen, weights[:, np.where(seen, y, 0), np.where(seen, x, 0)], 0)  # (C, K, border)
-    return np.sqrt(np.einsum("ckn,kcn->k", weight, result.stamps[:, :, rows, columns].astype(float) ** 2))
+    return np.sqrt(np.einsum("ckn,kcn->k", weight, stamps[:, :, rows, columns].astype(float) ** 2))
 
 
 def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -235,7 +243,6 @@ def _flags(result: Deblended, flux: np.ndarray, shapes: Shapes) -> np.ndarray:
     """(K,) of what the stamps and the image's edge tell. flux: (K, C) in the stamps' bands."""
     observation = result.scene.observation
     _, height, width = observation.shape
-    kept = np.abs(result.stamps.sum((1, 2, 3), dtype=float))
-    raised = np.where(kept < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1)), TRUNCATED, 0)
+    raised = np.where(is_truncated(result.stamps, flux), TRUNCATED, 0)
     away = np.min([shapes.y, shapes.x, height - 1 - shapes.y, width - 1 - shapes.x], axis=0)
     return raised | np.where(away < psf_fwhm(observation.psf).max(), EDGE, 0)

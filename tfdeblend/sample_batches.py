@@ -3,7 +3,6 @@ closed-form one by NUTS. Either way a scene is done when its last sample is, and
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -106,7 +105,7 @@ def gather(
 ) -> Iterator[Drawn]:
     """All samples of the batch's blends `members`, `rows` at a time."""
     tallies: dict[int, Tally] = {}
-    large: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((), bool))  # in any sample: they lie elsewhere each
+    large: dict[int, np.ndarray] = {}  # in any sample: their positions differ
     for row, drawn in in_turn(draw, rows, members, samples):
         for place, at in enumerate(row):
             scene = scenes[at]
@@ -114,7 +113,7 @@ def gather(
                 corners = batch.first_pixels(at)[: len(scene.sources)]
                 tallies[at] = Tally(scene, corners, batch.shape.model_sigma, keep)
             tallies[at].add(*_own_units(drawn, place, scene, batch.band_scale[at]))
-            large[at] = large[at] | drawn.large[place, : len(scene.sources)]
+            large[at] = large.get(at, False) | drawn.large[place, : len(scene.sources)]
             if tallies[at].count == samples:
                 yield Drawn(at, tallies.pop(at), large.pop(at))
 

@@ -79,7 +79,7 @@ class SampleOptions:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, received {getattr(self, name)!r}")
         if self.sampler in DRAWS_X0 and self.covariance not in DRAWABLE:
             others = ", ".join(sorted(set(SAMPLERS) - set(DRAWS_X0)))
-            expected = f"expected one of {others} beside {self.covariance}, of which none can be drawn"
+            expected = f"expected one of {others} with covariance {self.covariance}, which cannot be drawn from"
             raise ValueError(f"sampler: {expected}, received {self.sampler!r}")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, received {self.steps}")
