@@ -1,0 +1,73 @@
+"""Which shapes scenes are fitted in: those that share one, and stamps that grow where a galaxy is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulations import BLEND, Galaxy, simulate
+
+from tfdeblend import flags
+from tfdeblend.batch import BatchShape
+from tfdeblend.buckets import merge_buckets, side_wanted
+from tfdeblend.deblender import Deblender
+
+WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
+
+
+def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
+    """Every scene stays once, in a shape that holds it; what many scenes share, and what nothing holds, stays."""
+    small = BatchShape(1, 4, 5, 32, 10, 64, 48, 0.9)
+    wide, crowded = small._replace(side=48, fourier=80, stamp=64), small._replace(sources=8)
+    both = wide._replace(sources=8)
+    other, far = small._replace(bands=3), small._replace(side=192, fourier=240, stamp=96)
+    buckets = {small: [0], wide: [1, 2, 3, 4, 5], crowded: [6], both: [7, 8], other: [9], far: [10]}
+    merged = merge_buckets(buckets)
+    assert sorted(index for members in merged.values() for index in members) == list(range(11))
+    assert merged == {wide: [1, 2, 3, 4, 5, 0], both: [7, 8, 6], other: [9], far: [10]}
+
+
+def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
+    """At the image's edge half of the image is beyond a stamp of the image's size; scenes beside it are done once."""
+    (large, truth), (small, _) = simulate([WIDE, BLEND[0]], (64, 64)), simulate(BLEND[:1], (64, 64))
+    deblender = Deblender("sersic")
+    found = dict(deblender.iterate([large, small]))
+    assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
+    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
+    far = np.s_[:, 44:]  # rows
+    np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
+    (cut,) = (result for _, result in deblender._in_batches([large], {0: 0}, final=True))
+    assert cut.catalog["flags"][0] & flags.TRUNCATED
+    assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
+
+
+@pytest.mark.parametrize(
+    ("image", "stamp", "wanted"),
+    [
+        (24, 48, 48),
+        (32, 48, 96),
+        (40, 64, 96),
+        (64, 64, 128),
+        (71, 80, 160),
+        (96, 96, 192),
+        (200, 96, 192),
+        (200, 192, 192),
+    ],
+)
+def test_stamps_grow_as_far_as_the_image_shows(image: int, stamp: int, wanted: int) -> None:
+    """Of stamps of ones, in noise of 1; not where all of the flux is on them, or the border is below the noise."""
+    scene, _ = simulate(BLEND[:1], (image, image))
+    stamps, corners = np.ones((1, 2, stamp, stamp)), np.array([[2, 2]]) - stamp // 2
+    flux = stamps.sum((2, 3))
+    assert side_wanted(scene, stamps, corners, 1.1 * flux) == wanted
+    assert side_wanted(scene, stamps, corners, flux) == stamp
+    assert side_wanted(scene, 1e-3 * stamps, corners, 1.1e-3 * flux) == stamp
+
+
+@pytest.mark.slow
+def test_samples_have_larger_stamps_where_needed() -> None:
+    """The scene that waits is sampled once, the other without it."""
+    scenes = [simulate([WIDE, BLEND[0]], (64, 64))[0], simulate(BLEND[:1], (64, 64))[0]]
+    found = dict(Deblender("exponential", "sample", samples=4).iterate(scenes))
+    assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
+    assert all(result.header["samples"] == 4 for result in found.values())
+    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
