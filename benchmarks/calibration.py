@@ -21,17 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import worlds
+from benchmarks import metrics, worlds
 from benchmarks.worlds import TrueBlend
-from tfdeblend import flags, learned, metrics
-from tfdeblend.datasets import read_stamps
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.deblender import Deblender
-from tfdeblend.generate import Generator
-from tfdeblend.posterior import METHODS
-from tfdeblend.samplers import SAMPLERS
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.conditioning import METHODS
+from tfdeblend.diffusion.datasets import read_stamps
+from tfdeblend.diffusion.generation import Generator
+from tfdeblend.diffusion.steps import SAMPLERS
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.simulation.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
 BINS = {
@@ -192,7 +193,7 @@ def truths(options: argparse.Namespace, number: int) -> np.ndarray:
     """(N, C, P, P) at unit scale."""
     if options.truth != "prior":
         return worlds.unit(read_stamps(Path(options.truth), "*"))
-    denoiser = learned.find(options.prior).load()
+    denoiser = registry.find(options.prior).load()
     generator = Generator(denoiser, denoiser.stamp_shape)
     return np.concatenate([generator(BATCH, (options.seed, i)).numpy() for i in range(-(-number // BATCH))])
 
@@ -226,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--covariance, --sampler, --steps: expected a possible combination, received none")
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
-    denoiser = learned.find(options.prior).load()
+    denoiser = registry.find(options.prior).load()
     survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
     settings = options.number, options.sources, options.snr, survey, options.seed
     made = worlds.blends(stamps, denoiser.model_sigma, *settings)

@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.joint import Galaxy, expose, pixels
 from benchmarks.transients import host_of, psf_of
-from tfdeblend.correlation import WINDOW, draw
+from tfdeblend.data.noise_correlation import WINDOW, draw
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.priors import PRIORS
-from tfdeblend.scene import Scene
+from tfdeblend.galaxies.priors import PRIORS
 
 SMOOTHINGS = (0.0, 0.5, 0.7, 1.0)  # pixels
 NOISE = 3.0

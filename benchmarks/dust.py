@@ -18,10 +18,10 @@ import galsim
 import numpy as np
 from astropy.wcs import WCS
 
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
 from tfdeblend.dust import calzetti, fit_dust
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
 
 SIDE, SCALE, FINER = 48, 0.168, 5  # pixels; arcsec; how much smaller are the pixels where light is taken away
 WAVELENGTHS = (0.48, 0.62, 0.89)  # micrometres

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from tfdeblend import populations, shards
-from tfdeblend.datasets import read_stamps
+from tfdeblend.diffusion.datasets import read_stamps
+from tfdeblend.io import shards
+from training import two_sample
 
 BANDS, SIDE, PIXEL_SCALE = ("g", "r", "i"), 32, 0.168
 MODEL_SIGMA = 1.0  # pixels
@@ -39,7 +40,7 @@ class Choice:
         middle = slice(stamps.shape[-1] // 2 - SIDE // 2, stamps.shape[-1] // 2 + SIDE // 2)
         every = stamps[:, : len(BANDS)]
         cut = every[..., middle, middle]
-        found = populations.properties(every, BANDS, MODEL_SIGMA)
+        found = two_sample.properties(every, BANDS, MODEL_SIGMA)
         color, radius = found["g-r"] + found["r-i"], found["size"] * PIXEL_SCALE
         chosen = cut.sum((1, 2, 3)) >= self.inside * every.sum((1, 2, 3))
         for value, (least, most) in ((color, self.color), (radius, self.radius)):

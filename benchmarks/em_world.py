@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import worlds
+from benchmarks import metrics, worlds
 from benchmarks.catsim import TrueScene
-from tfdeblend import em, learned, metrics, shards
-from tfdeblend.denoisers import NeuralDenoiser
-from tfdeblend.io import find_inputs
-from tfdeblend.scene import Scene
-from tfdeblend.surveys import SURVEYS
+from tfdeblend import em
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.denoisers import NeuralDenoiser
+from tfdeblend.io import find_inputs, shards
+from tfdeblend.simulation.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
 BOOTSTRAPS = 1000
@@ -155,7 +156,7 @@ def judge(options: argparse.Namespace) -> None:
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     scenes, seeding = [blend.scene for blend in blends], em.Seeding()
-    first = learned.find(str(options.priors[0])).load()
+    first = registry.find(str(options.priors[0])).load()
     by_name = {scene.name: scene for scene in scenes}
     found = []
     for number, (shape, members) in enumerate(em.plan(scenes, first.stamp_shape[1], first.model_sigma)):
@@ -167,7 +168,7 @@ def judge(options: argparse.Namespace) -> None:
     for number, prior in enumerate(options.priors):
         path = out / f"prior_{number:02d}.npy"
         if not path.exists():
-            loaded = learned.find(str(prior)).load()
+            loaded = registry.find(str(prior)).load()
             shapes = [tuple(w.shape) for w in loaded.weights] if isinstance(loaded, NeuralDenoiser) else loaded.rank
             if (kind := f"{shapes} {loaded.scale_jitter}") not in expectations:
                 own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded

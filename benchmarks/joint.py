@@ -23,11 +23,11 @@ import numpy as np
 from astropy.wcs import WCS
 
 from benchmarks.transients import host_of, psf_of
-from tfdeblend.exposures import Exposures
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
+from tfdeblend.forward.field import Exposures
+from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
-from tfdeblend.observation import Observation
-from tfdeblend.priors import PRIORS
-from tfdeblend.scene import Scene
 
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
 POSITION_ERROR = 0.02  # arcsec, of the positions that are given

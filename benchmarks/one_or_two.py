@@ -21,11 +21,11 @@ import numpy as np
 
 from benchmarks import worlds
 from benchmarks.calibration import claim, truths
-from tfdeblend import learned
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.scene import Scene
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.diffusion import registry
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.simulation.surveys import SURVEYS
 
 EDGES = (0, 0.1, 0.3, 0.7, 0.9, 1)
 SNRS = (0, 5, 10, 20, np.inf)
@@ -34,7 +34,7 @@ AT_ONCE = 24
 
 def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarray]:
     """Two galaxies each; and whether the second is in the image."""
-    denoiser = learned.find(options.prior).load()
+    denoiser = registry.find(options.prior).load()
     stamps = truths(options, 2 * options.number)
     survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
     made = worlds.blends(stamps, denoiser.model_sigma, options.number, (2, 2), options.snr, survey, options.seed)

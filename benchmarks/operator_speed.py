@@ -16,11 +16,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.observation import Observation
-from tfdeblend.operators import Scale
-from tfdeblend.scene import Scene, Source
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import BatchShape, scene_shape
 
 Task = Callable[[], object]
 PSF_SIDE, PSF_SIGMA = 43, 1.7  # pixels
@@ -56,8 +56,8 @@ def tasks(batch: BlendBatch) -> dict[str, Task]:
 
     @tf.function(autograph=False)
     def whole(stamps: tf.Tensor, fluxes: tf.Tensor, images: tf.Tensor, tensors: dict[str, tf.Tensor]):
-        operator = Likelihood(tensors, shape).operator @ Scale(fluxes)
-        return operator.forward(stamps), operator.transpose(images)
+        operator = Likelihood(tensors, shape).operator
+        return operator.forward(fluxes * stamps), fluxes * operator.transpose(images)
 
     return {
         "transforms": transforms(shape),

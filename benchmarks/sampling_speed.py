@@ -19,10 +19,10 @@ from pathlib import Path
 from benchmarks import environments, worlds
 from benchmarks.calibration import truths
 from benchmarks.unet_speed import WIDTHS, run
-from tfdeblend import learned
 from tfdeblend.deblender import Deblender
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.diffusion import registry
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.simulation.surveys import SURVEYS
 
 SOURCES, BLENDS, SAMPLES = (1, 2, 4, 8), (1, 8), (4, 32)
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     stamps = truths(Namespace(truth="prior", prior=options.prior, seed=options.seed), 128)
-    denoiser, sampling = learned.find(options.prior).load(), SampleOptions(options.steps)
+    denoiser, sampling = registry.find(options.prior).load(), SampleOptions(options.steps)
     survey = worlds.of_bands(SURVEYS["hsc"], denoiser.bands)
 
     def blends(number: int, sources: int) -> list[worlds.TrueBlend]:

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.__main__ import DATA, HERE
 from benchmarks.environments import create
-from tfdeblend.galaxies import Population
-from tfdeblend.simulation import SceneConfig, Simulator
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.simulation.parametric import Population
+from tfdeblend.simulation.scenes import SceneConfig, Simulator
+from tfdeblend.simulation.surveys import SURVEYS
 from tfdeblend.version import __version__
 
 

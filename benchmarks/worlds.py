@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.batch import transfer_function
-from tfdeblend.denoisers import flux_scale
-from tfdeblend.observation import Observation
-from tfdeblend.operators import Convolve, Place
-from tfdeblend.scene import Scene, Source
-from tfdeblend.stamps import COADD_ZEROPOINT
-from tfdeblend.surveys import SURVEYS, Survey
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.psf import transfer_function
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.diffusion.denoisers import flux_scale
+from tfdeblend.forward.operators import Convolve, Place
+from tfdeblend.simulation.surveys import SURVEYS, Survey
 
 SIDE, EDGE = 64, 12  # pixels of an image; none of its sources is nearer to the edge
 NEAR = (3.0, 12.0)  # pixels between a source and one before it

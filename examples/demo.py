@@ -20,8 +20,8 @@ import galsim
 import numpy as np
 
 import tfdeblend
-from tfdeblend.io import write_fits
-from tfdeblend.plots import ScenePlotter
+from tfdeblend.app.plots import ScenePlotter
+from tfdeblend.catalog.files import write_fits
 
 BANDS = "grizy"
 PIXEL = 0.168  # arcsec

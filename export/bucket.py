@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import learned
-from tfdeblend.batch import IMAGE_SIDES, MODEL_SIGMA, SMALLEST_REACH, SOURCE_COUNTS, BatchShape, fast_fourier_size
-from tfdeblend.priors import PRIORS
+from tfdeblend.data.psf import MODEL_SIGMA
+from tfdeblend.diffusion import registry
+from tfdeblend.forward.shapes import IMAGE_SIDES, SMALLEST_REACH, SOURCE_COUNTS, BatchShape, fast_fourier_size
+from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.transport import SAMPLES, STEPS
 
 __all__ = ["PSF_SIDE", "SAMPLES", "STEPS", "Bucket", "blend_specs"]
@@ -35,8 +36,8 @@ class Bucket:
     bands: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = [*PRIORS, *learned.shipped(), f"a {learned.SUFFIX} file"]
-        if self.prior not in known and not self.prior.endswith(learned.SUFFIX):
+        known = [*PRIORS, *registry.shipped(), f"a {registry.SUFFIX} file"]
+        if self.prior not in known and not self.prior.endswith(registry.SUFFIX):
             raise ValueError(f"prior: expected one of {', '.join(known)}, received {self.prior!r}")
         for name, sizes in (("side", IMAGE_SIDES), ("sources", SOURCE_COUNTS)):
             if getattr(self, name) not in sizes:
@@ -44,7 +45,7 @@ class Bucket:
                 raise ValueError(f"{name}: expected one of {expected}, received {getattr(self, name)}")
         if self.psf < 3:
             raise ValueError(f"psf: expected at least 3 pixels, received {self.psf}")
-        own = learned.find(self.prior).bands if self.is_learned else None
+        own = registry.find(self.prior).bands if self.is_learned else None
         bands = self.bands or own or tuple("grizy")
         if own and bands != own:
             raise ValueError(f"bands: expected those of {self.prior}, {','.join(own)}, received {','.join(bands)}")
@@ -54,12 +55,12 @@ class Bucket:
 
     @property
     def is_learned(self) -> bool:
-        return learned.is_learned(self.prior)
+        return registry.is_learned(self.prior)
 
     @property
     def name(self) -> str:
         """Of the model: prior, image side, sources."""
-        stem = learned.find(self.prior).name if self.is_learned else self.prior
+        stem = registry.find(self.prior).name if self.is_learned else self.prior
         return f"{stem}_{self.side}x{self.sources}"
 
     @property
@@ -75,7 +76,7 @@ class Bucket:
         stamp = next((stamp for most, stamp in STAMPS if self.side <= most), 96)
         sigma = MODEL_SIGMA
         if self.is_learned:
-            prior = learned.find(self.prior)
+            prior = registry.find(self.prior)
             stamp, sigma = max(stamp, 16 * int(np.ceil((prior.side + 2) / 16))), prior.model_sigma
         return BatchShape(
             blends=1,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfdeblend.draws import Draws
-from tfdeblend.linear_gaussian import Normals
+from tfdeblend.diffusion.linear_gaussian import Normals
+from tfdeblend.diffusion.random import Draws
 
 
 class GivenNormals:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.batch import LARGEST_GAIN, BatchShape, BlendBatch
-from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
-from tfdeblend.stamps import COADD_ZEROPOINT
+from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.psf import LARGEST_GAIN
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import BatchShape
+from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
 
 BRIGHTEST = 1e7  # of a pixel, in units of its noise: beyond, float32 cannot tell the noise
 

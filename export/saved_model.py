@@ -21,8 +21,8 @@ from export import warmup
 from export.bucket import PSF_SIDE, SAMPLES, STEPS, Bucket
 from export.layout import versions
 from export.signatures import Concrete, Inference
-from tfdeblend import learned
-from tfdeblend.batch import IMAGE_SIDES, SOURCE_COUNTS
+from tfdeblend.diffusion import registry
+from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS
 from tfdeblend.version import __version__
 
 DEFAULT = "map"  # the signature that is called where a request names none
@@ -67,20 +67,20 @@ def _assets(bucket: Bucket, scratch: Path) -> list[Path]:
     config = scratch / "config.json"
     facts = asdict(bucket) | {"name": bucket.name, "version": __version__, "shape": bucket.shape._asdict()}
     if bucket.is_learned:
-        facts |= {"samples": SAMPLES, "steps": STEPS, "prior": learned.find(bucket.prior).name}
+        facts |= {"samples": SAMPLES, "steps": STEPS, "prior": registry.find(bucket.prior).name}
     config.write_text(json.dumps(facts, indent=2) + "\n")
     card = scratch / "model_card.md"
     card.write_text(_card(bucket))
     made = [config, card]
-    if bucket.prior in learned.shipped():
-        made.append(Path(shutil.copy(learned.FOLDER / f"{bucket.prior}.json", scratch / "prior.json")))
+    if bucket.prior in registry.shipped():
+        made.append(Path(shutil.copy(registry.FOLDER / f"{bucket.prior}.json", scratch / "prior.json")))
     return made
 
 
 def _card(bucket: Bucket) -> str:
     """What the model is for, and what not to believe."""
     if bucket.is_learned:
-        prior = learned.find(bucket.prior)
+        prior = registry.find(bucket.prior)
         what = f"galaxies as the learned prior {prior.name} knows them: {prior.description or 'a prior of your own'}"
         limits = f"Pixels of {prior.pixel_scale:g} arcsec to 3%, PSFs wider than sigma {prior.model_sigma:g} pixel."
     else:

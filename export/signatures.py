@@ -14,15 +14,15 @@ import tensorflow as tf
 
 from export import normals, preparation, seeds
 from export.bucket import SAMPLES, STEPS, Bucket, blend_specs
-from tfdeblend import learned
-from tfdeblend.batch import BlendBatch
 from tfdeblend.deblender import CONVERGED, SEED
-from tfdeblend.draws import NormalDraws
-from tfdeblend.mapfit import MapFit, MapResult
-from tfdeblend.priors import PRIORS
-from tfdeblend.sampling import PosteriorSampler, SampleOptions, Samples
-from tfdeblend.scorefit import ScoreFit
-from tfdeblend.seeded import Seed
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.initial import Seed
+from tfdeblend.diffusion.random import NormalDraws
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.inference.annealed import ScoreFit
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.map_fit import MapFit, MapResult
 
 Tensors = dict[str, tf.Tensor]
 Specs = dict[str, tf.TensorSpec]
@@ -44,7 +44,7 @@ class Inference:
         self.fit = MapFit(PRIORS[closed_form](bucket.channels), self.shape)
         self.weights: list[tf.Variable] = []
         if bucket.is_learned:
-            self.denoiser = learned.find(bucket.prior).load()
+            self.denoiser = registry.find(bucket.prior).load()
             self.weights = [variable.value for variable in self.denoiser.variables]
             self.refinement = ScoreFit(self.fit, self.denoiser)
             rows = self.shape._replace(blends=SAMPLES)

@@ -9,7 +9,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from tfdeblend.observation import Observation
+from tfdeblend.data.observation import Observation
 
 # Offset (east, north) in arcsec, flux in g, Sersic index, half-light radius in arcsec, shear.
 GALAXIES = (

@@ -8,9 +8,9 @@ import numpy as np
 from astropy.table import Table
 from scipy.ndimage import gaussian_filter
 
-from tfdeblend.deblended import Deblended
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
 
 STAMP = 15  # pixels, side
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import galsim
 import numpy as np
 
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
 
 PIXEL = 0.2  # arcsec
 SEEING = (0.75, 0.65)  # FWHM in arcsec of the Moffat PSF in each band

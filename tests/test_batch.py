@@ -10,23 +10,15 @@ import pytest
 import tensorflow as tf
 from helpers import gaussian, make_scene
 
-from tfdeblend import profiles
-from tfdeblend.batch import (
-    IMAGE_SIDES,
-    SOURCE_COUNTS,
-    BatchShape,
-    BlendBatch,
-    fast_fourier_size,
-    fit_size,
-    pixels_per_arcsec,
-    psf_fwhm,
-    scene_shape,
-)
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.mapfit import MapFit, MapOptions, MapResult
-from tfdeblend.observation import Observation
-from tfdeblend.priors import Frame, SersicPrior
-from tfdeblend.scene import Scene, Source
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import pixels_per_arcsec, psf_fwhm
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS, BatchShape, fast_fourier_size, fit_size, scene_shape
+from tfdeblend.galaxies import profiles
+from tfdeblend.galaxies.priors import Frame, SersicPrior
+from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 
 STAMP = 32
 PSF_SIDE = 25  # wide enough for a margin at which nothing measurable is lost

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from simulations import BLEND, Galaxy, simulate
 
-from tfdeblend import flags
-from tfdeblend.batch import BatchShape
-from tfdeblend.buckets import merge_buckets, side_wanted
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.measure import side_wanted
 from tfdeblend.deblender import Deblender
+from tfdeblend.forward.shapes import BatchShape, merge_buckets
 
 WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend import centres
-from tfdeblend.operators import Place
+from tfdeblend.diffusion import centres
+from tfdeblend.forward.operators import Place
 
 SIDE = 32
 

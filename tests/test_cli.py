@@ -11,8 +11,9 @@ import pytest
 from astropy.table import Table
 from helpers import gaussian, make_deblended, result_of, write_scene
 
-from tfdeblend import io, learned
-from tfdeblend.cli import build_parser, main
+from tfdeblend.app.cli import build_parser, main
+from tfdeblend.catalog import files
+from tfdeblend.diffusion import registry
 
 
 class StandIn:
@@ -64,7 +65,7 @@ def test_writes_everything(deblender, scenes, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == stems | {"catalog.ecsv", "index.html"}
     catalog = Table.read(out / "catalog.ecsv")
     assert list(catalog["scene"]) == [name for name in "abc" for _ in range(3)]
-    assert io.read_fits(out / "a.fits").header["prior"] == "sersic"
+    assert files.read_fits(out / "a.fits").header["prior"] == "sersic"
     assert str(out / "catalog.ecsv") in capsys.readouterr().out
 
 
@@ -190,7 +191,7 @@ def test_catalogue_formats(deblender, scenes, tmp_path, form):
 
 
 def test_parquet_without_pyarrow_is_refused_before_the_work(deblender, scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tfdeblend.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("tfdeblend.app.commands.find_spec", lambda name: None)
     assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", "parquet") == 2
     assert "pyarrow" in capsys.readouterr().err and deblender.done == []
 
@@ -210,9 +211,9 @@ def test_detect_finds_the_sources(scenes, tmp_path, capsys):
 
 def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkeypatch):
     measure = SimpleNamespace(remeasure=lambda deblended: deblended.catalog[["id", "snr"]])
-    monkeypatch.setitem(sys.modules, "tfdeblend.measure", measure)
+    monkeypatch.setitem(sys.modules, "tfdeblend.catalog.measure", measure)
     for name in "ab":
-        io.write_fits(make_deblended(name=name), tmp_path / f"{name}.fits")
+        files.write_fits(make_deblended(name=name), tmp_path / f"{name}.fits")
     assert main(["measure", str(tmp_path / "*.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
     assert Table.read(tmp_path / "again.ecsv").colnames == ["scene", "id", "snr"]
     (tmp_path / "c.fits").write_bytes((tmp_path / "a.fits").read_bytes()[:20000])
@@ -223,7 +224,7 @@ def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkey
 
 
 def test_plot_draws_saved_results(tmp_path, capsys):
-    io.write_fits(make_deblended(), tmp_path / "blend.fits")
+    files.write_fits(make_deblended(), tmp_path / "blend.fits")
     (tmp_path / "bad.fits").write_bytes(b"")
     assert main(["plot", str(tmp_path / "*.fits"), "--out", str(tmp_path / "pictures")]) == 1
     assert (tmp_path / "pictures" / "blend.png").exists()
@@ -231,7 +232,7 @@ def test_plot_draws_saved_results(tmp_path, capsys):
 
 
 def test_info_describes_scenes_and_results(scenes, tmp_path, capsys):
-    io.write_fits(make_deblended(), tmp_path / "blend.fits")
+    files.write_fits(make_deblended(), tmp_path / "blend.fits")
     assert main(["info", str(scenes / "a.npz"), str(tmp_path / "blend.fits"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["a"]["content"] == "scene" and told["blend"]["content"] == "result"
@@ -255,7 +256,7 @@ def test_info_lists_versions_and_priors(capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["packages"]["numpy"] == np.__version__
     closed = {"auto", "sersic", "exponential", "bulge-disk", "nonparametric"}
-    assert set(told["priors"]) == closed | set(learned.shipped())
+    assert set(told["priors"]) == closed | set(registry.shipped())
 
 
 def test_mask_planes_are_names_or_bits():

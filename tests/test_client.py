@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from tests.test_export import scene
+from tfdeblend.client import Client
 from tfdeblend.errors import DataError
-from tfdeblend.serving import Client
 
 
 @pytest.fixture(params=["another protocol", "a page", "no model server", "no signature"])

@@ -7,10 +7,18 @@ import pytest
 import tensorflow as tf
 from helpers import make_scene
 
-from tfdeblend import shards
-from tfdeblend.batch import BlendBatch
-from tfdeblend.datasets import Augmentation, augment, batch_indices, blend_batches, moments, noised_batches, read_stamps
-from tfdeblend.schedules import LogNormalNoise
+from tfdeblend.diffusion.datasets import (
+    Augmentation,
+    augment,
+    batch_indices,
+    blend_batches,
+    moments,
+    noised_batches,
+    read_stamps,
+)
+from tfdeblend.diffusion.schedules import LogNormalNoise
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.io import shards
 
 NOISE = LogNormalNoise(0.1, 1.0)
 

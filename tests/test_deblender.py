@@ -13,16 +13,16 @@ from helpers import gaussian
 from scipy.ndimage import map_coordinates
 from simulations import BLEND, Galaxy, random_blends, simulate
 
-from tfdeblend import flags
-from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.buckets import stamp_side
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.initialize import moments
-from tfdeblend.mapfit import MapFit, MapOptions, MapResult
-from tfdeblend.priors import BulgeDiskPrior, GalaxyPrior, SersicPrior
-from tfdeblend.scene import Scene, Source
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import scene_shape, stamp_side
+from tfdeblend.galaxies.moments import moments
+from tfdeblend.galaxies.priors import BulgeDiskPrior, GalaxyPrior, SersicPrior
+from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 
 FLUXES = np.array([galaxy.flux for galaxy in BLEND], float)
 STAR = Galaxy(18.4, 21.7, (2000, 3000), radius=0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.denoisers import NeuralDenoiser, flux_scale
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.generate import Generator
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.generation import Generator
+from tfdeblend.diffusion.schedules import LogNormalNoise, noise_levels
+from tfdeblend.linalg.low_rank import DiagonalLowRank
 from tfdeblend.networks import UNet
-from tfdeblend.schedules import LogNormalNoise, noise_levels
 
 SHAPE, RANK = (2, 4, 4), 3
 PIXELS = 32

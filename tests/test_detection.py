@@ -9,11 +9,12 @@ import pytest
 from helpers import gaussian, smooth_correlation, smooth_noise
 from scene_files import DATA, XY, arrays, needs_data
 
-from tfdeblend import detection, io
-from tfdeblend.correlation import convolved
+from tfdeblend import io
+from tfdeblend.data import detection
+from tfdeblend.data.noise_correlation import convolved
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene
 
 SIGMA = np.array([0.5, 1.0, 2.0])[:, np.newaxis, np.newaxis]
 PSF = gaussian((15, 15), 7, 7, 1.5)

@@ -9,14 +9,15 @@ import pytest
 import tensorflow as tf
 
 from tfdeblend import em
-from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.initial import Seed, SeededBlends
+from tfdeblend.diffusion.linear_gaussian import Unknowns
 from tfdeblend.errors import DataError
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.linear_gaussian import Unknowns
-from tfdeblend.observation import Observation
-from tfdeblend.sampling import NEAR, SampleOptions
-from tfdeblend.scene import Scene, Source
-from tfdeblend.seeded import Seed, SeededBlends
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import scene_shape
+from tfdeblend.inference.diffusion_sampler import NEAR, SampleOptions
 
 SIDE, RANK, SIGMA = 8, 3, 1.0
 PIXELS = SIDE**2
@@ -306,7 +307,7 @@ def test_a_lap_of_a_gaussian_prior_by_unit_stamps(world: World, expectation: em.
 def test_an_empty_file_of_samples_is_no_stamps(tmp_path):
     em.Stamps(np.zeros((0, 1, 8, 8), np.float32), np.array([], str), np.array([], int)).write(tmp_path / "a.tfrecord")
     with pytest.raises(FileNotFoundError, match="found none"):
-        from tfdeblend.datasets import read_stamps
+        from tfdeblend.diffusion.datasets import read_stamps
 
         read_stamps(tmp_path)
 

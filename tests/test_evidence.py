@@ -10,10 +10,10 @@ import tensorflow as tf
 from scipy.stats import multivariate_normal
 from test_posterior import IMAGE, RANK, STAMP, World
 
-from tfdeblend.draws import Draws, keys
-from tfdeblend.evidence import Path, combine, over_scales
-from tfdeblend.samplers import Noise, bridge, moment_matched
-from tfdeblend.schedules import noise_levels
+from tfdeblend.diffusion.random import Draws, keys
+from tfdeblend.diffusion.schedules import noise_levels
+from tfdeblend.diffusion.steps import Noise, bridge, moment_matched
+from tfdeblend.inference.evidence import Path, combine, over_scales
 
 
 def paths(world: World, steps: int, number: int) -> np.ndarray:

@@ -13,12 +13,13 @@ from export import normals, preparation, seeds
 from export.bucket import Bucket, blend_specs
 from export.warmup import example
 from tests.test_learned import SHIPPED, simulated
-from tfdeblend import draws, initialize
-from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.buckets import stamp_side
-from tfdeblend.draws import Draws
-from tfdeblend.scene import Scene
-from tfdeblend.serving import blend_arrays
+from tfdeblend.client import blend_arrays
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion import random
+from tfdeblend.diffusion.random import Draws
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import scene_shape, stamp_side
+from tfdeblend.galaxies import moments
 
 BUCKET = Bucket(SHIPPED, 32)
 SIGMA = BUCKET.shape.model_sigma
@@ -59,7 +60,7 @@ def test_moments_are_those_of_initialize():
     one = masked(scene())
     bucket = replace(BUCKET, psf=44)
     radius, ellipticity = preparation.moments(preparation.checked(given(one, bucket), bucket.shape.model_sigma)[0])
-    expected = initialize.moments(one)
+    expected = moments.moments(one)
     np.testing.assert_allclose(radius[0, : len(one.sources)], expected[0], rtol=1e-5)
     np.testing.assert_allclose(ellipticity[0, : len(one.sources)], expected[1], atol=1e-5)
 
@@ -120,7 +121,7 @@ def test_pixels_that_are_not_finite_are_masked():
 def test_keys_are_those_of_the_library(seed: int):
     names = ["blend", "another", ""]
     words = np.array([[seed, zlib.crc32(name.encode())] for name in names]).astype(np.uint32).view(np.int32)
-    expected = draws.keys(seed, names, 16).reshape(3, 16)
+    expected = random.keys(seed, names, 16).reshape(3, 16)
     np.testing.assert_array_equal(seeds.keys(tf.constant(words), 16), expected)
 
 

@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 from simulations import simulate
 
-from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.galaxy_posterior import GalaxyPosterior, MapState
-from tfdeblend.priors import PRIORS
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import scene_shape
+from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
+from tfdeblend.galaxies.priors import PRIORS
 
 F64 = tf.float64
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend import fluxes, gauss_newton
-from tfdeblend.gauss_newton import Bend, NormalEquations
+from tfdeblend.galaxies import fluxes, normal_equations
+from tfdeblend.galaxies.normal_equations import Bend, NormalEquations
 
 BATCH, BANDS, LATENTS, TERMS, SIDE = 3, 2, 5, 3, 8
 LEVEL = 500.0  # of linear terms, far from where fluxes turn negative
@@ -35,7 +35,7 @@ class Linear:
         parts = (
             np.einsum("bclyx,bcmyx->blm", self.tangents, self.tangents) + np.eye(LATENTS),
             np.einsum("bclyx,bcqyx->bclq", self.tangents, self.templates) * used[:, :, None],
-            gauss_newton.regular(tf.constant(linear), tf.constant(used)),
+            normal_equations.regular(tf.constant(linear), tf.constant(used)),
             f,
         )
         return NormalEquations(*(tf.constant(part) for part in parts))
@@ -75,8 +75,10 @@ def solution(problem: Linear) -> tuple[np.ndarray, np.ndarray]:
 
 def solve(problem: Linear, z: np.ndarray, f: np.ndarray, radius: float = 1e9) -> tuple[np.ndarray, ...]:
     """One step from (z, f): latents [B, L], linear terms [B, C, Q], distance [B]."""
-    factors = gauss_newton.factorise(problem.system(f))
-    parts = gauss_newton.solve(factors, *problem.gradient(z, f), f, tf.fill([BATCH], tf.constant(radius, tf.float64)))
+    factors = normal_equations.factorise(problem.system(f))
+    parts = normal_equations.solve(
+        factors, *problem.gradient(z, f), f, tf.fill([BATCH], tf.constant(radius, tf.float64))
+    )
     return tuple(part.numpy() for part in parts)
 
 
@@ -121,11 +123,13 @@ def test_what_curves_downwards_is_walked_down() -> None:
     problem = Linear()
     z, f = problem.start()
     system = problem.system(f)
-    factors = gauss_newton.factorise(system._replace(latent=system.latent - 110 * tf.eye(LATENTS, dtype=tf.float64)))
+    factors = normal_equations.factorise(
+        system._replace(latent=system.latent - 110 * tf.eye(LATENTS, dtype=tf.float64))
+    )
     assert (factors.values.numpy() < 0).any(1).all()
     gradient, by_linear = problem.gradient(z, f)
     far = tf.fill([BATCH], tf.constant(1e9, tf.float64))
-    step = gauss_newton.solve(factors, gradient, by_linear, f, far)[0].numpy()
+    step = normal_equations.solve(factors, gradient, by_linear, f, far)[0].numpy()
     values, vectors = factors.values.numpy(), factors.vectors.numpy()
     move = -np.linalg.solve(system.linear.numpy(), by_linear[..., None])
     reduced = gradient + np.einsum("bclq,bcq->bl", system.mixed.numpy(), move[..., 0])
@@ -146,7 +150,7 @@ def test_fluxes_are_held_where_negative() -> None:
 @every_use
 def test_laplace_is_the_inverse_of_the_dense_curvature(used: tuple[int, ...]) -> None:
     problem = Linear(used=used)
-    covariance = gauss_newton.laplace(problem.system(problem.start()[1]))
+    covariance = normal_equations.laplace(problem.system(problem.start()[1]))
     terms = np.flatnonzero(used)
     for b in range(BATCH):
         dense = np.linalg.inv(problem.dense(b)[0])
@@ -181,7 +185,7 @@ class Bilinear:
         flat = tf.reshape(columns, [BATCH, BANDS, 7, -1])
         flux = tf.linalg.matrix_transpose(self.linear[..., :2])
         terms = tf.constant(np.tile(used, (BATCH, 1)), tf.float64)
-        return gauss_newton.assemble(
+        return normal_equations.assemble(
             tf.matmul(flat, flat, transpose_b=True), flux, self.linear[..., 2], terms, 2, tf.ones([BATCH], tf.float64)
         )
 
@@ -213,7 +217,7 @@ def test_with_the_bend_the_curvature_is_the_whole_second_derivative() -> None:
     rng = np.random.default_rng(1)
     bend = Bend(tf.constant(rng.normal(size=(BATCH, 2, 2, 2))), tf.constant(rng.normal(size=(BATCH, 2, 2, BANDS))))
     straight = problem.assemble()
-    whole = gauss_newton.bent(straight, bend)
+    whole = normal_equations.bent(straight, bend)
     latent = (whole.latent - straight.latent).numpy().reshape(BATCH, 2, 2, 2, 2)
     mixed = (whole.mixed - straight.mixed).numpy().reshape(BATCH, BANDS, 2, 2, 3)
     for k in (0, 1):
@@ -232,7 +236,7 @@ def test_mixing_images_mixes_their_products() -> None:
         flat = np.concatenate([x.reshape(BATCH, BANDS, -1, 20), one], 2)
         return flat @ flat.swapaxes(2, 3)
 
-    mixed = gauss_newton.mix(tf.constant(gram(images)), tf.constant(mixing))
+    mixed = normal_equations.mix(tf.constant(gram(images)), tf.constant(mixing))
     np.testing.assert_allclose(mixed, gram(mixing @ images), atol=1e-10)
 
 
@@ -256,6 +260,6 @@ def test_degenerate_problems_stay_finite(kind: str) -> None:
     problem = singular(kind)
     z, f = problem.start()
     step, linear, distance = solve(problem, z, f)
-    covariance = gauss_newton.laplace(problem.system(f))
+    covariance = normal_equations.laplace(problem.system(f))
     assert all(np.isfinite(part).all() for part in (step, linear, distance, *covariance))
     assert (problem.loss(z + step, f + linear) <= problem.loss(z, f) * (1 + 1e-9)).all()

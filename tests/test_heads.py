@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from tests.test_denoisers import PIXELS, SHAPE, dense, network, parts
-from tfdeblend.denoisers import LEAST_OPEN, NeuralDenoiser
-from tfdeblend.gaussian import GaussianDenoiser, factor_analysis_lap
-from tfdeblend.heads import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
+from tfdeblend.diffusion.denoisers import LEAST_OPEN, NeuralDenoiser
+from tfdeblend.diffusion.gaussian import GaussianDenoiser, factor_analysis_lap
+from tfdeblend.diffusion.losses import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
 
 
 def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:

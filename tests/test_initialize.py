@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers import gaussian
 
-from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT, adaptive_moments, moments
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments, moments
 
 SEEING = 1.5  # sigma of the PSF in pixels
 PSF = gaussian((31, 31), 15, 15, SEEING)

@@ -17,10 +17,11 @@ from helpers import gaussian, make_deblended
 from scene_files import BANDS, DATA, SHAPE, XY, arrays, celestial, extensions, needs_data, write_fits, write_npz
 
 from tfdeblend import io
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog import files
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene
 
 
 def assert_reads_as_written(observation: Observation) -> None:
@@ -321,8 +322,8 @@ def result(**changes: Any) -> Deblended:
 
 def test_result_round_trip(tmp_path: Path) -> None:
     written = result()
-    io.write_fits(written, tmp_path / "blend.fits")
-    read = io.read_fits(tmp_path / "blend.fits")
+    files.write_fits(written, tmp_path / "blend.fits")
+    read = files.read_fits(tmp_path / "blend.fits")
     images = ("model", "residual", "sources", "sources_std", "stamps", "samples")
     for name in (*images, "corners", "background", "flux_cov"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
@@ -344,20 +345,20 @@ def test_saturation_comes_back(tmp_path: Path) -> None:
     written = result()
     observation = written.scene.observation
     observation = replace(observation, saturated=observation.images > 50)
-    io.write_fits(replace(written, scene=replace(written.scene, observation=observation)), tmp_path / "blend.fits")
-    read = io.read_fits(tmp_path / "blend.fits").scene.observation
+    files.write_fits(replace(written, scene=replace(written.scene, observation=observation)), tmp_path / "blend.fits")
+    read = files.read_fits(tmp_path / "blend.fits").scene.observation
     np.testing.assert_array_equal(read.saturated, observation.saturated)
 
 
 def test_optional_parts_stay_out(tmp_path: Path) -> None:
-    io.write_fits(result(samples=None, sources_std=None, undeclared=None), tmp_path / "blend.fits")
-    read = io.read_fits(tmp_path / "blend.fits")
+    files.write_fits(result(samples=None, sources_std=None, undeclared=None), tmp_path / "blend.fits")
+    read = files.read_fits(tmp_path / "blend.fits")
     assert read.samples is read.sources_std is read.undeclared is None
 
 
 def test_extensions_of_the_contract(tmp_path: Path) -> None:
     written = result()
-    io.write_fits(written, tmp_path / "blend.fits")
+    files.write_fits(written, tmp_path / "blend.fits")
     with fits.open(tmp_path / "blend.fits") as hdus:
         hdus.verify("exception")
         shapes = {hdu.name: hdu.shape for hdu in hdus if isinstance(hdu, fits.ImageHDU)}
@@ -383,15 +384,15 @@ def test_reapportioned_data_add_up(tmp_path: Path) -> None:
 
 def test_header_takes_any_text_and_number(tmp_path: Path) -> None:
     header = {"prior": "sérsic\n" + "x" * 200, "chi2": float("nan"), "steps": np.int64(3), "a_long_keyword": 1.5}
-    io.write_fits(result(header=header), tmp_path / "blend.fits")
-    read = io.read_fits(tmp_path / "blend.fits").header
+    files.write_fits(result(header=header), tmp_path / "blend.fits")
+    read = files.read_fits(tmp_path / "blend.fits").header
     assert read["prior"] == "s?rsic " + "x" * 200
     assert (read["chi2"], read["steps"], read["a_long_keyword"]) == ("nan", 3, 1.5)
 
 
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "blend.fits"
-    io.write_fits(result(), path)
+    files.write_fits(result(), path)
     before = path.read_bytes()
 
     def fail(hdus: fits.HDUList, file: Any) -> None:
@@ -400,20 +401,20 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fits.HDUList, "writeto", fail)
     with pytest.raises(OSError, match="disk full"):
-        io.write_fits(result(), path)
+        files.write_fits(result(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_result_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.fits: BANDS: expected this extension of a deblended scene"):
-        io.read_fits(write_fits(tmp_path / "a.fits"))
-    io.write_fits(result(), tmp_path / "b.fits")
+        files.read_fits(write_fits(tmp_path / "a.fits"))
+    files.write_fits(result(), tmp_path / "b.fits")
     whole = (tmp_path / "b.fits").read_bytes()
     for length in np.linspace(1, len(whole) - 1, 20).astype(int):
         (tmp_path / "b.fits").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"b\.fits"):
-            io.read_fits(tmp_path / "b.fits")
+            files.read_fits(tmp_path / "b.fits")
 
 
 @pytest.mark.parametrize("suffix", [".ecsv", ".fits", ".parquet"])
@@ -422,7 +423,7 @@ def test_joined_catalog(suffix: str, tmp_path: Path) -> None:
         pytest.skip("pyarrow is not installed")
     one, two = result().catalog, make_deblended(bands="gr", sources=2).catalog
     path = tmp_path / f"catalog{suffix}"
-    io.write_catalog({"first": one, "second": two}, path)
+    files.write_catalog({"first": one, "second": two}, path)
     table = read_parquet(path) if suffix == ".parquet" else Table.read(path)
     table.convert_bytestring_to_unicode()
     assert table.colnames[:2] == ["scene", "id"]
@@ -449,12 +450,12 @@ def test_joined_catalog_refused(tmp_path: Path) -> None:
         ([Table({"x": [1]})], "catalog.ecsv", "scene: expected a column scene"),
     ):
         with pytest.raises(DataError, match=message):
-            io.write_catalog(tables, tmp_path / path)
+            files.write_catalog(tables, tmp_path / path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
 def test_parquet_without_pyarrow(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected the package pyarrow"):
-        io.write_catalog({"a": result().catalog}, tmp_path / "catalog.parquet")
+        files.write_catalog({"a": result().catalog}, tmp_path / "catalog.parquet")
     assert not list(tmp_path.iterdir())

@@ -11,17 +11,18 @@ import tensorflow as tf
 from astropy.io import fits
 from fields import COLOUR, FLUX, expose, places, positions, write
 
-from tfdeblend import joint_sampling, learned
-from tfdeblend.cli import main
+from tfdeblend.app.cli import main
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.denoisers import flux_scale
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.denoisers import flux_scale
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
-from tfdeblend.exposures import Exposures
-from tfdeblend.gaussian import GaussianDenoiser
+from tfdeblend.forward.field import Exposures
+from tfdeblend.forward.joint_likelihood import JointLikelihood
+from tfdeblend.inference import joint_sampling
+from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.joint import CalibrationOptions, deblend_together
-from tfdeblend.joint_likelihood import JointLikelihood
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.scene import Scene
 from training import fit_gaussian
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
@@ -66,7 +67,7 @@ def test_a_prior_is_fitted_to_stamps(tmp_path: Path, capsys) -> None:
         str(tmp_path / "new" / "a.npz"),
     ]
     fit_gaussian.main([*command, "--bands", "g,r"])
-    found = learned.find(str(tmp_path / "new" / "a.npz"))
+    found = registry.find(str(tmp_path / "new" / "a.npz"))
     assert (found.bands, found.side, found.pixel_scale) == (("g", "r"), 8, 0.2)
     mean = np.asarray(found.load().mean)[:, 1:, 1:]
     for same in (mean[:, ::-1], mean.swapaxes(1, 2), np.rot90(mean, 1, (1, 2))):
@@ -78,7 +79,7 @@ def test_a_prior_is_fitted_to_stamps(tmp_path: Path, capsys) -> None:
         found.network()
     (tmp_path / "bad.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"bad.npz: prior: expected a Gaussian prior's arrays, received"):
-        learned.find(str(tmp_path / "bad.npz"))
+        registry.find(str(tmp_path / "bad.npz"))
 
 
 def test_of_one_observation_they_are_the_single_sampler_s(prior: str) -> None:

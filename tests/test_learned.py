@@ -12,29 +12,32 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend import flags, learned
-from tfdeblend.batch import BlendBatch, scene_shape
-from tfdeblend.cli import main
-from tfdeblend.correlation import stencil
-from tfdeblend.covariance import DiagonalLowRank
+from tfdeblend.app.cli import main
+from tfdeblend.catalog import flags
+from tfdeblend.data.noise_correlation import stencil
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
-from tfdeblend.denoisers import NeuralDenoiser
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.denoisers import NeuralDenoiser
+from tfdeblend.diffusion.initial import Window, window
+from tfdeblend.diffusion.linear_gaussian import Blend, Directions, Spread, Unknowns, gaussian_step
 from tfdeblend.errors import DataError
-from tfdeblend.galaxies import Population
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.linear_gaussian import Blend, Directions, Spread, Unknowns, gaussian_step
-from tfdeblend.mapfit import MapFit
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.exposures import View
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.noise import GaussianNoise
+from tfdeblend.forward.operators import Place
+from tfdeblend.forward.shapes import scene_shape
+from tfdeblend.galaxies.priors import SersicPrior
+from tfdeblend.inference.annealed import ScoreFit, ScoreOptions
+from tfdeblend.inference.map_fit import MapFit
+from tfdeblend.inference.sample_batches import learned
+from tfdeblend.linalg.low_rank import DiagonalLowRank
 from tfdeblend.networks import UNet
-from tfdeblend.noise import GaussianNoise
-from tfdeblend.observation import Observation
-from tfdeblend.operators import Place
-from tfdeblend.priors import SersicPrior
-from tfdeblend.scene import Scene, Source
-from tfdeblend.scorefit import ScoreFit, ScoreOptions
-from tfdeblend.seeded import Window, window
-from tfdeblend.simulation import SceneConfig, Simulator
-from tfdeblend.surveys import SURVEYS
-from tfdeblend.views import View
+from tfdeblend.simulation.parametric import Population
+from tfdeblend.simulation.scenes import SceneConfig, Simulator
+from tfdeblend.simulation.surveys import SURVEYS
 
 HSC = SURVEYS["hsc"]
 SHIPPED = "hsc-grizy-64"
@@ -159,9 +162,9 @@ def test_a_gaussian_prior_ends_at_its_maximum():
 # -- the shipped priors
 
 
-@pytest.mark.parametrize("name", learned.shipped())
+@pytest.mark.parametrize("name", registry.shipped())
 def test_shipped_priors_are_what_their_cards_say(name: str):
-    prior = learned.find(name)
+    prior = registry.find(name)
     denoiser = prior.load()  # checks the SHA-256
     assert denoiser.bands == prior.bands and denoiser.stamp_shape == (len(prior.bands), prior.side, prior.side)
     assert (denoiser.pixel_scale, denoiser.model_sigma) == (prior.pixel_scale, prior.model_sigma)
@@ -289,7 +292,7 @@ def test_unfit_scenes_are_refused_in_one_line(deblender: Deblender):
 
 def test_files_that_are_no_priors(tmp_path: Path, capsys):
     broken = tmp_path / "broken.keras"
-    broken.write_bytes(learned.find(SHIPPED).path.read_bytes()[:1000])
+    broken.write_bytes(registry.find(SHIPPED).path.read_bytes()[:1000])
     other = tmp_path / "other.keras"
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(other)
     for path, message in (
@@ -298,8 +301,8 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
         (tmp_path / "none.keras", "expected a .keras file"),
     ):
         with pytest.raises(DataError, match=message):
-            learned.find(str(path))
-    damaged = replace(learned.find(SHIPPED), path=broken)
+            registry.find(str(path))
+    damaged = replace(registry.find(SHIPPED), path=broken)
     with pytest.raises(DataError, match="the file is damaged"):
         damaged.load()
     assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", str(broken)]) == 2
@@ -314,7 +317,7 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
 def test_a_prior_from_a_file_is_the_shipped_one(tmp_path: Path, capsys):
     scene, _ = simulated(1)
     path = tmp_path / "mine.keras"
-    shutil.copy(learned.find(SHIPPED).path, path)
+    shutil.copy(registry.find(SHIPPED).path, path)
     result = Deblender(str(path)).deblend(scene)
     assert result.header["prior"] == "mine"
     assert main(["info", "--priors", "--json"]) == 0

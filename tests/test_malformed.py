@@ -14,8 +14,8 @@ from astropy.io import fits
 from astropy.table import Table
 from scene_files import SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.scene import Scene
 
 Case = tuple[str, str, Callable[[Path], Any]]  # id, field that the message names, writer of the file
 

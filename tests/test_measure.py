@@ -12,11 +12,20 @@ from helpers import make_deblended
 from simulations import simulate
 from test_initialize import elliptical
 
-from tfdeblend import flags
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.measure import (
+    Photometry,
+    Shapes,
+    border_snr,
+    catalog,
+    local_chi2,
+    overlap,
+    remeasure,
+    stamp_shapes,
+)
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.deblender import Deblender
-from tfdeblend.initialize import GAUSSIAN_HALF_LIGHT
-from tfdeblend.measure import Photometry, Shapes, border_snr, catalog, local_chi2, overlap, remeasure, stamp_shapes
+from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT
 
 MODEL_SIGMA = 0.9
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfdeblend import metrics
+from benchmarks import metrics
 
 NUMBER = 4000
 

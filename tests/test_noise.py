@@ -12,15 +12,16 @@ from helpers import gaussian, make_deblended, make_scene, smooth_correlation, sm
 from scipy.linalg import solve_triangular
 from simulations import BLEND, simulate
 
-from tfdeblend import correlation as correlated
-from tfdeblend import io
-from tfdeblend.batch import BlendBatch, scene_shape
+from tfdeblend.catalog import files
+from tfdeblend.data import noise_correlation as correlated
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.noise import GaussianNoise
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.noise import GaussianNoise
+from tfdeblend.forward.shapes import scene_shape
 
 WHITE = np.ones((1, 1))
 
@@ -255,8 +256,8 @@ def test_a_result_keeps_its_noise(tmp_path: Path) -> None:
     result = make_deblended(bands="gr")
     correlation = np.stack([smooth_correlation(0.5, 4)] * 2)
     observation = replace(result.scene.observation, noise_correlation=correlation)
-    io.write_fits(replace(result, scene=Scene(observation, result.scene.sources)), tmp_path / "result.fits")
-    kept = io.read_fits(tmp_path / "result.fits").scene.observation.noise_correlation
+    files.write_fits(replace(result, scene=Scene(observation, result.scene.sources)), tmp_path / "result.fits")
+    kept = files.read_fits(tmp_path / "result.fits").scene.observation.noise_correlation
     np.testing.assert_allclose(kept, correlation)
     chosen = observation.select("r").noise_correlation
     np.testing.assert_array_equal(chosen, correlation[1:])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from simulations import BLEND, Galaxy, simulate
 
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.nuts import NutsOptions
-from tfdeblend.scene import Scene
+from tfdeblend.inference.nuts import NutsOptions
 
 STAR = Galaxy(18.4, 21.7, (2000, 3000), radius=0)
 CHAINS = NutsOptions(draws=200)

@@ -10,8 +10,8 @@ from astropy import units
 from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, VarianceUncertainty
 from scene_files import BANDS, SHAPE, arrays, celestial
 
+from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
 
 
 def observe(**changes: Any) -> Observation:

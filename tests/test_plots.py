@@ -7,7 +7,7 @@ import pytest
 from helpers import gaussian, make_deblended
 from matplotlib.image import imread
 
-from tfdeblend.plots import ScenePlotter, Stretch, Window, arrange, residual_colours, significance
+from tfdeblend.app.plots import ScenePlotter, Stretch, Window, arrange, residual_colours, significance
 
 
 @pytest.fixture(scope="module")

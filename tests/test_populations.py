@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.populations import pqmass, properties, two_sample
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from training.two_sample import pqmass, properties, two_sample
 
 
 def discs(number: int, size: float, seed: int) -> np.ndarray:

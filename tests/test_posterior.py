@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.denoisers import pixels
-from tfdeblend.draws import Draws, keys
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.linear_gaussian import Blend, Normals, Spread, Unknowns
-from tfdeblend.operators import LinearOperator, Place
-from tfdeblend.posterior import PosteriorDenoiser, Prior
-from tfdeblend.samplers import SAMPLERS, Noise
-from tfdeblend.schedules import noise_levels
-from tfdeblend.views import View
+from tfdeblend.diffusion.conditioning import PosteriorDenoiser, Prior
+from tfdeblend.diffusion.denoisers import pixels
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.linear_gaussian import Blend, Normals, Spread, Unknowns
+from tfdeblend.diffusion.random import Draws, keys
+from tfdeblend.diffusion.schedules import noise_levels
+from tfdeblend.diffusion.steps import SAMPLERS, Noise
+from tfdeblend.forward.exposures import View
+from tfdeblend.forward.operators import Place
+from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.linalg.operator import LinearOperator
 
 STAMP, RANK, IMAGE = (1, 4, 4), 3, (1, 6, 6)
 PIXELS, SEEN = 16, 36

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.priors import PRIORS, Disc, Frame, GalaxyPrior
+from tfdeblend.galaxies.priors import PRIORS, Disc, Frame, GalaxyPrior
 
 F64 = tf.float64
 MEDIANS = {"radius": 0.4, "disk_radius": 0.45, "bulge_ratio": 0.4, "index": 1.2, "fraction": 0.15}

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfdeblend import cli
+from tfdeblend.app import cli
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.galaxies import Population
-from tfdeblend.production import MANIFEST, Production, read_manifest
-from tfdeblend.scene import Scene
-from tfdeblend.shards import decode, encode, sha256
-from tfdeblend.simulated_files import SceneFiles, StampFiles
-from tfdeblend.simulation import SceneConfig
-from tfdeblend.stamps import StampConfig
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.io.shards import decode, encode, sha256
+from tfdeblend.simulation.parametric import Population
+from tfdeblend.simulation.production import MANIFEST, Production, read_manifest
+from tfdeblend.simulation.scenes import SceneConfig
+from tfdeblend.simulation.simulated_files import SceneFiles, StampFiles
+from tfdeblend.simulation.stamps import StampConfig
+from tfdeblend.simulation.surveys import SURVEYS
 
 HSC = SURVEYS["hsc"]
 CONFIG = SceneConfig(HSC, Population(), sources=(1, 3), size=32)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend import profiles
-from tfdeblend.priors import BulgeDiskPrior, Frame
-from tfdeblend.profiles import Mixture
+from tfdeblend.galaxies import profiles
+from tfdeblend.galaxies.priors import BulgeDiskPrior, Frame
+from tfdeblend.galaxies.profiles import Mixture
 
 RESOLUTION = 0.8  # pixels: the model PSF's sigma
 INDICES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 5.0, 6.0)

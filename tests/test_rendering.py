@@ -8,14 +8,16 @@ import pytest
 import tensorflow as tf
 from helpers import gaussian
 
-from tfdeblend import profiles
-from tfdeblend.batch import BlendBatch, choose_model_sigma, fast_fourier_size, scene_shape, transfer_function
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import choose_model_sigma, transfer_function
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.observation import Observation
-from tfdeblend.operators import Convolve, Place
-from tfdeblend.profiles import Mixture
-from tfdeblend.scene import Scene, Source
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.operators import Convolve, Place
+from tfdeblend.forward.shapes import fast_fourier_size, scene_shape
+from tfdeblend.galaxies import profiles
+from tfdeblend.galaxies.profiles import Mixture
 
 
 def gaussians(sigma: float, center: tuple[float, float], resolution: float) -> Mixture:

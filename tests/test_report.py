@@ -10,9 +10,9 @@ import numpy as np
 from helpers import make_deblended
 from PIL import Image
 
-from tfdeblend import report
+from tfdeblend.app import report
+from tfdeblend.app.plots import ScenePlotter
 from tfdeblend.io import write_fits
-from tfdeblend.plots import ScenePlotter
 
 
 def page_data(folder):

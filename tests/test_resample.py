@@ -11,10 +11,12 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from helpers import gaussian
 
-from tfdeblend.batch import fast_fourier_size
+from tfdeblend.data.astrometry import AffineMap
+from tfdeblend.data.psf import gaussian_psf
 from tfdeblend.errors import DataError
-from tfdeblend.operators import Convolve
-from tfdeblend.resample import AffineMap, Resample, Shifted, gaussian_psf, kept_frequencies, resampled_transfer
+from tfdeblend.forward.operators import Convolve
+from tfdeblend.forward.resample import Resample, Shifted, kept_frequencies, resampled_transfer
+from tfdeblend.forward.shapes import fast_fourier_size
 
 POINT = np.ones((1, 1, 1))  # a PSF that changes nothing
 

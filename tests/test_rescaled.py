@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.rescaled import OpenScale, Rescaled
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.unknown_scale import OpenScale, Rescaled
 
 SHAPE = (2, 8, 8)
 FACTOR = 3.0

@@ -10,18 +10,19 @@ import pytest
 import tensorflow as tf
 
 from tests.test_learned import SHIPPED, simulated
-from tfdeblend import draws, learned, sample_plots
-from tfdeblend.batch import BatchShape, BlendBatch, fast_fourier_size, scene_shape
-from tfdeblend.buckets import stamp_side
-from tfdeblend.deblended import Deblended
+from tfdeblend.app import sample_plots
+from tfdeblend.catalog.files import read_fits, write_fits
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
+from tfdeblend.diffusion import random, registry
+from tfdeblend.diffusion.initial import Seed
 from tfdeblend.errors import DataError
-from tfdeblend.io.results import read_fits, write_fits
-from tfdeblend.mapfit import MapFit
-from tfdeblend.priors import PRIORS
-from tfdeblend.sampling import PosteriorSampler, SampleOptions, Samples
-from tfdeblend.scene import Scene
-from tfdeblend.seeded import Seed
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import BatchShape, fast_fourier_size, scene_shape, stamp_side
+from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.map_fit import MapFit
 
 FEW = SampleOptions(steps=3)
 
@@ -58,7 +59,7 @@ def test_a_blend_is_the_same_alone(pair: list[Deblended]):
 
 def fitted(scene: Scene) -> tuple[BatchShape, Seed]:
     """The shape of a batch of this scene alone, and its seed."""
-    denoiser = learned.find(SHIPPED).load()
+    denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
     return shape, Seed.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(BlendBatch.build([scene], shape)))
 
@@ -67,14 +68,14 @@ def drawn(scene: Scene, shape: BatchShape, seed: Seed, samples: int = 4, options
     """Of a scene alone; rows beyond the samples are the first ones again."""
     batch = BlendBatch.build([scene] * shape.blends, shape)
     seeds = tf.nest.map_structure(lambda t: tf.repeat(t, shape.blends, 0), seed)
-    keys = tf.constant(draws.keys(0, [scene.name], samples)[np.arange(shape.blends) % samples])
+    keys = tf.constant(random.keys(0, [scene.name], samples)[np.arange(shape.blends) % samples])
     return diffusion(shape, options)(batch.tensors, seeds, keys)
 
 
 @lru_cache
 def diffusion(shape: BatchShape, options: SampleOptions) -> PosteriorSampler:
     """Compiled once for all tests."""
-    return PosteriorSampler(shape, learned.find(SHIPPED).load(), options)
+    return PosteriorSampler(shape, registry.find(SHIPPED).load(), options)
 
 
 @pytest.mark.parametrize(("steps", "of"), [(1, 5e-5), (3, 1e-3)])
@@ -141,7 +142,7 @@ def test_a_wrong_pixel_is_forgotten(recentre: bool):
 )
 def test_scales_are_open_where_they_are_drawn(options: SampleOptions, opens: bool):
     scene = simulated(1)[0]
-    denoiser = learned.find(SHIPPED).load()
+    denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
     assert PosteriorSampler(shape, denoiser, options).prior.rank == denoiser.rank + opens
 
@@ -150,7 +151,7 @@ def test_scales_are_open_where_they_are_drawn(options: SampleOptions, opens: boo
 def test_levels_fall_and_faint_galaxies_wait(steps: int):
     """Of a galaxy of norm 100 beside one of 10, both told right by the first draw."""
     scene = simulated(1)[0]
-    denoiser = learned.find(SHIPPED).load()
+    denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
     options = SampleOptions(steps=steps)
     of = PosteriorSampler(shape, denoiser, options)

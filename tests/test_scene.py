@@ -12,9 +12,9 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from scene_files import BANDS, SHAPE, XY, arrays, celestial
 
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
-from tfdeblend.scene import Scene, Source
 
 YX = XY[:, ::-1]
 

@@ -12,9 +12,9 @@ from export.bucket import Bucket
 from export.check_saved_model import check
 from tests.scene_files import DATA, needs_data
 from tests.test_serving import Server
-from tfdeblend.cli import main
-from tfdeblend.deblended import Deblended
-from tfdeblend.io.results import read_fits
+from tfdeblend.app.cli import main
+from tfdeblend.catalog.files import read_fits
+from tfdeblend.catalog.result import Deblended
 
 BLEND = DATA / "hsc_blends" / "43158172147386634.npz"  # 2 sources, 22 pixels
 LARGEST = {"map": 1e-5, "sample": 1e-3}

@@ -33,11 +33,11 @@ from export.embedded.refusal import Refusal
 from export.layout import WARM_UP
 from export.proofs.figures import INDEPENDENT, difference
 from tests.test_export import scene
-from tfdeblend.cli import main
+from tfdeblend.app.cli import main
+from tfdeblend.catalog.files import read_fits
+from tfdeblend.client import Client
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.io.results import read_fits
-from tfdeblend.serving import Client
 
 BUCKET = Bucket("exponential", 32)
 

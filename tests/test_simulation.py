@@ -9,14 +9,15 @@ import galsim
 import numpy as np
 import pytest
 
-from tfdeblend.colors import Colors
+from tfdeblend.data.photometry import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
-from tfdeblend.galaxies import Galaxies, Population
-from tfdeblend.real_galaxies import RealPopulation, read_catalogue
-from tfdeblend.rendering import Camera, Component, Knots
-from tfdeblend.simulation import NOISE_REACH, SceneConfig, Simulator, draw_positions, noise_kernel, unit_noise
-from tfdeblend.stamps import COADD_ZEROPOINT, StampConfig, draw_stamps
-from tfdeblend.surveys import SURVEYS
+from tfdeblend.simulation.parametric import Galaxies, Population
+from tfdeblend.simulation.real_galaxies import RealPopulation, read_catalogue
+from tfdeblend.simulation.rendering import Camera, Component, Knots
+from tfdeblend.simulation.scenes import NOISE_REACH, SceneConfig, Simulator, draw_positions, noise_kernel, unit_noise
+from tfdeblend.simulation.spectra import Colors
+from tfdeblend.simulation.stamps import StampConfig, draw_stamps
+from tfdeblend.simulation.surveys import SURVEYS
 
 HSC = SURVEYS["hsc"]
 CONFIG = SceneConfig(HSC, Population(), sources=(1, 3), size=32)
@@ -196,7 +197,7 @@ def test_stamps_are_isolated_galaxies_near_the_middle():
 
 def test_the_model_frame_is_the_deblenders():
     """Convolved with what the deblender takes for the rest of the PSF, the truth in the model frame is the observed."""
-    from tfdeblend.batch import transfer_function
+    from tfdeblend.data.psf import transfer_function
 
     scene = Simulator(replace(CONFIG, population=Population(bright=22), model_sigma=1.0, size=64)).scene(1)
     kernel = transfer_function(scene.psfs.astype(float), 1.0, 120)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfdeblend.colors import REFERENCE, TEMPLATES, Colors
 from tfdeblend.errors import DataError
-from tfdeblend.surveys import SURVEYS, Survey
+from tfdeblend.simulation.spectra import REFERENCE, TEMPLATES, Colors
+from tfdeblend.simulation.surveys import SURVEYS, Survey
 
 
 @pytest.mark.parametrize("survey", SURVEYS.values(), ids=list(SURVEYS))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.test_training import NETWORK
-from tfdeblend import learned
-from tfdeblend.datasets import read_records
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.datasets import read_records
 from tfdeblend.em import SAMPLING, Stamps
 from tfdeblend.errors import DataError
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.shards import write_npz
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.io.shards import write_npz
 from training import train_em
 from training.config import FitConfig
 from training.em_blends import split_of
@@ -85,7 +85,7 @@ def whole(tmp_path_factory) -> tuple[EMConfig, Path]:
 
 
 def weights(path: Path) -> list[np.ndarray]:
-    return learned.find(str(path)).load().get_weights()
+    return registry.find(str(path)).load().get_weights()
 
 
 @pytest.mark.slow

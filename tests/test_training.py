@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from tfdeblend.datasets import Augmentation, moments
-from tfdeblend.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.datasets import Augmentation, moments
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
 from tfdeblend.networks import UNet
 from training import card
 from training.config import DenoiserConfig, FitConfig, NetworkConfig

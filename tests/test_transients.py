@@ -11,9 +11,9 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from helpers import gaussian
 
+from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
-from tfdeblend.observation import Observation
-from tfdeblend.transients import LightCurve, light_curve
+from tfdeblend.light_curve import LightCurve, light_curve
 
 SIDE, SCALE = 32, 0.2  # pixels; arcsec
 HOST = {"y": 15.3, "x": 16.1, "radius": 3.0, "e1": 0.15, "e2": -0.1, "flux": 6000.0}  # radius in pixels

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
-    from tfdeblend.deblended import Deblended
+    from tfdeblend.catalog.result import Deblended
+    from tfdeblend.client import Client
+    from tfdeblend.data.observation import Observation
+    from tfdeblend.data.scene import Scene, Source
     from tfdeblend.deblender import Deblender
     from tfdeblend.dust import DustyGalaxy, fit_dust
     from tfdeblend.errors import DataError
     from tfdeblend.io import read
     from tfdeblend.joint import deblend_together
-    from tfdeblend.observation import Observation
-    from tfdeblend.scene import Scene, Source
-    from tfdeblend.serving import Client
-    from tfdeblend.transients import LightCurve, light_curve
+    from tfdeblend.light_curve import LightCurve, light_curve
 
 __all__ = [
     "Client",
@@ -40,18 +40,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Client": "serving",
+    "Client": "client",
     "DataError": "errors",
-    "Deblended": "deblended",
+    "Deblended": "catalog.result",
     "Deblender": "deblender",
     "DustyGalaxy": "dust",
-    "LightCurve": "transients",
-    "Observation": "observation",
-    "Scene": "scene",
-    "Source": "scene",
+    "LightCurve": "light_curve",
+    "Observation": "data.observation",
+    "Scene": "data.scene",
+    "Source": "data.scene",
     "deblend_together": "joint",
     "fit_dust": "dust",
-    "light_curve": "transients",
+    "light_curve": "light_curve",
     "read": "io",
 }
 

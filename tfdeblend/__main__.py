@@ -2,7 +2,7 @@
 
 import sys
 
-from tfdeblend.cli import main
+from tfdeblend.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,22 +12,26 @@ from typing import overload
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import assembly, initialize, learned, measure, sample_batches
-from tfdeblend.assembly import Facts
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.buckets import brightness, by_count, merge_buckets, side_wanted, stamp_side
-from tfdeblend.deblended import Deblended
+from tfdeblend.catalog import builder, measure
+from tfdeblend.catalog.builder import Facts
+from tfdeblend.catalog.measure import side_wanted
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.initial import Seed, SeedOptions
 from tfdeblend.errors import DataError
-from tfdeblend.mapfit import MapFit, MapOptions, MapResult
-from tfdeblend.nonparametric import NonparametricFit
-from tfdeblend.nuts import NutsOptions, NutsSampler
-from tfdeblend.observation import Observation
-from tfdeblend.priors import PRIORS, GalaxyPrior
-from tfdeblend.sample_batches import Drawn, rows_at_once
-from tfdeblend.sampling import LEAST_NORM, PosteriorSampler, SampleOptions
-from tfdeblend.scene import Scene
-from tfdeblend.scorefit import ScoreFit
-from tfdeblend.seeded import Seed, SeedOptions
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
+from tfdeblend.galaxies import moments
+from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
+from tfdeblend.inference import sample_batches
+from tfdeblend.inference.annealed import ScoreFit
+from tfdeblend.inference.diffusion_sampler import LEAST_NORM, PosteriorSampler, SampleOptions
+from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
+from tfdeblend.inference.nonparametric import NonparametricFit
+from tfdeblend.inference.nuts import NutsOptions, NutsSampler
+from tfdeblend.inference.sample_batches import Drawn, rows_at_once
 
 AUTOMATIC = "bulge-disk"
 NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
@@ -39,7 +43,7 @@ CONVERGED = 0.3  # standard deviations to the maximum, over all parameters toget
 
 
 def first_latents(prior: GalaxyPrior, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(B, K, S) to start a fit from, by `initialize.moments` of each scene."""
+    """(B, K, S) to start a fit from, by `moments.moments` of each scene."""
     start = np.zeros((shape.blends, shape.sources, prior.size), np.float32)
     for row, (radius, ellipticity) in enumerate(moments):
         guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
@@ -53,7 +57,7 @@ class Deblender:
 
     Args:
       prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
-        `learned.shipped`, or a `.keras` or `.npz` file), which start from "bulge-disk". "auto": see `prior_of`.
+        `registry.shipped`, or a `.keras` or `.npz` file), which start from "bulge-disk". "auto": see `prior_of`.
       method: "map", the maximum of the posterior, with errors from its curvature there; "sample", draws from it, with
         means, errors and covariances of these: by the reverse diffusion with a learned prior, by NUTS with a
         closed-form one.
@@ -87,8 +91,8 @@ class Deblender:
     )
 
     def __post_init__(self) -> None:
-        names = ["auto", *PRIORS, NONPARAMETRIC, *learned.shipped()]
-        if self.prior not in names and not learned.is_learned(self.prior):
+        names = ["auto", *PRIORS, NONPARAMETRIC, *registry.shipped()]
+        if self.prior not in names and not registry.is_learned(self.prior):
             raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
@@ -106,7 +110,7 @@ class Deblender:
             return self.prior
         if scene.observation.pixel_scale is None:
             return AUTOMATIC
-        fitting = [name for name, prior in learned.shipped().items() if prior.problem(scene) is None]
+        fitting = [name for name, prior in registry.shipped().items() if prior.problem(scene) is None]
         return fitting[0] if fitting else AUTOMATIC
 
     def _shape(self, scene: Scene, prior: str, least: int) -> BatchShape:
@@ -114,14 +118,14 @@ class Deblender:
 
         Raises: DataError for a scene that cannot be done with this prior.
         """
-        if not learned.is_learned(prior):
+        if not registry.is_learned(prior):
             if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
                 expected = (
                     "one for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
                 )
                 raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
             return scene_shape(scene, stamp_side(scene, least))
-        known = learned.find(prior)
+        known = registry.find(prior)
         if problem := known.problem(scene):
             raise DataError(scene.name, f"prior {known.name}", problem)
         known.load()  # so that a damaged file is told as an error of the scene
@@ -136,7 +140,7 @@ class Deblender:
 
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
         """
-        return assembly.in_order(self.iterate, scenes)
+        return builder.in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
@@ -185,7 +189,7 @@ class Deblender:
         began = time.perf_counter()
         fit = self._fit(shape, prior)
         batch = BlendBatch.build(scenes, shape)
-        result = fit(batch, first_latents(fit.prior, shape, [initialize.moments(scene) for scene in scenes]))
+        result = fit(batch, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
         rows = list(range(len(scenes)))
         if not final:
             sides = [self._side_wanted(scene, batch, result, row) for row, scene in enumerate(scenes)]
@@ -235,7 +239,7 @@ class Deblender:
                 yield indices[one.row], self._sampled(one, batch, 1e3 * spent / total, prior, facts(one.row))
                 start = time.perf_counter()
 
-        if not learned.is_learned(prior):
+        if not registry.is_learned(prior):
             sampler = self._chains(fit, prior)
             names = zlib.crc32("\n".join(scene.name for scene in scenes).encode()) >> 1
             chains = sampler(batch.tensors, found.state, (self.seed, names))
@@ -261,16 +265,16 @@ class Deblender:
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
         facts = self._facts(milliseconds, prior) | facts
-        if learned.is_learned(prior) and self.sampling.evidence:
-            jitter = learned.find(prior).load().scale_jitter
+        if registry.is_learned(prior) and self.sampling.evidence:
+            jitter = registry.find(prior).load().scale_jitter
             facts |= sample_batches.evidence(drawn.tally, batch.band_scale[drawn.row], jitter)
-        return assembly.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
+        return builder.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
 
     def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
         key = prior, shape
         if key not in self._samplers:
             near = SeedOptions(self.background, least_norm=LEAST_NORM)
-            self._samplers[key] = PosteriorSampler(shape, learned.find(prior).load(), self.sampling, near)
+            self._samplers[key] = PosteriorSampler(shape, registry.find(prior).load(), self.sampling, near)
         return self._samplers[key]
 
     def _chains(self, fit: MapFit, prior: str) -> NutsSampler:
@@ -292,7 +296,7 @@ class Deblender:
             if prior == NONPARAMETRIC:
                 self._refinements[key] = NonparametricFit(seed)
             else:
-                self._refinements[key] = ScoreFit(seed, learned.find(prior).load())
+                self._refinements[key] = ScoreFit(seed, registry.find(prior).load())
         return self._refinements[key]
 
     def _result(
@@ -309,7 +313,7 @@ class Deblender:
         y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
         shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
-        found = assembly.Fitted(
+        found = builder.Fitted(
             model=fit.model[row, :, :height, :width] * unit,
             sources=fit.sources[row, :count, :, :height, :width] * unit,
             stamps=fit.stamps[row, :count] * unit,
@@ -323,12 +327,12 @@ class Deblender:
         )
         facts: Facts = {"steps": int(fit.steps[row]), "distance": float(fit.distance[row])}
         facts["modelsig"] = batch.shape.model_sigma
-        return assembly.fitted(scene, found, self._facts(milliseconds, prior) | facts)
+        return builder.fitted(scene, found, self._facts(milliseconds, prior) | facts)
 
     def _facts(self, milliseconds: float, prior: str) -> Facts:
         return {
             "method": self.method,
-            "prior": learned.find(prior).name if learned.is_learned(prior) else prior,
+            "prior": registry.find(prior).name if registry.is_learned(prior) else prior,
             "seed": self.seed,
             "walltime": milliseconds / 1e3,
         }

@@ -21,12 +21,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import bijectors as tfb
 
-from tfdeblend import gauss_newton, initialize, profiles
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.priors import PRIORS, Disc, Frame, Prior
-from tfdeblend.scene import Scene
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import BatchShape, scene_shape
+from tfdeblend.galaxies import moments, normal_equations, profiles
+from tfdeblend.galaxies.priors import PRIORS, Disc, Frame, Prior
 
 DIRECTIONS = 4  # of the lane, that the fit starts from
 ITERATIONS = 300
@@ -118,7 +119,7 @@ class DustFit:
         images = whiten(likelihood.render_each(seen[:, :, None]))
         columns = tf.reshape(images, [*images.shape[:3], -1])
         data = tf.reshape(whiten(likelihood.images), [*images.shape[:2], -1, 1])
-        gram = gauss_newton.regular(tf.matmul(columns, columns, transpose_b=True), tf.ones_like(columns[..., 0]))
+        gram = normal_equations.regular(tf.matmul(columns, columns, transpose_b=True), tf.ones_like(columns[..., 0]))
         return tf.linalg.matrix_transpose(tf.linalg.solve(gram, tf.matmul(columns, data))[..., 0])
 
     def _run(self, tensors: dict, start: tf.Tensor) -> Found:
@@ -214,7 +215,7 @@ def fit_dust(
     shape = scene_shape(ordered, stamp)._replace(sources=count)
     fit = compiled(prior, shape._replace(blends=DIRECTIONS), position_sigma, law)
     batch = BlendBatch.build([ordered], shape, DTYPE)
-    guess = fit.galaxies.start(*(tf.constant(part, DTYPE) for part in initialize.moments(ordered))).numpy()
+    guess = fit.galaxies.start(*(tf.constant(part, DTYPE) for part in moments.moments(ordered))).numpy()
     start = np.zeros((DIRECTIONS, fit.number + fit.dust.size))
     start[:, : fit.number] = np.where(np.isfinite(guess), guess, 0).ravel()
     angle = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS

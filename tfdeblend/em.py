@@ -16,19 +16,21 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import initialize, sample_batches, shards
-from tfdeblend.batch import BatchShape, BlendBatch, scene_shape
-from tfdeblend.buckets import brightness, by_count, merge_buckets, stamp_side
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import SEED, first_latents
-from tfdeblend.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
+from tfdeblend.diffusion.initial import LARGE_SHARE, Seed, Window, window
 from tfdeblend.errors import DataError
-from tfdeblend.gaussian import STAMPS, GaussianDenoiser
-from tfdeblend.mapfit import MapFit
-from tfdeblend.nonparametric import NonparametricFit
-from tfdeblend.priors import PRIORS
-from tfdeblend.sampling import NEAR, PosteriorSampler, SampleOptions, Samples
-from tfdeblend.scene import Scene
-from tfdeblend.seeded import LARGE_SHARE, Seed, Window, window
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
+from tfdeblend.galaxies import moments
+from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.inference import sample_batches
+from tfdeblend.inference.diffusion_sampler import NEAR, PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.map_fit import MapFit
+from tfdeblend.inference.nonparametric import NonparametricFit
+from tfdeblend.io import shards
 
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
@@ -100,7 +102,7 @@ class Seeding:
             self.fits[shape] = fit, NonparametricFit(fit)
         fit, refine = self.fits[shape]
         batch = BlendBatch.build(scenes, shape)
-        result = fit(batch, first_latents(fit.prior, shape, [initialize.moments(scene) for scene in scenes]))
+        result = fit(batch, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
         if self.nonparametric:
             result = refine(batch, result)
         return Shard(tuple(scenes), shape, Seed(*(part.numpy()[: len(scenes)] for part in Seed.of(result))))

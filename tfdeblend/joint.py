@@ -17,25 +17,26 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import initialize, learned
-from tfdeblend.assembly import Facts
-from tfdeblend.batch import LARGEST_GAIN, BatchShape
-from tfdeblend.buckets import stamp_side
-from tfdeblend.checks import sky_level
+from tfdeblend.catalog.builder import Facts
+from tfdeblend.catalog.joint_result import Calibration, JointDeblended, assembled, assembled_samples
+from tfdeblend.data.joint_detection import detect_together
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import LARGEST_GAIN
+from tfdeblend.data.scene import Scene
+from tfdeblend.data.validation import sky_level
 from tfdeblend.deblender import LARGEST_RHAT, METHODS, SEED, first_latents
+from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
-from tfdeblend.exposures import Exposures, JointShape
-from tfdeblend.joint_deblended import Calibration, JointDeblended, assembled, assembled_samples
-from tfdeblend.joint_detection import detect_together
-from tfdeblend.joint_likelihood import JointLikelihood
-from tfdeblend.joint_sampling import drawn_by_chains, drawn_by_diffusion
-from tfdeblend.likelihood import Likelihood
-from tfdeblend.mapfit import MapFit, MapResult
-from tfdeblend.nuts import NutsOptions
-from tfdeblend.observation import Observation
-from tfdeblend.priors import PRIORS
-from tfdeblend.sampling import SampleOptions
-from tfdeblend.scene import Scene
+from tfdeblend.forward.field import Exposures, JointShape
+from tfdeblend.forward.joint_likelihood import JointLikelihood
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import BatchShape, stamp_side
+from tfdeblend.galaxies import moments
+from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.inference.joint_sampling import drawn_by_chains, drawn_by_diffusion
+from tfdeblend.inference.map_fit import MapFit, MapResult
+from tfdeblend.inference.nuts import NutsOptions
 
 SAMPLING, NUTS = SampleOptions(), NutsOptions()
 CALIBRATIONS = 2  # times that shifts and gains are fitted, between fits of the galaxies
@@ -166,7 +167,7 @@ def deblend_together(
         in one unit.
       catalog: of sources in the first's pixels or on the sky, see `Scene.from_catalog`; None: see `detect_together`.
       prior: "exponential", "sersic" or "bulge-disk"; with method "sample" also a learned one of the same bands, in
-        their order, and of the first's pixels: a shipped prior, or a file of one (see `learned.find`).
+        their order, and of the first's pixels: a shipped prior, or a file of one (see `registry.find`).
       stamp: pixels a side, of the first, that hold a galaxy; None: `stamp_side`.
       position_sigma: expected error of the positions, in pixels of the first.
       background: fit a constant in each band of each observation.
@@ -177,7 +178,7 @@ def deblend_together(
       prior or method.
     """
     closed = prior in PRIORS
-    if not closed and (method == "map" or not learned.is_learned(prior)):
+    if not closed and (method == "map" or not registry.is_learned(prior)):
         expected = ", ".join(PRIORS) + (" or a learned prior" if method == "sample" else "")
         raise ValueError(f"prior: expected one of {expected}, received {prior!r}")
     if method not in METHODS:
@@ -198,13 +199,13 @@ def deblend_together(
     first, *others = (replace(one, images=one.images - level[:, None, None]) for one, level in pairs)
     scene = Scene.from_catalog(first, detect_together([first, *others]) if catalog is None else catalog)
     exposures = Exposures(scene, tuple(others))
-    known = None if closed else _checked(learned.find(prior), exposures)
+    known = None if closed else _checked(registry.find(prior), exposures)
     least, sigma = (0, None) if known is None else (known.side + 2, known.model_sigma)
     if stamp is not None and stamp < least:
         raise ValueError(f"stamp: expected at least {least} pixels for prior {prior}, received {stamp}")
     shape = exposures.shape(stamp or stamp_side(scene, least), background, sigma)
     fit = compiled(prior if closed else SEED, shape, position_sigma, calibration)
-    start = first_latents(fit.map.prior, cast(BatchShape, shape), [initialize.moments(scene)])
+    start = first_latents(fit.map.prior, cast(BatchShape, shape), [moments.moments(scene)])
     found, calibrated, tensors = fit(exposures.tensors(shape), start)
     whole = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
     facts: Facts = {"method": method, "prior": prior if known is None else known.name, "seed": seed}
@@ -225,13 +226,13 @@ def deblend_together(
     return assembled(whole, shape, arrays, calibrated, backgrounds, facts)
 
 
-def _checked(prior: learned.LearnedPrior, exposures: Exposures) -> learned.LearnedPrior:
+def _checked(prior: registry.LearnedPrior, exposures: Exposures) -> registry.LearnedPrior:
     """Raises: DataError where a learned prior is not for these observations."""
     first, bands = exposures.scene.observation, exposures.bands
     problem = None
     if bands != prior.bands:
         problem = f"expected bands {', '.join(prior.bands)}, in this order, received {', '.join(bands)}"
-    elif first.pixel_scale and abs(first.pixel_scale / prior.pixel_scale - 1) > learned.SCALE_TOLERANCE:
+    elif first.pixel_scale and abs(first.pixel_scale / prior.pixel_scale - 1) > registry.SCALE_TOLERANCE:
         problem = f"expected finest pixels of {prior.pixel_scale:g} arcsec, received {first.pixel_scale:.4g}"
     elif max(gains := exposures.gains(prior.model_sigma)) > LARGEST_GAIN:
         first = exposures.observations[int(np.argmax(gains))]

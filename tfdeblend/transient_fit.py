@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import profiles
-from tfdeblend.exposures import Exposures, JointShape, places
-from tfdeblend.galaxy_posterior import slopes
-from tfdeblend.noise import GaussianNoise
-from tfdeblend.operators import Place
-from tfdeblend.priors import PRIORS, Frame
-from tfdeblend.resample import Resample
-from tfdeblend.scene import Scene
+from tfdeblend.data.scene import Scene
+from tfdeblend.forward.field import Exposures, JointShape, places
+from tfdeblend.forward.noise import GaussianNoise
+from tfdeblend.forward.operators import Place
+from tfdeblend.forward.resample import Resample
+from tfdeblend.galaxies import profiles
+from tfdeblend.galaxies.posterior import slopes
+from tfdeblend.galaxies.priors import PRIORS, Frame
 
 STIFFNESS = (900.0, 30.0, 1.0)  # by which the latents' prior is multiplied, in turn: see `mapfit`
 ROUNDS = 30  # steps at most, of each

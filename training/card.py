@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import learned
-from tfdeblend.covariance import DiagonalLowRank
-from tfdeblend.datasets import read_stamps
-from tfdeblend.denoisers import Denoiser, NeuralDenoiser, flux_scale
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.generate import Generator
-from tfdeblend.populations import properties, two_sample
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.datasets import read_stamps
+from tfdeblend.diffusion.denoisers import Denoiser, NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.generation import Generator
+from tfdeblend.linalg.low_rank import DiagonalLowRank
 from training.monitors import LEVELS, draw
+from training.two_sample import properties, two_sample
 
 BATCH = 32
 RANK = 32
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    known = learned.find(options.prior)
+    known = registry.find(options.prior)
     denoiser = known.load()
     held_out = read(options.stamps, options.held_out, options.number)
     gaussian = GaussianDenoiser.fit(read(options.stamps, options.train, options.gaussian), RANK)

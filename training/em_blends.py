@@ -12,11 +12,12 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tfdeblend import em, learned
+from tfdeblend import em
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
 from tfdeblend.io import find_inputs
-from tfdeblend.scene import Scene
-from tfdeblend.shards import write_whole
+from tfdeblend.io.shards import write_whole
 from training.em_config import EMConfig
 
 T = TypeVar("T")
@@ -36,7 +37,9 @@ def read_scenes(config: EMConfig) -> list[Scene]:
 
     Raises: DataError where none is.
     """
-    about = learned.LearnedPrior(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
+    about = registry.LearnedPrior(
+        config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma
+    )
     found, refused = [], []
     for path in progress(find_inputs(list(config.blends)), "reading"):
         try:

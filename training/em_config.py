@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
-from tfdeblend.sampling import SampleOptions
+from tfdeblend.inference.diffusion_sampler import SampleOptions
 from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
 STARTS = ("gaussian", "fits", "prior")

@@ -10,16 +10,16 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfdeblend.datasets import read_stamps
-from tfdeblend.denoisers import Denoiser, flux_scale
+from tfdeblend.app.plots import Stretch, residual_colours, significance
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion.datasets import read_stamps
+from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.generation import Generator
 from tfdeblend.em import Expectation, Score, Shard, score
-from tfdeblend.generate import Generator
-from tfdeblend.plots import Stretch, residual_colours, significance
-from tfdeblend.populations import pqmass, properties, two_sample
-from tfdeblend.scene import Scene
-from tfdeblend.shards import write_whole
+from tfdeblend.io.shards import write_whole
 from training.em_config import EMConfig
 from training.monitors import draw
+from training.two_sample import pqmass, properties, two_sample
 
 PRIOR_DRAWS = 512  # of a prior's own galaxies, to be compared with the truth
 AT_ONCE = 64

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdeblend.datasets import read_stamps
-from tfdeblend.denoisers import flux_scale
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.shards import write_whole
+from tfdeblend.diffusion.datasets import read_stamps
+from tfdeblend.diffusion.denoisers import flux_scale
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.io.shards import write_whole
 
 
 def fit(

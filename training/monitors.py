@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfdeblend.denoisers import NeuralDenoiser
-from tfdeblend.generate import Generator
+from tfdeblend.diffusion.denoisers import NeuralDenoiser
+from tfdeblend.diffusion.generation import Generator
 
 LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 

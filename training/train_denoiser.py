@@ -19,14 +19,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import learned
-from tfdeblend.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
-from tfdeblend.denoisers import NeuralDenoiser, flux_scale
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.heads import HeadTraining, head_loss, negative_log_likelihood
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
+from tfdeblend.diffusion.losses import HeadTraining, head_loss, negative_log_likelihood
+from tfdeblend.diffusion.schedules import LogNormalNoise
+from tfdeblend.io.shards import write_whole
 from tfdeblend.networks import UNet
-from tfdeblend.schedules import LogNormalNoise
-from tfdeblend.shards import write_whole
 from training.config import DenoiserConfig, FitConfig
 from training.monitors import LossByLevel, Pictures, StartData
 
@@ -52,7 +52,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     """The untrained denoiser, with the moments of the stamps (at unit scale), or the one to start from."""
     keras.utils.set_random_seed(config.seed)
     if config.start is not None:
-        start = learned.find(config.start).network()
+        start = registry.find(config.start).network()
         with precision(config.precision):
             return start.without_optimizer()
     augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)

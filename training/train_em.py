@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend import em, learned
-from tfdeblend.datasets import read_records, read_stamps
-from tfdeblend.denoisers import Denoiser
+from tfdeblend import em
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.datasets import read_records, read_stamps
+from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
-from tfdeblend.gaussian import GaussianDenoiser
-from tfdeblend.shards import write_whole
+from tfdeblend.io.shards import write_whole
 from training.em_blends import Blends, progress, read_scenes, seeded
 from training.em_config import EMConfig
 from training.em_judge import SCORES, Judge, rise
@@ -93,7 +94,7 @@ class Run:
             return
         if start.kind == "prior":
             assert start.prior is not None
-            prior = learned.find(start.prior).network()
+            prior = registry.find(start.prior).network()
             write_whole(folder / "prior.keras", prior.save)
         elif start.kind == "gaussian":
             self._start_gaussian(folder)
@@ -179,7 +180,7 @@ class Run:
     def maximise(self, lap: int) -> None:
         """Fits the network to the lap's samples, from the weights of the lap before where there are any."""
         before = prior_file(self.folder(lap - 1))
-        start = before if before is not None and before.suffix == learned.SUFFIX else None
+        start = before if before is not None and before.suffix == registry.SUFFIX else None
         train(
             self.config.denoiser(_samples(self.folder(lap)), start, em.lap_seed(self.config.seed, lap)),
             self.folder(lap),
@@ -247,7 +248,7 @@ def check_start(config: EMConfig) -> None:
     """Raises: DataError for a prior to start from that is not there, or for other stamps."""
     if config.start.prior is None:
         return
-    known = learned.find(config.start.prior)
+    known = registry.find(config.start.prior)
     denoiser = known.load()
     found = known.bands, known.side, known.pixel_scale, known.model_sigma, denoiser.scale_jitter
     expected = config.bands, config.side, config.pixel_scale, config.model_sigma, config.scale_jitter
@@ -272,8 +273,8 @@ def read_prior(folder: Path) -> Denoiser:
     path = prior_file(folder)
     if path is None:
         raise DataError(folder, "prior", "expected a prior, received none")
-    if path.suffix == learned.SUFFIX:
-        return learned.find(str(path)).network()
+    if path.suffix == registry.SUFFIX:
+        return registry.find(str(path)).network()
     return GaussianDenoiser.load(path)
 
 

@@ -9,7 +9,7 @@ FITS: image SCI or IMAGE or the primary, (C,H,W) or (H,W); VAR or VARIANCE, or W
 planes; PSF; table CATALOG with x, y or ra, dec; from the header the celestial WCS, BUNIT, MAGZERO or ZP, and the names
 of bands from BANDS, FILTER, or FILTER1, FILTER2, ...
 
-What is written for a scene is described in `tfdeblend.io.results`.
+What is written for a scene is described in `tfdeblend.catalog.files`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..observation import Observation
-from . import images, npz, psfs
-from .catalogs import read_catalog
-from .inputs import find_inputs, scene_name
-from .joint import write_joint
-from .results import read_fits, write_catalog, write_fits
+from tfdeblend.data.observation import Observation
+from tfdeblend.errors import DataError
+from tfdeblend.io import images, npz, psfs
+from tfdeblend.io.catalogs import read_catalog
+from tfdeblend.io.inputs import find_inputs, scene_name
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -33,11 +31,7 @@ __all__ = [
     "find_inputs",
     "read",
     "read_catalog",
-    "read_fits",
     "scene_name",
-    "write_catalog",
-    "write_fits",
-    "write_joint",
 ]
 
 

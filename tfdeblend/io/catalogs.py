@@ -6,8 +6,8 @@ from pathlib import Path
 
 from astropy.table import Table
 
-from ..errors import DataError
-from .parsing import parsing
+from tfdeblend.errors import DataError
+from tfdeblend.io.parsing import parsing
 
 FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
 

@@ -12,11 +12,11 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from .. import checks
-from ..errors import DataError
-from .catalogs import as_catalog
-from .masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
-from .parsing import Contents, parsing
+from tfdeblend.data import validation
+from tfdeblend.errors import DataError
+from tfdeblend.io.catalogs import as_catalog
+from tfdeblend.io.masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
+from tfdeblend.io.parsing import Contents, parsing
 
 SCIENCE = ("SCI", "IMAGE")
 VARIANCE = ("VAR", "VARIANCE")
@@ -109,7 +109,7 @@ def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
 
 def _as_cube(path: Path, name: str, data: Any) -> np.ndarray:
     try:
-        return checks.as_images(str(path), data)
+        return validation.as_images(str(path), data)
     except DataError as error:
         raise DataError(path, name, error.args[-1]) from error
 
@@ -155,7 +155,7 @@ def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
     """The WCS of the first header with a celestial one, or None."""
     for header in headers:
         if "CTYPE1" in header:
-            wcs = checks.parse_wcs(str(path), header)
+            wcs = validation.parse_wcs(str(path), header)
             if wcs.has_celestial:
                 return wcs
     return None

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import DataError
+from tfdeblend.errors import DataError
 
 SUFFIXES = (".npz", ".fits", ".fit", ".fits.gz", ".fits.fz")
 COMPANION = "_psf"

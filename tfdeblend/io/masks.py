@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..errors import DataError
+from tfdeblend.data import validation
+from tfdeblend.errors import DataError
 
 # The planes of the HSC and LSST pipelines.
 PLANES = {
@@ -48,18 +48,18 @@ def masked_pixels(
     Raises:
         DataError: another shape or type, an unknown plane.
     """
-    array = checks.numbers(path, field, mask, kinds="biu")
+    array = validation.numbers(path, field, mask, kinds="biu")
     if array.dtype.kind != "b":
         bits = [planes[name] for name in MASKED if name in planes] if chosen is None else _bits(path, chosen, planes)
         array = array.astype(np.int64) & sum(1 << bit for bit in set(bits)) != 0
-    return checks.as_mask(path, field, array, shape)
+    return validation.as_mask(path, field, array, shape)
 
 
 def saturated_pixels(
     path: Path, field: str, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int] = PLANES
 ) -> np.ndarray | None:
     """(C,H,W) bool: the plane SATURATED of a mask, None where it has none; see `masked_pixels`."""
-    integer = checks.numbers(path, field, mask, kinds="biu").dtype.kind != "b"
+    integer = validation.numbers(path, field, mask, kinds="biu").dtype.kind != "b"
     if not integer or SATURATED not in planes:
         return None
     return masked_pixels(path, field, mask, shape, [SATURATED], planes)
@@ -84,7 +84,7 @@ def variance_weights(
     Raises:
         DataError: another shape or type, NaN or a negative value in an unmasked pixel.
     """
-    array = checks.numbers(path, field, variance)
+    array = validation.numbers(path, field, variance)
     array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
     if array.shape != shape:
         raise DataError(path, field, f"expected shape {shape} as images, received {array.shape}")

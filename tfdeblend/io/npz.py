@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from .. import checks
-from ..errors import DataError
-from .masks import masked_pixels, saturated_pixels, variance_weights
-from .parsing import Contents, parsing
+from tfdeblend.data import validation
+from tfdeblend.errors import DataError
+from tfdeblend.io.masks import masked_pixels, saturated_pixels, variance_weights
+from tfdeblend.io.parsing import Contents, parsing
 
 NAMES = {"psf": "psfs", "bands": "filters"}
 
@@ -51,7 +51,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
     """The contents of an NPZ file; see `tfdeblend.io.read`."""
     notes: list[str] = []
     with Archive(path) as archive:
-        images = checks.as_images(str(path), archive.need("images"))
+        images = validation.as_images(str(path), archive.need("images"))
         masked, mask = _masked(archive, images.shape, mask_planes), archive.get("mask")
         fields = {
             "images": images if masked is None else np.ma.MaskedArray(images, masked),
@@ -74,7 +74,7 @@ def _masked(archive: Archive, shape: tuple[int, ...], mask_planes: Sequence[str 
     if mask is not None:
         parts.append(masked_pixels(archive.path, "mask", mask, shape, mask_planes))
     if footprint is not None:
-        parts.append(checks.as_mask(str(archive.path), "footprint", footprint, shape))
+        parts.append(validation.as_mask(str(archive.path), "footprint", footprint, shape))
     return np.any(parts, axis=0) if parts else None
 
 
@@ -98,7 +98,7 @@ def _catalog(archive: Archive) -> Table | None:
         with parsing(archive.path, "catalog"):
             return Table(catalog, meta={"field": "catalog"})
     if peaks is not None:
-        peaks = checks.numbers(archive.path, "peaks", peaks)
+        peaks = validation.numbers(archive.path, "peaks", peaks)
         if peaks.ndim != 2 or peaks.shape[1] != 2:
             raise DataError(archive.path, "peaks", f"expected shape (N, 2) of (x, y), received {peaks.shape}")
         return Table({"x": peaks[:, 0], "y": peaks[:, 1]}, meta={"field": "peaks"})

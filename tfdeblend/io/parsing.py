@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
+from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
     from astropy.table import Table

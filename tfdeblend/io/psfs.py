@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from . import images
-from .npz import Archive
-from .parsing import parsing
+from tfdeblend.errors import DataError
+from tfdeblend.io import images
+from tfdeblend.io.npz import Archive
+from tfdeblend.io.parsing import parsing
 
 PSFEX = "PSF_DATA"  # the table of a PSFEx model
 

@@ -1,0 +1,1 @@
+"""The command line, its runs, figures and reports."""

@@ -1,0 +1,278 @@
+"""The command line: arguments and exit codes. What the commands do is in `commands.py`, heavy imports inside them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfdeblend.app import commands
+from tfdeblend.errors import DataError
+from tfdeblend.version import __version__
+
+EXIT_CODES = "exit codes: 0 done, 1 some scenes failed, 2 bad usage or input, 130 interrupted"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; usage errors leave through argparse with 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("tfdeblend: interrupted", file=sys.stderr)
+        return commands.INTERRUPTED
+    except BrokenPipeError:  # the reader of standard output has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return commands.DONE
+    except (DataError, OSError) as error:
+        print(f"tfdeblend: error: {error}", file=sys.stderr)
+        return commands.BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tfdeblend", description="Takes blended galaxies apart.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"tfdeblend {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add, run in (
+        (_add_deblend, commands.deblend),
+        (_add_simulate, commands.simulate),
+        (_add_detect, commands.detect),
+        (_add_measure, commands.measure),
+        (_add_plot, commands.plot),
+        (_add_info, commands.info),
+    ):
+        command = add(subparsers)
+        command.epilog = EXIT_CODES
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print one JSON document to standard output")
+        command.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
+    return parser
+
+
+def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "deblend",
+        help="model every source of every scene",
+        description="Deblends scenes: DIR/<scene>.fits and .png of each, DIR/catalog.ecsv and DIR/index.html of all. "
+        "An interrupted run goes on where it stopped when the same command is given again. With --observation, given "
+        "twice or more, files of one field are fitted together, each on its own pixels, into one result.",
+    )
+    _add_inputs(parser, "*")
+    parser.add_argument(
+        "--observation",
+        action="append",
+        metavar="FILE",
+        help="one of several observations of one field, each with a WCS; the model is on the finest pixels of all",
+    )
+    parser.add_argument(
+        "--catalog",
+        metavar="FILE",
+        help="sources for --observation: a table (.ecsv, .fits, .csv) of ra, dec, or x, y in the finest pixels",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
+    parser.add_argument(
+        "--prior",
+        default="auto",
+        metavar="NAME",
+        help="galaxy model, or a .keras or .npz file of one's own (default: auto); see `tfdeblend info --priors`",
+    )
+    parser.add_argument(
+        "--method",
+        choices=["map", "sample"],
+        default="map",
+        help="inference: the posterior's maximum, or samples of it (default: map)",
+    )
+    parser.add_argument("--samples", type=_positive, default=16, metavar="N", help="of each scene (default: 16)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
+    )
+    parser.add_argument(
+        "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
+    )
+    parser.add_argument(
+        "--save-samples",
+        action="store_true",
+        help="keep the samples themselves in DIR/<scene>.fits, and show some in DIR/<scene>.samples.png",
+    )
+    parser.add_argument(
+        "--detect",
+        action=argparse.BooleanOptionalAction,
+        help="detect sources in every scene, or refuse those without a catalogue (default: detect where there is none)",
+    )
+    parser.add_argument("--background", action="store_true", help="fit a constant background in each band")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="scenes fitted together")
+    parser.add_argument(
+        "--server", metavar="URL", help="let a model server do it: grpc://HOST:PORT or http://HOST:PORT"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do all scenes again")
+    parser.add_argument("--no-figures", dest="figures", action="store_false", help="write no DIR/<scene>.png")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")
+    parser.add_argument(
+        "--catalog-format",
+        choices=["ecsv", "parquet", "fits"],
+        default="ecsv",
+        help="of the joined catalogue (default: ecsv)",
+    )
+    return parser
+
+
+def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "simulate",
+        help="draw blends with their truth",
+        description="Draws blends with their truth, or with --stamps single galaxies to train on, and manifest.json. "
+        "An interrupted run goes on where it stopped when the same command is given again.",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
+    parser.add_argument("--number", type=_positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
+    parser.add_argument(
+        "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
+    _add_population(parser)
+    parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
+    parser.add_argument(
+        "--model-sigma",
+        type=float,
+        metavar="PIXELS",
+        help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
+    )
+    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="do all again")
+    return parser
+
+
+def _add_population(parser: argparse.ArgumentParser) -> None:
+    """Which sources a simulation draws, and where."""
+    parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
+    parser.add_argument(
+        "--positions", choices=["uniform", "clustered"], default="clustered", help="of sources (default: clustered)"
+    )
+    parser.add_argument("--noise", choices=["white", "correlated"], default="white", help="(default: white)")
+    parser.add_argument("--size", type=_positive, metavar="N", help="pixels a side (default: 71; stamps 64)")
+    parser.add_argument(
+        "--galaxies",
+        default="parametric",
+        metavar="parametric|DIR",
+        help="bulges, disks and knots, or the HST galaxies of a folder that galsim.RealGalaxyCatalog reads",
+    )
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="all", help="of the HST galaxies (default: all)"
+    )
+    parser.add_argument(
+        "--shrink",
+        type=_factors,
+        default=(1.0, 1.0),
+        metavar="A-B",
+        help="factor of the HST galaxies' sizes, so that their noise shows less (default: 1)",
+    )
+    parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
+    parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
+    parser.add_argument(
+        "--slope", type=float, default=0.31, metavar="DEX", help="of the counts, log10 a magnitude (default: 0.31)"
+    )
+    parser.add_argument("--stars", type=float, default=0.0, metavar="SHARE", help="of the sources (default: 0)")
+
+
+def _add_detect(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "detect", help="find sources", description="Detects sources and prints or writes a catalogue."
+    )
+    _add_inputs(parser)
+    parser.add_argument(
+        "--threshold", type=float, default=3.0, metavar="SIGMA", help="detection threshold (default: 3)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
+    return parser
+
+
+def _add_measure(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "measure",
+        help="measure saved results anew",
+        description="Measures saved results anew and prints or writes a catalogue.",
+    )
+    _add_results(parser)
+    parser.add_argument("--out", metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
+    return parser
+
+
+def _add_plot(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser("plot", help="draw saved results", description="Draws saved results as <scene>.png.")
+    _add_results(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: beside each result)")
+    return parser
+
+
+def _add_info(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "info",
+        help="say what is installed, or what a file holds",
+        description="Without a file: version, packages and priors. With files: what they hold, and reading's warnings.",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help="scene or result")
+    parser.add_argument("--priors", action="store_true", help="list the priors")
+    _add_reading(parser)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser, number: str = "+") -> None:
+    parser.add_argument("inputs", nargs=number, metavar="INPUT", help="NPZ or FITS files, folders of them, or globs")
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--psf", metavar="FILE", help="PSF for scenes that bring none")
+    parser.add_argument(
+        "--mask-planes",
+        metavar="PLANE,...",
+        type=_planes,
+        help="names or bits of the mask planes to mask (default: BAD,SAT,EDGE,SUSPECT,NO_DATA)",
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="RESULT", help="FITS files that `tfdeblend deblend` wrote")
+
+
+def _planes(text: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in text.split(",") if part]
+
+
+def _factors(text: str) -> tuple[float, float]:
+    return _pair(text, float, "0.3-0.5")
+
+
+def _span(text: str) -> tuple[int, int]:
+    return _pair(text, int, "2-5")
+
+
+def _pair(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, Any]:
+    """A-B, or A alone for both."""
+    least, dash, most = text.partition("-")
+    try:
+        return kind(least), kind(most if dash else least)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or two, such as {example}, received {text}") from error
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**31 - 1}, received {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+    return value

@@ -1,0 +1,236 @@
+"""What the commands do: each takes the parsed arguments and returns an exit code; standard output is for results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfdeblend.app import options
+from tfdeblend.errors import DataError
+from tfdeblend.version import __version__
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from tfdeblend.data.observation import Observation
+
+SHARP = 0.06  # arcsec a pixel, below which the noise of real galaxies shows and must have no edge
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+
+
+def deblend(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.app.field import FieldRun
+    from tfdeblend.app.runs import Run, Sampling, Settings
+
+    if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
+        raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
+    options.check_field(args)
+    options.check_prior(args.prior)
+    options.check_sampling(args)
+    if args.server:
+        options.check_server(args)
+    paths = io.find_inputs(args.observation or args.inputs)
+    if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
+        raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
+    planes = None if args.mask_planes is None else tuple(args.mask_planes)
+    settings = Settings(
+        args.prior,
+        args.method,
+        args.background,
+        args.seed,
+        args.detect,
+        planes,
+        args.psf,
+        Sampling.of(args) if args.method == "sample" else None,
+        args.server,
+    )
+    how = {"overwrite": args.overwrite, "figures": args.figures, "quiet": args.quiet}
+    if args.observation:
+        run: Run = FieldRun.of(paths, Path(args.catalog) if args.catalog else None, Path(args.out), settings, **how)
+    else:
+        run = Run(paths, Path(args.out), settings, batch_size=args.batch_size, **how)
+    try:
+        run.go()
+    except KeyboardInterrupt:
+        kept = sum(state != "failed" for state in run.status.values())
+        print(f"tfdeblend: {kept} of {len(run.paths)} scenes are done; give the same command to go on", file=sys.stderr)
+        raise
+    summary = run.finish(args.catalog_format, args.report)
+    if args.json:
+        print_json(summary)
+    else:
+        print("scenes:", ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count))
+        print("priors:", ", ".join(f"{name} ({count})" for name, count in sorted(summary["priors"].items())))
+        for key in ("catalog", "report"):
+            if key in summary:
+                print(f"{key}: {summary[key]}")
+    return SOME_FAILED if summary["counts"]["failed"] else DONE
+
+
+def simulate(args: argparse.Namespace) -> int:
+    from tfdeblend.simulation.production import Production
+    from tfdeblend.simulation.simulated_files import SceneFiles, StampFiles
+
+    files = StampFiles if args.stamps else SceneFiles
+    production = Production(
+        files(simulated_config(args), args.format),
+        args.number,
+        Path(args.out),
+        workers=args.workers,
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+    )
+    manifest = production.go()
+    if args.json:
+        print_json({"out": args.out, **manifest})
+    else:
+        print(f"{args.out}:", ", ".join(f"{count} {what}" for what, count in manifest["counts"].items()))
+    return DONE
+
+
+def simulated_config(args: argparse.Namespace) -> Any:
+    """The configuration of what to simulate. Errors: DataError."""
+    from tfdeblend.simulation.parametric import Population
+    from tfdeblend.simulation.real_galaxies import RealPopulation, read_catalogue
+    from tfdeblend.simulation.scenes import SceneConfig
+    from tfdeblend.simulation.stamps import StampConfig
+    from tfdeblend.simulation.surveys import Survey
+
+    survey = Survey.find(args.survey)
+    population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
+    if args.galaxies == "parametric" and args.shrink != (1, 1):
+        raise DataError("--shrink", "expected --galaxies DIR beside it, received parametric galaxies")
+    if args.galaxies != "parametric":
+        read_catalogue(args.galaxies)  # told before work starts
+        # Shrunk, the noise is no longer as bright as to need a continuation beyond its image.
+        sharp = survey.pixel_scale < SHARP and args.shrink == (1, 1)
+        padding = 2 * (args.size or 71) * survey.pixel_scale if sharp else 0.0
+        population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding, args.shrink)
+    if args.stamps:
+        return StampConfig(population, survey, args.size or 64, model_sigma=args.model_sigma or 1.0, seed=args.seed)
+    choices = {"sources": args.sources, "positions": args.positions, "noise": args.noise, "size": args.size or 71}
+    return SceneConfig(survey, population, **choices, model_sigma=args.model_sigma, seed=args.seed)
+
+
+def detect(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.data.detection import detect as find_sources
+
+    def catalog(path: Path) -> Table:
+        observation, _ = io.read(path, psf=args.psf, mask_planes=args.mask_planes)
+        tell_notes(args, observation)
+        return find_sources(observation, args.threshold)
+
+    tables, code = each(io.find_inputs(args.inputs), catalog)
+    print_catalog(args, tables)
+    return code
+
+
+def measure(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.catalog import files
+    from tfdeblend.catalog.measure import remeasure
+
+    tables, code = each(io.find_inputs(args.inputs), lambda path: remeasure(files.read_fits(path)))
+    print_catalog(args, tables)
+    return code
+
+
+def plot(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+    from tfdeblend.app import sample_plots
+    from tfdeblend.app.plots import plotter
+    from tfdeblend.catalog import files
+
+    def draw(path: Path) -> str:
+        target = (Path(args.out) if args.out else path.parent) / f"{io.scene_name(path)}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        result = files.read_fits(path)
+        plotter().save(result, target)
+        if result.samples is not None:
+            sample_plots.save(result, target.with_suffix(".samples.png"))
+        return str(target)
+
+    figures, code = each(io.find_inputs(args.inputs), draw)
+    if args.json:
+        print_json({"figures": figures})
+    else:
+        print("".join(f"{figure}\n" for figure in figures.values()), end="")
+    return code
+
+
+def info(args: argparse.Namespace) -> int:
+    from tfdeblend.app import describe
+
+    show = print_json if args.json else print_nested
+    if args.inputs:
+        from tfdeblend import io
+
+        reading = {"psf": args.psf, "mask_planes": args.mask_planes}
+        documents, code = each(io.find_inputs(args.inputs), lambda path: describe.file(path, **reading))
+        show(documents)
+        return code
+    packages = {} if args.priors else describe.packages()
+    show({"version": __version__, **packages, "priors": options.priors()})
+    return DONE
+
+
+def each(paths: Sequence[Path], work: Callable[[Path], Any]) -> tuple[dict[str, Any], int]:
+    """`work` of every file by scene name, and the exit code; a bad file is told in one line and the others are done."""
+    from tfdeblend.io import scene_name
+
+    results = {}
+    for path in paths:
+        try:
+            results[scene_name(path)] = work(path)
+        except DataError as error:
+            print(f"tfdeblend: {error}", file=sys.stderr)
+    failed = len(paths) - len(results)
+    return results, DONE if not failed else SOME_FAILED if results else BAD_INPUT
+
+
+def tell_notes(args: argparse.Namespace, observation: Observation) -> None:
+    if not args.quiet:
+        for note in observation.notes:
+            print(f"tfdeblend: {observation.name}: {note}", file=sys.stderr)
+
+
+def print_catalog(args: argparse.Namespace, tables: dict[str, Table]) -> None:
+    """Writes the joined catalogue to --out where given, else prints it; as JSON in any case with --json."""
+    from tfdeblend.catalog import files
+    from tfdeblend.io import records
+
+    if args.out and tables:
+        files.write_catalog(tables, args.out)
+    if args.json:
+        print_json({"catalog": args.out, "scenes": {name: records.rows(table) for name, table in tables.items()}})
+    elif args.out and tables:
+        print(f"catalog: {args.out}")
+    else:
+        for name, table in tables.items():
+            print("\n".join([name, *table.pformat(max_lines=-1, max_width=-1), ""]))
+
+
+def print_json(document: Any) -> None:
+    from tfdeblend.io.records import dumps
+
+    print(dumps(document))
+
+
+def print_nested(document: dict[str, Any], indent: str = "") -> None:
+    """Plain lines, a key each."""
+    from tfdeblend.io.records import plain
+
+    width = max(map(len, document), default=0) + 2
+    for key, value in plain(document).items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            print_nested(value, indent + "  ")
+        elif value is not None and value != []:
+            values = value if isinstance(value, list) else [value]
+            print(f"{indent}{key:{width}}" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))

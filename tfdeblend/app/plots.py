@@ -1,0 +1,270 @@
+"""The pictures: observation, model, residual and every source of a scene, on one stretch.
+
+The panels are composed with NumPy as one bitmap, on which Matplotlib draws only text and marks: a figure takes about a
+tenth of a second, and thousands of scenes can have one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import IdentityTransform
+from PIL import Image
+
+from tfdeblend.catalog.files import written_whole
+
+if TYPE_CHECKING:
+    from tfdeblend.catalog.result import Deblended
+
+WIDTH, MARGIN, TITLE, HEADER, TALLEST, DPI = 1200, 12, 22, 34, 480, 100  # pixels
+RESIDUAL_LIMIT = 5.0  # sigma
+SIDES = (16, 24, 32, 48, 64, 96, 128, 192)  # pixels, of the windows on single sources
+PAGE, SKY, MASKED = np.array([0.10, 0.11, 0.13]), np.array([0.03, 0.035, 0.045]), np.array([0.22, 0.24, 0.27])
+TEXT, FAINT, MARK, DARK, ALERT = "#e8eaed", "#aab2bd", "#ffffff", "#222222", "#ff9500"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Maps images (C, H, W) to colours (H, W, 3) by an arcsinh of the mean intensity, hue kept (Lupton et al. 2004).
+
+    `scale` (C,) brings the bands to one unit. In that unit, `softening` is the intensity where the stretch turns from
+    linear to logarithmic, below which the hue, then the noise's, fades to grey; `white` is shown at full brightness.
+    """
+
+    scale: np.ndarray
+    softening: float
+    white: float
+
+    @classmethod
+    def fit(cls, images: np.ndarray, weights: np.ndarray, zeropoints: np.ndarray | None = None) -> Stretch:
+        """Chooses the stretch from the data: softening at 3 sigma of the sky, white at the brightest 0.3% of pixels."""
+        bands, valid = len(images), weights > 0
+        scale = np.ones(bands) if zeropoints is None else 10 ** (-0.4 * (np.asarray(zeropoints) - zeropoints[0]))
+        variance = np.array([np.median(1 / w[v]) if v.any() else 0.0 for w, v in zip(weights, valid, strict=True)])
+        share = cls.groups(np.eye(bands)).mean(0)  # of each band in the mean intensity
+        sigma = float(np.sqrt(share**2 @ (scale**2 * variance)))
+        intensity = np.tensordot(share * scale, np.where(valid, images, 0), 1)
+        white = float(np.percentile(intensity[valid.any(0)], 99.7))
+        softening = 3 * sigma
+        return cls(scale, softening, max(white, 5 * softening))
+
+    @staticmethod
+    def groups(images: np.ndarray) -> np.ndarray:
+        """Averages the bands (C, ...), ordered from blue to red, into (red, green, blue)."""
+        if len(images) < 3:
+            return np.stack([images[-1], images.mean(0), images[0]])
+        return np.stack([part.mean(0) for part in np.array_split(images[::-1], 3)])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Colours (H, W, 3) in [0, 1] of images (C, H, W); NaN is shown as 0."""
+        colours = self.groups(np.nan_to_num(images) * self.scale[:, None, None])
+        intensity = np.maximum(colours.mean(0), 1e-6 * self.softening)
+        colours = intensity + (colours - intensity) * (intensity / (intensity + self.softening))
+        shown = np.arcsinh(intensity / self.softening) / np.arcsinh(self.white / self.softening)
+        colours = np.maximum(colours, 0) * (shown / intensity)
+        colours /= np.maximum(colours.max(0), 1)  # a saturated pixel keeps its hue
+        return SKY + (1 - SKY) * np.moveaxis(colours, 0, -1)
+
+
+def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The residual (C, H, W) in sigma, bands combined to unit variance: sum_c r_c sqrt(w_c) / sqrt(valid bands).
+
+    NaN where every band is masked.
+    """
+    count = (weights > 0).sum(0)
+    total = (np.nan_to_num(residual) * np.sqrt(weights)).sum(0)
+    return np.where(count > 0, total / np.sqrt(np.maximum(count, 1)), np.nan)
+
+
+def residual_colours(sigma: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) of a residual (H, W) in sigma: red where the data are brighter than the model, blue fainter."""
+    colours = colormaps["RdBu_r"](0.5 + 0.5 * np.nan_to_num(sigma) / RESIDUAL_LIMIT)[..., :3]
+    return np.where(np.isnan(sigma)[..., None], MASKED, colours)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of an image that a panel shows: its lower left pixel and its size."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+    @classmethod
+    def around(cls, image: np.ndarray, position: np.ndarray, floor: float) -> Window:
+        """The smallest of `SIDES` to hold all pixels of a source (C, H, W) whose mean over bands is above `floor`."""
+        y, x = position
+        rows, columns = np.nonzero(image.mean(0) > floor)
+        reach = max(np.abs(rows - y).max(), np.abs(columns - x).max()) if len(rows) else 0
+        side = next((side for side in SIDES if side >= 2 * reach + 1), SIDES[-1])
+        side = min(side, max(image.shape[1:]))
+        highest = np.maximum(np.array(image.shape[1:]) - side, 0)
+        y, x = np.clip(np.round(position).astype(int) - side // 2, 0, highest)
+        return cls(int(y), int(x), side, side)
+
+    def cut(self, colours: np.ndarray) -> np.ndarray:
+        """(height, width, 3) of colours (H, W, 3); the page's colour beyond the image."""
+        part = colours[self.y : self.y + self.height, self.x : self.x + self.width]
+        window = np.broadcast_to(PAGE, (self.height, self.width, 3)).copy()
+        window[: part.shape[0], : part.shape[1]] = part
+        return window
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A window on the bitmap: pixels from its left and its bottom, and its width."""
+
+    window: Window
+    left: int
+    bottom: int
+    width: int
+
+    @property
+    def height(self) -> int:
+        return max(1, round(self.width * self.window.height / self.window.width))
+
+    def paste(self, bitmap: np.ndarray, colours: np.ndarray) -> None:
+        """Writes colours (H, W, 3) of a whole image: blocks where they grow, pixel averages where they shrink."""
+        part = self.window.cut(colours)
+        step = math.ceil(part.shape[1] / self.width)
+        if step > 1:  # average whole blocks first, or faint sources fall between the sampled pixels
+            rows, columns = (size // step for size in part.shape[:2])
+            part = part[: rows * step, : columns * step].reshape(rows, step, columns, step, 3).mean((1, 3))
+        rows_at = np.arange(self.height) * part.shape[0] // self.height
+        columns_at = np.arange(self.width) * part.shape[1] // self.width
+        target = bitmap[self.bottom : self.bottom + self.height, self.left : self.left + self.width]
+        target[:] = as_bytes(part)[rows_at][:, columns_at]
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Canvas x and y of image positions (N, 2) = (y, x), zero-based pixel centres."""
+        scale = self.width / self.window.width
+        y, x = positions.T
+        return self.left + (x + 0.5 - self.window.x) * scale, self.bottom + (y + 0.5 - self.window.y) * scale
+
+
+def as_bytes(colours: np.ndarray) -> np.ndarray:
+    return (255 * np.clip(colours, 0, 1) + 0.5).astype(np.uint8)
+
+
+def arrange(image: Window, sources: Sequence[Window]) -> tuple[list[Panel], list[Panel], int]:
+    """Panels for three views of the image above and for each source below, and the height of the bitmap in pixels."""
+    lines = math.ceil(len(sources) / 8)
+    columns = max(3, math.ceil(len(sources) / max(lines, 1)))
+    rows = [([image] * 3, 3)] + [(sources[i : i + columns], columns) for i in range(0, len(sources), columns)]
+    panels: list[Panel] = []
+    bottom = MARGIN
+    for windows, count in reversed(rows):
+        pitch = (WIDTH - MARGIN) // count
+        widest = pitch - MARGIN
+        row = [
+            Panel(window, MARGIN + i * pitch, bottom, min(widest, round(TALLEST * window.width / window.height)))
+            for i, window in enumerate(windows)
+        ]
+        panels = row + panels
+        bottom += max(panel.height for panel in row) + TITLE
+    return panels[:3], panels[3:], bottom + HEADER
+
+
+class ScenePlotter:
+    """Draws scenes one after another on one Matplotlib figure."""
+
+    def __init__(self) -> None:
+        self.figure = Figure(dpi=DPI)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def save(self, deblended: Deblended, path: str | Path) -> None:
+        """Writes the figure of one scene as a PNG, whole or not at all.
+
+        Errors: OSError where the file cannot be written.
+        """
+        picture = Image.fromarray(self.draw(deblended))
+        with written_whole(Path(path)) as temporary:
+            picture.save(temporary, format="png", compress_level=3)
+
+    def draw(self, deblended: Deblended) -> np.ndarray:
+        """The picture (height, width, 3) of one scene as bytes, first row on top."""
+        observation, sources = deblended.scene.observation, deblended.sources
+        stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
+        positions = np.asarray(deblended.scene.positions, float).reshape(-1, 2)
+        windows = [Window.around(s, p, stretch.softening / 3) for s, p in zip(sources, positions, strict=True)]
+        views, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
+        bitmap = np.broadcast_to(as_bytes(PAGE), (height, WIDTH, 3)).copy()
+        data = stretch(observation.images)
+        data[~(observation.weights > 0).any(0)] *= 0.35
+        sigma = significance(deblended.residual, observation.weights)
+        for view, colours in zip(views, [data, stretch(deblended.model), residual_colours(sigma)], strict=True):
+            view.paste(bitmap, colours)
+        for panel, source in zip(panels, sources, strict=True):
+            panel.paste(bitmap, stretch(source))
+        self.figure.clear()
+        self.figure.set_size_inches(WIDTH / DPI, height / DPI)
+        self._text(MARGIN, height - 24, headline(deblended), size=9, color=TEXT, weight="bold")
+        self._label_views(views, positions, deblended)
+        for panel, position, caption in zip(panels, positions, captions(deblended, windows), strict=True):
+            self._text(panel.left, panel.bottom + panel.height + 6, caption, size=8 if len(panels) <= 24 else 7)
+            self._marks(*panel.locate(position[None]), marker="+", color=FAINT, size=5)
+        renderer = self.canvas.get_renderer()
+        canvas = np.asarray(renderer.buffer_rgba())
+        canvas[..., :3] = bitmap[::-1]
+        canvas[..., 3] = 255
+        for artist in (*self.figure.texts, *self.figure.artists):
+            artist.draw(renderer)
+        return canvas[..., :3].copy()
+
+    def _label_views(self, views: Sequence[Panel], positions: np.ndarray, deblended: Deblended) -> None:
+        residual = f"residual in sigma, bands combined, blue -{RESIDUAL_LIMIT:.0f} to red +{RESIDUAL_LIMIT:.0f}"
+        for view, title in zip(views, ["observation", "model", residual], strict=True):
+            self._text(view.left, view.bottom + view.height + 6, title)
+        table = deblended.undeclared
+        undeclared = np.column_stack([table["y"], table["x"]]) if table else np.empty((0, 2))
+        for view, color in ((views[0], MARK), (views[2], DARK)):
+            self._marks(*view.locate(positions), marker="+", color=color)
+            self._marks(*view.locate(undeclared), marker="D", color=ALERT, size=8)
+        for name, x, y in zip(deblended.catalog["id"], *views[0].locate(positions), strict=True):
+            self._text(x + 5, y + 4, str(name), size=7, color=MARK)
+
+    def _text(self, x: float, y: float, text: str, size: float = 8, color: str = FAINT, weight: str = "normal") -> None:
+        style: dict[str, Any] = {"fontsize": size, "color": color, "weight": weight, "parse_math": False}
+        self.figure.text(x, y, text, transform=IdentityTransform(), **style)
+
+    def _marks(self, x: np.ndarray, y: np.ndarray, marker: str, color: str, size: float = 7) -> None:
+        line = Line2D(x, y, linestyle="", marker=marker, markersize=size, color=color, markeredgewidth=0.9)
+        line.set(transform=IdentityTransform(), fillstyle="none")
+        self.figure.add_artist(line)
+
+
+def headline(deblended: Deblended) -> str:
+    """One line over the figure: name, bands, method, prior, chi2, number of sources and of undeclared detections."""
+    observation, header, count = deblended.scene.observation, deblended.header, len(deblended.sources)
+    parts = [observation.name, " ".join(observation.bands)]
+    parts += [str(header[key]) for key in ("method", "prior") if key in header]
+    parts += [f"chi2/pixel {deblended.chi2:.2f}", f"{count} source" + "s" * (count != 1)]
+    if deblended.undeclared:
+        parts.append(f"{len(deblended.undeclared)} undeclared (diamonds)")
+    return "   ·   ".join(parts)
+
+
+def captions(deblended: Deblended, windows: Sequence[Window]) -> list[str]:
+    """One line a source: id, kind where it is not a galaxy, signal-to-noise, side of its window."""
+    lines = []
+    for row, window in zip(deblended.catalog, windows, strict=True):
+        kind = "" if row["kind"] == "galaxy" else f" ({row['kind']})"
+        lines.append(f"{row['id']}{kind}   S/N {row['snr']:.0f}   {window.width} px")
+    return lines
+
+
+@cache
+def plotter() -> ScenePlotter:
+    """The one plotter of this process."""
+    return ScenePlotter()

@@ -1,0 +1,126 @@
+"""DIR/index.html: one self-contained page over all scenes of a run.
+
+Pictures are embedded up to `EMBED_LIMIT` bytes in all; past that the page links to DIR/<scene>.png beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdeblend.catalog.files import written_whole
+from tfdeblend.io import scene_name
+from tfdeblend.io.parsing import parsing
+from tfdeblend.io.records import dumps, rows
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from tfdeblend.catalog.result import Deblended
+
+EMBED_LIMIT = 40e6  # bytes
+STRIPS = 24  # posterior samples shown of a scene, at most
+TILE = 96  # pixels, side of a source in a strip
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One scene of a run, without its images: header, catalogue, pictures of posterior samples; or why it failed."""
+
+    name: str
+    header: Mapping[str, Any] = field(default_factory=dict)
+    catalog: Table | None = None
+    undeclared: int = 0
+    strips: tuple[str, ...] = ()
+    error: str | None = None
+
+    @classmethod
+    def of(cls, deblended: Deblended) -> Entry:
+        undeclared = 0 if deblended.undeclared is None else len(deblended.undeclared)
+        strips = () if deblended.samples is None else sample_strips(deblended.samples)
+        return cls(deblended.scene.name, deblended.header, deblended.catalog, undeclared, strips)
+
+    @classmethod
+    def read(cls, path: Path) -> Entry:
+        """From a saved result. Errors: DataError where it is missing, broken or no result."""
+        from astropy.io import fits
+        from astropy.table import Table
+
+        with parsing(path, "file"), fits.open(path, lazy_load_hdus=False) as hdus:
+            header = {key.lower(): value for key, value in hdus[0].header.items()}
+            catalog = Table.read(hdus["CATALOG"], format="fits", mask_invalid=False)
+            catalog.convert_bytestring_to_unicode()
+            undeclared = len(hdus["UNDECLARED"].data) if "UNDECLARED" in hdus else 0
+            strips = sample_strips(hdus["SAMPLES"].data.astype(np.float32)) if "SAMPLES" in hdus else ()
+        return cls(scene_name(path), header, catalog, undeclared, strips)
+
+    def document(self, figure: str | None) -> dict[str, Any]:
+        """What the page knows of the scene."""
+        columns, units = [], {}
+        if self.catalog is not None:
+            columns = list(self.catalog.colnames)
+            units = {name: str(self.catalog[name].unit) for name in columns if self.catalog[name].unit}
+        return {
+            "name": self.name,
+            "header": dict(self.header),
+            "columns": columns,
+            "units": units,
+            "rows": [] if self.catalog is None else [list(row.values()) for row in rows(self.catalog)],
+            "undeclared": self.undeclared,
+            "figure": figure,
+            "samples": self.strips,
+            "error": self.error,
+        }
+
+
+def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
+    """Writes folder/index.html, whole or not at all, and returns its path.
+
+    Errors: OSError where it cannot be written.
+    """
+    paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.error is None}
+    paths = {name: path for name, path in paths.items() if path.exists()}
+    embed = sum(path.stat().st_size for path in paths.values()) <= EMBED_LIMIT
+    links = {name: png_uri(path.read_bytes()) if embed else path.name for name, path in paths.items()}
+    document = {"title": title, "scenes": [entry.document(links.get(entry.name)) for entry in entries]}
+    data = dumps(document, indent=None).replace("<", "\\u003c")  # so that no text can end the script element
+    page = files("tfdeblend.app").joinpath("report.html").read_text(encoding="utf-8").replace("{{data}}", data)
+    target = folder / "index.html"
+    with written_whole(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def png_uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
+    """One picture a posterior sample (S, K, C, P, P): its sources side by side, all samples on one stretch.
+
+    At most `STRIPS` samples, evenly thinned.
+    """
+    from PIL import Image
+
+    from tfdeblend.app.plots import Stretch, as_bytes
+
+    kept = samples[np.linspace(0, len(samples) - 1, min(len(samples), STRIPS)).round().astype(int)]
+    white = max(float(np.percentile(kept.mean((0, 2)), 99.9)), 1e-30)
+    stretch = Stretch(np.ones(kept.shape[2]), white / 50, white)
+    scale = max(1, math.ceil(TILE / kept.shape[-1]))
+    uris = []
+    for sample in kept:
+        tiles = [np.pad(stretch(source)[::-1], ((0, 0), (0, 1), (0, 0)), constant_values=0.4) for source in sample]
+        buffer = io.BytesIO()
+        strip = as_bytes(np.concatenate(tiles, 1).repeat(scale, 0).repeat(scale, 1))
+        Image.fromarray(strip).save(buffer, format="png")
+        uris.append(png_uri(buffer.getvalue()))
+    return tuple(uris)

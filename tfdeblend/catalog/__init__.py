@@ -1,0 +1,1 @@
+"""Results: models, measurements and the flags of a catalogue."""

@@ -1,0 +1,1 @@
+"""Observations and scenes: what is given, validated on the way in."""

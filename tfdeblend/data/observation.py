@@ -1,0 +1,153 @@
+"""Observation: one exposure or coadd in some bands: images, weights, psf, wcs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdeblend.data import validation
+from tfdeblend.data.noise_correlation import WINDOW, as_correlation, from_power, from_sky
+from tfdeblend.errors import DataError
+
+if TYPE_CHECKING:
+    from astropy.coordinates import SkyCoord
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One image of the sky in C bands on one grid of pixels; everything is converted and checked on creation.
+
+    Args:
+        images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData`
+            (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels become 0 with weight 0, and are
+            counted in `notes`.
+        weights: as images: inverse variance in 1/unit^2, 0 = masked. None: one value per band, from the clipped median
+            absolute deviation of its pixels, with a note.
+        psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
+        bands: C different names. None: band0, band1, ...
+        name: used in messages and in the names of outputs.
+        wcs: a WCS with a celestial part, or the text of a FITS header.
+        zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density.
+        unit: of the images, as astropy writes it; any other text is kept as it is.
+        pixel_scale: arcsec. None: from `wcs`.
+        noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
+            apart, 1 in the middle; variances are the weights' (see `tfdeblend.correlation`). None: white.
+        saturated: (C,H,W), or (H,W) for all bands, booleans: at the detector's limit. Sources that have such pixels are
+            flagged; what is masked is the weights' affair.
+        notes: warnings of reading and checking, one line each.
+
+    Raises:
+        DataError: naming the observation, the field, what was expected and what came.
+    """
+
+    images: np.ndarray
+    # These three may be given as None, but are never None once __post_init__ has run.
+    weights: np.ndarray = None  # type: ignore[assignment]
+    psf: np.ndarray = None  # type: ignore[assignment]
+    bands: tuple[str, ...] = None  # type: ignore[assignment]
+    name: str = "observation"
+    wcs: Any = None
+    zeropoints: np.ndarray | None = None
+    unit: str | None = None
+    pixel_scale: float | None = None
+    noise_correlation: np.ndarray | None = None
+    saturated: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where, notes = str(self.name), list(self.notes)
+        pixels = validation.unwrap(where, self.images, self.weights, self.wcs, self.unit)
+        images = validation.as_images(where, pixels.images)
+        bands = validation.as_bands(where, self.bands, len(images))
+        valid = validation.valid_pixels(where, images, pixels.mask, notes)
+        if pixels.weights is None:
+            weights = validation.estimate_weights(where, images, valid, bands, notes)
+        else:
+            weights = validation.as_weights(where, pixels.weights, images.shape)
+        images, weights = validation.mask_pixels(where, images, weights, valid, bands, notes)
+        wcs = validation.as_wcs(where, pixels.wcs)
+        checked = {
+            "images": images,
+            "weights": weights,
+            "psf": validation.as_psf(where, self.psf, bands, notes),
+            "bands": bands,
+            "name": where,
+            "wcs": wcs,
+            "zeropoints": validation.as_zeropoints(where, self.zeropoints, pixels.unit, len(images)),
+            "unit": pixels.unit,
+            "pixel_scale": validation.as_pixel_scale(where, self.pixel_scale, wcs, notes),
+            "noise_correlation": as_correlation(where, self.noise_correlation, bands),
+            "saturated": None
+            if self.saturated is None
+            else validation.as_mask(where, "saturated", self.saturated, images.shape),
+            "notes": tuple(notes),
+        }
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def read(cls, path: str | Path, psf: Any = None, mask_planes: Sequence[str | int] | None = None) -> Observation:
+        """Read an NPZ or FITS file; see `tfdeblend.io.read` for the arguments and the errors."""
+        from tfdeblend import io
+
+        return io.read(path, psf=psf, mask_planes=mask_planes)[0]
+
+    def select(self, bands: Sequence[str]) -> Observation:
+        """Some of the bands, in the order given. Raises: DataError for one that is not there."""
+        missing = [band for band in bands if band not in self.bands]
+        if missing:
+            expected = f"expected some of {', '.join(self.bands)}"
+            raise DataError(self.name, "bands", f"{expected}, received {', '.join(missing)}")
+        rows = [self.bands.index(band) for band in bands]
+        zeropoints, correlation, saturated = (
+            None if field is None else field[rows]
+            for field in (self.zeropoints, self.noise_correlation, self.saturated)
+        )
+        return replace(
+            self,
+            images=self.images[rows],
+            weights=self.weights[rows],
+            psf=self.psf[rows],
+            bands=tuple(bands),
+            zeropoints=zeropoints,
+            noise_correlation=correlation,
+            saturated=saturated,
+        )
+
+    def sky(self, y: np.ndarray, x: np.ndarray) -> SkyCoord:
+        """ICRS of pixels (y, x); the observation needs a WCS."""
+        return self.wcs.celestial.pixel_to_world(x, y).icrs
+
+    def with_sky_correlation(self, sky: np.ndarray | None = None) -> Observation:
+        """The same with the `noise_correlation` of its empty sky, which is (H,W) bool; None: `detection.empty_sky`.
+
+        Raises: DataError for too little of it in some band.
+        """
+        from tfdeblend.data.detection import empty_sky
+
+        empty = empty_sky(self) if sky is None else np.asarray(sky, bool)
+        if empty.shape != self.shape[1:]:
+            raise DataError(self.name, "sky", f"expected shape {self.shape[1:]}, received {empty.shape}")
+        noise = self.images * np.sqrt(self.weights)
+        try:
+            white = from_power(np.ones((1, 2 * WINDOW + 1, 2 * WINDOW + 1)))[0]  # of a band that is all masked
+            pairs = zip(noise, self.valid, strict=True)
+            found = [from_sky(band, empty & valid) if valid.any() else white for band, valid in pairs]
+            return replace(self, noise_correlation=np.stack(found))
+        except ValueError as error:
+            raise DataError(self.name, "noise_correlation", str(error)) from error
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,H,W)."""
+        bands, height, width = self.images.shape
+        return bands, height, width
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(C,H,W) bool: where the weights are positive."""
+        return self.weights > 0

@@ -1,0 +1,250 @@
+"""Source and Scene: an observation, and where in it the sources are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdeblend.data.observation import Observation
+from tfdeblend.errors import DataError
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+KINDS = ("galaxy", "point")
+CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a source is, in pixels (zero-based, pixel centres), and of which kind: "galaxy" or "point"."""
+
+    y: float
+    x: float
+    kind: str = "galaxy"
+    id: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An observation and its K sources; a source without an `id` gets its index.
+
+    Raises:
+        DataError: no source, a position that is not finite or outside the image, two sources within 0.1 pixel, an
+            unknown kind, an id used twice.
+    """
+
+    observation: Observation
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        sources = tuple(source if source.id else replace(source, id=str(k)) for k, source in enumerate(self.sources))
+        object.__setattr__(self, "sources", sources)
+        if not sources:
+            raise DataError(self.name, "catalog", "expected at least one source, received none")
+        self._check_positions()
+        self._check_kinds_and_ids()
+
+    @property
+    def name(self) -> str:
+        return self.observation.name
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(K,2) of (y, x) in pixels."""
+        return np.array([(source.y, source.x) for source in self.sources], float)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        psf: Any = None,
+        mask_planes: Sequence[str | int] | None = None,
+        detect: bool | None = None,
+    ) -> Scene:
+        """Read an observation and its sources from an NPZ or FITS file.
+
+        Args:
+            path, psf, mask_planes: see `tfdeblend.io.read`.
+            detect: None: detect sources when the file has no catalogue; True: always; False: refuse a file without one.
+
+        Raises:
+            DataError: by file and field.
+        """
+        from tfdeblend import io
+
+        observation, catalog = io.read(path, psf=psf, mask_planes=mask_planes)
+        if catalog is None and detect is False:
+            raise DataError(path, "catalog", "expected a catalogue of sources, received none")
+        try:
+            if detect or catalog is None:
+                return cls.detect(observation)
+            return cls.from_catalog(observation, catalog)
+        except DataError as error:
+            field = error.args[1].replace("catalog", "catalog" if catalog is None else catalog.meta["field"])
+            raise DataError(path, field, *error.args[2:]) from error
+
+    @classmethod
+    def detect(cls, observation: Observation, threshold: float = 3.0) -> Scene:
+        """The scene of the sources found by `tfdeblend.detection.detect`, `threshold` in sigma."""
+        from tfdeblend.data.detection import detect
+
+        found = detect(observation, threshold)
+        if not len(found):
+            raise DataError(observation.name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
+        return cls.from_catalog(observation, found)
+
+    @classmethod
+    def from_catalog(cls, observation: Observation, catalog: Any) -> Scene:
+        """A scene from a catalogue.
+
+        Args:
+            observation: the image that the positions belong to.
+            catalog: a Table, structured array or mapping with columns `x`, `y` (pixels, zero-based centres) or `ra`,
+                `dec` (degrees; the observation needs a WCS), optionally `kind` ("galaxy", "point"), `is_star` and `id`;
+                or an array (N,2) of (x, y); or a SkyCoord.
+
+        Raises:
+            DataError: as `Scene`, and for columns that are missing or of the wrong type.
+        """
+        columns = _columns(observation.name, catalog)
+        x, y = _pixel_positions(observation, columns)
+        kinds = _kinds(observation.name, columns, len(x))
+        ids = [str(value) for value in columns["id"]] if "id" in columns else [""] * len(x)
+        return cls(observation, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
+
+    def on_sky(self) -> Table:
+        """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
+        from astropy.table import Table
+
+        sky = self.observation.sky(*self.positions.T)
+        rows = {name: [getattr(source, name) for source in self.sources] for name in ("kind", "id")}
+        return Table({"ra": sky.ra.deg, "dec": sky.dec.deg, **rows})
+
+    def _check_positions(self) -> None:
+        positions, shape = self.positions, self.observation.shape[1:]
+        finite = np.isfinite(positions).all(axis=1)
+        if not finite.all():
+            count = int((~finite).sum())
+            raise DataError(self.name, "catalog", f"expected finite positions, received {count} that are not")
+        outside = ((positions < -0.5) | (positions > np.array(shape) - 0.5)).any(axis=1)
+        if outside.any():
+            received = f"received {int(outside.sum())} outside, such as {_xy(positions[outside][0])}"
+            raise DataError(self.name, "catalog", f"expected sources inside the image of {shape} pixels, {received}")
+        k = _closest_pair(positions)
+        if k is not None:
+            received = f"received duplicates at {_xy(positions[k])}"
+            raise DataError(self.name, "catalog", f"expected sources {CLOSEST} pixel apart, {received}")
+
+    def _check_kinds_and_ids(self) -> None:
+        for source in self.sources:
+            if source.kind not in KINDS:
+                raise DataError(self.name, "catalog.kind", f"expected {' or '.join(KINDS)}, received {source.kind!r}")
+        if len({source.id for source in self.sources}) < len(self.sources):
+            raise DataError(self.name, "catalog.id", "expected a different id for each source, received duplicates")
+
+
+def _xy(position: np.ndarray) -> str:
+    y, x = position
+    return f"x={x:g}, y={y:g}"
+
+
+def _closest_pair(positions: np.ndarray) -> int | None:
+    """Index of a source with another one closer than CLOSEST, or None; sorted by y, so that few pairs are looked at."""
+    order = np.argsort(positions[:, 0], kind="stable")
+    ordered = positions[order]
+    for step in range(1, len(ordered)):
+        dy, dx = np.abs(ordered[step:] - ordered[:-step]).T
+        close = np.hypot(dy, dx) < CLOSEST
+        if close.any():
+            return int(order[np.argmax(close)])
+        if dy.min() >= CLOSEST:
+            break
+    return None
+
+
+def _columns(where: str, catalog: Any) -> dict[str, Any]:
+    """Columns by lower-case name: plain 1-D arrays, a SkyCoord under "sky"."""
+    if hasattr(catalog, "to_pixel"):  # SkyCoord
+        return {"sky": catalog.reshape(-1)}
+    names = getattr(catalog, "colnames", None) or getattr(getattr(catalog, "dtype", None), "names", None)
+    if names is None and isinstance(catalog, dict):
+        names = tuple(catalog)
+    if names is not None:
+        return {str(name).lower(): _column(where, name, catalog[name]) for name in names if str(name).lower() in _KNOWN}
+    try:
+        array = np.asarray(catalog)
+    except ValueError as error:
+        raise DataError(where, "catalog", f"expected an array (N,2) of (x, y), received {error}") from error
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise DataError(where, "catalog", f"expected columns x, y or an array (N,2) of (x, y), received {array.shape}")
+    return {"x": array[:, 0], "y": array[:, 1]}
+
+
+_KNOWN = frozenset(("x", "y", "ra", "dec", "kind", "is_star", "id"))
+
+
+def _column(where: str, name: str, values: Any) -> np.ndarray:
+    if name.lower() in ("ra", "dec") and getattr(values, "unit", None) is not None:
+        values = _degrees(where, name, values)
+    if np.ma.is_masked(values):
+        raise DataError(where, f"catalog.{name}", "expected a value for each source, received masked ones")
+    values = np.ma.getdata(np.asanyarray(values))
+    if values.ndim != 1:
+        raise DataError(where, f"catalog.{name}", f"expected one value a source, received shape {values.shape}")
+    return np.char.decode(values, "ascii", "replace") if values.dtype.kind == "S" else values
+
+
+def _degrees(where: str, name: str, values: Any) -> np.ndarray:
+    from astropy import units
+
+    try:
+        return units.Quantity(values).to_value(units.deg)
+    except (units.UnitsError, TypeError) as error:
+        raise DataError(where, f"catalog.{name}", f"expected degrees, received {values.unit}") from error
+
+
+def _pixel_positions(observation: Observation, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    where = observation.name
+    if "x" in columns and "y" in columns:
+        return _float_column(where, "x", columns), _float_column(where, "y", columns)
+    if "sky" not in columns and not ("ra" in columns and "dec" in columns):
+        received = ", ".join(columns) or "neither"
+        raise DataError(where, "catalog", f"expected columns x, y or ra, dec, received {received}")
+    if observation.wcs is None:
+        raise DataError(where, "catalog", "expected columns x, y, as there is no WCS to place ra, dec by")
+    from astropy.coordinates import SkyCoord
+
+    sky = columns.get("sky")
+    if sky is None:
+        ra, dec = _float_column(where, "ra", columns), _float_column(where, "dec", columns)
+        if not (np.abs(dec) <= 90).all():
+            raise DataError(where, "catalog.dec", "expected degrees from -90 to 90, received others")
+        sky = SkyCoord(ra, dec, unit="deg")
+    try:
+        x, y = observation.wcs.world_to_pixel(sky)
+    except Exception as error:  # of astropy, its kind depending on the frame and the distortion
+        raise DataError(where, "catalog", f"expected positions that the WCS can place, received {error}") from error
+    return np.asarray(x, float), np.asarray(y, float)
+
+
+def _float_column(where: str, name: str, columns: dict[str, Any]) -> np.ndarray:
+    values = columns[name]
+    if values.dtype.kind not in "fiu":
+        raise DataError(where, f"catalog.{name}", f"expected numbers, received dtype {values.dtype}")
+    return values.astype(float)
+
+
+def _kinds(where: str, columns: dict[str, Any], count: int) -> list[str]:
+    if "kind" in columns:
+        return [str(kind).strip() for kind in columns["kind"]]
+    if "is_star" not in columns:
+        return ["galaxy"] * count
+    is_star = columns["is_star"]
+    if is_star.dtype.kind not in "biu":
+        raise DataError(where, "catalog.is_star", f"expected true or false, received dtype {is_star.dtype}")
+    return ["point" if star else "galaxy" for star in is_star]

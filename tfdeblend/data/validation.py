@@ -1,0 +1,321 @@
+"""The rules an Observation obeys: each function converts one field, or raises DataError by observation and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfdeblend.errors import DataError
+
+MAX_SIDE = 20_000
+MAX_BANDS = 1_000
+ABSURD = 1e30  # no flux is larger
+ABSURD_WEIGHT = 1e70  # of noise as small as 1e-35, in W/m2/Hz; weights are float64 to hold it
+PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
+PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
+MAX_ZEROPOINT = 100.0
+CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
+MAD_TO_SIGMA = 1.4826  # of a Gaussian
+
+
+class Pixels(NamedTuple):
+    """What images, in whatever wrapping they came, carry with them."""
+
+    images: Any
+    mask: Any  # True = masked, or None
+    weights: Any
+    wcs: Any
+    unit: str | None
+
+
+def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
+    """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries."""
+    mask = None
+    if hasattr(images, "uncertainty"):  # NDData, CCDData
+        if weights is None and images.uncertainty is not None:
+            weights = _uncertainty_weights(where, images)
+        mask, wcs = images.mask, images.wcs if wcs is None else wcs
+        unit = images.unit if unit is None else unit
+        images = images.data
+    if hasattr(images, "unit"):  # Quantity
+        unit, images = images.unit if unit is None else unit, images.value
+    if isinstance(images, np.ma.MaskedArray):
+        mask, images = np.ma.getmaskarray(images), np.ma.getdata(images)
+    unit = _as_unit(where, unit)
+    if hasattr(weights, "unit"):
+        weights = _unitless_weights(where, weights, unit)
+    if isinstance(weights, np.ma.MaskedArray):
+        weights = weights.filled(0)
+    return Pixels(images, mask, weights, wcs, unit)
+
+
+def _uncertainty_weights(where: str | Path, data: Any) -> Any:
+    from astropy.nddata import InverseVariance
+
+    try:
+        inverse = data.uncertainty.represent_as(InverseVariance).array
+    except Exception as error:  # astropy's, of a kind that depends on the uncertainty
+        raise DataError(where, "weights", f"expected an uncertainty of known type, received {error}") from error
+    return np.where(np.isinf(inverse), 0.0, inverse)  # zero deviation says nothing: masked
+
+
+def _as_unit(where: str | Path, unit: Any) -> str | None:
+    if unit is None or hasattr(unit, "to_string"):
+        return unit if unit is None else unit.to_string()
+    if isinstance(unit, np.ndarray) and unit.ndim == 0:
+        unit = unit.item()
+    if not isinstance(unit, str):
+        raise DataError(where, "unit", f"expected text, received {type(unit).__name__}")
+    return unit.strip() or None
+
+
+def _unitless_weights(where: str | Path, weights: Any, unit: str | None) -> Any:
+    from astropy import units
+
+    expected = units.Unit(unit or "", parse_strict="silent") ** -2
+    try:
+        return weights.to_value(expected)
+    except units.UnitConversionError as error:
+        raise DataError(where, "weights", f"expected unit {expected}, received {weights.unit}") from error
+
+
+def numbers(where: str | Path, field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
+    """An array of numbers, native byte order; anything else (objects, text, ragged lists) is refused."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(where, field, f"expected an array of numbers, received {error}") from error
+    if array.dtype.kind not in kinds:
+        raise DataError(where, field, f"expected an array of numbers, received dtype {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_images(where: str | Path, images: Any) -> np.ndarray:
+    """(C,H,W) numbers, none of them yet looked at."""
+    if images is None:
+        raise DataError(where, "images", "expected an array (bands, height, width), received none")
+    array = numbers(where, "images", images)
+    array = array[np.newaxis] if array.ndim == 2 else array
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(where, "images", f"expected shape (bands, height, width), received {array.shape}")
+    if len(array) > MAX_BANDS:
+        raise DataError(where, "images", f"expected at most {MAX_BANDS} bands, received {len(array)}")
+    if max(array.shape[1:]) > MAX_SIDE:
+        raise DataError(where, "images", f"expected at most {MAX_SIDE} pixels a side, received {array.shape}")
+    return array
+
+
+def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
+    if bands is None:
+        return tuple(f"band{c}" for c in range(count))
+    names = [bands] if isinstance(bands, str) else list(np.atleast_1d(np.asarray(bands, dtype=object)))
+    names = [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in names]
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise DataError(where, "bands", f"expected names of bands, received {names[:8]}")
+    names = [str(name).strip() for name in names]
+    if len(names) != count:
+        raise DataError(where, "bands", f"expected {count} names, one a band of images, received {len(names)}")
+    if len(set(names)) != count:
+        raise DataError(where, "bands", f"expected different names, received {', '.join(names[:20])}")
+    return tuple(names)
+
+
+def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
+    """(C,H,W) bool: finite and not masked; the non-finite are counted in `notes`."""
+    finite = np.isfinite(images)
+    broken = finite.size - int(finite.sum())
+    if broken:
+        notes.append(f"{broken} NaN or infinite pixels masked")
+    if mask is None or mask is np.ma.nomask:
+        return finite
+    return finite & ~as_mask(where, "mask", mask, images.shape)
+
+
+def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A boolean mask (True = masked) of (C,H,W), or (H,W) for all bands, broadcast to `shape`."""
+    array = np.asarray(mask)
+    if array.dtype.kind != "b":
+        raise DataError(where, field, f"expected booleans, True = masked, received dtype {array.dtype}")
+    if array.shape not in (shape, shape[1:]):
+        raise DataError(where, field, f"expected shape {shape} as images, or {shape[1:]}, received {array.shape}")
+    return np.broadcast_to(array, shape)
+
+
+def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Inverse variance, finite and not negative, of the images' shape."""
+    array = numbers(where, "weights", weights)
+    array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
+    if array.shape != shape:
+        raise DataError(where, "weights", f"expected shape {shape} as images, received {array.shape}")
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise DataError(where, "weights", f"expected finite values, received {count} NaN or infinite")
+    array = array.astype(float)
+    if array.min() < 0 or array.max() > ABSURD_WEIGHT:
+        outside = array.min() if array.min() < 0 else array.max()
+        raise DataError(where, "weights", f"expected values from 0 to {ABSURD_WEIGHT:g}, received {outside:g}")
+    return array
+
+
+def estimate_weights(
+    where: str | Path, images: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], notes: list[str]
+) -> np.ndarray:
+    """One inverse variance a band: 1 / sigma^2 of its sky."""
+    weights = np.zeros(images.shape)
+    for c, band in enumerate(bands):
+        if valid[c].any():
+            sigma = sky_sigma(images[c][valid[c]])
+            if not 0 < sigma < ABSURD:
+                raise DataError(where, "weights", f"expected weights or variance, as band {band} has no scatter")
+            weights[c] = sigma**-2.0
+    notes.append("no noise given: estimated from the median absolute deviation of the sky in each band")
+    return weights
+
+
+def sky_sigma(pixels: np.ndarray) -> float:
+    """Standard deviation of the sky: 1.4826 MAD of a 1-D array of pixels, clipped above to take the sources out."""
+    sky = _sky(pixels)
+    return MAD_TO_SIGMA * float(np.median(np.abs(sky - np.median(sky)))) or float(sky.std())
+
+
+def sky_level(pixels: np.ndarray) -> float:
+    """Median of a 1-D array of pixels, clipped above to take the sources out; 0 of none."""
+    return float(np.median(_sky(pixels))) if len(pixels) else 0.0
+
+
+def _sky(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(float)
+    for _ in range(CLIP_ROUNDS):
+        median = np.median(pixels)
+        kept = pixels[pixels <= median + CLIP_SIGMA * MAD_TO_SIGMA * np.median(np.abs(pixels - median))]
+        if len(kept) == len(pixels):
+            break
+        pixels = kept
+    return pixels
+
+
+def mask_pixels(
+    where: str | Path,
+    images: np.ndarray,
+    weights: np.ndarray,
+    valid: np.ndarray,
+    bands: tuple[str, ...],
+    notes: list[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 images without absurd values and float64 weights that are 0 where not valid; all masked is refused."""
+    weights = np.where(valid, weights, 0).astype(float)
+    empty = [band for c, band in enumerate(bands) if not (weights[c] > 0).any()]
+    if len(empty) == len(bands):
+        raise DataError(where, "weights", "expected some pixels with positive weight, received an all-masked image")
+    if empty:
+        notes.append(f"every pixel is masked in {', '.join(empty)}")
+    sane = np.isfinite(images) & (np.abs(images) <= ABSURD)
+    if (~sane & (weights > 0)).any():
+        largest = np.abs(images[weights > 0]).max()
+        raise DataError(where, "images", f"expected values up to {ABSURD:g}, received {largest:g}")
+    return np.where(sane, images, 0).astype(np.float32), weights
+
+
+def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
+    """(C,h,w) float32, each band divided by its sum."""
+    if psf is None:
+        raise DataError(where, "psf", "expected an array (bands, height, width), received none")
+    array = numbers(where, "psf", getattr(psf, "value", psf)).astype(float)
+    if array.ndim == 2:
+        array = np.repeat(array[np.newaxis], len(bands), axis=0)
+    if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape or max(array.shape[1:]) > MAX_SIDE:
+        expected = f"expected shape ({len(bands)}, height, width) or (height, width)"
+        raise DataError(where, "psf", f"{expected}, received {array.shape}")
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise DataError(where, "psf", f"expected finite values, received {count} NaN or infinite")
+    totals = array.sum(axis=(1, 2))
+    worst = int(np.argmax(np.abs(totals - 1)))
+    if abs(totals[worst] - 1) > PSF_TOLERANCE:
+        expected = f"expected a sum of 1 within {PSF_TOLERANCE:.0%} in band {bands[worst]}"
+        raise DataError(where, "psf", f"{expected}, received {totals[worst]:.6g}")
+    if abs(totals[worst] - 1) > PSF_ROUNDING:
+        notes.append(f"PSF renormalised: summed to {', '.join(f'{total:.4f}' for total in totals)}")
+    return (array / totals[:, np.newaxis, np.newaxis]).astype(np.float32)
+
+
+def as_zeropoints(where: str | Path, zeropoints: Any, unit: str | None, count: int) -> np.ndarray | None:
+    """(C,) AB magnitudes of flux 1, from `unit` where not given and `unit` is a flux density; None where unknown."""
+    if zeropoints is None:
+        known = unit_zeropoint(unit)
+        return None if known is None else np.full(count, known)
+    array = numbers(where, "zeropoints", getattr(zeropoints, "value", zeropoints)).astype(float)
+    array = np.full(count, array) if array.ndim == 0 else array
+    if array.shape != (count,):
+        raise DataError(where, "zeropoints", f"expected shape ({count},), one a band, received {array.shape}")
+    absurd = ~(np.abs(array) <= MAX_ZEROPOINT)  # so written that NaN is absurd too
+    if absurd.any():
+        raise DataError(where, "zeropoints", f"expected finite AB magnitudes, received {array[absurd][0]:g}")
+    return array
+
+
+def unit_zeropoint(unit: str | None) -> float | None:
+    """AB magnitude of one `unit`, where that is a flux density or a (nano)maggy: nJy is 31.4, nmgy is 22.5."""
+    if unit is None:
+        return None
+    from astropy import units
+
+    try:
+        if unit.lower() in ("nmgy", "nanomaggy", "nanomaggies"):
+            return 22.5
+        return float(units.Unit(unit).to(units.ABmag))
+    except (ValueError, TypeError):  # no unit known to astropy, or none of flux density
+        return None
+
+
+def as_wcs(where: str | Path, wcs: Any) -> Any:
+    """The celestial, two-dimensional part of a WCS, or of the text of a FITS header; None stays None."""
+    if wcs is None:
+        return None
+    from astropy.wcs import WCS
+
+    if isinstance(wcs, np.ndarray) and wcs.ndim == 0:
+        wcs = wcs.item()
+    if isinstance(wcs, str | bytes):
+        wcs = parse_wcs(where, wcs.decode("ascii", "replace") if isinstance(wcs, bytes) else wcs)
+    if not isinstance(wcs, WCS):
+        raise DataError(where, "wcs", f"expected a WCS or the text of a FITS header, received {type(wcs).__name__}")
+    if not wcs.has_celestial:
+        raise DataError(where, "wcs", "expected a celestial WCS (such as RA---TAN, DEC--TAN), received none")
+    return wcs.celestial
+
+
+def parse_wcs(where: str | Path, header: Any) -> Any:
+    """A WCS from a FITS header or its text (with or without line breaks)."""
+    import warnings
+
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if isinstance(header, str):
+                header = fits.Header.fromstring(header, sep="\n" if "\n" in header else "")
+            return WCS(header)
+    except Exception as error:  # wcslib and astropy raise of many kinds on a broken header
+        raise DataError(where, "wcs", f"expected a readable WCS, received {type(error).__name__}: {error}") from error
+
+
+def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[str]) -> float | None:
+    """Side of a pixel in arcsec; from the WCS (root of the pixel's area) where not given."""
+    known = None
+    if wcs is not None:
+        from astropy.wcs.utils import proj_plane_pixel_area
+
+        known = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
+    if pixel_scale is None:
+        return known
+    value = numbers(where, "pixel_scale", pixel_scale)
+    if value.size != 1 or not 0 < value.item() < 3600:
+        raise DataError(where, "pixel_scale", f"expected one positive number of arcsec, received {pixel_scale}")
+    if known is not None and abs(known / value.item() - 1) > 0.01:
+        notes.append(f"pixel_scale {value.item():g} arcsec given, {known:g} in the WCS")
+    return float(value.item())

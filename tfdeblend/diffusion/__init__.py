@@ -1,0 +1,1 @@
+"""Learned priors: denoisers, noise levels and the steps of the reverse diffusion."""

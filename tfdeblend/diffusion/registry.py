@@ -1,0 +1,141 @@
+"""Learned priors: which are shipped, what they are for, and reading them: networks from `.keras` files, Gaussians from
+the `.npz` files that `GaussianDenoiser.save` writes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfdeblend.errors import DataError
+
+if TYPE_CHECKING:
+    from tfdeblend.data.scene import Scene
+    from tfdeblend.diffusion.denoisers import NeuralDenoiser
+
+FOLDER = Path(__file__).parents[1] / "weights"
+SUFFIX, GAUSSIAN = ".keras", ".npz"
+SCALE_TOLERANCE = 0.03  # relative, of the pixel scale
+
+
+@dataclass(frozen=True)
+class LearnedPrior:
+    """What a learned prior is for. bands: C names. side: pixels of its stamps. pixel_scale: arcsec. model_sigma:
+    pixels, of the stamps' PSF. sha256: of the file, where it is known beforehand. description: one line."""
+
+    name: str
+    path: Path
+    bands: tuple[str, ...]
+    side: int
+    pixel_scale: float
+    model_sigma: float
+    sha256: str | None = None
+    description: str = ""
+
+    def problem(self, scene: Scene) -> str | None:
+        """Why the prior cannot be used on a scene, or None.
+
+        A scene without a pixel scale is taken to have the prior's.
+        """
+        from tfdeblend.data.psf import allows_model_sigma
+
+        observation = scene.observation
+        if observation.bands != self.bands:
+            return f"expected bands {', '.join(self.bands)}, received {', '.join(observation.bands)}"
+        scale = observation.pixel_scale
+        if scale and abs(scale / self.pixel_scale - 1) > SCALE_TOLERANCE:
+            return f"expected pixels of {self.pixel_scale:g} arcsec, received {scale:.4g}"
+        if not allows_model_sigma(scene, self.model_sigma):
+            return f"expected PSFs wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
+        return None
+
+    def load(self) -> Any:
+        """The `NeuralDenoiser` or `GaussianDenoiser`, read once.
+
+        Raises: DataError for a file that is missing, damaged or something else.
+        """
+        return _load(self.path, self.sha256)
+
+    def network(self) -> NeuralDenoiser:
+        """A copy to train on. Raises: DataError as `load`, and for a Gaussian prior."""
+        denoiser = self.load()
+        if self.path.suffix == GAUSSIAN:
+            raise DataError(self.path, "prior", f"expected a network ({SUFFIX}), received a Gaussian prior")
+        return denoiser.without_optimizer()
+
+
+@functools.cache
+def shipped() -> dict[str, LearnedPrior]:
+    """The priors that come with the package, in order of their names: of several that fit, "auto" takes the first."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.stem):
+        card = json.loads(path.read_text())
+        found[path.stem] = LearnedPrior(
+            path.stem,
+            path.with_suffix(SUFFIX),
+            tuple(card["bands"]),
+            card["side"],
+            card["pixel_scale"],
+            card["model_sigma"],
+            card["sha256"],
+            card["description"],
+        )
+    return found
+
+
+def find(name: str) -> LearnedPrior:
+    """The shipped prior of that name, or that of a file.
+
+    Raises: DataError for neither, or a file that cannot be read.
+    """
+    known = shipped()
+    if name in known:
+        return known[name]
+    if not is_file(name):
+        raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} or {GAUSSIAN} file, received {name!r}")
+    denoiser = _load(Path(name), None)
+    bands, side, _ = denoiser.stamp_shape
+    names = denoiser.bands or tuple(f"band{band}" for band in range(bands))
+    return LearnedPrior(Path(name).stem, Path(name), names, side, denoiser.pixel_scale, denoiser.model_sigma)
+
+
+def is_file(name: str) -> bool:
+    """Whether a prior's name is that of a file."""
+    return name.endswith((SUFFIX, GAUSSIAN))
+
+
+def is_learned(name: str) -> bool:
+    """Whether a prior's name is that of a shipped one or of a file."""
+    return is_file(name) or name in shipped()
+
+
+@functools.cache
+def _load(path: Path, sha256: str | None) -> Any:
+    import keras
+
+    from tfdeblend.diffusion.denoisers import NeuralDenoiser
+    from tfdeblend.diffusion.gaussian import GaussianDenoiser
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, "prior", f"expected a {path.suffix} file, received {error.strerror}") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(path, "prior", f"expected SHA-256 {sha256}, received another: the file is damaged")
+    if path.suffix == GAUSSIAN:
+        try:
+            return GaussianDenoiser.load(path)
+        except Exception as error:  # of NumPy and zipfile, likewise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise DataError(path, "prior", f"expected a Gaussian prior's arrays, received {reason}") from error
+    try:
+        denoiser = keras.models.load_model(path, compile=False)
+    except Exception as error:  # of Keras, zipfile or h5py, their kinds depending on what is broken
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DataError(path, "prior", f"expected a denoiser saved by Keras, received {reason}") from error
+    if not isinstance(denoiser, NeuralDenoiser):
+        raise DataError(path, "prior", f"expected a denoiser, received a {type(denoiser).__name__}")
+    return denoiser

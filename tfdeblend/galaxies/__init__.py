@@ -1,0 +1,1 @@
+"""Closed-form galaxies: profiles, priors and the posterior of a batch."""

@@ -1,0 +1,239 @@
+"""The posterior of closed-form galaxies in a batch of blends: its value, its gradient and its curvature."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import BatchShape
+from tfdeblend.galaxies import fluxes, normal_equations, profiles
+from tfdeblend.galaxies.normal_equations import Bend, NormalEquations
+from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
+
+FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
+
+
+class MapState(NamedTuple):
+    """Where a fit stands, in whitened units. latent [B, K, S], flux [B, K, C], background [B, C]."""
+
+    latent: tf.Tensor
+    flux: tf.Tensor
+    background: tf.Tensor
+
+
+class GalaxyPosterior:
+    """-log p(y | z, flux) - log p(z) - log p(flux), up to a constant, of B blends; made inside of a compiled graph.
+
+    Half a chi-square, z ~ N(0, 1), and `fluxes` that are flat where positive: no number here carries units. B may be
+    unknown to the graph.
+
+    Args:
+      prior: of the galaxies. shape: of the batch. tensors: `BlendBatch.tensors`. background: whether there is one.
+      stiffness: [B] by which the latents' prior is multiplied, for starts far from the maximum; None: 1.
+      likelihood: of the tensors.
+    """
+
+    def __init__(
+        self,
+        prior: GalaxyPrior,
+        shape: BatchShape,
+        tensors: dict[str, tf.Tensor],
+        background: bool = False,
+        stiffness: tf.Tensor | None = None,
+        likelihood: type[Likelihood] = Likelihood,
+    ):
+        self.kind = likelihood
+        self.prior, self.shape, self.tensors, self.background = prior, shape, tensors, background
+        self.likelihood = likelihood(tensors, shape)
+        self.stiffness = tf.ones_like(tensors["arcsec"]) if stiffness is None else stiffness
+        is_source = tensors["is_source"]
+        free = float(background) * tf.ones_like(is_source[:, :1])
+        self.used = tf.concat([is_source, free], 1)  # [B, K + 1]: which linear terms are real and free
+        like = tf.ones_like(is_source)
+        arcsec = tensors["arcsec"][:, None] * like
+        self.frame = Frame(tensors["centers"], arcsec, tensors["is_point"], shape.model_sigma * like)
+
+    def reweighted(self, weights: tf.Tensor) -> GalaxyPosterior:
+        """The same with other weights [B, C, S, S]."""
+        changed = self.tensors | {"weights": weights}
+        return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness, self.kind)
+
+    def take(self, rows: tf.Tensor, stiffness: tf.Tensor) -> GalaxyPosterior:
+        """The posterior of some of the blends, by their row."""
+        tensors = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self.tensors)
+        return GalaxyPosterior(self.prior, self.shape, tensors, self.background, stiffness, self.kind)
+
+    # -- what is seen
+
+    def mixture(self, latent: tf.Tensor) -> profiles.Mixture:
+        """The unit-flux sources of latents [B, K, S], around their stamps' centres."""
+        return self.prior.mixture(latent, self.frame)
+
+    def unit(self, latent: tf.Tensor) -> tf.Tensor:
+        """Stamps [B, K, C or 1, P, P] of unit flux."""
+        return profiles.render(self.mixture(latent), self.shape.stamp)
+
+    def stamps(self, state: MapState) -> tf.Tensor:
+        """[B, K, C, P, P] in flux."""
+        return self._real(state.flux)[..., None, None] * self.unit(state.latent)
+
+    def model(self, state: MapState) -> tf.Tensor:
+        """[B, C, S, S]: the rendered scenes."""
+        return self.likelihood.render(self.unit(state.latent), self._real(state.flux), state.background)
+
+    # -- value and gradient
+
+    def loss(self, state: MapState) -> tf.Tensor:
+        """[B]."""
+        prior = self.stiffness * tf.reduce_sum(state.latent**2, [1, 2])
+        return 0.5 * (self.likelihood.chi2(self.model(state)) + prior + fluxes.penalty(state.flux))
+
+    def rise(self, old: MapState, old_model: tf.Tensor, new: MapState, new_model: tf.Tensor) -> tf.Tensor:
+        """[B]: how much the loss rises from old to new, free of the cancellation in a difference of two large sums."""
+        data = self.likelihood.rise(old_model, new_model)
+        prior = self.stiffness * tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
+        return 0.5 * (data + prior + fluxes.penalty(new.flux) - fluxes.penalty(old.flux))
+
+    def gradient(self, state: MapState) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Float64, as the normal equations order them: of the loss by the latents [B, L], of the data's part by the
+        linear terms [B, C, Q], and these terms themselves [B, C, Q]."""
+        with tf.GradientTape() as tape:
+            tape.watch(state)
+            value = 0.5 * self.likelihood.chi2(self.model(state))
+        by_latent, by_flux, by_background = tape.gradient(
+            value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        by_latent += self.stiffness[:, None, None] * state.latent
+        by_background *= float(self.background)
+        linear, now = (
+            tf.cast(tf.concat([tf.linalg.matrix_transpose(flux), background[..., None]], -1), tf.float64)
+            for flux, background in ((by_flux, by_background), (state.flux, state.background))
+        )
+        flat = tf.reshape(by_latent, [-1, self.shape.sources * self.prior.size])
+        return tf.cast(flat, tf.float64), linear, now
+
+    def state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
+        """Latents [B, L] and linear terms [B, C, Q], as the normal equations order them, as a state."""
+        latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.shape.sources, self.prior.size])
+        return MapState(latent, *self._terms(linear))
+
+    def solve_fluxes(self, unit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The best fluxes [B, K, C] and background [B, C] for stamps of unit flux [B, K, C or 1, P, P]."""
+        likelihood, used = self.likelihood, tf.cast(self.used, tf.float64)[:, None]
+        gram = normal_equations.regular(likelihood.gram(self._real(unit[:, :, None])), used)
+
+        def refine(count: tf.Tensor, best: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            flux, background = self._terms(best)
+            model = likelihood.render(unit, self._real(flux), background)
+            slope = likelihood.project(unit, model)
+            right = tf.linalg.matvec(gram, best) + tf.cast(slope, tf.float64) * used
+            return count + 1, fluxes.solve(gram, right, best)
+
+        start = [0, tf.zeros_like(gram[..., 0])]
+        _, best = tf.while_loop(lambda count, _: count < FLUX_REFINEMENTS, refine, start)
+        return self._terms(best)
+
+    def _terms(self, linear: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Linear terms [B, C, Q] as fluxes [B, K, C] and background [B, C]."""
+        linear = tf.cast(linear, self.prior.dtype)
+        return tf.linalg.matrix_transpose(linear[..., : self.shape.sources]), linear[..., self.shape.sources]
+
+    def _real(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, K, ...], zero where the source is padding."""
+        is_source = self.tensors["is_source"]
+        return x * tf.reshape(is_source, [-1, self.shape.sources] + [1] * (len(x.shape) - 2))
+
+    # -- curvature
+
+    def normal_equations(self, state: MapState, model: tf.Tensor) -> tuple[NormalEquations, Bend]:
+        """The Gauss-Newton curvature at `state`, whose rendered scenes are `model`, and what it leaves out."""
+        likelihood = self.likelihood
+        images, mixing = self.tangents(state.latent)
+        gram = normal_equations.mix(likelihood.gram(self._real(images)), mixing)
+        system = normal_equations.assemble(
+            gram, state.flux, state.background, self.used, self.prior.size, tf.cast(self.stiffness, tf.float64)
+        )
+        pulled = self._real(likelihood.pull(model))
+        mixture, (d_weight, d_exponent) = self._jacobian(
+            lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
+        )
+        part = profiles.contract(mixture, d_weight, d_exponent, pulled, state.flux)
+        bend = part.bend + self._bend(state.latent, part)
+        return system, Bend(-tf.cast(bend, tf.float64), -tf.cast(part.slope, tf.float64))
+
+    def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
+        derivatives, by its S latents and, last, by its flux, holds of them [B, C, K, S + 1, I].
+
+        Components look alike in all bands, which differ only in how much of each they hold: so few images are enough.
+        """
+        (shape, share), (by_shape, by_share) = self._jacobian(self.prior.anatomy, latent)  # [B, K, S, D, 5 and C]
+        frame, side = _of_copies(self.frame), self.shape.stamp
+        images = []
+        for table, one in zip(self.prior.tables, tf.unstack(shape, axis=2), strict=True):
+            (weight, exponent), derivatives = slopes(
+                lambda x, table=table: profiles.coefficients(draw(x, frame, table)), one, one.shape[-1]
+            )
+            images.append(profiles.render_tangents(weight, exponent, derivatives[0], derivatives[1], side))
+        own = tf.einsum("bkdc,bksdm->bcksdm", share, by_shape)
+        own = tf.concat([own, tf.einsum("bksdc->bcksd", by_share)[..., None]], -1)
+        flux = tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None]
+        mixing = tf.concat([own, tf.pad(flux, [[0, 0]] * 5 + [[shape.shape[-1], 0]])], 3)
+        sources, size, components, count = mixing.shape[2:]
+        return (
+            tf.concat(images, 2),
+            tf.reshape(mixing, [-1, self.shape.bands, sources, size, components * count]),
+        )
+
+    def _bend(self, latent: tf.Tensor, part: profiles.Contraction) -> tf.Tensor:
+        """[B, K, S, S]: the mixtures' second derivatives by the latents, contracted with what each coefficient does."""
+
+        def slope(latent: tf.Tensor, frame: Frame) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(latent)
+                weight, exponent = profiles.coefficients(self.prior.mixture(latent, frame))
+                value = tf.reduce_sum(weight * part.by_weight[:, :, None])
+                value += tf.reduce_sum(exponent * part.by_exponent[:, :, None])
+            return [tape.gradient(value, latent)]
+
+        _, (bend,) = self._jacobian(slope, latent)
+        return 0.5 * (bend + tf.linalg.matrix_transpose(bend))
+
+    def summary(self, latent: tf.Tensor, covariance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`GalaxyPrior.summary` [B, K, 5] of all sources, and its covariance [B, K, 5, 5] by linear propagation of that
+        of the latents [B, L, L]."""
+        (value,), (by_latent,) = self._jacobian(self.prior.summary, latent)  # [B, K, S, 5]
+        sources, size = latent.shape[1:]
+        blocks = tf.reshape(covariance, [-1, sources, size, sources, size])
+        own = tf.einsum("bksku->bksu", blocks)
+        by_latent = tf.cast(by_latent, tf.float64)
+        return value, tf.matmul(tf.matmul(by_latent, own, transpose_a=True), by_latent)
+
+    def _jacobian(self, function, latent: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Values [B, K, ...] and derivatives [B, K, S, ...] of function(latent, frame) by each latent."""
+        frame = _of_copies(self.frame)
+        return slopes(lambda z: function(z, frame), latent, self.prior.size)
+
+
+def _of_copies(frame: Frame) -> Frame:
+    """[B, K, 1] for the copies of each source that `slopes` makes."""
+    return Frame(*(tf.expand_dims(part, 2) for part in frame))
+
+
+def slopes(function, x: tf.Tensor, count: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Values of function(x) [..., ...] and derivatives [..., count, ...] by the first `count` components of x [..., S].
+
+    By differences: the function sees 2 count + 1 copies of x at once, each moved along another axis but the last. They
+    are good to 1e-4 in float32, enough for a curvature, and their graph is much smaller than automatic derivatives'.
+    """
+    dtype = x.dtype.as_numpy_dtype
+    step = np.cbrt(np.finfo(dtype).eps).astype(dtype)
+    axes = np.eye(count, x.shape[-1], dtype=dtype)
+    moves = tf.constant(step * np.concatenate([axes, -axes, 0 * axes[:1]]))
+    along = len(x.shape) - 1
+    results = tf.nest.flatten(function(x[..., None, :] + moves))
+    split = [tf.split(result, [count, count, 1], along) for result in results]
+    return [tf.squeeze(last, along) for _, _, last in split], [(a - b) / (2 * step) for a, b, _ in split]

@@ -1,0 +1,1 @@
+"""Compiled fits and samplers, one for each shape of a batch."""

@@ -1,0 +1,233 @@
+"""The MAP of closed-form galaxies for a batch of blends, by Newton steps, whose curvature gives errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import BatchShape
+from tfdeblend.galaxies import normal_equations
+from tfdeblend.galaxies.normal_equations import Laplace, NormalEquations
+from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
+from tfdeblend.galaxies.priors import GalaxyPrior
+
+# How far a latent may move in one step, in standard deviations of its prior.
+FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
+# The prior of the latents is first multiplied by so much, and softened by the factor whenever the maximum is within so
+# many standard deviations. Under a stiff prior there is one maximum, and what grows out of it is the same from
+# wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
+# Adam's first steps gained nothing on that.
+STIFFEST, SOFTENING, SETTLED = 900.0, 30.0, 1.0
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Settings of the fit.
+
+    rounds: at most so many times the curvature is computed, and `steps` steps are taken with it.
+    tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
+    over all its parameters together. background: fit a constant in each band.
+    model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
+    one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
+    the fit and its errors use.
+    """
+
+    rounds: int = 30
+    steps: int = 2
+    tolerance: float = 0.03
+    background: bool = False
+    model_error: float = 0.01
+
+
+class MapResult(NamedTuple):
+    """What a fit found, as tensors, in whitened units.
+
+    state: see MapState. model [B, C, S, S]; sources [B, K, C, S, S] as observed; stamps [B, K, C, P, P]; chi2 [B];
+    distance [B] to the maximum in standard deviations; steps [B]; covariance: the Laplace approximation;
+    summary [B, K, 5] and its covariance [B, K, 5, 5]: see `GalaxyPrior.summary`; beyond_prior [B, K]: galaxies that a
+    learned prior, if there was one, could not know.
+    """
+
+    state: MapState
+    model: tf.Tensor
+    sources: tf.Tensor
+    stamps: tf.Tensor
+    chi2: tf.Tensor
+    distance: tf.Tensor
+    steps: tf.Tensor
+    covariance: Laplace
+    summary: tf.Tensor
+    summary_covariance: tf.Tensor
+    beyond_prior: tf.Tensor
+
+
+class Progress(NamedTuple):
+    """Where the Newton rounds of B blends stand.
+
+    radius: [B] of the trust region. distance: [B] see `MapResult`. stiffness: [B] see `GalaxyPosterior`. steps: [B].
+    active: [B] not done yet. system: the curvature at `state`.
+    """
+
+    state: MapState
+    radius: tf.Tensor
+    distance: tf.Tensor
+    stiffness: tf.Tensor
+    steps: tf.Tensor
+    active: tf.Tensor
+    system: NormalEquations
+
+
+class MapFit:
+    """The compiled fit for one batch shape. Make it once, call it for every batch of that shape.
+
+    Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`.
+    """
+
+    def __init__(
+        self,
+        prior: GalaxyPrior,
+        shape: BatchShape,
+        options: MapOptions = MapOptions(),
+        likelihood: type[Likelihood] = Likelihood,
+    ):
+        self.prior, self.shape, self.options, self.likelihood = prior, shape, options, likelihood
+        self._run = tf.function(self._fit, autograph=False)
+
+    def __call__(self, batch: BlendBatch, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
+        """Fits `batch`, whose shape must be this fit's.
+
+        Args:
+          start: latents [B, K, S] to start from; None: the prior's centre. Fluxes need no start: they are linear.
+        """
+        if batch.shape != self.shape:
+            raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
+        latent = [self.shape.blends, self.shape.sources, self.prior.size]
+        return self.fit(batch.tensors, tf.zeros(latent, self.prior.dtype) if start is None else start)
+
+    def fit(self, tensors: dict[str, tf.Tensor], start: np.ndarray | tf.Tensor) -> MapResult:
+        """Fits blends by their tensors, from latents [B, K, S]."""
+        return self._run(tensors, tf.cast(start, self.prior.dtype))
+
+    def posterior(self, tensors: dict[str, tf.Tensor]) -> GalaxyPosterior:
+        """Of the blends with these `BlendBatch.tensors`."""
+        return GalaxyPosterior(self.prior, self.shape, tensors, self.options.background, likelihood=self.likelihood)
+
+    def _fit(self, tensors: dict[str, tf.Tensor], first: tf.Tensor) -> MapResult:
+        exact = self.posterior(tensors)
+        state = MapState(first, *exact.solve_fluxes(exact.unit(first)))
+        posterior = self.tolerant(exact, state.background)
+        end = self._newton(posterior, state)
+        stamps, model = posterior.stamps(end.state), posterior.model(end.state)
+        each = posterior.likelihood.render_each(stamps[:, :, None])
+        sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
+        covariance = normal_equations.laplace(end.system)
+        summary, spread = posterior.summary(end.state.latent, covariance.latent)
+        chi2 = exact.likelihood.chi2(model)
+        nothing = tf.zeros([self.shape.blends, self.shape.sources], tf.bool)
+        return MapResult(
+            end.state, model, sources, stamps, chi2, end.distance, end.steps, covariance, summary, spread, nothing
+        )
+
+    def tolerant(self, exact: GalaxyPosterior, background: tf.Tensor) -> GalaxyPosterior:
+        """The posterior with the model's own error added to the noise's variance.
+
+        The brightness that it is a fraction of is the data's, less a first fit's background: where it matters the noise
+        is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
+        """
+        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, background))
+
+    def _newton(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
+        """Rounds of a few steps with one curvature, which costs as much as several gradients; the prior softens.
+
+        A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
+        there; it then leaves the batch. The last round takes no step, and has the prior as it is: it is there for the
+        curvature where the fit ends.
+        """
+        batch, bands, terms = self.shape.blends, self.shape.bands, self.shape.sources + 1
+        number = self.shape.sources * self.prior.size
+        parts = [number, number], [bands, number, terms], [bands, terms, terms], [bands, terms]
+        start = Progress(
+            state=state,
+            radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
+            distance=tf.fill([batch], tf.constant(np.inf, tf.float64)),
+            stiffness=tf.fill([batch], tf.constant(STIFFEST, self.prior.dtype)),
+            steps=tf.zeros([batch], tf.int32),
+            active=tf.fill([batch], True),
+            system=NormalEquations(*(tf.zeros([batch, *shape], tf.float64) for shape in parts)),
+        )
+
+        def advance(count: tf.Tensor, whole: Progress) -> tuple[tf.Tensor, Progress]:
+            rows = tf.where(whole.active)[:, 0]
+            some = tf.nest.map_structure(lambda t: tf.gather(t, rows), whole)
+            last = count == self.options.rounds
+            stiffness = tf.where(last, tf.ones_like(some.stiffness), some.stiffness)
+            some = self._round(posterior.take(rows, stiffness), some, tf.where(last, 0, self.options.steps))
+            return count + 1, tf.nest.map_structure(
+                lambda old, new: tf.tensor_scatter_nd_update(old, rows[:, None], new), whole, some
+            )
+
+        def unfinished(count: tf.Tensor, whole: Progress) -> tf.Tensor:
+            return tf.reduce_any(whole.active) & (count <= self.options.rounds)
+
+        return tf.while_loop(unfinished, advance, [0, start])[1]
+
+    def _round(self, posterior: GalaxyPosterior, now: Progress, steps: tf.Tensor) -> Progress:
+        """At most `steps` steps with the curvatures of where they start: Gauss-Newton's and the exact one."""
+        model = posterior.model(now.state)
+        system, bend = posterior.normal_equations(now.state, model)
+        both = tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), system, normal_equations.bent(system, bend))
+        factors = normal_equations.factorise(both)
+
+        def step(count, state, model, radius, distance, active, tried):
+            return count + 1, *self._step(posterior, factors, state, model, radius, distance, active, tried)
+
+        start = [0, now.state, model, now.radius, now.distance, now.active, tf.zeros_like(now.steps)]
+        loop = tf.while_loop(lambda count, *rest: (count < steps) & tf.reduce_any(rest[4]), step, start)
+        _, state, _, radius, distance, _, tried = loop
+        # A blend near its maximum under a stiff prior goes on from there under a softer one.
+        stiff = now.stiffness > 1
+        ready = stiff & (distance < SETTLED)
+        stiffness = tf.where(ready, tf.maximum(now.stiffness / SOFTENING, 1), now.stiffness)
+        radius = tf.where(ready, tf.constant(FIRST_RADIUS, radius.dtype), radius)
+        distance = tf.where(ready, tf.constant(np.inf, distance.dtype), distance)  # of the softer one nothing is known
+        return Progress(state, radius, distance, stiffness, now.steps + tried, (tried > 0) | stiff, system)
+
+    def _step(self, posterior, factors, state, model, radius, distance, active, tried):
+        """The better of one step with each of the curvatures, the last of which is exact; none, and a smaller trust
+        region, if both lead uphill."""
+        gradient = posterior.gradient(state)
+        twice = (tf.concat([part, part], 0) for part in (*gradient, radius))
+        latent, linear, length = (tf.split(part, 2) for part in normal_equations.solve(factors, *twice))
+        best, best_model, lowest, longest = state, model, tf.zeros_like(posterior.stiffness), radius
+        for each in range(2):
+            step = posterior.state_of(latent[each], linear[each])
+            trial = MapState(*(old + move for old, move in zip(state, step, strict=True)))
+            trial_model = posterior.model(trial)
+            rise = posterior.rise(state, model, trial, trial_model)
+            better = rise < lowest
+            best = _choose(better, trial, best)
+            best_model = _choose(better, trial_model, best_model)
+            lowest = tf.where(better, rise, lowest)
+            longest = tf.where(better, tf.reduce_max(tf.abs(latent[each]), 1), longest)
+        distance = tf.where(active, length[1], distance)
+        active &= distance > self.options.tolerance
+        downhill = active & (lowest < 0)
+        state, model = _choose(downhill, best, state), _choose(downhill, best_model, model)
+        wider = tf.where(longest > 0.9 * radius, 2 * radius, radius)
+        next_radius = tf.clip_by_value(tf.where(lowest < 0, wider, radius / 4), 1e-6, WIDEST_RADIUS)
+        radius = tf.where(active, next_radius, radius)
+        return state, model, radius, distance, active, tried + tf.cast(active, tf.int32)
+
+
+def _choose(flag: tf.Tensor, yes, no):
+    """Of each blend one of two structures of tensors [B, ...], by flag [B]."""
+
+    def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(flag, [-1] + [1] * (len(a.shape) - 1)), a, b)
+
+    return tf.nest.map_structure(one, yes, no)

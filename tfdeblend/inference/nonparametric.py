@@ -1,0 +1,147 @@
+"""Non-parametric galaxies: a non-negative image that falls monotonically from its centre, times a spectrum.
+
+Where scarlet projects onto that set after every step, here it is built in. Any star-shaped, monotonic image is a sum of
+sectors of discs with coefficients c >= 0, u = sum_ja c_ja D_ja, so the set is a cone and needs no projection. The
+coefficients are log-normal around those of a closed-form fit, c = c_fit exp(tau z), z ~ N(0, 1): a faint source stays
+what that fit says, a bright one follows its pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.operators import Shift
+from tfdeblend.galaxies import fluxes, profiles
+from tfdeblend.galaxies.posterior import MapState
+from tfdeblend.inference.map_fit import MapFit, MapResult
+from tfdeblend.linalg.adam import BatchedAdam
+
+ANGLES = 8
+GROWTH = 1.35  # of the discs' radii from one to the next
+INNERMOST = 0.6  # pixels
+OVERSAMPLING = 5
+SMOOTHING = 0.3  # pixels: where a Sersic profile diverges, its coefficients are those of its core seen this finely
+
+
+@dataclass(frozen=True)
+class NonparametricOptions:
+    """steps of Adam and its learning rate; scatter: tau, of the coefficients in natural log."""
+
+    steps: int = 60
+    learning_rate: float = 0.1
+    scatter: float = 0.5
+
+
+def radii(side: int) -> np.ndarray:
+    """(R,) radii of the discs in pixels, up to half of the stamp."""
+    count = int(np.log(side / 2 / INNERMOST) / np.log(GROWTH)) + 1
+    return INNERMOST * GROWTH ** np.arange(count)
+
+
+@functools.cache
+def sectors(side: int, sigma: float) -> np.ndarray:
+    """(R * ANGLES, P * P): the discs' sectors around pixel P // 2, seen through the model PSF.
+
+    Sector (j, a) is 1 within radius j and falls linearly to 0 from its own angle to its neighbours'.
+    """
+    n, half = side * OVERSAMPLING, (OVERSAMPLING - 1) / 2
+    t = (np.arange(n) - half) / OVERSAMPLING - side // 2
+    y, x = t[:, None], t[None]
+    r, angle = np.hypot(y, x), np.arctan2(y, x) / (2 * np.pi) * ANGLES
+    frequency = np.fft.fftfreq(n) * OVERSAMPLING
+    gauss = np.exp(-2 * (np.pi * sigma * frequency) ** 2)
+    transfer = gauss[:, None] * gauss[None, : n // 2 + 1]
+    # Pixels of the fine grid whose centres are those of the stamp's.
+    middle = slice(int(half), None, OVERSAMPLING)
+    rows = []
+    for radius in radii(side):
+        inside = np.clip((radius - r) * OVERSAMPLING + 0.5, 0, 1)
+        for a in range(ANGLES):
+            away = np.abs((angle - a + ANGLES / 2) % ANGLES - ANGLES / 2)
+            image = inside * np.maximum(1 - away, 0)
+            seen = np.fft.irfft2(np.fft.rfft2(image) * transfer, s=(n, n))
+            rows.append(seen[middle, middle].ravel())
+    return np.maximum(np.stack(rows), 0)
+
+
+class NonparametricFit:
+    """The compiled fit for one batch shape, seeded by a closed-form fit of the same batch."""
+
+    def __init__(self, seed: MapFit, options: NonparametricOptions = NonparametricOptions()):
+        self.seed, self.shape, self.options = seed, seed.shape, options
+        self.dtype = seed.prior.dtype
+        self.basis = tf.constant(sectors(self.shape.stamp, self.shape.model_sigma), self.dtype)
+        blends, sources, bands = self.shape.blends, self.shape.sources, self.shape.bands
+        shapes = [[blends, sources, len(self.basis)], [blends, sources, bands], [blends, bands]]
+        self.adam = BatchedAdam(shapes, options.steps, options.learning_rate, dtype=self.dtype)
+        self._run = tf.function(self._fit, autograph=False)
+
+    def __call__(self, batch: BlendBatch, seed: MapResult) -> MapResult:
+        """Fits `batch` from the closed-form result `seed`; errors remain those of the seed."""
+        if batch.shape != self.shape:
+            raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
+        return self._run(batch.tensors, seed)
+
+    def coefficients(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[B, K, R * ANGLES] the sectors' coefficients of the closed-form galaxies of `latent`, averaged over bands."""
+        mixture = self.seed.posterior(tensors).mixture(latent)
+        excess = (self.shape.model_sigma**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
+        centered = mixture._replace(
+            center=tf.zeros_like(mixture.center), covariance=mixture.covariance - excess, amplitude=mixture.amplitude
+        )
+        edges = radii(self.shape.stamp)
+        middles = np.append(0.5 * INNERMOST, np.sqrt(edges[1:] * edges[:-1]))
+        angles = 2 * np.pi * np.arange(ANGLES) / ANGLES
+        y, x = (np.outer(middles, f(angles)).ravel() for f in (np.sin, np.cos))
+        points = tf.constant(np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]), self.dtype)
+        light = tf.reduce_mean(profiles.evaluate(*profiles.coefficients(centered), points), 2)
+        light = tf.reshape(light, [*light.shape[:2], len(edges), ANGLES])
+        outer = tf.concat([light[:, :, 1:], tf.zeros_like(light[:, :, :1])], 2)
+        fall = tf.maximum(light - outer, 1e-7 * tf.reduce_max(light, [2, 3], keepdims=True))
+        return tf.reshape(fall, [*light.shape[:2], -1])
+
+    def _unit(
+        self, z: tf.Tensor, start: tf.Tensor, seed_unit: tf.Tensor, shift: Shift, is_point: tf.Tensor
+    ) -> tf.Tensor:
+        """[B, K, 1, P, P] of unit flux."""
+        side = self.shape.stamp
+        stamps = tf.reshape(tf.matmul(start * tf.exp(self.options.scatter * z), self.basis), [*z.shape[:2], side, side])
+        stamps /= tf.reduce_sum(stamps, [2, 3], keepdims=True)
+        return tf.where(is_point[..., None, None] > 0, seed_unit, shift(stamps))[:, :, None]
+
+    def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
+        posterior = self.seed.posterior(tensors)
+        likelihood = posterior.likelihood
+        state, is_source = seed.state, tensors["is_source"][..., None]
+        start = self.coefficients(state.latent, tensors)
+        mixture = posterior.mixture(state.latent)
+        seed_unit = tf.reduce_mean(profiles.render(mixture, self.shape.stamp), 2)
+        shift = Shift(mixture.center, self.shape.stamp)
+        unit_of = functools.partial(
+            self._unit, start=start, seed_unit=seed_unit, shift=shift, is_point=tensors["is_point"]
+        )
+        flux_unit = tf.abs(state.flux) + 1
+
+        def objective(values: list[tf.Tensor], _: tf.Tensor) -> tf.Tensor:
+            z, flux, background = values
+            colour = flux * flux_unit * is_source
+            model = likelihood.render(unit_of(z), colour, background * float(self.seed.options.background))
+            return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(z**2, [1, 2]) + fluxes.penalty(colour))
+
+        zero = tf.zeros([*state.latent.shape[:2], len(self.basis)], self.dtype)
+        (z, _, _), steps = self.adam.minimize(objective, [zero, state.flux / flux_unit, state.background])
+        unit = unit_of(z)
+        flux, background = posterior.solve_fluxes(unit)
+        final = MapState(state.latent, flux * is_source, background)
+        model = likelihood.render(unit, final.flux, final.background)
+        stamps = final.flux[..., None, None] * unit
+        sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
+        chi2 = likelihood.chi2(model)
+        return seed._replace(
+            state=final, model=model, sources=sources, stamps=stamps, chi2=chi2, steps=seed.steps + steps
+        )

@@ -1,0 +1,1 @@
+"""Simulated galaxies and blends with truth, drawn with GalSim."""

@@ -1,0 +1,224 @@
+"""Blends with their truth: scene number i of a configuration, drawn by GalSim profiles through a survey's PSFs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
+from tfdeblend.errors import DataError
+from tfdeblend.simulation.parametric import Population
+from tfdeblend.simulation.real_galaxies import RealPopulation
+from tfdeblend.simulation.rendering import Camera, Component
+from tfdeblend.simulation.spectra import Colors
+from tfdeblend.simulation.stamps import with_centers
+from tfdeblend.simulation.surveys import Survey
+
+POSITIONS = ("uniform", "clustered")
+NOISES = ("white", "correlated")
+MOST_SOURCES = 30
+PSF_SIDE = 43  # pixels
+SEPARATION = 2.0  # pixels, least, of two sources
+MARGIN = 0.1  # of the image's side, free of sources
+NOISE_SIGMA = 0.45  # pixels, of the kernel of correlated noise: 0.29 between neighbours, a round choice
+NOISE_REACH = 3  # pixels of that kernel
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Everything that scenes depend on besides their number.
+
+    Args:
+        survey, population: what is seen, and of what.
+        sources: least and most, 1 to 30; every number between is as likely.
+        positions: "uniform" over the image, or "clustered" around one source near its centre.
+        noise: "white": Gaussian with the variance of sky, readout and the sources' own light; "correlated": the same
+            variance, smoothed as by the resampling of a coadd.
+        size: pixels, side.
+        model_sigma: pixels of a Gaussian model PSF: also give the truth in that frame; None: do not.
+        seed: of the random numbers.
+
+    Raises:
+        DataError: one line, by field.
+    """
+
+    survey: Survey
+    population: Population | RealPopulation
+    sources: tuple[int, int] = (1, 5)
+    positions: str = "clustered"
+    noise: str = "white"
+    size: int = 71
+    model_sigma: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least, most = self.sources
+        if not 1 <= least <= most <= MOST_SOURCES:
+            raise DataError("simulate", "sources", f"expected 1 to {MOST_SOURCES}, received {least} to {most}")
+        for field, known in (("positions", POSITIONS), ("noise", NOISES)):
+            if getattr(self, field) not in known:
+                problem = f"expected {' or '.join(known)}, received {getattr(self, field)!r}"
+                raise DataError("simulate", field, problem)
+        room = 16 if most <= 5 else 8 * int(np.ceil(np.sqrt(most)))
+        if not room <= self.size <= 512:
+            raise DataError("simulate", "size", f"expected {room} to 512 pixels, received {self.size}")
+        if self.seed < 0:
+            raise DataError("simulate", "seed", f"expected a number from 0, received {self.seed}")
+
+    def start(self, number: int) -> tuple[np.random.Generator, int]:
+        """The random stream of scene `number` and the count of its sources, which is drawn from it first."""
+        rng = np.random.default_rng([self.seed, number])
+        return rng, int(rng.integers(*self.sources, endpoint=True))
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedScene:
+    """One blend of K sources in C bands, in electrons, and its truth."""
+
+    config: SceneConfig
+    number: int
+    images: np.ndarray  # (C,H,W) float32, with noise
+    weights: np.ndarray  # (C,H,W) float32, inverse of the true variance
+    psfs: np.ndarray  # (C,43,43) float32
+    truth: np.ndarray  # (K,C,H,W) float32, each source as observed, noiseless
+    catalog: np.ndarray  # (K,) structured: x, y in pixels, is_star, true total fluxes and what else is known
+    truth_model: np.ndarray | None  # (K,C,H,W) float32, each source in the model frame
+
+    @property
+    def name(self) -> str:
+        return f"scene_{self.number:06d}"
+
+    @property
+    def scene(self) -> Scene:
+        """What a deblender sees: true positions, no truth."""
+        survey = self.config.survey
+        observation = Observation(
+            self.images,
+            self.weights,
+            self.psfs,
+            survey.bands,
+            self.name,
+            zeropoints=np.array(survey.flux_zeropoints),
+            unit="electron",
+            pixel_scale=survey.pixel_scale,
+        )
+        return Scene.from_catalog(observation, self.catalog)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the scene's NPZ file, see docs/formats.md."""
+        survey = self.config.survey
+        arrays = {
+            "images": self.images,
+            "weights": self.weights,
+            "psfs": self.psfs,
+            "filters": np.array(survey.bands),
+            "catalog": self.catalog,
+            "zeropoints": np.array(survey.flux_zeropoints),
+            "pixel_scale": np.array(survey.pixel_scale),
+            "unit": np.array("electron"),
+            "truth": self.truth,
+        }
+        if self.truth_model is not None:
+            arrays |= {"truth_model": self.truth_model, "model_sigma": np.array(self.config.model_sigma)}
+        if self.config.noise == "correlated":
+            arrays["noise_kernel"] = noise_kernel()
+        return arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Simulator:
+    """Draws the scenes of one configuration; keeps the PSFs' transforms, so make one and draw many."""
+
+    config: SceneConfig
+
+    @cached_property
+    def colors(self) -> Colors:
+        return Colors.of(self.config.survey.throughputs)
+
+    @cached_property
+    def camera(self) -> Camera:
+        return Camera.of_survey(self.config.survey)
+
+    @cached_property
+    def model_camera(self) -> Camera | None:
+        sigma, scale = self.config.model_sigma, self.config.survey.pixel_scale
+        return None if sigma is None else Camera.of_model(sigma, scale)
+
+    @cached_property
+    def psfs(self) -> np.ndarray:
+        """(C,43,43) float32, each summing to 1."""
+        import galsim
+
+        point = Component(galsim.DeltaFunction(), np.ones(len(self.config.survey.bands)), 0.0)
+        psfs = self.camera.draw([point], PSF_SIDE // 2, PSF_SIDE // 2, (PSF_SIDE, PSF_SIDE))
+        return (psfs / psfs.sum((1, 2), keepdims=True)).astype(np.float32)
+
+    def scene(self, number: int) -> SimulatedScene:
+        """Scene `number`, from 0: it depends on the configuration and this number only."""
+        config = self.config
+        survey, shape = config.survey, (config.size, config.size)
+        rng, count = config.start(number)
+        zeropoints = np.array(survey.flux_zeropoints)
+        galaxies = config.population.draw(rng, count, self.colors, zeropoints, survey.bands)
+        places = draw_positions(rng, count, config)
+        parts = [galaxies.components(row) for row in range(count)]
+        truth = _draw(self.camera, parts, places, shape)
+        variance = np.array(survey.sky_variance)[:, None, None] + np.maximum(truth.sum(0), 0)
+        noise = unit_noise(rng, variance.shape, config.noise) * np.sqrt(variance)
+        return SimulatedScene(
+            config,
+            number,
+            images=(truth.sum(0) + noise).astype(np.float32),
+            weights=(1 / variance).astype(np.float32),
+            psfs=self.psfs,
+            truth=truth.astype(np.float32),
+            catalog=with_centers(galaxies, survey.bands, places),
+            truth_model=_draw(self.model_camera, parts, places, shape).astype("f4") if self.model_camera else None,
+        )
+
+
+def _draw(camera: Camera, parts: list[list[Component]], places: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(K,C,H,W) noiseless images of the sources, each with its components and its place."""
+    return np.stack([camera.draw(part, y, x, shape) for part, (y, x) in zip(parts, places, strict=True)])
+
+
+def draw_positions(rng: np.random.Generator, number: int, config: SceneConfig) -> np.ndarray:
+    """(number,2) of (y, x) in pixels, SEPARATION apart; the range widens when there is no room."""
+    low, high = MARGIN * (config.size - 1), (1 - MARGIN) * (config.size - 1)
+    center = (config.size - 1) / 2
+    spread = 2.0 * max(config.survey.psf_fwhm) / config.survey.pixel_scale * np.sqrt(max(number, 3) / 3)
+    found = np.empty((0, 2))
+    while len(found) < number:
+        if config.positions == "uniform":
+            place = rng.uniform(low, high, 2)
+        elif not len(found):
+            place = np.clip(center + rng.normal(0, 2, 2), low, high)
+        else:
+            place = found[0] + rng.normal(0, spread, 2)
+            spread = min(1.01 * spread, config.size / 2)
+        inside = ((place >= low) & (place <= high)).all()
+        if inside and (np.hypot(*(found - place).T) >= SEPARATION).all():
+            found = np.vstack([found, place])
+    return found
+
+
+def noise_kernel() -> np.ndarray:
+    """(7,7) whose squares sum to 1: white noise convolved with it is the correlated noise of unit variance."""
+    t = np.arange(-NOISE_REACH, NOISE_REACH + 1)
+    line = np.exp(-0.5 * (t / NOISE_SIGMA) ** 2)
+    kernel = line[:, None] * line
+    return kernel / np.sqrt((kernel**2).sum())
+
+
+def unit_noise(rng: np.random.Generator, shape: tuple[int, ...], noise: str) -> np.ndarray:
+    """(C,H,W) Gaussian noise of unit variance, "white" or "correlated"."""
+    if noise == "white":
+        return rng.normal(size=shape)
+    kernel, reach = noise_kernel(), NOISE_REACH
+    bands, height, width = shape
+    white = rng.normal(size=(bands, height + 2 * reach, width + 2 * reach))
+    rows = range(2 * reach + 1)
+    return sum((kernel[i, j] * white[:, i : i + height, j : j + width] for i in rows for j in rows), np.zeros(shape))

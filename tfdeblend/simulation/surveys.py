@@ -1,0 +1,225 @@
+"""Surveys: bands, pixels, PSFs, depth. Every number says where it is from; a survey of one's own comes as a JSON file.
+
+Sources of the numbers below:
+
+* HSC (Wide): exposures and seeing: Aihara et al. 2022 (arXiv:2108.13045), table 1; pixel scale: HSC-SSP survey page;
+  sky: Suprime-Cam exposure time calculator (as the DESC survey-codex takes it for HSC); zero points: the HSC
+  transmission curves at airmass 1.2, as tabulated in the DESC survey-codex. Moffat with beta = 3: a round choice.
+* LSST (ten years): sky, seeing (zenith, times 1.2^0.6 for airmass 1.2) and visits of 30 s: Ivezic et al. 2019
+  (arXiv:0805.2366), tables 1 and 2; zero points: the LSST transmission curves, as tabulated in the DESC survey-codex.
+  Kolmogorov: the profile that GalSim's documentation gives for long exposures through the atmosphere.
+* Euclid VIS: pixel scale: Laureijs et al. 2011 (arXiv:1110.3193); exposure and PSF width: Racca et al. 2016
+  (arXiv:1608.08603), sections 6 and 8; sky and zero point: the DESC survey-codex, from the VIS instrument page and the
+  transmission curve. One exposure of 565 s; 4.5 electrons of readout noise: Laureijs et al. 2011 (requirement).
+  550 to 900 nm, a box: the nominal band.
+* HST ACS F814W: pixel scale (drizzled), exposure and PSF width: Koekemoer et al. 2007 (arXiv:astro-ph/0703095); zero
+  point 25.94: GalSim's documentation of its COSMOS sample. Sky of 22 mag / arcsec^2: a round choice, from the
+  survey-codex. 10 electrons of readout noise: four exposures of 5 electrons each, the ACS handbook's figure rounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tfdeblend.errors import DataError
+
+PROFILES = ("moffat", "kolmogorov", "gaussian", "airy")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One survey's images, in electrons: C bands on one grid of pixels.
+
+    Args:
+        name: in lower case.
+        bands: C names.
+        pixel_scale: arcsec.
+        zeropoints: (C,) AB magnitude that gives one electron a second.
+        psf_fwhm: (C,) arcsec, without the pixel's own response.
+        sky: (C,) AB magnitude in a square arcsec.
+        exposure: (C,) seconds, all exposures together.
+        throughputs: (C,) a transmission curve that GalSim ships, such as "LSST_g.dat", or a box in nm: "550-900".
+        psf_profile: "moffat", "kolmogorov", "gaussian" or "airy".
+        psf_beta: of the Moffat profile.
+        read_noise: electrons a pixel, all exposures together.
+
+    Raises:
+        DataError: one line, by survey and field.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    pixel_scale: float
+    zeropoints: tuple[float, ...]
+    psf_fwhm: tuple[float, ...]
+    sky: tuple[float, ...]
+    exposure: tuple[float, ...]
+    throughputs: tuple[str, ...]
+    psf_profile: str = "moffat"
+    psf_beta: float = 3.0
+    read_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("name", "psf_profile"):
+            if not isinstance(getattr(self, field), str) or not getattr(self, field):
+                raise DataError(self.name, field, f"expected a name, received {getattr(self, field)!r}")
+        for field in ("bands", "throughputs"):
+            object.__setattr__(self, field, self._texts(field))
+        if len(set(self.bands)) < len(self.bands):
+            raise DataError(self.name, "bands", f"expected different names, received {', '.join(self.bands)}")
+        for field in ("zeropoints", "psf_fwhm", "sky", "exposure"):
+            object.__setattr__(self, field, self._numbers(field, positive=field in ("psf_fwhm", "exposure")))
+        for field in ("pixel_scale", "psf_beta", "read_noise"):
+            object.__setattr__(self, field, _number(self.name, field, getattr(self, field), positive=True))
+        if self.psf_profile not in PROFILES:
+            received = f"expected one of {', '.join(PROFILES)}, received {self.psf_profile!r}"
+            raise DataError(self.name, "psf_profile", received)
+
+    @classmethod
+    def find(cls, name: str) -> Survey:
+        """The survey of that name in `SURVEYS`, or of a JSON file whose keys are the arguments above.
+
+        Raises:
+            DataError: an unknown name; a key that is unknown, missing or of the wrong kind.
+        """
+        if name.lower() in SURVEYS:
+            return SURVEYS[name.lower()]
+        path = Path(name)
+        if path.suffix.lower() != ".json":
+            raise DataError("survey", f"expected {', '.join(SURVEYS)} or a JSON file, received {name!r}")
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Survey:
+        """The survey of a JSON file. Raises: DataError, as `find`."""
+        try:
+            document = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(path, "survey", f"expected a JSON file, received {error}") from error
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        if not isinstance(document, dict):
+            raise DataError(path, "survey", f"expected an object with keys {', '.join(known)}, received {document!r}")
+        for key in document:
+            if key not in known:
+                raise DataError(path, key, f"expected keys of {', '.join(known)}, received {key!r}")
+        for key, needed in known.items():
+            if needed and key not in document:
+                raise DataError(path, key, f"expected this key, received {', '.join(document) or 'none'}")
+        try:
+            return cls(**document)
+        except DataError as error:
+            raise DataError(path, *error.args[1:]) from error
+
+    @property
+    def flux_zeropoints(self) -> tuple[float, ...]:
+        """(C,) AB magnitude of one electron in the whole exposure: the images' zero points."""
+        from math import log10
+
+        return tuple(zero + 2.5 * log10(t) for zero, t in zip(self.zeropoints, self.exposure, strict=True))
+
+    @property
+    def sky_variance(self) -> tuple[float, ...]:
+        """(C,) electrons^2 a pixel of sky and readout."""
+        rows = zip(self.flux_zeropoints, self.sky, strict=True)
+        return tuple(10 ** (0.4 * (zero - sky)) * self.pixel_scale**2 + self.read_noise**2 for zero, sky in rows)
+
+    def psfs(self) -> list[Any]:
+        """(C) GalSim profiles of the PSFs, in arcsec, without the pixel."""
+        import galsim
+
+        make = {
+            "moffat": lambda fwhm: galsim.Moffat(beta=self.psf_beta, fwhm=fwhm),
+            "kolmogorov": lambda fwhm: galsim.Kolmogorov(fwhm=fwhm),
+            "gaussian": lambda fwhm: galsim.Gaussian(fwhm=fwhm),
+            "airy": lambda fwhm: galsim.Airy(lam_over_diam=fwhm / 1.029),  # FWHM of an Airy disk in lambda / D
+        }[self.psf_profile]
+        return [make(fwhm) for fwhm in self.psf_fwhm]
+
+    def _texts(self, field: str) -> tuple[str, ...]:
+        values = getattr(self, field)
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise DataError(self.name, field, f"expected a list of names, received {values!r}")
+        if not all(isinstance(value, str) and value for value in values):
+            raise DataError(self.name, field, f"expected names, received {list(values)!r}")
+        self._check_count(field, values)
+        return tuple(values)
+
+    def _numbers(self, field: str, positive: bool) -> tuple[float, ...]:
+        values = getattr(self, field)
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise DataError(self.name, field, f"expected a list of numbers, received {values!r}")
+        self._check_count(field, values)
+        return tuple(_number(self.name, field, value, positive) for value in values)
+
+    def _check_count(self, field: str, values: Sequence[Any]) -> None:
+        if len(values) != len(self.bands):
+            expected = f"expected one for each of {len(self.bands)} bands"
+            raise DataError(self.name, field, f"{expected}, received {len(values)}")
+
+
+def _number(name: str, field: str, value: Any, positive: bool) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    least_is_zero = field == "read_noise"
+    if not number or (positive and (value < 0 or (value == 0 and not least_is_zero))):
+        kind = "a positive number" if positive else "a number"
+        raise DataError(name, field, f"expected {kind}, received {value!r}")
+    return float(value)
+
+
+SURVEYS = MappingProxyType(
+    {
+        survey.name: survey
+        for survey in (
+            Survey(
+                name="hsc",
+                bands=("g", "r", "i", "z", "y"),
+                pixel_scale=0.168,
+                zeropoints=(28.90, 28.86, 28.61, 27.68, 27.34),
+                psf_fwhm=(0.79, 0.75, 0.61, 0.68, 0.68),
+                sky=(21.4, 20.6, 19.7, 18.3, 17.9),
+                exposure=(600, 600, 1200, 1200, 1200),
+                throughputs=("LSST_g.dat", "LSST_r.dat", "LSST_i.dat", "LSST_z.dat", "LSST_y.dat"),
+            ),
+            Survey(
+                name="lsst",
+                bands=("u", "g", "r", "i", "z", "y"),
+                pixel_scale=0.2,
+                zeropoints=(26.40, 28.26, 28.10, 27.78, 27.39, 26.56),
+                psf_fwhm=(0.90, 0.86, 0.81, 0.79, 0.77, 0.76),
+                sky=(22.99, 22.26, 21.20, 20.48, 19.60, 18.61),
+                exposure=(1680, 2400, 5520, 5520, 4800, 4800),
+                throughputs=tuple(f"LSST_{band}.dat" for band in "ugrizy"),
+                psf_profile="kolmogorov",
+            ),
+            Survey(
+                name="euclid-vis",
+                bands=("VIS",),
+                pixel_scale=0.1,
+                zeropoints=(25.91,),
+                psf_fwhm=(0.17,),
+                sky=(22.32,),
+                exposure=(565,),
+                throughputs=("550-900",),
+                psf_profile="airy",
+                read_noise=4.5,
+            ),
+            Survey(
+                name="hst-acs",
+                bands=("F814W",),
+                pixel_scale=0.03,
+                zeropoints=(25.94,),
+                psf_fwhm=(0.095,),
+                sky=(22.0,),
+                exposure=(2028,),
+                throughputs=("ACS_wfc_F814W.dat",),
+                psf_profile="airy",
+                read_noise=10.0,
+            ),
+        )
+    }
+)
