@@ -1,99 +1,88 @@
-"""Deblender: scenes in, sources out. Groups scenes into buckets of one shape, each fitted with one compiled graph."""
+"""Deblender: scenes in, sources out. It groups scenes of one shape into batches, each fitted with one compiled graph."""
 
 from __future__ import annotations
 
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.catalog import builder, measure
-from tfdeblend.catalog.builder import Facts
-from tfdeblend.catalog.measure import side_wanted
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog import builder
+from tfdeblend.catalog.measure import Shapes, side_wanted
+from tfdeblend.catalog.result import Calibration, Deblended
+from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.initial import Seed, SeedOptions
+from tfdeblend.diffusion.denoisers import Denoiser
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
-from tfdeblend.galaxies import moments
+from tfdeblend.forward.batch import Batch, Tensors
+from tfdeblend.forward.shapes import BatchShape, brightness, merge_buckets, scene_shape, stamp_side
+from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
-from tfdeblend.inference import sample_batches
-from tfdeblend.inference.annealed import ScoreFit
-from tfdeblend.inference.diffusion_sampler import LEAST_NORM, PosteriorSampler, SampleOptions
+from tfdeblend.inference import priors
+from tfdeblend.inference.calibration import CalibratedFit, CalibrationOptions, Calibrations
+from tfdeblend.inference.diffusion_sampler import SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
-from tfdeblend.inference.nonparametric import NonparametricFit
-from tfdeblend.inference.nuts import NutsOptions, NutsSampler
-from tfdeblend.inference.sample_batches import Drawn, rows_at_once
+from tfdeblend.inference.nuts import NutsOptions
+from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, Prior, SampleRun
+from tfdeblend.inference.sample_batches import in_turn
 
-AUTOMATIC = "bulge-disk"
-NONPARAMETRIC, SEED = "nonparametric", "bulge-disk"
-LARGEST_BATCH = 64
 METHODS = ("map", "sample")
+LARGEST_BATCH = 64
 MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
-LARGEST_RHAT = 1.1  # of chains: above, they have not mixed
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
-
-
-def first_latents(prior: GalaxyPrior, shape: BatchShape, moments: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(B, K, S) to start a fit from, by `moments.moments` of each scene."""
-    start = np.zeros((shape.blends, shape.sources, prior.size), np.float32)
-    for row, (radius, ellipticity) in enumerate(moments):
-        guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
-        start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
-    return start
 
 
 @dataclass
 class Deblender:
-    """Separates the galaxies of blended images.
+    """Separates the galaxies of blended images, of one observation or of several observations of one field.
+
+    A Deblender compiles a graph for each shape of scenes at its first use, so keep it for further scenes. It can be
+    pickled; what was compiled is not, and is made again where it is needed.
 
     Args:
-      prior: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior (the name of a shipped one, see
-        `registry.shipped`, or a `.keras` or `.npz` file), which start from "bulge-disk". "auto": see `prior_of`.
+      prior: what galaxies look like: "exponential", "sersic", "bulge-disk"; "nonparametric" or a learned prior, which
+        start from a "bulge-disk" fit. A learned prior is the name of a shipped one, the path of a `.keras` or `.npz`
+        file, or a denoiser. "auto": the shipped one for a scene's bands and pixel scale, else "bulge-disk".
       method: "map", the maximum of the posterior, with errors from its curvature there; "sample", draws from it, with
         means, errors and covariances of these: by the reverse diffusion with a learned prior, by NUTS with a
         closed-form one.
-      seed: of the draws; the MAP draws nothing.
-      background: fit a constant in each band besides the sources.
+      seed: of the random numbers; the MAP draws none.
+      background: fit a constant in each band of each observation.
       batch_size: scenes fitted together; None: as many as fit into memory.
       position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
       options: of the fit; see `MapOptions`.
-      samples: how many, at least 2; keep_samples: the draws themselves, not only what they tell together.
+      calibration: how far several observations of a field may be shifted and rescaled; see `CalibrationOptions`.
+      stamp: pixels a side that hold a galaxy; None: by the size of the image, and larger where a galaxy is cut.
+      samples: how many, at least 2. keep_samples: whether results keep the samples themselves.
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
 
-    Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples.
+    Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another
+      kind of prior.
     """
 
-    prior: str = "auto"
+    prior: str | Path | Prior | Denoiser = "auto"
     method: str = "map"
     seed: int = 0
     background: bool = False
     batch_size: int | None = None
     position_sigma: float = 0.5
     options: MapOptions = field(default_factory=MapOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    stamp: int | None = None
     samples: int = 16
     keep_samples: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
-    _nuts: dict[tuple[str, BatchShape], NutsSampler] = field(default_factory=dict, init=False, repr=False)
-    _samplers: dict[tuple[str, BatchShape], PosteriorSampler] = field(default_factory=dict, init=False, repr=False)
-    _fits: dict[tuple[str, BatchShape], MapFit] = field(default_factory=dict, init=False, repr=False)
-    _refinements: dict[tuple[str, BatchShape], NonparametricFit | ScoreFit] = field(
-        default_factory=dict, init=False, repr=False
-    )
 
     def __post_init__(self) -> None:
-        names = ["auto", *PRIORS, NONPARAMETRIC, *registry.shipped()]
-        if self.prior not in names and not registry.is_learned(self.prior):
-            raise ValueError(f"prior: expected one of {', '.join(names)}, received {self.prior!r}")
+        self._prior = priors.find(self.prior)
+        self._compiled = Compiled()
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
         if not 0 <= self.seed < 2**31:
@@ -101,238 +90,288 @@ class Deblender:
         if self.samples < 2:
             raise ValueError(f"samples: expected at least 2, received {self.samples}")
 
-    def prior_of(self, scene: Scene) -> str:
-        """The prior for a scene: "auto" is a shipped one for its bands and pixel scale, else "bulge-disk".
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_compiled", "_prior")}
 
-        Where the pixel scale is not known, that is enough of a reason for "bulge-disk".
-        """
-        if self.prior != "auto":
-            return self.prior
-        if scene.observation.pixel_scale is None:
-            return AUTOMATIC
-        fitting = [name for name, prior in registry.shipped().items() if prior.problem(scene) is None]
-        return fitting[0] if fitting else AUTOMATIC
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
 
-    def _shape(self, scene: Scene, prior: str, least: int) -> BatchShape:
-        """The scene's bucket, of stamps of `least` pixels or more.
-
-        Raises: DataError for a scene that cannot be done with this prior.
-        """
-        if not registry.is_learned(prior):
-            if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
-                expected = (
-                    "one for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
-                )
-                raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
-            return scene_shape(scene, stamp_side(scene, least))
-        known = registry.find(prior)
-        if problem := known.problem(scene):
-            raise DataError(scene.name, f"prior {known.name}", problem)
-        known.load()  # so that a damaged file is told as an error of the scene
-        return scene_shape(scene, stamp_side(scene, max(known.side + 2, least)), known.model_sigma)
+    def prior_of(self, scene: Scene) -> Prior:
+        """The prior that a scene is fitted under."""
+        return self._prior.choose(scene) if isinstance(self._prior, AutomaticPrior) else self._prior
 
     @overload
     def deblend(self, scenes: Scene | Observation) -> Deblended: ...
     @overload
     def deblend(self, scenes: Sequence[Scene | Observation]) -> list[Deblended]: ...
     def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
-        """One result for one scene, a list for several; an observation's sources are detected.
+        """One result for one scene, a list for several; the sources of an Observation are detected.
 
-        Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
+        Several observations of one field are one Scene: `Scene([hst, hsc], sources)`.
+
+        Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead. TypeError for another
+          kind of argument.
         """
-        return builder.in_order(self.iterate, scenes)
+        single = isinstance(scenes, Scene | Observation)
+        results: dict[int, Deblended] = {}
+        ready = _as_scenes(scenes)
+        for index, result in self.iterate(ready):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        ordered = [results[index] for index in range(len(ready))]
+        return ordered[0] if single else ordered
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
 
         Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
-        larger: dict[int, int] = {}
-        for index, result in self._in_batches(scenes, dict.fromkeys(range(len(scenes)), 0), final=False):
-            if isinstance(result, int):
-                larger[index] = result
-            else:
-                yield index, result
-        for index, result in self._in_batches(scenes, larger, final=True):
-            assert not isinstance(result, int)
-            yield index, result
+        wanted: dict[int, int] = {}
+        yield from self._in_batches(scenes, dict.fromkeys(range(len(scenes)), self.stamp or 0), wanted)
+        yield from self._in_batches(scenes, wanted, None)
 
     def _in_batches(
-        self, scenes: Sequence[Scene], sides: Mapping[int, int], final: bool
-    ) -> Iterator[tuple[int, Deblended | Exception | int]]:
-        """`iterate` for the scenes that `sides` has, each with stamps of so many pixels or more; unless this is final,
-        the side that a scene wants may take the place of its result."""
+        self, scenes: Sequence[Scene], sides: Mapping[int, int], wanted: dict[int, int] | None
+    ) -> Iterator[tuple[int, Deblended | Exception]]:
+        """Results of the scenes that `sides` has, each with stamps of so many pixels or more.
+
+        wanted: takes the side of the stamps of scenes that want larger ones, which yield no result; None: all do.
+        """
         buckets: dict[str, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
+        chosen: dict[str, Prior] = {}
         for index, side in sides.items():
             try:
                 prior = self.prior_of(scenes[index])
-                buckets[prior][self._shape(scenes[index], prior, side)].append(index)
+                chosen[prior.name] = prior
+                buckets[prior.name][self._shape(scenes[index], prior, side)].append(index)
             except DataError as error:
                 yield index, error
-        for prior, shapes in sorted(buckets.items()):
+        for name, shapes in sorted(buckets.items()):
             for shape, members in sorted(merge_buckets(shapes).items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
-                shape = shape._replace(blends=most)
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
-                    yield from self._fit_chunk(chunk, [scenes[i] for i in chunk], shape, prior, final)
+                    run = Chunk(self, chunk, [scenes[i] for i in chunk], shape._replace(blends=most), chosen[name])
+                    yield from run.results(wanted)
+
+    def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
+        """The scene's bucket, of stamps of `least` pixels or more.
+
+        Raises: DataError for a scene that the prior is not for, or that cannot be sampled under it.
+        """
+        if self.method == "sample" and not prior.samples:
+            expected = f"expected a learned or closed-form one ({', '.join(PRIORS)}) to sample with"
+            raise DataError(scene.name, "prior", f"{expected}, received {prior.name}")
+        if problem := prior.problem(scene):
+            raise DataError(scene.name, f"prior {prior.name}", problem)
+        side = stamp_side(scene, max(prior.least_stamp, least))
+        if self.stamp is not None:
+            if self.stamp < prior.least_stamp:
+                expected = f"expected at least {prior.least_stamp} pixels for prior {prior.name}"
+                raise DataError(scene.name, "stamp", f"{expected}, received {self.stamp}")
+            side = max(self.stamp, least)
+        return scene_shape(scene, side, prior.model_sigma, self.background)
 
     def _batch_size(self, shape: BatchShape) -> int:
-        neighbours = 2 * shape.reach * (shape.reach + 1)  # of each pixel, that its noise is predicted from
-        images = shape.bands * (shape.sources * max(shape.fourier, shape.stamp) ** 2 * 8 + neighbours * shape.side**2)
+        reach = max(one.reach for one in shape.exposures)
+        neighbours = 2 * reach * (reach + 1)  # of each pixel, that its noise is predicted from
+        images = sum(len(one.bands) for one in shape.exposures)
+        images *= shape.sources * max(shape.fourier, shape.stamp) ** 2 * 8 + neighbours * shape.side**2
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
 
-    def _fit_chunk(
-        self, indices: list[int], scenes: list[Scene], shape: BatchShape, prior: str, final: bool
-    ) -> Iterator[tuple[int, Deblended | int]]:
-        began = time.perf_counter()
-        fit = self._fit(shape, prior)
-        batch = BlendBatch.build(scenes, shape)
-        result = fit(batch, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
-        rows = list(range(len(scenes)))
-        if not final:
-            sides = [self._side_wanted(scene, batch, result, row) for row, scene in enumerate(scenes)]
-            rows = [row for row in rows if sides[row] <= shape.stamp]
-            yield from ((indices[row], side) for row, side in enumerate(sides) if side > shape.stamp)
-        if self.method == "sample":
-            yield from self._sample_chunk(indices, scenes, rows, batch, fit, result, prior, began)
-            return
-        if prior not in PRIORS:
-            result = self._refinement(fit, prior)(batch, result)
-        arrays = tf.nest.map_structure(lambda t: t.numpy(), result)
-        milliseconds = 1e3 * (time.perf_counter() - began) / len(scenes)
-        for row in rows:
-            yield indices[row], self._result(scenes[row], batch, arrays, row, milliseconds, prior)
-
-    def _side_wanted(self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int) -> int:
-        """`side_wanted` of one scene of a batch."""
-        count, scale = len(scene.sources), batch.band_scale[row]
-        stamps = fit.stamps[row, :count].numpy() * scale[:, None, None]
-        flux = fit.state.flux[row, :count].numpy().astype(float) * scale
-        return side_wanted(scene, stamps, batch.first_pixels(row)[:count], flux)
-
-    def _sample_chunk(
-        self,
-        indices: list[int],
-        scenes: list[Scene],
-        chosen: list[int],
-        batch: BlendBatch,
-        fit: MapFit,
-        found: MapResult,
-        prior: str,
-        began: float,
-    ) -> Iterator[tuple[int, Deblended]]:
-        """Samples of the `chosen` rows of a batch."""
-        if not chosen:
-            return
-        spent, total = time.perf_counter() - began, len(chosen)
-
-        def gather(
-            draw: sample_batches.Drawing, rows: int, members: list[int], facts: Callable[[int], Facts]
-        ) -> Iterator[tuple[int, Deblended]]:
-            """Results as they are done; what is done with them between is not counted as their time."""
-            nonlocal spent
-            start = time.perf_counter()
-            for one in sample_batches.gather(draw, rows, members, scenes, batch, self.samples, self.keep_samples):
-                spent += time.perf_counter() - start
-                yield indices[one.row], self._sampled(one, batch, 1e3 * spent / total, prior, facts(one.row))
-                start = time.perf_counter()
-
-        if not registry.is_learned(prior):
-            sampler = self._chains(fit, prior)
-            names = zlib.crc32("\n".join(scene.name for scene in scenes).encode()) >> 1
-            chains = sampler(batch.tensors, found.state, (self.seed, names))
-            rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
-            draw, rows = (
-                sample_batches.closed_form(sampler, batch.tensors, chains, (self.seed, names)),
-                rows_at_once(batch.shape, total * self.samples),
-            )
-            yield from gather(
-                draw,
-                rows,
-                chosen,
-                lambda row: {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])},
-            )
-            return
-        options = self.sampling
-        facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
-        for shape, members in by_count(batch.shape, scenes, chosen).items():
-            rows = rows_at_once(shape, len(members) * self.samples)
-            diffusion = self._sampler(shape._replace(blends=rows), prior)
-            draw = sample_batches.learned(diffusion, batch.tensors, Seed.of(found), scenes, self.samples, self.seed)
-            yield from gather(draw, rows, members, lambda row: facts)
-
-    def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
-        facts = self._facts(milliseconds, prior) | facts
-        if registry.is_learned(prior) and self.sampling.evidence:
-            jitter = registry.find(prior).load().scale_jitter
-            facts |= sample_batches.evidence(drawn.tally, batch.band_scale[drawn.row], jitter)
-        return builder.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
-
-    def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
-        key = prior, shape
-        if key not in self._samplers:
-            near = SeedOptions(self.background, least_norm=LEAST_NORM)
-            self._samplers[key] = PosteriorSampler(shape, registry.find(prior).load(), self.sampling, near)
-        return self._samplers[key]
-
-    def _chains(self, fit: MapFit, prior: str) -> NutsSampler:
-        key = prior, fit.shape
-        if key not in self._nuts:
-            self._nuts[key] = NutsSampler(fit, self.samples, self.nuts)
-        return self._nuts[key]
-
-    def _fit(self, shape: BatchShape, prior: str) -> MapFit:
-        name = prior if prior in PRIORS else SEED
-        if (name, shape) not in self._fits:
-            options = replace(self.options, background=self.background)
-            self._fits[name, shape] = MapFit(PRIORS[name](shape.bands, self.position_sigma), shape, options)
-        return self._fits[name, shape]
-
-    def _refinement(self, seed: MapFit, prior: str) -> NonparametricFit | ScoreFit:
-        key = prior, seed.shape
-        if key not in self._refinements:
-            if prior == NONPARAMETRIC:
-                self._refinements[key] = NonparametricFit(seed)
-            else:
-                self._refinements[key] = ScoreFit(seed, registry.find(prior).load())
-        return self._refinements[key]
-
-    def _result(
-        self, scene: Scene, batch: BlendBatch, fit: MapResult, row: int, milliseconds: float, prior: str
-    ) -> Deblended:
-        """Cuts one scene out of a batch's arrays, and puts it back into its own units."""
-        count, (bands, height, width) = len(scene.sources), scene.observation.shape
-        scale = batch.band_scale[row]
-        unit = scale[:, None, None]
-        terms = fit.covariance.linear[row]
-        flux_cov = np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)])
-        corners = batch.first_pixels(row)[:count]
-        center = corners + batch.shape.stamp // 2
-        y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
-        errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
-        shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
-        found = builder.Fitted(
-            model=fit.model[row, :, :height, :width] * unit,
-            sources=fit.sources[row, :count, :, :height, :width] * unit,
-            stamps=fit.stamps[row, :count] * unit,
-            corners=corners,
-            background=fit.state.background[row] * scale,
-            flux=fit.state.flux[row, :count].astype(float) * scale,
-            flux_cov=flux_cov,
-            shapes=shapes,
-            converged=bool(fit.distance[row] <= CONVERGED),
-            beyond_prior=fit.beyond_prior[row, :count],
+    def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
+        """The compiled closed-form fit of a shape."""
+        key = "map", galaxies.name, shape
+        return self._compiled.get(
+            key, lambda: MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options)
         )
-        facts: Facts = {"steps": int(fit.steps[row]), "distance": float(fit.distance[row])}
-        facts["modelsig"] = batch.shape.model_sigma
-        return builder.fitted(scene, found, self._facts(milliseconds, prior) | facts)
 
-    def _facts(self, milliseconds: float, prior: str) -> Facts:
-        return {
-            "method": self.method,
-            "prior": registry.find(prior).name if registry.is_learned(prior) else prior,
-            "seed": self.seed,
-            "walltime": milliseconds / 1e3,
-        }
+
+@dataclass
+class Chunk:
+    """Scenes of one shape and prior that are fitted together: one batch."""
+
+    deblender: Deblender
+    indices: list[int]
+    scenes: list[Scene]
+    shape: BatchShape
+    prior: Prior
+
+    def results(self, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended]]:
+        """(index, result) of each scene; see `Deblender._in_batches`."""
+        began = time.perf_counter()
+        self.levels = [_levels(scene, self.shape.background) for scene in self.scenes]
+        flattened = [_less(scene, levels) for scene, levels in zip(self.scenes, self.levels, strict=True)]
+        self.batch = Batch.build(flattened, self.shape)
+        fit = self.deblender.map_fit(self.shape, self.prior.initial)
+        start = first_latents(fit.prior, self.shape, [moments(scene) for scene in flattened])
+        tensors, found = self.batch.tensors, None
+        self.calibrations: Calibrations | None = None
+        if len(self.shape.exposures) > 1:
+            key = "calibrated", fit.prior.name, self.shape
+            calibrated = self.deblender._compiled.get(key, lambda: CalibratedFit(fit, self.deblender.calibration))
+            found, self.calibrations, tensors = calibrated(tensors, start)
+        else:
+            found = fit(tensors, start)
+        rows = list(range(len(self.scenes)))
+        if wanted is not None:
+            sides = [self._side_wanted(found, row) for row in rows]
+            wanted |= {self.indices[row]: side for row, side in enumerate(sides) if side > self.shape.stamp}
+            rows = [row for row in rows if sides[row] <= self.shape.stamp]
+        if self.deblender.method == "sample":
+            yield from self._sampled(fit, tensors, found, rows, began)
+            return
+        key = "refinement", self.prior.name, self.shape
+        found = self.deblender._compiled.get(key, lambda: self.prior.fit(fit))(tensors, found)
+        arrays = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
+        seconds = (time.perf_counter() - began) / len(self.scenes)
+        for row in rows:
+            yield self.indices[row], self._fitted(arrays, row, seconds)
+
+    def _side_wanted(self, found: MapResult, row: int) -> int:
+        """The `side_wanted` of one scene of the batch, as its first observation shows it."""
+        scene = self.scenes[row]
+        count, own = len(scene.sources), list(scene.band_indices(scene.observation))
+        scale = self.batch.band_scale[row]
+        stamps = found.stamps[row, :count].numpy() * scale[:, None, None]
+        flux = found.state.flux[row, :count].numpy().astype(float) * scale
+        return side_wanted(scene, stamps[:, own], self.batch.first_pixels(row)[:count], flux[:, own])
+
+    def _fitted(self, found: MapResult, row: int, seconds: float) -> Deblended:
+        """Cuts one scene out of a fit's arrays, and puts it back into its own units."""
+        scene, scale = self.scenes[row], self.batch.band_scale[row]
+        count, bands = len(scene.sources), len(scene.bands)
+        terms = found.covariance.linear[row]
+        corners = self.batch.first_pixels(row)[:count]
+        y, x, size, e1, e2 = found.summary[row, :count].T.astype(float)
+        errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[row, :count], axis1=1, axis2=2), 0))
+        middle = corners + self.shape.stamp // 2
+        models, sources, backgrounds = self._images(found.model, found.sources, found.constants, row)
+        fit = builder.Fit(
+            models=models,
+            sources=sources,
+            backgrounds=backgrounds,
+            stamps=found.stamps[row, :count] * scale[:, None, None],
+            corners=corners,
+            flux=found.state.flux[row, :count].astype(float) * scale,
+            flux_cov=np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)]),
+            shapes=Shapes(middle[:, 0] + y, middle[:, 1] + x, size, e1, e2, errors),
+            converged=bool(found.distance[row] <= CONVERGED),
+            beyond_prior=found.beyond_prior[row, :count],
+            calibration=self._calibration(row),
+        )
+        own: Facts = {"steps": int(found.steps[row]), "distance": float(found.distance[row])}
+        return builder.build(scene, fit, self._facts(seconds) | own | {"modelsig": self.shape.model_sigma})
+
+    def _sampled(
+        self, fit: MapFit, tensors: Tensors, found: MapResult, rows: list[int], began: float
+    ) -> Iterator[tuple[int, Deblended]]:
+        """Results of the rows `rows`, each as soon as its last sample is drawn."""
+        deblender, total = self.deblender, len(rows)
+        run = SampleRun(
+            fit, tensors, found, self.scenes, rows, deblender.samples, deblender.seed, deblender.sampling, deblender.nuts
+        )
+        spent, start = 0.0, began
+        for group in self.prior.sample(run, deblender._compiled):
+            statistics: dict[int, SampleStatistics] = {}
+            for members, drawn in in_turn(group.draw, group.shape, group.members, deblender.samples):
+                for place, row in enumerate(members):
+                    if row not in statistics:
+                        corners = self.batch.first_pixels(row)[: len(self.scenes[row].sources)]
+                        sigma, keep = self.shape.model_sigma, deblender.keep_samples
+                        statistics[row] = SampleStatistics(self.scenes[row], corners, sigma, keep)
+                    statistics[row].add(self._sample(drawn, place, row))
+                    if statistics[row].count == deblender.samples:
+                        spent += time.perf_counter() - start
+                        facts = self._facts(spent / total) | group.facts(row)
+                        mixed = not float(facts.get("rhat", 1)) > priors.LARGEST_RHAT
+                        kept = statistics.pop(row)
+                        yield self.indices[row], builder.build_from_samples(kept, facts, mixed, self._calibration(row))
+                        start = time.perf_counter()  # what is done with a result meanwhile is not the batch's time
+
+    def _sample(self, drawn: Samples, place: int, row: int) -> Sample:
+        """One sample in its scene's own units, cut to its size."""
+        scene, scale = self.scenes[row], self.batch.band_scale[row]
+        count, unit = len(scene.sources), scale[:, None, None]
+        models, sources, backgrounds = self._images(drawn.model, drawn.sources, drawn.constants, row, place)
+        return Sample(
+            models=models,
+            sources=sources,
+            backgrounds=backgrounds,
+            stamps=drawn.stamps[place, :count] * unit,
+            flux=drawn.flux[place, :count] * scale,
+            prior_variance=drawn.prior_variance[place, :count] * unit**2,
+            beyond_prior=drawn.large[place, :count],
+            summary=drawn.summary[place, :count] if drawn.summary.shape[-1] else None,
+        )
+
+    def _images(
+        self,
+        models: Sequence[np.ndarray],
+        sources: Sequence[np.ndarray],
+        constants: Sequence[np.ndarray],
+        row: int,
+        place: int | None = None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Models, sources and backgrounds of each observation of a scene, cut to its size and in its unit.
+
+        row: of the scene in the batch. place: its row in the arrays, where that is another.
+        """
+        scene, at = self.scenes[row], row if place is None else place
+        count, cut = len(scene.sources), ([], [], [])  # type: ignore[var-annotated]
+        for e, one in enumerate(scene.observations):
+            _, height, width = one.shape
+            unit, level = self.batch.flux_unit(row, scene, e), self.levels[row][e]
+            image = unit[:, None, None]
+            cut[0].append(models[e][at, :, :height, :width] * image + level[:, None, None])
+            cut[1].append(sources[e][at, :count, :, :height, :width] * image)
+            cut[2].append(constants[e][at] * unit + level)
+        return cut
+
+    def _calibration(self, row: int) -> Calibration | None:
+        if self.calibrations is None:
+            return None
+        shift, gain, error = self.calibrations
+        return Calibration(shift[row], tuple(each[row] for each in gain), error[row])
+
+    def _facts(self, seconds: float) -> Facts:
+        deblender = self.deblender
+        return {"method": deblender.method, "prior": self.prior.name, "seed": deblender.seed, "walltime": seconds}
+
+
+def first_latents(prior: GalaxyPrior, shape: BatchShape, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(B, K, S) latents to start a fit from, by the `moments` of each scene."""
+    start = np.zeros((shape.blends, shape.sources, prior.size), np.float32)
+    for row, (radius, ellipticity) in enumerate(found):
+        guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
+        start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
+    return start
+
+
+def _as_scenes(scenes: Any) -> list[Scene]:
+    """Raises: TypeError for what is neither a scene nor an observation, DataError where nothing is detected."""
+    several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
+    if not isinstance(several, Sequence) or isinstance(several, str | bytes):
+        raise TypeError(f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}")
+    for one in several:
+        if not isinstance(one, Scene | Observation):
+            hint = "; read files with Scene.read" if isinstance(one, str | Path) else ""
+            raise TypeError(f"scenes: expected Scene or Observation, received a {type(one).__name__}{hint}")
+    return [one if isinstance(one, Scene) else Scene.detect(one) for one in several]
+
+
+def _levels(scene: Scene, background: bool) -> list[np.ndarray]:
+    """(C_e,) of each observation: the sky's level, so that what is fitted and taken for light is small beside it; 0
+    where no background is fitted."""
+    return [one.sky_levels() if background else np.zeros(one.shape[0]) for one in scene.observations]
+
+
+def _less(scene: Scene, levels: Sequence[np.ndarray]) -> Scene:
+    """A scene with levels taken off its images."""
+    if not any(level.any() for level in levels):
+        return scene
+    pairs = zip(scene.observations, levels, strict=True)
+    return replace(scene, observations=tuple(one.less(level) for one, level in pairs))

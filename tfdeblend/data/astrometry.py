@@ -10,6 +10,7 @@ import numpy as np
 from tfdeblend.errors import DataError
 
 BENT = 0.02  # pixels of the model frame by which a map of pixels may depart from an affine one
+WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
 class AffineMap(NamedTuple):

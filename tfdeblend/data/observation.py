@@ -141,6 +141,14 @@ class Observation:
         except ValueError as error:
             raise DataError(self.name, "noise_correlation", str(error)) from error
 
+    def sky_levels(self) -> np.ndarray:
+        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above."""
+        return np.array([validation.sky_level(i[v]) for i, v in zip(self.images, self.valid, strict=True)])
+
+    def less(self, levels: np.ndarray) -> Observation:
+        """The same with a constant (C,) taken off each band."""
+        return replace(self, images=self.images - np.asarray(levels)[:, None, None])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C,H,W)."""

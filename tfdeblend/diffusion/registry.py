@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
-    from tfdeblend.data.scene import Scene
     from tfdeblend.diffusion.denoisers import NeuralDenoiser
 
 FOLDER = Path(__file__).parents[1] / "weights"
 SUFFIX, GAUSSIAN = ".keras", ".npz"
-SCALE_TOLERANCE = 0.03  # relative, of the pixel scale
 
 
 @dataclass(frozen=True)
-class LearnedPrior:
-    """What a learned prior is for. bands: C names. side: pixels of its stamps. pixel_scale: arcsec. model_sigma:
-    pixels, of the stamps' PSF. sha256: of the file, where it is known beforehand. description: one line."""
+class PriorFile:
+    """The file of a learned prior, and what the prior is for.
+
+    bands: C names. side: pixels of its stamps. pixel_scale: arcsec. model_sigma: pixels, of the stamps' PSF. sha256: of
+    the file, where it is known beforehand. description: one line.
+    """
 
     name: str
     path: Path
@@ -34,23 +35,6 @@ class LearnedPrior:
     model_sigma: float
     sha256: str | None = None
     description: str = ""
-
-    def problem(self, scene: Scene) -> str | None:
-        """Why the prior cannot be used on a scene, or None.
-
-        A scene without a pixel scale is taken to have the prior's.
-        """
-        from tfdeblend.data.psf import allows_model_sigma
-
-        observation = scene.observation
-        if observation.bands != self.bands:
-            return f"expected bands {', '.join(self.bands)}, received {', '.join(observation.bands)}"
-        scale = observation.pixel_scale
-        if scale and abs(scale / self.pixel_scale - 1) > SCALE_TOLERANCE:
-            return f"expected pixels of {self.pixel_scale:g} arcsec, received {scale:.4g}"
-        if not allows_model_sigma(scene, self.model_sigma):
-            return f"expected PSFs wider than a Gaussian of sigma {self.model_sigma:g} pixel, received a narrower one"
-        return None
 
     def load(self) -> Any:
         """The `NeuralDenoiser` or `GaussianDenoiser`, read once.
@@ -68,12 +52,12 @@ class LearnedPrior:
 
 
 @functools.cache
-def shipped() -> dict[str, LearnedPrior]:
+def shipped() -> dict[str, PriorFile]:
     """The priors that come with the package, in order of their names: of several that fit, "auto" takes the first."""
     found = {}
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.stem):
         card = json.loads(path.read_text())
-        found[path.stem] = LearnedPrior(
+        found[path.stem] = PriorFile(
             path.stem,
             path.with_suffix(SUFFIX),
             tuple(card["bands"]),
@@ -86,7 +70,7 @@ def shipped() -> dict[str, LearnedPrior]:
     return found
 
 
-def find(name: str) -> LearnedPrior:
+def find(name: str) -> PriorFile:
     """The shipped prior of that name, or that of a file.
 
     Raises: DataError for neither, or a file that cannot be read.
@@ -99,7 +83,7 @@ def find(name: str) -> LearnedPrior:
     denoiser = _load(Path(name), None)
     bands, side, _ = denoiser.stamp_shape
     names = denoiser.bands or tuple(f"band{band}" for band in range(bands))
-    return LearnedPrior(Path(name).stem, Path(name), names, side, denoiser.pixel_scale, denoiser.model_sigma)
+    return PriorFile(Path(name).stem, Path(name), names, side, denoiser.pixel_scale, denoiser.model_sigma)
 
 
 def is_file(name: str) -> bool:

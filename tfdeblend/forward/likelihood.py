@@ -1,158 +1,180 @@
-"""p(y | sources): the forward operator of a batch of blends, and their noise."""
+"""p(y | sources): the forward operator of a batch of blends in all exposures, and their noise."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
-from tfdeblend.forward.exposures import View, in_a_row
-from tfdeblend.forward.noise import GaussianNoise
-from tfdeblend.forward.operators import Convolve, Place
-from tfdeblend.forward.shapes import WINGS, BatchShape
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.exposures import Exposure, flatten, unflatten
+from tfdeblend.forward.operators import Place
+from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.linalg.operator import LinearOperator
+
+Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
+
+
+class ForwardOperator(LinearOperator):
+    """A: stamps of B blends, K sources each -> whitened pixels of all their exposures in a row.
+
+    (A x)_e = Sigma_e^-1/2 g_e M_e R_e sum_i T_i s_i x_i, with T_i the placement of a stamp in the frame, R_e convolution
+    and resampling, M_e the mask, g_e the gain.
+
+    Args:
+      place: sum_i T_i. exposures: what sees the frame. scale: s [B, K, C, 1, 1], or 1.
+    """
+
+    def __init__(self, place: Place, exposures: Sequence[Exposure], scale: tf.Tensor | float = 1.0):
+        self.place, self.exposures, self.scale = place, tuple(exposures), scale
+
+    def forward(self, x: tf.Tensor) -> tf.Tensor:
+        """[B, K, C, P, P] -> [B, n]."""
+        return self.see(self.place.forward(self.scale * x))
+
+    def transpose(self, y: tf.Tensor) -> tf.Tensor:
+        """[B, n] -> [B, K, C, P, P]."""
+        return self.scale * self.place.transpose(self.unsee(y))
+
+    def see(self, frames: tf.Tensor) -> tf.Tensor:
+        """[B, C, F, F] -> [B, n]: frames as observed, whitened."""
+        return flatten([one.observe.forward(one.of(frames)) for one in self.exposures])
+
+    def unsee(self, y: tf.Tensor) -> tf.Tensor:
+        """The adjoint of `see`."""
+        pairs = zip(self.exposures, unflatten(y, self.exposures), strict=True)
+        return tf.add_n([one.among_all(one.observe.transpose(image)) for one, image in pairs])
 
 
 class Likelihood:
-    """y = M (P sum_i T_i s_i u_i + background) + n, n Gaussian, of B blends; padding, masks weigh 0.
+    """y_e = g_e M_e R_e sum_i T_i s_i u_i + b_e + n_e of E exposures, n_e Gaussian and independent; masks weigh 0.
+
+    Constants b_e, one of each band of each exposure where the shape has a background, have a flat prior. They are
+    eliminated exactly (`WithoutConstant`): rendered images, chi-squares and curvatures are without them.
 
     Args:
-      tensors: `BlendBatch.tensors`. shape: the batch's.
+      tensors: of the batch. shape: the batch's.
+
+    Attributes:
+      exposures: E of `Exposure`. place: stamps -> frames.
     """
 
-    def __init__(self, tensors: dict[str, tf.Tensor], shape: BatchShape):
-        self.images, self.weights = tensors["images"], tensors["weights"]
-        self.noise = GaussianNoise(self.weights, tensors["whitening"])
-        self.place = Place(tensors["corners"], shape.stamp, shape.frame, self.images.dtype)
-        self.shape, self.corners, self.stamp_kernel = shape, tensors["corners"], tensors["stamp_kernel"]
-        self.convolve = Convolve(tensors["kernel"], shape.fourier, shape.margin, (shape.side, shape.side))
+    def __init__(self, tensors: Tensors, shape: BatchShape):
+        self.shape, self.corners = shape, tensors.corners
+        self.exposures = tuple(Exposure(one, shape, number) for number, one in enumerate(tensors.exposures))
+        self.place = Place(tensors.corners, shape.stamp, shape.frame, tensors.arcsec.dtype)
 
     @property
-    def operator(self) -> LinearOperator:
-        """Stamps s_i u_i [B, K, C, P, P] -> whitened images Sigma^-1/2 P sum_i T_i s_i u_i [B, C, S, S]."""
-        return self.noise.whiten @ self.convolve @ self.place
+    def operator(self) -> ForwardOperator:
+        """Stamps in flux -> whitened pixels of all exposures."""
+        return ForwardOperator(self.place, self.exposures)
 
-    def render(self, unit: tf.Tensor, flux: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
-        """Stamps of unit flux [B, K, C or 1, P, P], fluxes [B, K, C], background [B, C] -> images [B, C, S, S]."""
+    def render(self, unit: tf.Tensor, flux: tf.Tensor) -> Images:
+        """Stamps of unit flux [B, K, C or 1, P, P] with fluxes [B, K, C] as images, without their constants."""
         if unit.shape[2] == 1:  # one shape in all bands is placed once, and coloured then
             frame = tf.einsum("bkyx,bkc->bcyx", self.place.each(unit)[:, :, 0], flux)
         else:
             frame = self.place(flux[..., None, None] * unit)
-        return self.convolve(frame) + background[..., None, None]
+        return tuple(one.project(one.of(frame)) for one in self.exposures)
 
-    def render_each(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, Q, C or 1, P, P] -> [B, C, K Q, S, S]: Q images of each source, each alone; one band is seen in all.
+    def render_each(self, stamps: tf.Tensor) -> Images:
+        """[B, K, Q, C or 1, P, P] -> [B, C_e, K Q, S_e, S_e]: Q images of each source, each alone; one band is seen in
+        all.
 
-        Not differentiable: one band's transform is shared by all, which the operators' adjoints do not know of.
+        It is not differentiable: one band's transform is shared by all, which the operators' adjoints do not know of.
         """
-        _, sources, images, bands, side, _ = stamps.shape
-        placed = self.place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
-        placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
-        return self.convolve.forward(tf.stop_gradient(tf.transpose(placed, [0, 2, 1, 3, 4])))
+        frames = tf.stop_gradient(self._each(stamps))
+        return tuple(one.project.forward(one.of(frames)) for one in self.exposures)
+
+    def sources(self, stamps: tf.Tensor) -> Images:
+        """Stamps in flux [B, K, C, P, P] -> [B, K, C_e, S_e, S_e]: each source as observed."""
+        return tuple(tf.transpose(images, [0, 2, 1, 3, 4]) for images in self.render_each(stamps[:, :, None]))
 
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
-        """J^T J [B, C, N, N] of whitened images, N = K Q + 1, float64.
+        """J^T J [B, C, N, N] of the whitened images of all exposures, N = K Q, float64; see `Exposure.gram`.
 
-        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, and last the constant 1,
-        all whitened; where noise is correlated, the stamps as if no pixel were masked. Taken at every second pixel, for
-        about a fifth of the time: through a PSF that is sampled well, images and weights need no more, and a curvature
-        is good to 1%, to 2% for galaxies that fill their stamp. One band is in memory at a time.
+        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, whitened.
         """
-        _, sources, images, bands, side, _ = stamps.shape
-        window, half = self.shape.window, self.shape.window // 2
-        flat = tf.reshape(tf.transpose(stamps, [3, 0, 1, 2, 4, 5]), [bands, -1, sources * images, side, side])
-        wide = tf.unstack(_centred(flat, window))
-        spectra = [self._low(tf.signal.rfft2d(one, fft_length=[window, window])) for one in wide]
-        corners = (self.corners - self.shape.margin - WINGS) // 2
-        place = Place(corners, half, self.shape.side // 2, stamps.dtype)
-        grams: list[tf.Tensor] = []
-        halved = tf.unstack(every_second(tf.stack([self.weights, self.noise.constant**2], 2)), axis=1)
-        for band, weights in enumerate(halved):
-            # Each band waits for the one before it: run side by side they would need five times the memory.
-            with tf.control_dependencies(grams[-1:]):
-                spectrum = spectra[min(band, bands - 1)] * self.stamp_kernel[:, band, None]
-            seen = tf.signal.irfft2d(spectrum, fft_length=[half, half])
-            seen = tf.reshape(seen, [-1, sources, images, half, half])
-            root, constant = tf.split(tf.sqrt(weights), 2, axis=1)
-            placed = tf.reshape(place.each(seen), [-1, sources * images, *root.shape[-2:]])
-            whole = tf.concat([placed * root, constant], 1)
-            columns = tf.reshape(whole, [-1, sources * images + 1, root.shape[-2] * root.shape[-1]])
-            grams.append(tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64))
-        return tf.stack(grams, 1)
+        own = all(one.own.on_model_pixels for one in self.exposures)
+        frames = None if own else self._each(stamps)
+        return tf.add_n([one.among_all(one.gram(stamps, frames, self.corners)) for one in self.exposures])
 
-    def pull(self, model: tf.Tensor) -> tf.Tensor:
+    def pull(self, model: Images) -> tf.Tensor:
         """A^T Sigma^-1 (y - model) [B, K, C, P, P]: what each pixel of each stamp gains by growing."""
-        return self.operator.adjoint(self.whitened(model))
+        pairs = zip(self.exposures, model, strict=True)
+        frames = [one.among_all(one.observe.adjoint(one.whitened(image))) for one, image in pairs]
+        return self.place.adjoint(tf.add_n(frames))
 
-    def project(self, unit: tf.Tensor, model: tf.Tensor) -> tf.Tensor:
-        """J^T Sigma^-1 (y - model) [B, C, K + 1] of one stamp a source [B, K, C or 1, P, P] and the constant. Exact."""
-        residual = self.whitened(model)
-        pulled = self.operator.adjoint(residual)
-        stamps = tf.linalg.matrix_transpose(tf.reduce_sum(pulled * unit, [3, 4]))
-        constant = tf.reduce_sum(self.noise.constant * residual, [2, 3])
-        return tf.concat([stamps, constant[..., None]], -1)
+    def slopes(self, unit: tf.Tensor, model: Images) -> tf.Tensor:
+        """J^T Sigma^-1 (y - model) [B, C, K] of one stamp a source [B, K, C or 1, P, P]. It is exact."""
+        return tf.linalg.matrix_transpose(tf.reduce_sum(self.pull(model) * unit, [3, 4]))
 
-    def _low(self, spectrum: tf.Tensor) -> tf.Tensor:
-        """[..., W, W // 2 + 1] -> [..., W // 2, W // 4 + 1]: see `batch`."""
-        quarter = self.shape.window // 4
-        return tf.concat([spectrum[..., :quarter, :], spectrum[..., -quarter:, :]], -2)[..., : quarter + 1]
+    def chi2(self, model: Images) -> tf.Tensor:
+        """[B]: sum_e (y_e - model_e)^T Sigma_e^-1 (y_e - model_e)."""
+        pairs = zip(self.exposures, model, strict=True)
+        return tf.add_n([one.noise.chi2(one.images - image) for one, image in pairs])
 
-    def chi2(self, model: tf.Tensor) -> tf.Tensor:
-        """[B]: (y - model)^T Sigma^-1 (y - model)."""
-        return self.noise.chi2(self.images - model)
-
-    def rise(self, old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+    def rise(self, old: Images, new: Images) -> tf.Tensor:
         """[B]: chi2(new) - chi2(old), free of the cancellation in a difference of two large sums."""
-        return tf.reduce_sum(self.noise.whiten(new - old) * self.noise.whiten(old + new - 2 * self.images), [1, 2, 3])
+        parts = []
+        for one, a, b in zip(self.exposures, old, new, strict=True):
+            product = one.noise.whiten(b - a) * one.noise.whiten(a + b - 2 * one.images)
+            parts.append(tf.reduce_sum(product, [1, 2, 3]))
+        return tf.add_n(parts)
 
-    def tolerant(self, error: float, background: tf.Tensor) -> tf.Tensor:
-        """[B, C, S, S]: the weights with an error of the model added, a fraction of the data's light."""
-        light = tf.nn.relu(self.images - background[..., None, None])
-        return self.weights / (1 + self.weights * (error * light) ** 2)
+    def tolerant(self, error: float, model: Images) -> Images:
+        """The weights with an error of the model added, a fraction of the data's light above the constants of `model`."""
+        pairs = zip(self.exposures, self.constants(model), strict=True)
+        return tuple(one.tolerant(error, constant) for one, constant in pairs)
 
-    def log_prob(self, model: tf.Tensor) -> tf.Tensor:
+    def log_prob(self, model: Images) -> tf.Tensor:
         """[B]: log p(y | model) of the unmasked pixels, in nats."""
-        return self.noise.log_prob(self.images - model)
-
-    def whitened(self, model: tf.Tensor) -> tf.Tensor:
-        """[B, C, S, S]: y - model, whitened."""
-        return self.noise.whiten(self.images - model)
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """The one exposure, as `linear_gaussian` sees it."""
-        return (View(tuple(range(self.shape.bands)), self.noise.whiten @ self.convolve, self.noise.constant),)
-
-    def data(self, model: tf.Tensor) -> tf.Tensor:
-        """[B, n]: y - model, whitened, in a row."""
-        return in_a_row([self.whitened(model)])
+        return self.log_normalisation() - 0.5 * self.chi2(model)
 
     def log_normalisation(self) -> tf.Tensor:
         """[B]: log p(y | model) were y the model."""
-        return self.noise.log_normalisation()
+        return tf.add_n([one.noise.log_normalisation() for one in self.exposures])
 
-    def on_background(self, model: tf.Tensor, background: tf.Tensor, normals: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """The model of sources with a sampled background [B, C], and that; no more normals are needed."""
-        return model + background[..., None, None], background
+    def data(self, model: Images) -> tf.Tensor:
+        """[B, n]: y - model, whitened, of all exposures in a row."""
+        return flatten([one.whitened(image) for one, image in zip(self.exposures, model, strict=True)])
 
-    def left_over(self, normals: tf.Tensor) -> tf.Tensor:
-        """[B, 0]: of the normals [B, n] that a draw takes, nothing is."""
-        return normals[:, :0]
+    # -- constants
+
+    def constants(self, model: Images) -> Images:
+        """The best b_e [B, C_e] beside a model of the sources; 0 where the shape has no background."""
+        if not self.shape.background:
+            return tuple(tf.zeros_like(image[..., 0, 0]) for image in model)
+        pairs = zip(self.exposures, model, strict=True)
+        return tuple(one.noise.best_constant(one.images - image) for one, image in pairs)
+
+    def drawn_constants(self, model: Images, normals: Images) -> Images:
+        """The b_e [B, C_e] drawn from their posterior beside a model, by standard normals [B, C_e] each."""
+        best = self.constants(model)
+        if not self.shape.background:
+            return best
+        parts = zip(self.exposures, best, normals, strict=True)
+        return tuple(constant + tf.math.divide_no_nan(free, one.constant_norm) for one, constant, free in parts)
+
+    def unused_normals(self, normals: tf.Tensor) -> Images:
+        """[B, C_e] each: of the standard normals [B, n] that a draw of the sources takes, the part along the constants.
+
+        Whitened images are without the constants, so that no draw has used it.
+        """
+        parts = []
+        for one, free in zip(self.exposures, unflatten(normals, self.exposures), strict=True):
+            along = tf.reduce_sum(one.noise.constant * free, [2, 3])
+            parts.append(tf.math.divide_no_nan(along, one.constant_norm))
+        return tuple(parts)
+
+    def _each(self, stamps: tf.Tensor) -> tf.Tensor:
+        """[B, K, Q, C or 1, P, P] -> frames [B, C or 1, K Q, F, F]."""
+        _, sources, images, bands, side, _ = stamps.shape
+        placed = self.place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
+        placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
+        return tf.transpose(placed, [0, 2, 1, 3, 4])
 
 
-def _centred(stamps: tf.Tensor, window: int) -> tf.Tensor:
-    """[..., P, P] -> [..., W, W] with zeros around."""
-    wings = (window - stamps.shape[-1]) // 2
-    return tf.pad(stamps, [[0, 0]] * (len(stamps.shape) - 2) + [[wings, wings]] * 2)
-
-
-def every_second(weights: tf.Tensor) -> tf.Tensor:
-    """[B, C, Q, S, S] -> [B, C, Q, S // 2, S // 2]: every second pixel takes half the weight of either neighbour, along
-    both axes; the last pixel, whose other neighbour is outside, gives all of it."""
-    side = weights.shape[-1]
-    share = np.zeros((side // 2, side))
-    t = np.arange(side // 2)
-    share[t, 2 * t], share[t, 2 * t + 1], share[t[1:], 2 * t[1:] - 1], share[-1, -1] = 1, 0.5, 0.5, 1
-    matrix = tf.constant(share, weights.dtype)
-    return tf.einsum("iy,jx,bcqyx->bcqij", matrix, matrix, weights)
+def with_constants(model: Images, constants: Images) -> Images:
+    """Images with their constants [B, C_e] added."""
+    return tuple(image + constant[..., None, None] for image, constant in zip(model, constants, strict=True))

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.data.astrometry import AffineMap
-from tfdeblend.data.psf import psf_spectrum
 from tfdeblend.linalg.operator import LinearOperator
 
 OVERSAMPLING = 2  # of the grid between whose points a polynomial is interpolated
@@ -27,31 +25,8 @@ STEEPNESS = 2.30 * TAPS  # (Barnett, Magland and af Klinteberg 2019)
 EVALUATION_ERROR = 1e-6  # of the largest value; measured
 
 
-def kept_frequencies(pixels: AffineMap, side: int) -> int:
-    """L: the even number of lowest frequencies a side, of a side x side grid, that an observation samples."""
-    corners = np.pi * np.array([[1, 1], [1, -1]]) @ np.linalg.inv(pixels.matrix)
-    highest = np.abs(corners).max() * side / (2 * np.pi)
-    return min(2 * int(np.ceil(highest) + 1), side - side % 2)
 
 
-def resampled_transfer(psf: np.ndarray, model_psf: np.ndarray, pixels: AffineMap, side: int, kept: int) -> np.ndarray:
-    """|det M| P_obs(M^T k) / P_model(k) at the lowest frequencies of a side x side grid.
-
-    Args:
-      psf: (C, h, w), sampled at the observation's pixels. model_psf: (C or 1, h, w), at the model's; both sum to 1.
-      kept: L, even (see `kept_frequencies`).
-    Returns:
-      (C, L, L // 2 + 1) complex; 0 beyond the Nyquist frequency of either, and at that of L.
-    """
-    n = np.fft.fftfreq(kept, 1 / kept)
-    ky, kx = np.meshgrid(n, np.arange(kept // 2 + 1), indexing="ij")
-    k = 2 * np.pi / side * np.stack([ky.ravel(), kx.ravel()], 1)
-    observed = k @ pixels.matrix
-    inside = (np.abs(observed) <= np.pi * (1 + 1e-9)).all(1) & (np.abs(k) < np.pi * kept / side).all(1)
-    transfer = np.zeros((len(psf), len(k)), complex)
-    ratio = psf_spectrum(psf, observed[inside]) / psf_spectrum(model_psf, k[inside])
-    transfer[:, inside] = pixels.area * ratio
-    return transfer.reshape(len(psf), kept, kept // 2 + 1)
 
 
 class Resample(LinearOperator):

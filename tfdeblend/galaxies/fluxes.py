@@ -1,8 +1,7 @@
 """The prior of fluxes, and the best fluxes of given shapes.
 
 Fluxes are flat where positive, and half a Gaussian where negative: about the error of the flux in 25 pixels wide, in
-units of a pixel's noise. Without it a faint source turns negative to mend the misfit of a bright neighbour. A constant
-background, the last of the Q = K + 1 linear terms of a band, is flat everywhere.
+units of a pixel's noise. Without it a faint source turns negative to mend the misfit of a bright neighbour.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ def penalty(flux: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum((tf.nn.relu(-flux) / NEGATIVE_FLUX) ** 2, [1, 2])
 
 
-def curvature(linear: tf.Tensor) -> tf.Tensor:
-    """[B, C, Q]: of -log prior at the linear terms [B, C, Q]."""
-    held = tf.cast(linear[..., :-1] < 0, linear.dtype) / NEGATIVE_FLUX**2
-    return tf.pad(held, [[0, 0]] * (len(linear.shape) - 1) + [[0, 1]])
+def curvature(flux: tf.Tensor) -> tf.Tensor:
+    """The curvature of -log prior at any fluxes."""
+    return tf.cast(flux < 0, flux.dtype) / NEGATIVE_FLUX**2
 
 
 def solve(gram: tf.Tensor, right: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-    """Linear terms x [B, C, Q] that minimise x^T gram x / 2 - right^T x - log prior(x), starting from `now`."""
+    """Fluxes x [B, C, K] that minimise x^T gram x / 2 - right^T x - log prior(x), starting from `now`."""
     best = now
     for _ in range(SOLVES):
         root = tf.linalg.cholesky(gram + tf.linalg.diag(curvature(best)))

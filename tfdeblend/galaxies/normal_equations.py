@@ -1,6 +1,6 @@
 """The last steps to the maximum and its curvature: Gauss-Newton and Newton on latents and fluxes, in a trust region.
 
-Fluxes and background enter the image linearly. Ordered band by band their normal equations are small blocks, which a
+Fluxes enter the image linearly. Ordered band by band their normal equations are small blocks, which a
 Schur complement eliminates: what is left to factorise has the size of the latents alone. The same gives the Gaussian
 approximation of the posterior (Laplace), flux covariances between neighbours included.
 
@@ -18,21 +18,19 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.galaxies import fluxes
-
-FLATTEST = 0.03  # the prior's own curvature is 1: flatter directions are walked as if they were so much curved
-BISECTIONS = 20
+from tfdeblend.linalg.trust_region import trust_region_step
 
 
 class NormalEquations(NamedTuple):
-    """Curvature of -log posterior at one point, float64; Q = K + 1 linear terms (fluxes, constant)."""
+    """Curvature of -log posterior at one point, float64."""
 
     latent: tf.Tensor  # [B, L, L], L = K S, prior included
-    mixed: tf.Tensor  # [B, C, L, Q]
-    linear: tf.Tensor  # [B, C, Q, Q], of the data alone
-    now: tf.Tensor  # [B, C, Q], the linear terms themselves: where negative, their prior curves too
+    mixed: tf.Tensor  # [B, C, L, K]
+    linear: tf.Tensor  # [B, C, K, K] of the fluxes, by the data alone
+    now: tf.Tensor  # [B, C, K], the fluxes themselves: where negative, their prior curves too
 
 
-class Bend(NamedTuple):
+class SecondOrder(NamedTuple):
     """The data's second derivatives that Gauss-Newton leaves out, residuals times the model's own; float64.
 
     latent: [B, K, S, S], of the latents of each source. mixed: [B, K, S, C], of its latents and its fluxes.
@@ -45,7 +43,7 @@ class Bend(NamedTuple):
 class Laplace(NamedTuple):
     """Gaussian approximation of the posterior at its maximum, of fluxes without their prior; float64.
 
-    latent: [B, L, L] covariance of the latents. linear: [B, C, Q, C, Q] covariance of fluxes and background.
+    latent: [B, L, L] covariance of the latents. linear: [B, C, K, C, K] covariance of the fluxes.
     """
 
     latent: tf.Tensor
@@ -55,44 +53,36 @@ class Laplace(NamedTuple):
 def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
     """Products [B, C, N', N'] of the images that span all derivatives, as those [B, C, N, N] of the derivatives.
 
-    mixing: [B, C, K, S + 1, I] what each derivative holds of its own source's images. N' = K I + 1, N = K (S + 1) + 1.
+    mixing: [B, C, K, S + 1, I] what each derivative holds of its own source's images. N' = K I, N = K (S + 1).
     """
     _, bands, sources, size, images = mixing.shape
     mixing = tf.cast(mixing, tf.float64)
-    number = sources * images
 
     def rows(g: tf.Tensor) -> tf.Tensor:
         """Mixes the rows [B, C, K I, N] of a matrix."""
         blocks = tf.reshape(g, [-1, bands, sources, images, g.shape[-1]])
         return tf.reshape(tf.matmul(mixing, blocks), [-1, bands, sources * size, g.shape[-1]])
 
-    def both(g: tf.Tensor) -> tf.Tensor:
-        return tf.concat([rows(g[..., :number, :]), g[..., number:, :]], -2)
-
-    return both(tf.linalg.matrix_transpose(both(gram)))
+    return rows(tf.linalg.matrix_transpose(rows(gram)))
 
 
 def assemble(
-    gram: tf.Tensor, flux: tf.Tensor, background: tf.Tensor, used: tf.Tensor, size: int, stiffness: tf.Tensor
+    gram: tf.Tensor, flux: tf.Tensor, used: tf.Tensor, size: int, stiffness: tf.Tensor
 ) -> NormalEquations:
     """Normal equations from whitened images: curvature J^T J (Gauss-Newton) and the prior's.
 
     Args:
       gram: [B, C, N, N]: `Likelihood.gram` of each source's unit-flux derivatives by its S latents followed by its
-        unit-flux image; N = K (S + 1) + 1, the constant last.
-      flux: [B, K, C]. background: [B, C].
-      used: [B, Q] 1 where a linear term is real and free, 0 where it is padding. size: S.
-      stiffness: [B] the curvature of the latents' prior.
+        unit-flux image; N = K (S + 1). flux: [B, K, C].
+      used: [B, K] 1 for a source, 0 for padding. size: S. stiffness: [B] the curvature of the latents' prior.
     """
-    count = gram.shape[-1]
     sources = flux.shape[1]
     gram = tf.cast(gram, tf.float64)
-    # Latents first, then fluxes and the constant; derivatives by latents scale with the flux.
-    order = np.arange(count - 1).reshape(sources, size + 1)
-    order = np.concatenate([order[:, :-1].ravel(), order[:, -1], [count - 1]])
+    # Latents first, then fluxes; derivatives by latents scale with the flux.
+    order = np.arange(gram.shape[-1]).reshape(sources, size + 1)
+    order = np.concatenate([order[:, :-1].ravel(), order[:, -1]])
     by_band = tf.linalg.matrix_transpose(tf.cast(flux, tf.float64))
-    by_latent = tf.repeat(by_band, size, axis=-1)
-    scale = tf.concat([by_latent, tf.ones_like(by_band), tf.ones_like(by_band[..., :1])], -1)
+    scale = tf.concat([tf.repeat(by_band, size, axis=-1), tf.ones_like(by_band)], -1)
     gram = tf.gather(tf.gather(gram, order, axis=2), order, axis=3) * scale[..., None] * scale[..., None, :]
     number = sources * size
     used = tf.cast(used, tf.float64)[:, None]
@@ -101,12 +91,12 @@ def assemble(
         + stiffness[:, None, None] * tf.eye(number, dtype=tf.float64),
         mixed=gram[:, :, :number, number:] * used[..., None, :],
         linear=regular(gram[:, :, number:, number:], used),
-        now=tf.concat([by_band, tf.cast(background, tf.float64)[..., None]], -1),
+        now=by_band,
     )
 
 
 def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
-    """[..., Q, Q] normal matrix of linear terms, safe to factorise: unused ones apart, a ridge of 1e-6."""
+    """[..., K, K] normal matrix of fluxes, safe to factorise: a ridge of 1e-6, and 1 for padding."""
     scale = tf.linalg.diag_part(gram)
     ridge = 1e-6 * scale + tf.where(scale > 0, tf.zeros_like(scale), tf.ones_like(scale))
     return gram * used[..., None] * used[..., None, :] + tf.linalg.diag(ridge * used + 1 - used)
@@ -124,22 +114,22 @@ class Factors(NamedTuple):
 
 
 def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The latents' curvature [B, L, L] with the linear terms at their best, linear^-1 mixed^T [B, C, Q, L], and the
-    linear terms' own curvature [B, C, Q, Q], its prior included."""
+    """The latents' curvature [B, L, L] with the fluxes at their best, linear^-1 mixed^T [B, C, K, L], and the fluxes' own
+    curvature [B, C, K, K], its prior included."""
     linear = system.linear + tf.linalg.diag(fluxes.curvature(system.now))
     gain = tf.linalg.cholesky_solve(tf.linalg.cholesky(linear), tf.linalg.matrix_transpose(system.mixed))
     return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, linear
 
 
-def bent(system: NormalEquations, bend: Bend) -> NormalEquations:
+def exact(system: NormalEquations, second: SecondOrder) -> NormalEquations:
     """`system` with the exact second derivatives."""
-    sources, size, bands = bend.mixed.shape[1:]
+    sources, size, bands = second.mixed.shape[1:]
     number = sources * size
-    own = tf.eye(sources, dtype=tf.float64)[:, None, :, None] * bend.latent[:, :, :, None, :]
-    own_flux = tf.einsum("bksc,kq->bcksq", bend.mixed, tf.eye(sources, system.mixed.shape[-1], dtype=tf.float64))
+    own = tf.eye(sources, dtype=tf.float64)[:, None, :, None] * second.latent[:, :, :, None, :]
+    own_flux = tf.einsum("bksc,kq->bcksq", second.mixed, tf.eye(sources, dtype=tf.float64))
     return system._replace(
         latent=system.latent + tf.reshape(own, [-1, number, number]),
-        mixed=system.mixed + tf.reshape(own_flux, [-1, bands, number, sources + 1]),
+        mixed=system.mixed + tf.reshape(own_flux, [-1, bands, number, sources]),
     )
 
 
@@ -153,7 +143,7 @@ def factorise(system: NormalEquations) -> Factors:
 def solve(
     factors: Factors, gradient: tf.Tensor, linear_gradient: tf.Tensor, now: tf.Tensor, radius: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The step down a gradient: (latents [B, L], linear terms [B, C, Q], distance [B]).
+    """The step down a gradient: (latents [B, L], fluxes [B, C, K], distance [B]).
 
     No latent moves by more than `radius` [B]: where the full step would, all directions are damped by the same addition
     to the curvature, which holds back the flat ones most. `distance` is the length of the full step in standard
@@ -161,8 +151,8 @@ def solve(
     parametrisation.
 
     Args:
-      gradient: [B, L] of -log posterior by the latents. linear_gradient: [B, C, Q] of the data's part by the linear
-        terms, which are `now` [B, C, Q]. radius: [B].
+      gradient: [B, L] of -log posterior by the latents. linear_gradient: [B, C, K] of the data's part by the fluxes,
+        which are `now` [B, C, K]. radius: [B].
     """
     _, mixed, linear, _ = factors.system
     held = fluxes.curvature(now)
@@ -170,29 +160,10 @@ def solve(
     by_linear = linear_gradient + held * now
     move = -tf.linalg.cholesky_solve(tf.linalg.cholesky(whole), by_linear[..., None])[..., 0]
     reduced = gradient + tf.reduce_sum(tf.linalg.matvec(mixed, move), 1)
-    along = tf.linalg.matvec(factors.vectors, reduced, transpose_a=True)
-    upwards = tf.maximum(tf.abs(factors.values), FLATTEST)
-    decrement = tf.reduce_sum(along**2 / upwards, -1) - tf.reduce_sum(move * by_linear, [1, 2])
-    step = -tf.linalg.matvec(factors.vectors, along / (upwards + _damping(factors, along, upwards, radius)[:, None]))
+    step, decrement = trust_region_step(factors.values, factors.vectors, reduced, radius)
+    decrement -= tf.reduce_sum(move * by_linear, [1, 2])
     right = tf.linalg.matvec(linear, now) - linear_gradient - tf.linalg.matvec(mixed, step[:, None], transpose_a=True)
     return step, fluxes.solve(linear, right, now) - now, tf.sqrt(tf.maximum(decrement, 0))
-
-
-def _damping(factors: Factors, along: tf.Tensor, upwards: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
-    """[B]: what to add to the curvature so that the step's largest component is `radius`; 0 where it is less anyway."""
-
-    def short(damping: tf.Tensor) -> tf.Tensor:
-        step = tf.linalg.matvec(factors.vectors, along / (upwards + damping[:, None]))
-        return tf.reduce_max(tf.abs(step), -1) <= radius
-
-    none = tf.zeros_like(radius)
-    low = none + 1e-9
-    high = tf.norm(along, axis=-1) / radius + low  # is enough: no step is longer than |along| / damping
-    for _ in range(BISECTIONS):
-        middle = tf.sqrt(low * high)
-        enough = short(middle)
-        low, high = tf.where(enough, low, middle), tf.where(enough, middle, high)
-    return tf.where(short(none), none, high)
 
 
 def laplace(system: NormalEquations) -> Laplace:

@@ -2,69 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.likelihood import Images, Likelihood
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies import fluxes, normal_equations, profiles
-from tfdeblend.galaxies.normal_equations import Bend, NormalEquations
+from tfdeblend.galaxies.normal_equations import NormalEquations, SecondOrder
 from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
 
 FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
 
 
 class MapState(NamedTuple):
-    """Where a fit stands, in whitened units. latent [B, K, S], flux [B, K, C], background [B, C]."""
+    """Where a fit stands, in whitened units: latents [B, K, S] and fluxes [B, K, C]."""
 
     latent: tf.Tensor
     flux: tf.Tensor
-    background: tf.Tensor
 
 
 class GalaxyPosterior:
     """-log p(y | z, flux) - log p(z) - log p(flux), up to a constant, of B blends; made inside of a compiled graph.
 
-    Half a chi-square, z ~ N(0, 1), and `fluxes` that are flat where positive: no number here carries units. B may be
-    unknown to the graph.
+    It is half a chi-square, z ~ N(0, 1), and `fluxes` that are flat where positive: no number here carries units. B may
+    be unknown to the graph.
 
     Args:
-      prior: of the galaxies. shape: of the batch. tensors: `BlendBatch.tensors`. background: whether there is one.
+      prior: of the galaxies. shape: of the batch. tensors: of the batch.
       stiffness: [B] by which the latents' prior is multiplied, for starts far from the maximum; None: 1.
-      likelihood: of the tensors.
     """
 
-    def __init__(
-        self,
-        prior: GalaxyPrior,
-        shape: BatchShape,
-        tensors: dict[str, tf.Tensor],
-        background: bool = False,
-        stiffness: tf.Tensor | None = None,
-        likelihood: type[Likelihood] = Likelihood,
-    ):
-        self.kind = likelihood
-        self.prior, self.shape, self.tensors, self.background = prior, shape, tensors, background
-        self.likelihood = likelihood(tensors, shape)
-        self.stiffness = tf.ones_like(tensors["arcsec"]) if stiffness is None else stiffness
-        is_source = tensors["is_source"]
-        free = float(background) * tf.ones_like(is_source[:, :1])
-        self.used = tf.concat([is_source, free], 1)  # [B, K + 1]: which linear terms are real and free
-        like = tf.ones_like(is_source)
-        arcsec = tensors["arcsec"][:, None] * like
-        self.frame = Frame(tensors["centers"], arcsec, tensors["is_point"], shape.model_sigma * like)
+    def __init__(self, prior: GalaxyPrior, shape: BatchShape, tensors: Tensors, stiffness: tf.Tensor | None = None):
+        self.prior, self.shape, self.tensors = prior, shape, tensors
+        self.likelihood = Likelihood(tensors, shape)
+        self.stiffness = tf.ones_like(tensors.arcsec) if stiffness is None else stiffness
+        like = tf.ones_like(tensors.is_source)
+        arcsec = tensors.arcsec[:, None] * like
+        self.frame = Frame(tensors.centers, arcsec, tensors.is_point, shape.model_sigma * like)
 
-    def reweighted(self, weights: tf.Tensor) -> GalaxyPosterior:
-        """The same with other weights [B, C, S, S]."""
-        changed = self.tensors | {"weights": weights}
-        return GalaxyPosterior(self.prior, self.shape, changed, self.background, self.stiffness, self.kind)
+    def reweighted(self, weights: Sequence[tf.Tensor]) -> GalaxyPosterior:
+        """The same with other weights of each exposure."""
+        return GalaxyPosterior(self.prior, self.shape, self.tensors.reweighted(weights), self.stiffness)
 
     def take(self, rows: tf.Tensor, stiffness: tf.Tensor) -> GalaxyPosterior:
         """The posterior of some of the blends, by their row."""
         tensors = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self.tensors)
-        return GalaxyPosterior(self.prior, self.shape, tensors, self.background, stiffness, self.kind)
+        return GalaxyPosterior(self.prior, self.shape, tensors, stiffness)
 
     # -- what is seen
 
@@ -80,9 +67,9 @@ class GalaxyPosterior:
         """[B, K, C, P, P] in flux."""
         return self._real(state.flux)[..., None, None] * self.unit(state.latent)
 
-    def model(self, state: MapState) -> tf.Tensor:
-        """[B, C, S, S]: the rendered scenes."""
-        return self.likelihood.render(self.unit(state.latent), self._real(state.flux), state.background)
+    def model(self, state: MapState) -> Images:
+        """The rendered scenes in all exposures, without constants."""
+        return self.likelihood.render(self.unit(state.latent), self._real(state.flux))
 
     # -- value and gradient
 
@@ -91,7 +78,7 @@ class GalaxyPosterior:
         prior = self.stiffness * tf.reduce_sum(state.latent**2, [1, 2])
         return 0.5 * (self.likelihood.chi2(self.model(state)) + prior + fluxes.penalty(state.flux))
 
-    def rise(self, old: MapState, old_model: tf.Tensor, new: MapState, new_model: tf.Tensor) -> tf.Tensor:
+    def rise(self, old: MapState, old_model: Images, new: MapState, new_model: Images) -> tf.Tensor:
         """[B]: how much the loss rises from old to new, free of the cancellation in a difference of two large sums."""
         data = self.likelihood.rise(old_model, new_model)
         prior = self.stiffness * tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
@@ -99,70 +86,61 @@ class GalaxyPosterior:
 
     def gradient(self, state: MapState) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Float64, as the normal equations order them: of the loss by the latents [B, L], of the data's part by the
-        linear terms [B, C, Q], and these terms themselves [B, C, Q]."""
+        fluxes [B, C, K], and the fluxes themselves [B, C, K]."""
         with tf.GradientTape() as tape:
             tape.watch(state)
             value = 0.5 * self.likelihood.chi2(self.model(state))
-        by_latent, by_flux, by_background = tape.gradient(
-            value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        by_latent, by_flux = tape.gradient(value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         by_latent += self.stiffness[:, None, None] * state.latent
-        by_background *= float(self.background)
-        linear, now = (
-            tf.cast(tf.concat([tf.linalg.matrix_transpose(flux), background[..., None]], -1), tf.float64)
-            for flux, background in ((by_flux, by_background), (state.flux, state.background))
-        )
+        linear, now = (tf.cast(tf.linalg.matrix_transpose(flux), tf.float64) for flux in (by_flux, state.flux))
         flat = tf.reshape(by_latent, [-1, self.shape.sources * self.prior.size])
         return tf.cast(flat, tf.float64), linear, now
 
     def state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
-        """Latents [B, L] and linear terms [B, C, Q], as the normal equations order them, as a state."""
+        """Latents [B, L] and fluxes [B, C, K], as the normal equations order them, as a state."""
         latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.shape.sources, self.prior.size])
-        return MapState(latent, *self._terms(linear))
+        return MapState(latent, self._fluxes(linear))
 
-    def solve_fluxes(self, unit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The best fluxes [B, K, C] and background [B, C] for stamps of unit flux [B, K, C or 1, P, P]."""
-        likelihood, used = self.likelihood, tf.cast(self.used, tf.float64)[:, None]
+    def solve_fluxes(self, unit: tf.Tensor) -> tf.Tensor:
+        """The best fluxes [B, K, C] for stamps of unit flux [B, K, C or 1, P, P]."""
+        likelihood, used = self.likelihood, tf.cast(self.tensors.is_source, tf.float64)[:, None]
         gram = normal_equations.regular(likelihood.gram(self._real(unit[:, :, None])), used)
 
         def refine(count: tf.Tensor, best: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            flux, background = self._terms(best)
-            model = likelihood.render(unit, self._real(flux), background)
-            slope = likelihood.project(unit, model)
+            model = likelihood.render(unit, self._real(self._fluxes(best)))
+            slope = likelihood.slopes(unit, model)
             right = tf.linalg.matvec(gram, best) + tf.cast(slope, tf.float64) * used
             return count + 1, fluxes.solve(gram, right, best)
 
         start = [0, tf.zeros_like(gram[..., 0])]
         _, best = tf.while_loop(lambda count, _: count < FLUX_REFINEMENTS, refine, start)
-        return self._terms(best)
+        return self._fluxes(best)
 
-    def _terms(self, linear: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Linear terms [B, C, Q] as fluxes [B, K, C] and background [B, C]."""
-        linear = tf.cast(linear, self.prior.dtype)
-        return tf.linalg.matrix_transpose(linear[..., : self.shape.sources]), linear[..., self.shape.sources]
+    def _fluxes(self, linear: tf.Tensor) -> tf.Tensor:
+        """[B, C, K] -> [B, K, C], in the fit's precision."""
+        return tf.linalg.matrix_transpose(tf.cast(linear, self.prior.dtype))
 
     def _real(self, x: tf.Tensor) -> tf.Tensor:
         """[B, K, ...], zero where the source is padding."""
-        is_source = self.tensors["is_source"]
-        return x * tf.reshape(is_source, [-1, self.shape.sources] + [1] * (len(x.shape) - 2))
+        return x * tf.reshape(self.tensors.is_source, [-1, self.shape.sources] + [1] * (len(x.shape) - 2))
 
     # -- curvature
 
-    def normal_equations(self, state: MapState, model: tf.Tensor) -> tuple[NormalEquations, Bend]:
+    def normal_equations(self, state: MapState, model: Images) -> tuple[NormalEquations, SecondOrder]:
         """The Gauss-Newton curvature at `state`, whose rendered scenes are `model`, and what it leaves out."""
         likelihood = self.likelihood
         images, mixing = self.tangents(state.latent)
         gram = normal_equations.mix(likelihood.gram(self._real(images)), mixing)
         system = normal_equations.assemble(
-            gram, state.flux, state.background, self.used, self.prior.size, tf.cast(self.stiffness, tf.float64)
+            gram, state.flux, self.tensors.is_source, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
         pulled = self._real(likelihood.pull(model))
         mixture, (d_weight, d_exponent) = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
         )
         part = profiles.contract(mixture, d_weight, d_exponent, pulled, state.flux)
-        bend = part.bend + self._bend(state.latent, part)
-        return system, Bend(-tf.cast(bend, tf.float64), -tf.cast(part.slope, tf.float64))
+        latent = part.second + self._second_order(state.latent, part)
+        return system, SecondOrder(-tf.cast(latent, tf.float64), -tf.cast(part.slope, tf.float64))
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
@@ -188,7 +166,7 @@ class GalaxyPosterior:
             tf.reshape(mixing, [-1, self.shape.bands, sources, size, components * count]),
         )
 
-    def _bend(self, latent: tf.Tensor, part: profiles.Contraction) -> tf.Tensor:
+    def _second_order(self, latent: tf.Tensor, part: profiles.Contraction) -> tf.Tensor:
         """[B, K, S, S]: the mixtures' second derivatives by the latents, contracted with what each coefficient does."""
 
         def slope(latent: tf.Tensor, frame: Frame) -> list[tf.Tensor]:
@@ -199,8 +177,8 @@ class GalaxyPosterior:
                 value += tf.reduce_sum(exponent * part.by_exponent[:, :, None])
             return [tape.gradient(value, latent)]
 
-        _, (bend,) = self._jacobian(slope, latent)
-        return 0.5 * (bend + tf.linalg.matrix_transpose(bend))
+        _, (second,) = self._jacobian(slope, latent)
+        return 0.5 * (second + tf.linalg.matrix_transpose(second))
 
     def summary(self, latent: tf.Tensor, covariance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`GalaxyPrior.summary` [B, K, 5] of all sources, and its covariance [B, K, 5, 5] by linear propagation of that

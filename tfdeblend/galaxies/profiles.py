@@ -206,13 +206,13 @@ def render_tangents(
 class Contraction(NamedTuple):
     """phi_c = <pulled_c, sum_j w_cj G_j> of stamps with a mixture, and what its derivatives need.
 
-    slope: [..., S, C] d phi_c / d z_s. bend: [..., S, S] sum_c f_c d^2 phi_c / dz dz' as far as it comes from first
+    slope: [..., S, C] d phi_c / d z_s. second: [..., S, S] sum_c f_c d^2 phi_c / dz dz' as far as it comes from first
     derivatives of the coefficients. by_weight: [..., C, J], by_exponent: [..., J, 6]: d (sum_c f_c phi_c) by the
     coefficients, with which their second derivatives are to be contracted.
     """
 
     slope: tf.Tensor
-    bend: tf.Tensor
+    second: tf.Tensor
     by_weight: tf.Tensor
     by_exponent: tf.Tensor
 
@@ -238,16 +238,16 @@ def contract(
     slope += tf.einsum("...sjm,...cj,...cmj->...sc", d_exponent, _in_bands(weight, bands), first)
     coloured = flux[..., None, None] * first
     weighted = flux[..., None] * _in_bands(weight, bands)
-    if weight.shape[-2] == 1:  # one shape in all bands: so is its bend
+    if weight.shape[-2] == 1:  # one shape in all bands: so is its second derivative
         coloured = tf.reduce_sum(coloured, -3, keepdims=True)
     pulled = gaussians * tf.matmul(weighted, seen, transpose_a=True)  # [..., J, N]
     second = tf.linalg.matrix_transpose(_rows_times(pulled, tf.transpose(fourth)))
     second = tf.gather(second, PRODUCTS, axis=-2)  # [..., 6, 6, J]
-    bend = tf.einsum("...sjm,...tjn,...mnj->...st", d_exponent, d_exponent, second)
+    second = tf.einsum("...sjm,...tjn,...mnj->...st", d_exponent, d_exponent, second)
     crossed = tf.einsum("...scj,...tjm,...cmj->...st", d_weight, d_exponent, coloured)
     by_exponent = tf.einsum("...cj,...cmj->...jm", weight, coloured)
-    bend += crossed + tf.linalg.matrix_transpose(crossed)
-    return Contraction(slope, bend, coloured[..., 0, :], by_exponent)
+    second += crossed + tf.linalg.matrix_transpose(crossed)
+    return Contraction(slope, second, coloured[..., 0, :], by_exponent)
 
 
 def _moments(stamps: tf.Tensor, basis: tf.Tensor, gaussians: tf.Tensor) -> tf.Tensor:

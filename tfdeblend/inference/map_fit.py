@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.likelihood import Images, Likelihood, with_constants
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies import normal_equations
 from tfdeblend.galaxies.normal_equations import Laplace, NormalEquations
@@ -31,7 +31,7 @@ class MapOptions:
 
     rounds: at most so many times the curvature is computed, and `steps` steps are taken with it.
     tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
-    over all its parameters together. background: fit a constant in each band.
+    over all its parameters together.
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
@@ -40,22 +40,23 @@ class MapOptions:
     rounds: int = 30
     steps: int = 2
     tolerance: float = 0.03
-    background: bool = False
     model_error: float = 0.01
 
 
 class MapResult(NamedTuple):
     """What a fit found, as tensors, in whitened units.
 
-    state: see MapState. model [B, C, S, S]; sources [B, K, C, S, S] as observed; stamps [B, K, C, P, P]; chi2 [B];
-    distance [B] to the maximum in standard deviations; steps [B]; covariance: the Laplace approximation;
-    summary [B, K, 5] and its covariance [B, K, 5, 5]: see `GalaxyPrior.summary`; beyond_prior [B, K]: galaxies that a
-    learned prior, if there was one, could not know.
+    state: see MapState. model: of each exposure [B, C_e, S_e, S_e], constants included; constants: of each [B, C_e].
+    sources: of each [B, K, C_e, S_e, S_e] as observed. stamps [B, K, C, P, P]. chi2 [B]. distance [B] to the maximum in
+    standard deviations. steps [B]. covariance: the Laplace approximation. summary [B, K, 5] and its covariance
+    [B, K, 5, 5]: see `GalaxyPrior.summary`. beyond_prior [B, K]: galaxies that a learned prior, if there was one, could
+    not know.
     """
 
     state: MapState
-    model: tf.Tensor
-    sources: tf.Tensor
+    model: Images
+    constants: Images
+    sources: Images
     stamps: tf.Tensor
     chi2: tf.Tensor
     distance: tf.Tensor
@@ -64,6 +65,18 @@ class MapResult(NamedTuple):
     summary: tf.Tensor
     summary_covariance: tf.Tensor
     beyond_prior: tf.Tensor
+
+
+def seen(likelihood: Likelihood, stamps: tf.Tensor, model: Images) -> dict[str, Any]:
+    """What a `MapResult` says of stamps in flux [B, K, C, P, P] that give a model without constants."""
+    constants = likelihood.constants(model)
+    return {
+        "model": with_constants(model, constants),
+        "constants": constants,
+        "sources": likelihood.sources(stamps),
+        "stamps": stamps,
+        "chi2": likelihood.chi2(model),
+    }
 
 
 class Progress(NamedTuple):
@@ -88,58 +101,50 @@ class MapFit:
     Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`.
     """
 
-    def __init__(
-        self,
-        prior: GalaxyPrior,
-        shape: BatchShape,
-        options: MapOptions = MapOptions(),
-        likelihood: type[Likelihood] = Likelihood,
-    ):
-        self.prior, self.shape, self.options, self.likelihood = prior, shape, options, likelihood
+    def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
+        self.prior, self.shape, self.options = prior, shape, options
         self._run = tf.function(self._fit, autograph=False)
 
-    def __call__(self, batch: BlendBatch, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
-        """Fits `batch`, whose shape must be this fit's.
+    def __call__(self, tensors: Tensors, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
+        """Fits blends of this fit's shape.
 
         Args:
           start: latents [B, K, S] to start from; None: the prior's centre. Fluxes need no start: they are linear.
         """
-        if batch.shape != self.shape:
-            raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
-        latent = [self.shape.blends, self.shape.sources, self.prior.size]
-        return self.fit(batch.tensors, tf.zeros(latent, self.prior.dtype) if start is None else start)
-
-    def fit(self, tensors: dict[str, tf.Tensor], start: np.ndarray | tf.Tensor) -> MapResult:
-        """Fits blends by their tensors, from latents [B, K, S]."""
+        if start is None:
+            start = tf.zeros([self.shape.blends, self.shape.sources, self.prior.size], self.prior.dtype)
         return self._run(tensors, tf.cast(start, self.prior.dtype))
 
-    def posterior(self, tensors: dict[str, tf.Tensor]) -> GalaxyPosterior:
-        """Of the blends with these `BlendBatch.tensors`."""
-        return GalaxyPosterior(self.prior, self.shape, tensors, self.options.background, likelihood=self.likelihood)
+    def posterior(self, tensors: Tensors) -> GalaxyPosterior:
+        """The posterior of the blends with these tensors, by their own weights."""
+        return GalaxyPosterior(self.prior, self.shape, tensors)
 
-    def _fit(self, tensors: dict[str, tf.Tensor], first: tf.Tensor) -> MapResult:
+    def _fit(self, tensors: Tensors, first: tf.Tensor) -> MapResult:
         exact = self.posterior(tensors)
-        state = MapState(first, *exact.solve_fluxes(exact.unit(first)))
-        posterior = self.tolerant(exact, state.background)
+        state = MapState(first, exact.solve_fluxes(exact.unit(first)))
+        posterior = self.tolerant(exact, state)
         end = self._newton(posterior, state)
-        stamps, model = posterior.stamps(end.state), posterior.model(end.state)
-        each = posterior.likelihood.render_each(stamps[:, :, None])
-        sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
         covariance = normal_equations.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
-        chi2 = exact.likelihood.chi2(model)
-        nothing = tf.zeros([self.shape.blends, self.shape.sources], tf.bool)
+        found = seen(posterior.likelihood, posterior.stamps(end.state), posterior.model(end.state))
         return MapResult(
-            end.state, model, sources, stamps, chi2, end.distance, end.steps, covariance, summary, spread, nothing
+            state=end.state,
+            **found | {"chi2": exact.likelihood.chi2(posterior.model(end.state))},
+            distance=end.distance,
+            steps=end.steps,
+            covariance=covariance,
+            summary=summary,
+            summary_covariance=spread,
+            beyond_prior=tf.zeros([self.shape.blends, self.shape.sources], tf.bool),
         )
 
-    def tolerant(self, exact: GalaxyPosterior, background: tf.Tensor) -> GalaxyPosterior:
+    def tolerant(self, exact: GalaxyPosterior, state: MapState) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.
 
-        The brightness that it is a fraction of is the data's, less a first fit's background: where it matters the noise
-        is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
+        The brightness that it is a fraction of is the data's, less the constants of a first fit: where it matters the
+        noise is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
         """
-        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, background))
+        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, exact.model(state)))
 
     def _newton(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
         """Rounds of a few steps with one curvature, which costs as much as several gradients; the prior softens.
@@ -148,9 +153,9 @@ class MapFit:
         there; it then leaves the batch. The last round takes no step, and has the prior as it is: it is there for the
         curvature where the fit ends.
         """
-        batch, bands, terms = self.shape.blends, self.shape.bands, self.shape.sources + 1
-        number = self.shape.sources * self.prior.size
-        parts = [number, number], [bands, number, terms], [bands, terms, terms], [bands, terms]
+        batch, bands, sources = self.shape.blends, self.shape.bands, self.shape.sources
+        number = sources * self.prior.size
+        parts = [number, number], [bands, number, sources], [bands, sources, sources], [bands, sources]
         start = Progress(
             state=state,
             radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
@@ -179,8 +184,8 @@ class MapFit:
     def _round(self, posterior: GalaxyPosterior, now: Progress, steps: tf.Tensor) -> Progress:
         """At most `steps` steps with the curvatures of where they start: Gauss-Newton's and the exact one."""
         model = posterior.model(now.state)
-        system, bend = posterior.normal_equations(now.state, model)
-        both = tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), system, normal_equations.bent(system, bend))
+        system, second = posterior.normal_equations(now.state, model)
+        both = tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), system, normal_equations.exact(system, second))
         factors = normal_equations.factorise(both)
 
         def step(count, state, model, radius, distance, active, tried):

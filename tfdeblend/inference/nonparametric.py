@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.operators import Shift
 from tfdeblend.galaxies import fluxes, profiles
 from tfdeblend.galaxies.posterior import MapState
-from tfdeblend.inference.map_fit import MapFit, MapResult
+from tfdeblend.inference.map_fit import MapFit, MapResult, seen
 from tfdeblend.linalg.adam import BatchedAdam
 
 ANGLES = 8
@@ -70,26 +70,24 @@ def sectors(side: int, sigma: float) -> np.ndarray:
 
 
 class NonparametricFit:
-    """The compiled fit for one batch shape, seeded by a closed-form fit of the same batch."""
+    """The compiled fit for one batch shape, which starts from a closed-form fit of the same batch."""
 
-    def __init__(self, seed: MapFit, options: NonparametricOptions = NonparametricOptions()):
-        self.seed, self.shape, self.options = seed, seed.shape, options
-        self.dtype = seed.prior.dtype
+    def __init__(self, initial: MapFit, options: NonparametricOptions = NonparametricOptions()):
+        self.initial, self.shape, self.options = initial, initial.shape, options
+        self.dtype = initial.prior.dtype
         self.basis = tf.constant(sectors(self.shape.stamp, self.shape.model_sigma), self.dtype)
         blends, sources, bands = self.shape.blends, self.shape.sources, self.shape.bands
-        shapes = [[blends, sources, len(self.basis)], [blends, sources, bands], [blends, bands]]
+        shapes = [[blends, sources, len(self.basis)], [blends, sources, bands]]
         self.adam = BatchedAdam(shapes, options.steps, options.learning_rate, dtype=self.dtype)
         self._run = tf.function(self._fit, autograph=False)
 
-    def __call__(self, batch: BlendBatch, seed: MapResult) -> MapResult:
-        """Fits `batch` from the closed-form result `seed`; errors remain those of the seed."""
-        if batch.shape != self.shape:
-            raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
-        return self._run(batch.tensors, seed)
+    def __call__(self, tensors: Tensors, initial: MapResult) -> MapResult:
+        """Fits blends from the closed-form result `initial`; errors remain those of the closed-form fit."""
+        return self._run(tensors, initial)
 
-    def coefficients(self, latent: tf.Tensor, tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+    def coefficients(self, latent: tf.Tensor, tensors: Tensors) -> tf.Tensor:
         """[B, K, R * ANGLES] the sectors' coefficients of the closed-form galaxies of `latent`, averaged over bands."""
-        mixture = self.seed.posterior(tensors).mixture(latent)
+        mixture = self.initial.posterior(tensors).mixture(latent)
         excess = (self.shape.model_sigma**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
         centered = mixture._replace(
             center=tf.zeros_like(mixture.center), covariance=mixture.covariance - excess, amplitude=mixture.amplitude
@@ -106,42 +104,37 @@ class NonparametricFit:
         return tf.reshape(fall, [*light.shape[:2], -1])
 
     def _unit(
-        self, z: tf.Tensor, start: tf.Tensor, seed_unit: tf.Tensor, shift: Shift, is_point: tf.Tensor
+        self, z: tf.Tensor, start: tf.Tensor, profile: tf.Tensor, shift: Shift, is_point: tf.Tensor
     ) -> tf.Tensor:
-        """[B, K, 1, P, P] of unit flux."""
+        """[B, K, 1, P, P] of unit flux: the monotonic image of coefficients z, or the profile of a point source."""
         side = self.shape.stamp
         stamps = tf.reshape(tf.matmul(start * tf.exp(self.options.scatter * z), self.basis), [*z.shape[:2], side, side])
         stamps /= tf.reduce_sum(stamps, [2, 3], keepdims=True)
-        return tf.where(is_point[..., None, None] > 0, seed_unit, shift(stamps))[:, :, None]
+        return tf.where(is_point[..., None, None] > 0, profile, shift(stamps))[:, :, None]
 
-    def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
-        posterior = self.seed.posterior(tensors)
+    def _fit(self, tensors: Tensors, initial: MapResult) -> MapResult:
+        posterior = self.initial.posterior(tensors)
         likelihood = posterior.likelihood
-        state, is_source = seed.state, tensors["is_source"][..., None]
-        start = self.coefficients(state.latent, tensors)
+        state, is_source = initial.state, tensors.is_source[..., None]
         mixture = posterior.mixture(state.latent)
-        seed_unit = tf.reduce_mean(profiles.render(mixture, self.shape.stamp), 2)
-        shift = Shift(mixture.center, self.shape.stamp)
         unit_of = functools.partial(
-            self._unit, start=start, seed_unit=seed_unit, shift=shift, is_point=tensors["is_point"]
+            self._unit,
+            start=self.coefficients(state.latent, tensors),
+            profile=tf.reduce_mean(profiles.render(mixture, self.shape.stamp), 2),
+            shift=Shift(mixture.center, self.shape.stamp),
+            is_point=tensors.is_point,
         )
         flux_unit = tf.abs(state.flux) + 1
 
-        def objective(values: list[tf.Tensor], _: tf.Tensor) -> tf.Tensor:
-            z, flux, background = values
-            colour = flux * flux_unit * is_source
-            model = likelihood.render(unit_of(z), colour, background * float(self.seed.options.background))
-            return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(z**2, [1, 2]) + fluxes.penalty(colour))
+        def objective(values: list[tf.Tensor]) -> tf.Tensor:
+            z, flux = values
+            flux = flux * flux_unit * is_source
+            chi2 = likelihood.chi2(likelihood.render(unit_of(z), flux))
+            return 0.5 * (chi2 + tf.reduce_sum(z**2, [1, 2]) + fluxes.penalty(flux))
 
         zero = tf.zeros([*state.latent.shape[:2], len(self.basis)], self.dtype)
-        (z, _, _), steps = self.adam.minimize(objective, [zero, state.flux / flux_unit, state.background])
+        (z, _), steps = self.adam.minimize(objective, [zero, state.flux / flux_unit])
         unit = unit_of(z)
-        flux, background = posterior.solve_fluxes(unit)
-        final = MapState(state.latent, flux * is_source, background)
-        model = likelihood.render(unit, final.flux, final.background)
-        stamps = final.flux[..., None, None] * unit
-        sources = tf.transpose(likelihood.render_each(stamps[:, :, None]), [0, 2, 1, 3, 4])
-        chi2 = likelihood.chi2(model)
-        return seed._replace(
-            state=final, model=model, sources=sources, stamps=stamps, chi2=chi2, steps=seed.steps + steps
-        )
+        flux = posterior.solve_fluxes(unit) * is_source
+        found = seen(likelihood, flux[..., None, None] * unit, likelihood.render(unit, flux))
+        return initial._replace(state=MapState(state.latent, flux), steps=initial.steps + steps, **found)

@@ -1,4 +1,4 @@
-"""Samples of p({galaxies} | y) with a closed-form prior: the No-U-Turn sampler over latents, fluxes and backgrounds.
+"""Samples of p({galaxies} | y) with a closed-form prior: the No-U-Turn sampler over latents and fluxes.
 
 The MAP's curvature whitens: a chain walks in u, where the Gaussian approximation of the posterior is N(0, 1), so that
 one step length fits all directions and no mass matrix has to be learnt. The posterior is the fit's own, model error
@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.likelihood import Images, with_constants
 from tfdeblend.galaxies import normal_equations
 from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
 from tfdeblend.inference.diffusion_sampler import Samples
@@ -43,13 +45,13 @@ class NutsResult(NamedTuple):
 
 
 class Whitening:
-    """u [B, D] <-> latents and linear terms: the Laplace approximation at `center`, whose rendered scenes are `model`.
+    """u [B, D] <-> latents and fluxes: the Laplace approximation at `center`, whose rendered scenes are `model`.
 
-    Linear terms follow the latents as their best values would, with a spread of their own. What no data tell of
-    (padding, bands that are all masked, no background) stays where it is, its u free and N(0, 1).
+    Fluxes follow the latents as their best values would, with a spread of their own. What no data constrain (padding,
+    bands that are all masked) stays where it is, its u free and N(0, 1).
     """
 
-    def __init__(self, posterior: GalaxyPosterior, center: MapState, model: tf.Tensor):
+    def __init__(self, posterior: GalaxyPosterior, center: MapState, model: Images):
         system, _ = posterior.normal_equations(center, model)
         curvature, gain, linear = normal_equations.eliminate(system)
         dtype = center.latent.dtype
@@ -61,8 +63,8 @@ class Whitening:
         self.gain = tf.cast(gain, dtype)
         self.linear_root = tf.cast(tf.linalg.cholesky(linear), dtype)
         self.posterior, self.center = posterior, center
-        seen = tf.reduce_any(system.mixed != 0, 2)  # what data tell of is coupled to the latents
-        self.used = tf.cast(posterior.used, dtype)[:, None] * tf.cast(seen, dtype)  # [B, C, Q]
+        seen = tf.reduce_any(system.mixed != 0, 2)  # a flux that data constrain is coupled to the latents
+        self.used = tf.cast(posterior.tensors.is_source, dtype)[:, None] * tf.cast(seen, dtype)  # [B, C, K]
         self.number, (self.bands, self.terms) = curvature.shape[-1], gain.shape[1:3]
 
     @property
@@ -83,9 +85,9 @@ class Whitening:
         own = tf.reshape(u[:, self.number :], [-1, self.bands, self.terms])
         return 0.5 * tf.reduce_sum((1 - self.used) * own**2, [1, 2])
 
-    def told(self) -> tf.Tensor:
-        """[B, D]: whether a component of u belongs to a real source, and data tell of it."""
-        real = tf.repeat(self.posterior.tensors["is_source"], self.posterior.prior.size, 1)
+    def constrained(self) -> tf.Tensor:
+        """[B, D]: whether a component of u belongs to a real source, and data constrain it."""
+        real = tf.repeat(self.posterior.tensors.is_source, self.posterior.prior.size, 1)
         return tf.concat([real, tf.reshape(self.used, [-1, self.bands * self.terms])], 1) > 0
 
 
@@ -101,17 +103,17 @@ class NutsSampler:
         self._run = tf.function(self._sample, autograph=False)
         self.render = tf.function(self._render, autograph=False)
 
-    def __call__(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tuple[int, int]) -> NutsResult:
+    def __call__(self, tensors: Tensors, center: MapState, seed: tuple[int, int]) -> NutsResult:
         """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples but
         for the order of sums on several threads, which a long chain amplifies. They are others in another batch: unlike
         the reverse diffusion's, random numbers are the batch's."""
         return self._run(tensors, center, tf.constant(seed, tf.int32))
 
-    def _sample(self, tensors: dict[str, tf.Tensor], center: MapState, seed: tf.Tensor) -> NutsResult:
+    def _sample(self, tensors: Tensors, center: MapState, seed: tf.Tensor) -> NutsResult:
         options, blends = self.options, self.fit.shape.blends
         tensors, center = tf.nest.map_structure(lambda t: tf.concat([t] * options.chains, 0), (tensors, center))
         exact = self.fit.posterior(tensors)
-        posterior = self.fit.tolerant(exact, center.background)
+        posterior = self.fit.tolerant(exact, center)
         model = posterior.model(center)
         white = Whitening(posterior, center, model)
 
@@ -138,43 +140,41 @@ class NutsSampler:
             trace_fn=None,
             seed=seed + tf.constant([0, 1], tf.int32),
         )  # [draws, chains B, D]
-        told = white.told()[:blends]
+        constrained = white.constrained()[:blends]
         chains = tf.reshape(drawn, [every * apart, options.chains, blends, white.size])
         if options.chains > 1:
-            rhat = tf.reduce_max(tf.where(told, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
+            rhat = tf.reduce_max(tf.where(constrained, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
         else:
             rhat = tf.fill([blends], tf.constant(np.nan, self.fit.prior.dtype))
         ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
         # Draws that alternate about the mean may drive the estimate beyond infinity, to negative numbers.
-        ess = tf.where(told & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
+        ess = tf.where(constrained & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
         kinds = tf.nest.map_structure(lambda t: t.dtype, center)
         states = tf.map_fn(white.state, drawn[apart - 1 :: apart], fn_output_signature=kinds)
         states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)
         return NutsResult(states, rhat, tf.reduce_min(ess, -1))
 
-    def _render(self, tensors: dict[str, tf.Tensor], state: MapState, seeds: tf.Tensor) -> Samples:
-        """What states look like, a row each. seeds: [N, 2] of each sample, for what is drawn beside them."""
+    def _render(self, tensors: Tensors, state: MapState, seeds: tf.Tensor) -> Samples:
+        """What states look like, a row each. seeds: [N, 2] of each sample, for the constants drawn beside them."""
         posterior = self.fit.posterior(tensors)
-        stamps = posterior.stamps(state)
-        each = posterior.likelihood.render_each(stamps[:, :, None])
-        sources = tf.nest.map_structure(lambda images: tf.transpose(images, [0, 2, 1, 3, 4]), each)
-        whole = tf.nest.map_structure(lambda images: tf.reduce_sum(images, 1), sources)
-        flux = state.flux * tensors["is_source"][..., None]
+        likelihood, stamps = posterior.likelihood, posterior.stamps(state)
+        sources = likelihood.sources(stamps)
+        whole = tuple(tf.reduce_sum(images, 1) for images in sources)
+        flux = state.flux * tensors.is_source[..., None]
         bands = [number for number, _ in self.fit.shape.images]
         free = tf.map_fn(
             lambda seed: tf.random.stateless_normal([sum(bands)], seed, dtype=flux.dtype),
             seeds,
             fn_output_signature=tf.TensorSpec([sum(bands)], flux.dtype),
         )
-        normals = tuple(tf.split(free, bands, 1))
-        model, background = posterior.likelihood.on_background(whole, state.background, normals)
+        constants = likelihood.drawn_constants(whole, tuple(tf.split(free, bands, 1)))
         none = tf.zeros_like(flux[..., 0])
         return Samples(
             stamps=stamps,
             sources=sources,
             flux=flux,
-            background=background,
-            model=model,
+            constants=constants,
+            model=with_constants(whole, constants),
             prior_variance=tf.zeros_like(stamps),
             large=none > 0,
             summary=self.fit.prior.summary(state.latent, posterior.frame),

@@ -1,40 +1,31 @@
-"""The samples of a batch of scenes, a few rows at a time: with a learned prior by the reverse diffusion, with a
-closed-form one by NUTS. Either way a scene is done when its last sample is, and holds no memory then."""
+"""The samples of a batch of scenes, a few rows at a time.
+
+With a learned prior they are drawn by the reverse diffusion, with a closed-form one by NUTS. Either way a scene is done
+when its last sample is, and holds no memory then.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.catalog.statistics import Tally
-from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
-from tfdeblend.diffusion.initial import Seed
-from tfdeblend.forward.batch import PER_SOURCE, BlendBatch
+from tfdeblend.diffusion.initial import InitialFit
+from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.operators import MOST_ONE_BY_ONE
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, Samples
-from tfdeblend.inference.evidence import combine
 from tfdeblend.inference.nuts import NutsResult, NutsSampler
 
 # Of the Fourier grids of all bands of the stamps that a graph holds. With V's directions its arrays are then of some
-# 20 MB; what is larger than 32 MB the C library maps anew, page by page, at every use, which takes longer than most of
+# 20 MB; what is larger than 32 MB the C library maps again, page by page, at every use, which takes longer than most of
 # what is done with it.
 PIXELS_AT_ONCE = 750_000
 
 # The samples (by number) of some blends of a batch (by row).
-Drawing = Callable[[np.ndarray, np.ndarray], Samples]
-
-
-class Drawn(NamedTuple):
-    """All samples of a scene. row: of the batch. beyond: (K,) galaxies that the prior does not know."""
-
-    row: int
-    tally: Tally
-    beyond: np.ndarray
+Draw = Callable[[np.ndarray, np.ndarray], Samples]
 
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
@@ -45,101 +36,50 @@ def rows_at_once(shape: BatchShape, total: int) -> int:
     return int(min(most, 2 ** np.ceil(np.log2(total))))
 
 
-def learned(
-    sampler: PosteriorSampler,
-    tensors: dict,
-    seed: Seed,
-    scenes: Sequence[Scene],
-    samples: int,
-    number: int,
-    common: dict | None = None,
-) -> Drawing:
-    """Of a batch of these tensors, seeded by a fit. number: the user's seed. common: further tensors, of all rows."""
+def by_diffusion(
+    sampler: PosteriorSampler, tensors: Tensors, initial: InitialFit, names: Sequence[str], samples: int, seed: int
+) -> Draw:
+    """Draws of the reverse diffusion that starts from an initial fit.
+
+    Args:
+      names: of the blends, by which their random numbers differ. seed: the user's.
+    """
     sources = sampler.shape.sources
-    per_source = {name: tensors[name][:, :sources] for name in PER_SOURCE}
-    given = tensors | per_source, seed.first(sources)
-    keys = random.keys(number, [scene.name for scene in scenes], samples).reshape(-1, samples)
+    tensors, initial = tensors.first_sources(sources), initial.first_sources(sources)
+    keys = random.keys(seed, names, samples).reshape(-1, samples)
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        own, some = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), given)
-        return sampler(own | (common or {}), some, tf.constant(keys[rows, which]))
+        some = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), initial)
+        return sampler(tensors.take(rows), some, tf.constant(keys[rows, which]))
 
     return draw
 
 
-def closed_form(
-    sampler: NutsSampler, tensors: dict, found: NutsResult, seed: tuple[int, int], common: dict | None = None
-) -> Drawing:
-    """Of a batch of these tensors that was sampled already: what its states look like. seed: its chains'. common: as of
-    `learned`."""
+def by_chains(sampler: NutsSampler, tensors: Tensors, found: NutsResult, seed: tuple[int, int]) -> Draw:
+    """What the states of chains that were run already look like. seed: the chains'."""
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        own = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), tensors)
         take = tf.constant(np.stack([which, rows], 1))
-        state = tf.nest.map_structure(lambda t: tf.gather_nd(t, take), found.state)
+        state = tf.nest.map_structure(lambda tensor: tf.gather_nd(tensor, take), found.state)
         seeds = np.stack([np.full_like(which, seed[0]), (seed[1] + which) % 2**31], 1)
-        return sampler.render(own | (common or {}), state, tf.constant(seeds, tf.int32))
+        return sampler.render(tensors.take(rows), state, tf.constant(seeds, tf.int32))
 
     return draw
 
 
-def in_turn(draw: Drawing, rows: int, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Samples]]:
-    """All samples of the batch's blends `members`, `rows` at a time.
+def in_turn(
+    draw: Draw, shape: BatchShape, members: Sequence[int], samples: int
+) -> Iterator[tuple[list[int], Samples]]:
+    """All samples of the batch's blends `members`, as many rows at a time as `shape` has blends.
+
+    Samples of several exposures are drawn blend by blend, since they share what shows the exposures.
 
     Yields which blend each row is of, and NumPy arrays, whose rows beyond those are to be ignored.
     """
-    total = len(members) * samples
-    for first in range(0, total, rows):
-        number = np.minimum(np.arange(first, first + rows), total - 1)  # the last one fills up
-        row, which = np.array(members)[number // samples], number % samples
-        yield row[: total - first].tolist(), tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))
-
-
-def gather(
-    draw: Drawing,
-    rows: int,
-    members: Sequence[int],
-    scenes: Sequence[Scene],
-    batch: BlendBatch,
-    samples: int,
-    keep: bool,
-) -> Iterator[Drawn]:
-    """All samples of the batch's blends `members`, `rows` at a time."""
-    tallies: dict[int, Tally] = {}
-    large: dict[int, np.ndarray] = {}  # in any sample: their positions differ
-    for row, drawn in in_turn(draw, rows, members, samples):
-        for place, at in enumerate(row):
-            scene = scenes[at]
-            if at not in tallies:
-                corners = batch.first_pixels(at)[: len(scene.sources)]
-                tallies[at] = Tally(scene, corners, batch.shape.model_sigma, keep)
-            tallies[at].add(*_own_units(drawn, place, scene, batch.band_scale[at]))
-            large[at] = large.get(at, False) | drawn.large[place, : len(scene.sources)]
-            if tallies[at].count == samples:
-                yield Drawn(at, tallies.pop(at), large.pop(at))
-
-
-def evidence(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
-    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
-    scene = tally.scene
-    galaxies = [source.kind != "point" for source in scene.sources]
-    units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
-    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
-    return {"logevid": log_evidence - units, "logevide": error}
-
-
-def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One sample, as `Tally.add` takes it."""
-    count, (_, height, width) = len(scene.sources), scene.observation.shape
-    unit = scale[:, None, None]
-    return (
-        drawn.stamps[row, :count] * unit,
-        drawn.sources[row, :count, :, :height, :width] * unit,
-        drawn.flux[row, :count] * scale,
-        drawn.background[row] * scale,
-        drawn.model[row, :, :height, :width] * unit,
-        drawn.prior_variance[row, :count] * unit**2,
-        drawn.summary[row, :count],
-        drawn.log_evidence[row],
-        drawn.log_scale[row, :count],
-    )
+    groups = [list(members)] if len(shape.exposures) == 1 else [[member] for member in members]
+    for group in groups:
+        total = len(group) * samples
+        for first in range(0, total, shape.blends):
+            number = np.minimum(np.arange(first, first + shape.blends), total - 1)  # the last one fills up
+            row, which = np.array(group)[number // samples], number % samples
+            yield row[: total - first].tolist(), tf.nest.map_structure(lambda t: t.numpy(), draw(row, which))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-Objective = Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]
+Objective = Callable[[list[tf.Tensor]], tf.Tensor]
 
 
 class BatchedAdam:
@@ -23,9 +23,6 @@ class BatchedAdam:
       steps: at most this many.
       learning_rate: the first step's length in a variable's natural unit.
       tolerance: of the gradient, where the objective is half a chi-square.
-      level: annealing hook: maps the fraction of steps done [0, 1) to the second argument of the objective, such as
-        the noise level at which a score prior is evaluated. The best iterate is then the last one, since the objective
-        changes.
     """
 
     def __init__(
@@ -34,10 +31,9 @@ class BatchedAdam:
         steps: int,
         learning_rate: float = 0.1,
         tolerance: float = 1e-2,
-        level: Callable[[tf.Tensor], tf.Tensor] | None = None,
         dtype: tf.DType = tf.float32,
     ):
-        self.steps, self.tolerance, self.level, self.dtype = steps, tolerance, level, dtype
+        self.steps, self.tolerance, self.dtype = steps, tolerance, dtype
         name = tf.as_dtype(dtype).name
         self.variables = [keras.Variable(tf.zeros(list(shape), dtype), dtype=name) for shape in shapes]
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1), alpha=0.02)
@@ -48,7 +44,7 @@ class BatchedAdam:
         """From `start`, the best variables found and the steps that each problem took [B]. Call inside a tf.function.
 
         Args:
-          objective: (variables, level) -> [B].
+          objective: variables -> [B].
         """
         for variable in self.optimizer.variables:
             if variable is not self.optimizer._learning_rate:
@@ -61,14 +57,12 @@ class BatchedAdam:
         active, taken = tf.fill([batch], True), tf.zeros([batch], tf.int32)
 
         def advance(step, best, best_value, active, taken):
-            fraction = tf.cast(step, self.dtype) / self.steps
-            level = fraction if self.level is None else self.level(fraction)
             values = [tf.convert_to_tensor(v.value) for v in self.variables]
             with tf.GradientTape() as tape:
                 tape.watch(values)
-                value = objective(values, level)
+                value = objective(values)
             gradients = tape.gradient(value, values)
-            better = active & tf.math.is_finite(value) & ((value < best_value) | (self.level is not None))
+            better = active & tf.math.is_finite(value) & (value < best_value)
             best = [tf.where(_expand(better, v), v, b) for v, b in zip(values, best, strict=True)]
             best_value = tf.where(better, value, best_value)
             largest = [tf.reduce_max(tf.reshape(tf.abs(g), [batch, -1]), 1) for g in gradients]

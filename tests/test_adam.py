@@ -14,13 +14,13 @@ CENTERS = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [-3.0, 1.0, 4.0], [0.2, 0
 def quadratic(centers: np.ndarray) -> Objective:
     """Half a chi-square with its minimum, 0, at `centers` [B, 3]."""
 
-    def objective(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
+    def objective(values: list[tf.Tensor]) -> tf.Tensor:
         return 0.5 * tf.reduce_sum((values[0] - centers) ** 2, 1)
 
     return objective
 
 
-def rosenbrock(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
+def rosenbrock(values: list[tf.Tensor]) -> tf.Tensor:
     x, y = values[0][:, 0], values[0][:, 1]
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
@@ -56,8 +56,8 @@ def test_problems_do_not_see_their_neighbours() -> None:
         np.testing.assert_array_equal(alone[0], together[row])
         assert alone_taken[0] == taken[row]
 
-    def broken(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
-        return rosenbrock(values, level) * tf.constant([1.0, np.nan, 1.0], tf.float64)
+    def broken(values: list[tf.Tensor]) -> tf.Tensor:
+        return rosenbrock(values) * tf.constant([1.0, np.nan, 1.0], tf.float64)
 
     beside, _ = minimize(broken, starts[[0, 1, 2]], 50)
     np.testing.assert_array_equal(beside[[0, 2]], together[[0, 2]])
@@ -75,8 +75,8 @@ def test_best_iterate_is_kept(steps: int, rate: float) -> None:
         seen.append((x.copy(), value.copy()))
         return value
 
-    def objective(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
-        value = rosenbrock(values, level)
+    def objective(values: list[tf.Tensor]) -> tf.Tensor:
+        value = rosenbrock(values)
         with tf.control_dependencies([tf.numpy_function(record, [values[0], value], tf.float64)]):
             return tf.identity(value)
 
@@ -91,7 +91,7 @@ def test_best_iterate_is_kept(steps: int, rate: float) -> None:
 def test_non_finite_objectives_are_never_returned(behind: float) -> None:
     """A cliff behind which the objective is not finite: the result stays in front of it."""
 
-    def cliff(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
+    def cliff(values: list[tf.Tensor]) -> tf.Tensor:
         x = values[0][:, 0]
         return tf.where(x > 0.95, tf.constant(behind, tf.float64), (x - 1) ** 2)
 
@@ -124,7 +124,7 @@ def test_a_second_run_starts_afresh() -> None:
 def test_several_variables_of_any_rank() -> None:
     targets = [np.full((2, 3, 4), 0.5), np.array([1.0, -1.0])]
 
-    def objective(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
+    def objective(values: list[tf.Tensor]) -> tf.Tensor:
         first = 0.5 * tf.reduce_sum((values[0] - targets[0]) ** 2, [1, 2])
         return first + 0.5 * (values[1] - targets[1]) ** 2
 
@@ -133,24 +133,3 @@ def test_several_variables_of_any_rank() -> None:
     best, _ = tf.function(lambda: adam.minimize(objective, start))()
     for value, target in zip(best, targets, strict=True):
         np.testing.assert_allclose(value, target, atol=1e-3)
-
-
-def test_annealing() -> None:
-    """`level` maps the fraction of steps done to what the objective sees; the last finite iterate is returned."""
-    fractions: list[float] = []
-
-    def record(fraction: np.ndarray) -> np.ndarray:
-        fractions.append(float(fraction))
-        return fraction
-
-    def level(fraction: tf.Tensor) -> tf.Tensor:
-        seen = tf.numpy_function(record, [fraction], tf.float64)
-        return 10 * (1 - tf.ensure_shape(seen, []))
-
-    def objective(values: list[tf.Tensor], level: tf.Tensor) -> tf.Tensor:
-        """A minimum that moves from 10 towards 0 and rises on the way."""
-        return 0.5 * tf.reduce_sum((values[0] - level) ** 2, 1) + 100 - 10 * level
-
-    best, taken = minimize(objective, np.full((2, 1), 9.0), 50, learning_rate=0.5, tolerance=0.0, level=level)
-    np.testing.assert_allclose(fractions, np.arange(50) / 50)
-    assert (best < 9).all() and (taken == 50).all()

@@ -1,0 +1,271 @@
+"""Priors as objects: whether one fits a scene, how galaxies are fitted under it, and how they are sampled.
+
+A prior is named by a string only at the edge: `find` makes the object.
+"""
+
+from __future__ import annotations
+
+import abc
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.data.psf import LARGEST_GAIN
+from tfdeblend.data.scene import Scene
+from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.initial import InitialFit
+from tfdeblend.diffusion.registry import PriorFile
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.shapes import BatchShape, amplifications, by_count
+from tfdeblend.galaxies.priors import PRIORS, BulgeDiskPrior, GalaxyPrior
+from tfdeblend.inference.annealed import AnnealedFit
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
+from tfdeblend.inference.map_fit import MapFit, MapResult
+from tfdeblend.inference.nonparametric import NonparametricFit
+from tfdeblend.inference.nuts import NutsOptions, NutsSampler
+from tfdeblend.inference.sample_batches import Draw, by_chains, by_diffusion, rows_at_once
+
+AUTO, NONPARAMETRIC = "auto", "nonparametric"
+SCALE_TOLERANCE = 0.03  # relative, of the pixel scale that a learned prior is for
+LARGEST_RHAT = 1.1  # of chains: above, they have not mixed
+
+Facts = dict[str, str | int | float | bool]  # of a result's header
+Refinement = Callable[[Tensors, MapResult], MapResult]
+
+
+@dataclass
+class Compiled:
+    """What was compiled, by what it is and the shape it is for; each is made at its first use."""
+
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+class SampleRun(NamedTuple):
+    """A batch to be sampled.
+
+    fit: the closed-form fit of its shape, and found what it found. tensors: of the batch. scenes: of its rows.
+    members: the rows to sample. samples: of each. seed: the user's.
+    """
+
+    fit: MapFit
+    tensors: Tensors
+    found: MapResult
+    scenes: Sequence[Scene]
+    members: Sequence[int]
+    samples: int
+    seed: int
+    sampling: SampleOptions
+    nuts: NutsOptions
+
+
+class SampleGroup(NamedTuple):
+    """Rows of a batch that are drawn together, as many at a time as the shape has blends. facts: of a row's header."""
+
+    shape: BatchShape
+    members: Sequence[int]
+    draw: Draw
+    facts: Callable[[int], Facts]
+
+
+class Prior(abc.ABC):
+    """What galaxies are taken to look like.
+
+    Attributes:
+      name: in headers and messages. least_stamp: pixels a side that the model's stamps must have. model_sigma: of the
+        model PSF, in pixels; None: any. initial: the closed-form prior of the fit that fits and samples start from.
+      samples: whether it can be sampled.
+    """
+
+    name: str
+    least_stamp: int = 0
+    model_sigma: float | None = None
+    initial: type[GalaxyPrior] = BulgeDiskPrior
+    samples: bool = True
+
+    def problem(self, scene: Scene) -> str | None:
+        """Why the prior is not for a scene, in words that say what was expected and what came; None if it is."""
+        return None
+
+    def fits(self, scene: Scene) -> bool:
+        """Whether the prior is for a scene; `problem` has the reason."""
+        return self.problem(scene) is None
+
+    @abc.abstractmethod
+    def fit(self, initial: MapFit) -> Refinement:
+        """The compiled fit under this prior, which starts from what the closed-form fit `initial` found."""
+
+    def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
+        """Groups of rows of a batch with what draws their samples. A prior that has no samples raises ValueError."""
+        raise ValueError(f"prior: expected one that can be sampled, received {self.name!r}")
+
+
+class ClosedFormPrior(Prior):
+    """Galaxies of Sersic profiles: see `tfdeblend.galaxies.priors`. Samples are drawn by NUTS."""
+
+    def __init__(self, galaxies: type[GalaxyPrior]):
+        self.name, self.initial = galaxies.name, galaxies
+
+    def fit(self, initial: MapFit) -> Refinement:
+        return lambda tensors, found: found
+
+    def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
+        shape = run.fit.shape
+        key = "chains", self.name, shape, run.samples
+        sampler: NutsSampler = compiled.get(key, lambda: NutsSampler(run.fit, run.samples, run.nuts))
+        names = "\n".join(scene.name for scene in run.scenes)
+        seed = run.seed, zlib.crc32(names.encode()) >> 1
+        chains = sampler(run.tensors, run.found.state, seed)
+        rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
+        rows = rows_at_once(shape, len(run.members) * run.samples)
+        draw = by_chains(sampler, run.tensors, chains, seed)
+
+        def facts(row: int) -> Facts:
+            return {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])}
+
+        yield SampleGroup(shape._replace(blends=rows), run.members, draw, facts)
+
+
+class NonparametricPrior(Prior):
+    """Non-negative images that fall from their centre along every ray; see `inference.nonparametric`."""
+
+    name = NONPARAMETRIC
+    samples = False
+
+    def fit(self, initial: MapFit) -> Refinement:
+        return NonparametricFit(initial)
+
+
+class LearnedPrior(Prior):
+    """Galaxies of a denoiser: a network's or a Gaussian's. Samples are drawn by the reverse diffusion.
+
+    Args:
+      source: the file of a learned prior, or a denoiser.
+    """
+
+    def __init__(self, source: PriorFile | Denoiser):
+        if isinstance(source, Denoiser):
+            bands, side, _ = source.stamp_shape
+            names = tuple(source.bands) or tuple(f"band{band}" for band in range(bands))
+            path, scale, sigma = Path("denoiser"), source.pixel_scale, source.model_sigma
+            self.file = PriorFile(getattr(source, "name", "denoiser"), path, names, side, scale, sigma)
+            self._denoiser: Denoiser | None = source
+        else:
+            self.file, self._denoiser = source, None
+        self.name, self.least_stamp, self.model_sigma = self.file.name, self.file.side + 2, self.file.model_sigma
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, read at its first use. Raises: DataError for a file that is missing or damaged."""
+        return self._denoiser or self.file.load()
+
+    def problem(self, scene: Scene) -> str | None:
+        """Why not; a scene without a pixel scale is taken to have the prior's."""
+        prior, scale = self.file, scene.observation.pixel_scale
+        if scene.bands != prior.bands:
+            in_order = "" if len(scene.observations) == 1 else ", in this order"
+            return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
+        if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
+            return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
+        if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
+            wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
+            return f"expected PSFs wider than {wide}, received a narrower one"
+        self.denoiser  # noqa: B018  so that a damaged file is an error of the scene
+        return None
+
+    def fit(self, initial: MapFit) -> Refinement:
+        return AnnealedFit(initial, self.denoiser)
+
+    def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
+        options = run.sampling
+        facts: Facts = options.facts()
+        for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
+            for depth, some in _by_depth(run, shape, members).items():
+                rows = rows_at_once(shape, len(some) * run.samples)
+                narrow = shape._replace(blends=rows)
+                key = "diffusion", self.name, narrow, options, depth
+                sampler = compiled.get(key, lambda: PosteriorSampler(narrow, self.denoiser, options.deeper(depth)))
+                names = [scene.name for scene in run.scenes]
+                draw = by_diffusion(sampler, run.tensors, initial_of(run.found), names, run.samples, run.seed)
+                yield SampleGroup(narrow, some, draw, lambda row: facts)
+
+
+def initial_of(found: MapResult) -> InitialFit:
+    """What sampling takes over of a closed-form fit."""
+    covariance = tf.cast(found.summary_covariance[..., :2, :2], found.stamps.dtype)
+    return InitialFit(found.stamps, found.state.flux, found.summary[..., :2], covariance)
+
+
+def _by_depth(run: SampleRun, shape: BatchShape, members: Sequence[int]) -> dict[float, list[int]]:
+    """Rows by `depth`."""
+    groups: dict[float, list[int]] = {}
+    for row in members:
+        groups.setdefault(depth(run, shape, row), []).append(row)
+    return groups
+
+
+def depth(run: SampleRun, shape: BatchShape, row: int) -> float:
+    """By how much all exposures together have less noise in a pixel of the model than the deepest band's first, to half
+    a factor of two: noise levels end below it."""
+    if len(shape.exposures) == 1:
+        return 1.0
+    total, scene = np.zeros(shape.bands), run.scenes[row]
+    for own, pixels, tensors in zip(shape.exposures, scene.maps, run.tensors.exposures, strict=True):
+        for band, seen in zip(own.bands, tensors.weights[row].numpy(), strict=True):
+            total[band] += pixels.area * (np.median(seen[seen > 0]) if (seen > 0).any() else 0)
+    return float(2 ** (np.ceil(2 * max(np.log2(total.max()) / 2, 0)) / 2))
+
+
+class AutomaticPrior:
+    """The shipped learned prior for a scene's bands and pixel scale, else `bulge-disk`."""
+
+    name = AUTO
+
+    def choose(self, scene: Scene) -> Prior:
+        """The prior for a scene; where its pixel scale is not known, that is enough of a reason for `bulge-disk`."""
+        if scene.observation.pixel_scale is not None:
+            for file in registry.shipped().values():
+                prior = LearnedPrior(file)
+                if prior.fits(scene):
+                    return prior
+        return ClosedFormPrior(BulgeDiskPrior)
+
+
+def names() -> list[str]:
+    """The names that `find` knows."""
+    return [AUTO, *PRIORS, NONPARAMETRIC, *registry.shipped()]
+
+
+def find(prior: str | Path | Prior | Denoiser | AutomaticPrior) -> Prior | AutomaticPrior:
+    """The prior of a name or of a file (`.keras`, `.npz`), or the object itself.
+
+    Raises: ValueError for a name that is not known; DataError for a file that cannot be read; TypeError for another
+      kind of object.
+    """
+    if isinstance(prior, Prior | AutomaticPrior):
+        return prior
+    if isinstance(prior, Denoiser):
+        return LearnedPrior(prior)
+    if not isinstance(prior, str | Path):
+        expected = "expected the name of a prior, the path of one, or a prior"
+        raise TypeError(f"prior: {expected}, received a {type(prior).__name__}")
+    name = str(prior)
+    if name == AUTO:
+        return AutomaticPrior()
+    if name == NONPARAMETRIC:
+        return NonparametricPrior()
+    if name in PRIORS:
+        return ClosedFormPrior(PRIORS[name])
+    if registry.is_learned(name):
+        return LearnedPrior(registry.find(name))
+    raise ValueError(f"prior: expected one of {', '.join(names())}, or a file, received {name!r}")
