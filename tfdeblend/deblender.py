@@ -267,8 +267,8 @@ class Deblender:
         facts = self._facts(milliseconds, prior) | facts
         if registry.is_learned(prior) and self.sampling.evidence:
             jitter = registry.find(prior).load().scale_jitter
-            facts |= sample_batches.evidence(drawn.tally, batch.band_scale[drawn.row], jitter)
-        return builder.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
+            facts |= sample_batches.evidence(drawn.statistics, batch.band_scale[drawn.row], jitter)
+        return builder.build_from_samples(drawn.statistics, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
 
     def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
         key = prior, shape
@@ -313,12 +313,12 @@ class Deblender:
         y, x, size, e1, e2 = fit.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(fit.summary_covariance[row, :count], axis1=1, axis2=2), 0))
         shapes = measure.Shapes(center[:, 0] + y, center[:, 1] + x, size, e1, e2, errors)
-        found = builder.Fitted(
-            model=fit.model[row, :, :height, :width] * unit,
-            sources=fit.sources[row, :count, :, :height, :width] * unit,
+        found = builder.Fit(
+            models=[fit.model[row, :, :height, :width] * unit],
+            sources=[fit.sources[row, :count, :, :height, :width] * unit],
+            backgrounds=[fit.state.background[row] * scale],
             stamps=fit.stamps[row, :count] * unit,
             corners=corners,
-            background=fit.state.background[row] * scale,
             flux=fit.state.flux[row, :count].astype(float) * scale,
             flux_cov=flux_cov,
             shapes=shapes,
@@ -327,7 +327,7 @@ class Deblender:
         )
         facts: Facts = {"steps": int(fit.steps[row]), "distance": float(fit.distance[row])}
         facts["modelsig"] = batch.shape.model_sigma
-        return builder.fitted(scene, found, self._facts(milliseconds, prior) | facts)
+        return builder.build(scene, found, self._facts(milliseconds, prior) | facts)
 
     def _facts(self, milliseconds: float, prior: str) -> Facts:
         return {

@@ -17,8 +17,10 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.catalog.builder import Facts
-from tfdeblend.catalog.joint_result import Calibration, JointDeblended, assembled, assembled_samples
+from tfdeblend.catalog import measure
+from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples
+from tfdeblend.catalog.result import Calibration, Deblended
+from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.joint_detection import detect_together
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import LARGEST_GAIN
@@ -27,7 +29,7 @@ from tfdeblend.data.validation import sky_level
 from tfdeblend.deblender import LARGEST_RHAT, METHODS, SEED, first_latents
 from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
-from tfdeblend.forward.field import Exposures, JointShape
+from tfdeblend.forward.field import Exposures, JointShape, stamp_corners
 from tfdeblend.forward.joint_likelihood import JointLikelihood
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, stamp_side
@@ -159,7 +161,7 @@ def deblend_together(
     seed: int = 0,
     sampling: SampleOptions = SAMPLING,
     nuts: NutsOptions = NUTS,
-) -> JointDeblended:
+) -> Deblended:
     """One result for several observations of one field.
 
     Args:
@@ -207,7 +209,7 @@ def deblend_together(
     fit = compiled(prior if closed else SEED, shape, position_sigma, calibration)
     start = first_latents(fit.map.prior, cast(BatchShape, shape), [moments.moments(scene)])
     found, calibrated, tensors = fit(exposures.tensors(shape), start)
-    whole = Exposures(replace(scene, observation=observations[0]), tuple(observations[1:]))
+    whole, field = Scene(tuple(observations), scene.sources), exposures
     facts: Facts = {"method": method, "prior": prior if known is None else known.name, "seed": seed}
     if method == "sample":
         if known is None:
@@ -216,14 +218,94 @@ def deblend_together(
             drawn, own = drawn_by_diffusion(exposures, shape, tensors, found, known, sampling, samples, seed)
         facts |= own | {"walltime": time.perf_counter() - began}
         mixed = not float(facts.get("rhat", 1)) > LARGEST_RHAT
-        return assembled_samples(whole, shape, drawn, calibrated, levels, facts, keep_samples, mixed)
+        return _sampled(whole, field, shape, drawn, calibrated, levels, facts, keep_samples, mixed)
     arrays, constants = tf.nest.map_structure(np.asarray, (found, fit.constants(tensors, found)))
     backgrounds = [
-        level + constant[0] * whole.band_scale[list(own.bands)] * whole.unit(one)
+        level + constant[0] * field.band_scale[list(own.bands)] * field.unit(one)
         for level, constant, own, one in zip(levels, constants, shape.exposures, observations, strict=True)
     ]
     facts |= {"walltime": time.perf_counter() - began}
-    return assembled(whole, shape, arrays, calibrated, backgrounds, facts)
+    return _fitted(whole, field, shape, arrays, calibrated, backgrounds, facts)
+
+
+CONVERGED = 0.3  # standard deviations to the maximum
+
+
+def _units(field: Exposures, shape: JointShape) -> list[np.ndarray]:
+    pairs = zip(field.observations, shape.exposures, strict=True)
+    return [(field.band_scale[list(own.bands)] * field.unit(one))[:, None, None] for one, own in pairs]
+
+
+def _fitted(
+    scene: Scene,
+    field: Exposures,
+    shape: JointShape,
+    found: MapResult,
+    calibration: Calibration,
+    backgrounds: Sequence[np.ndarray],
+    facts: Facts,
+) -> Deblended:
+    """Cuts a fit to the observations' sizes and puts it into their units."""
+    count, scale, terms, units = len(scene.sources), field.band_scale, found.covariance.linear[0], _units(field, shape)
+    sides = [one.shape[1:] for one in scene.observations]
+    y, x, size, e1, e2 = found.summary[0, :count].T.astype(float)
+    errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[0, :count], axis1=1, axis2=2), 0))
+    corners = stamp_corners(scene, shape.stamp)
+    middle = corners + shape.stamp // 2
+    parts = list(zip(found.model, found.sources, units, sides, strict=True))
+    fit = Fit(
+        models=[
+            model[0, :, :h, :w] * unit + background[:, None, None]
+            for (model, _, unit, (h, w)), background in zip(parts, backgrounds, strict=True)
+        ],
+        sources=[sources[0, :count, :, :h, :w] * unit for _, sources, unit, (h, w) in parts],
+        backgrounds=backgrounds,
+        stamps=found.stamps[0, :count] * scale[:, None, None],
+        corners=corners,
+        flux=found.state.flux[0, :count].astype(float) * scale,
+        flux_cov=np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(len(scale))]),
+        shapes=measure.Shapes(middle[:, 0] + y, middle[:, 1] + x, size, e1, e2, errors),
+        converged=bool(found.distance[0] <= CONVERGED),
+        beyond_prior=np.zeros(count, bool),
+        calibration=calibration,
+    )
+    facts = facts | {"steps": int(found.steps[0]), "distance": float(found.distance[0]), "modelsig": shape.model_sigma}
+    return build(scene, fit, facts)
+
+
+def _sampled(
+    scene: Scene,
+    field: Exposures,
+    shape: JointShape,
+    drawn: Any,
+    calibration: Calibration,
+    levels: Sequence[np.ndarray],
+    facts: Facts,
+    keep: bool,
+    mixed: bool,
+) -> Deblended:
+    """The result of samples, in the observations' units."""
+    scale, units = field.band_scale, _units(field, shape)
+    statistics = SampleStatistics(scene, stamp_corners(scene, shape.stamp), shape.model_sigma, keep)
+    for s in range(len(drawn.flux)):
+        summary = drawn.summary[s]
+        statistics.add(
+            Sample(
+                models=[
+                    m[s] * u + level[:, None, None] for m, u, level in zip(drawn.models, units, levels, strict=True)
+                ],
+                sources=[each[s] * unit for each, unit in zip(drawn.sources, units, strict=True)],
+                backgrounds=[
+                    c[s] * unit[:, 0, 0] + level for c, unit, level in zip(drawn.constants, units, levels, strict=True)
+                ],
+                stamps=drawn.stamps[s] * scale[:, None, None],
+                flux=drawn.flux[s] * scale,
+                prior_variance=drawn.prior_variance[s] * scale[:, None, None] ** 2,
+                beyond_prior=drawn.large[s],
+                summary=summary if summary.shape[1] else None,
+            )
+        )
+    return build_from_samples(statistics, facts, mixed, calibration)
 
 
 def _checked(prior: registry.LearnedPrior, exposures: Exposures) -> registry.LearnedPrior:

@@ -1,14 +1,17 @@
-"""Source and Scene: an observation, and where in it the sources are."""
+"""Source and Scene: the observations of a field, one or several, and where the sources are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 KINDS = ("galaxy", "point")
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
+FINER = 1.02  # ratio of pixel scales that counts as equal
+UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
+WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
 @dataclass(frozen=True)
@@ -31,27 +37,94 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An observation and its K sources; a source without an `id` gets its index.
+    """The E >= 1 observations of a field and its K sources.
+
+    Every observation keeps its own pixels, PSF, depth, mask, bands and noise; a band of one name is one band in all of
+    them. Sources are placed, and galaxies modelled, on the pixels of the first observation, which must be the finest.
+    What another observation shows outside of the first one's image is not fitted.
+
+    Args:
+        observations: one Observation, or a sequence of them; of several each needs a WCS and a name of its own.
+        sources: where the sources are, in pixels of the first observation; one without an `id` gets its index.
 
     Raises:
-        DataError: no source, a position that is not finite or outside the image, two sources within 0.1 pixel, an
-            unknown kind, an id used twice.
+        DataError: no source, a position that is not finite or outside the first image, two sources within 0.1 pixel, an
+            unknown kind, an id used twice; observations that cannot be joined: without a WCS, with finer pixels than
+            the first's, without a name of their own, with unnamed bands, or with zero points of some alone.
     """
 
-    observation: Observation
+    observations: tuple[Observation, ...]
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
+        given = (self.observations,) if isinstance(self.observations, Observation) else tuple(self.observations)
+        object.__setattr__(self, "observations", given)
         sources = tuple(source if source.id else replace(source, id=str(k)) for k, source in enumerate(self.sources))
         object.__setattr__(self, "sources", sources)
         if not sources:
             raise DataError(self.name, "catalog", "expected at least one source, received none")
         self._check_positions()
         self._check_kinds_and_ids()
+        if len(given) > 1:
+            _check_joined(given)
+            self._check_footprints()
+
+    @property
+    def observation(self) -> Observation:
+        """The first observation, whose pixels positions are counted in."""
+        return self.observations[0]
 
     @property
     def name(self) -> str:
+        """The name of the first observation."""
         return self.observation.name
+
+    @cached_property
+    def bands(self) -> tuple[str, ...]:
+        """The C bands of all observations together, in the order in which they first come."""
+        return tuple(dict.fromkeys(band for one in self.observations for band in one.bands))
+
+    @cached_property
+    def zeropoints(self) -> np.ndarray | None:
+        """(C,) AB magnitudes of a flux of 1: fluxes are in the unit of the first observation that has the band."""
+        if self.observation.zeropoints is None:
+            return None
+        return np.array([one.zeropoints[one.bands.index(band)] for band, one in self.first_with_band])  # type: ignore
+
+    @property
+    def flux_units(self) -> tuple[str | None, ...]:
+        """The unit of the fluxes in each of the C bands."""
+        return tuple(one.unit for _, one in self.first_with_band)
+
+    @property
+    def first_with_band(self) -> tuple[tuple[str, Observation], ...]:
+        """Each of the C bands with the first observation that has it."""
+        return tuple((band, next(one for one in self.observations if band in one.bands)) for band in self.bands)
+
+    @cached_property
+    def maps(self) -> tuple[AffineMap, ...]:
+        """The map from each observation's pixels to those of the first."""
+        if len(self.observations) == 1:
+            return (AffineMap(np.eye(2), np.zeros(2)),)
+        wcs = self.observation.wcs
+        return tuple(AffineMap.between(one.name, one.wcs, wcs, one.shape[1:]) for one in self.observations)
+
+    def band_indices(self, observation: Observation) -> tuple[int, ...]:
+        """Which of the C bands an observation has, by their number."""
+        return tuple(self.bands.index(band) for band in observation.bands)
+
+    def covered(self, number: int) -> np.ndarray:
+        """(H, W) bool: which pixels of an observation, by its number, lie in the image of the first."""
+        one = self.observations[number]
+        if number == 0:
+            return np.ones(one.shape[1:], bool)
+        points, image = self.maps[number].points(one.shape[1:]), np.array(self.observation.shape[1:])
+        return np.all((points > -0.5) & (points < image - 0.5), -1)
+
+    def fitted(self, number: int) -> Observation:
+        """An observation, by its number, with all pixels masked that the first one's image does not cover."""
+        one = self.observations[number]
+        return one if number == 0 else replace(one, weights=np.where(self.covered(number), one.weights, 0))
 
     @property
     def positions(self) -> np.ndarray:
@@ -89,21 +162,29 @@ class Scene:
             raise DataError(path, field, *error.args[2:]) from error
 
     @classmethod
-    def detect(cls, observation: Observation, threshold: float = 3.0) -> Scene:
-        """The scene of the sources found by `tfdeblend.detection.detect`, `threshold` in sigma."""
+    def detect(cls, observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Scene:
+        """The scene of the sources that `tfdeblend.data.detection.detect` finds in one or several observations.
+
+        Args:
+            threshold: in sigma of the filtered detection image.
+
+        Raises:
+            DataError: as `Scene`, and where nothing is detected.
+        """
         from tfdeblend.data.detection import detect
 
-        found = detect(observation, threshold)
+        several = (observations,) if isinstance(observations, Observation) else tuple(observations)
+        found = detect(several[0], threshold)
         if not len(found):
-            raise DataError(observation.name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
-        return cls.from_catalog(observation, found)
+            raise DataError(several[0].name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
+        return cls.from_catalog(several, found)
 
     @classmethod
-    def from_catalog(cls, observation: Observation, catalog: Any) -> Scene:
+    def from_catalog(cls, observations: Observation | Sequence[Observation], catalog: Any) -> Scene:
         """A scene from a catalogue.
 
         Args:
-            observation: the image that the positions belong to.
+            observations: one Observation or several, of which the positions belong to the first.
             catalog: a Table, structured array or mapping with columns `x`, `y` (pixels, zero-based centres) or `ra`,
                 `dec` (degrees; the observation needs a WCS), optionally `kind` ("galaxy", "point"), `is_star` and `id`;
                 or an array (N,2) of (x, y); or a SkyCoord.
@@ -111,11 +192,15 @@ class Scene:
         Raises:
             DataError: as `Scene`, and for columns that are missing or of the wrong type.
         """
+        several = (observations,) if isinstance(observations, Observation) else tuple(observations)
+        if not several:
+            raise DataError("observations", "observations", "expected at least one, received none")
+        observation = several[0]
         columns = _columns(observation.name, catalog)
         x, y = _pixel_positions(observation, columns)
         kinds = _kinds(observation.name, columns, len(x))
         ids = [str(value) for value in columns["id"]] if "id" in columns else [""] * len(x)
-        return cls(observation, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
+        return cls(several, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
 
     def on_sky(self) -> Table:
         """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
@@ -140,12 +225,57 @@ class Scene:
             received = f"received duplicates at {_xy(positions[k])}"
             raise DataError(self.name, "catalog", f"expected sources {CLOSEST} pixel apart, {received}")
 
+    def _check_footprints(self) -> None:
+        for number, (one, pixels) in enumerate(zip(self.observations, self.maps, strict=True)):
+            if pixels.area < FINER**-2:
+                expected = f"expected pixels no finer than those of {self.name}, which comes first"
+                raise DataError(one.name, "wcs", f"{expected}, received {pixels.area**0.5:.3g} of their side")
+            if not (one.valid & self.covered(number)).any():
+                raise DataError(one.name, "wcs", f"expected unmasked pixels in the image of {self.name}, received none")
+
     def _check_kinds_and_ids(self) -> None:
         for source in self.sources:
             if source.kind not in KINDS:
                 raise DataError(self.name, "catalog.kind", f"expected {' or '.join(KINDS)}, received {source.kind!r}")
         if len({source.id for source in self.sources}) < len(self.sources):
             raise DataError(self.name, "catalog.id", "expected a different id for each source, received duplicates")
+
+
+def finest_first(observations: Sequence[Observation]) -> list[Observation]:
+    """The observations with the one of the finest pixels in front, and the others in their order.
+
+    Pixel scales within 2% count as equal: the first of the finest comes first.
+
+    Raises:
+        DataError: for an observation without a WCS.
+    """
+    from astropy.wcs.utils import proj_plane_pixel_area
+
+    for one in observations:
+        if one.wcs is None:
+            raise DataError(one.name, "wcs", WITHOUT_WCS)
+    areas = [proj_plane_pixel_area(one.wcs.celestial) for one in observations]
+    finest = next(i for i, area in enumerate(areas) if area <= FINER**2 * min(areas))
+    return [observations[finest], *observations[:finest], *observations[finest + 1 :]]
+
+
+def _check_joined(observations: Sequence[Observation]) -> None:
+    """Raises: DataError for observations that have no names to tell them apart by, no WCS, or no common unit."""
+    first = observations[0]
+    names = [one.name for one in observations]
+    if len({name.encode("ascii", "replace").upper() for name in names}) < len(names):  # as FITS extensions
+        raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
+    for number, one in enumerate(observations):
+        before = {band for other in observations[:number] for band in other.bands}
+        unnamed = [band for band in one.bands if UNNAMED.fullmatch(band) and band in before]
+        if unnamed:
+            expected = "expected names of bands, by which observations are joined"
+            raise DataError(one.name, "bands", f"{expected}, received none: {', '.join(unnamed)}")
+    for one in observations:
+        if one.wcs is None:
+            raise DataError(one.name, "wcs", WITHOUT_WCS)
+        if (one.zeropoints is None) != (first.zeropoints is None):
+            raise DataError(one.name, "zeropoints", "expected them of all observations or of none")
 
 
 def _xy(position: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.catalog.statistics import Tally
+from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
 from tfdeblend.diffusion.initial import Seed
@@ -30,11 +30,10 @@ Drawing = Callable[[np.ndarray, np.ndarray], Samples]
 
 
 class Drawn(NamedTuple):
-    """All samples of a scene. row: of the batch. beyond: (K,) galaxies that the prior does not know."""
+    """All samples of a scene. row: of the batch."""
 
     row: int
-    tally: Tally
-    beyond: np.ndarray
+    statistics: SampleStatistics
 
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
@@ -105,41 +104,40 @@ def gather(
     keep: bool,
 ) -> Iterator[Drawn]:
     """All samples of the batch's blends `members`, `rows` at a time."""
-    tallies: dict[int, Tally] = {}
-    large: dict[int, np.ndarray] = {}  # in any sample: their positions differ
+    found: dict[int, SampleStatistics] = {}
     for row, drawn in in_turn(draw, rows, members, samples):
         for place, at in enumerate(row):
             scene = scenes[at]
-            if at not in tallies:
+            if at not in found:
                 corners = batch.first_pixels(at)[: len(scene.sources)]
-                tallies[at] = Tally(scene, corners, batch.shape.model_sigma, keep)
-            tallies[at].add(*_own_units(drawn, place, scene, batch.band_scale[at]))
-            large[at] = large.get(at, False) | drawn.large[place, : len(scene.sources)]
-            if tallies[at].count == samples:
-                yield Drawn(at, tallies.pop(at), large.pop(at))
+                found[at] = SampleStatistics(scene, corners, batch.shape.model_sigma, keep)
+            found[at].add(_own_units(drawn, place, scene, batch.band_scale[at]))
+            if found[at].count == samples:
+                yield Drawn(at, found.pop(at))
 
 
-def evidence(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
+def evidence(tally: SampleStatistics, scale: np.ndarray, jitter: float) -> dict[str, float]:
     """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
     scene = tally.scene
     galaxies = [source.kind != "point" for source in scene.sources]
     units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
-    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
+    log_evidence, error = combine(np.array(tally.log_evidence), np.array(tally.log_scale)[:, galaxies], jitter)
     return {"logevid": log_evidence - units, "logevide": error}
 
 
-def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One sample, as `Tally.add` takes it."""
+def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> Sample:
+    """One sample, in the scene's units."""
     count, (_, height, width) = len(scene.sources), scene.observation.shape
-    unit = scale[:, None, None]
-    return (
-        drawn.stamps[row, :count] * unit,
-        drawn.sources[row, :count, :, :height, :width] * unit,
-        drawn.flux[row, :count] * scale,
-        drawn.background[row] * scale,
-        drawn.model[row, :, :height, :width] * unit,
-        drawn.prior_variance[row, :count] * unit**2,
-        drawn.summary[row, :count],
-        drawn.log_evidence[row],
-        drawn.log_scale[row, :count],
+    unit, summary = scale[:, None, None], drawn.summary[row, :count]
+    return Sample(
+        models=[drawn.model[row, :, :height, :width] * unit],
+        sources=[drawn.sources[row, :count, :, :height, :width] * unit],
+        backgrounds=[drawn.background[row] * scale],
+        stamps=drawn.stamps[row, :count] * unit,
+        flux=drawn.flux[row, :count] * scale,
+        prior_variance=drawn.prior_variance[row, :count] * unit**2,
+        beyond_prior=drawn.large[row, :count],
+        summary=summary if summary.shape[1] else None,
+        log_evidence=drawn.log_evidence[row],
+        log_scale=drawn.log_scale[row, :count],
     )
