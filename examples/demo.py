@@ -20,8 +20,6 @@ import galsim
 import numpy as np
 
 import tfdeblend
-from tfdeblend.app.plots import ScenePlotter
-from tfdeblend.catalog.files import write_fits
 
 BANDS = "grizy"
 PIXEL = 0.168  # arcsec
@@ -121,8 +119,8 @@ def main() -> None:
     print(f"deblended {len(scene.sources)} galaxies in {len(BANDS)} bands in {time.perf_counter() - start:.1f} s")
     compare(result)
 
-    write_fits(result, args.out / "blend.fits")
-    ScenePlotter().save(result, args.out / "blend.png")
+    result.write(args.out / "blend.fits")
+    result.plot(args.out / "blend.png")
     print("wrote", ", ".join(str(args.out / f"blend.{suffix}") for suffix in ("npz", "fits", "png")))
 
 

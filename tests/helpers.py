@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
+from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 
@@ -69,6 +71,77 @@ def make_scene(
     return Scene(observation, tuple(Source(y, x, id=str(i)) for i, (y, x) in enumerate(positions))), truth
 
 
+def on_sky(pixels: float, degrees: float = 0.0, shape: tuple[int, int] = (40, 50)) -> WCS:
+    """A WCS of pixels of so many arcsec, turned about the middle of an image."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    wcs = WCS(naxis=2)
+    wcs.wcs.cd, wcs.wcs.crval = pixels / 3600 * np.array([[-c, s], [s, c]]), [150, 2]
+    wcs.wcs.crpix, wcs.wcs.ctype = (np.array(shape[::-1]) + 1) / 2, ["RA---TAN", "DEC--TAN"]
+    return wcs
+
+
+def make_joint(samples: int = 0) -> Deblended:
+    """A perfect result for two observations: the second has coarser, turned pixels, another unit and other bands."""
+    scene, truth = make_scene("first", "gr")
+    first = replace(scene.observation, wcs=on_sky(0.2), unit="adu", notes=("cut",))
+    shape, rng = (30, 34), np.random.default_rng(1)
+    second = Observation(
+        images=np.zeros((2, *shape)),
+        weights=np.full((2, *shape), 0.25),
+        psf=np.stack([gaussian((15, 15), 7, 7, 1.5)] * 2),
+        bands=("r", "i"),
+        name="second",
+        wcs=on_sky(0.3, 20, shape),
+        zeropoints=np.array([27.0, 26.0]),
+        unit="electron",
+        noise_correlation=smooth_correlation(0.5),
+        saturated=np.indices((2, *shape)).sum(0) < 3,
+    )
+    calibration = Calibration(
+        np.array([[0.1, -0.2], [-0.1, 0.2]]), (np.array([1.0, 0.99]), np.array([1.01, 1.0])), np.full((2, 2), 0.01)
+    )
+    joint = Scene((first, second), scene.sources)
+    places = positions_in_views(joint, scene.positions + calibration.shift[0], calibration)[1]
+    fluxes = truth.sum((2, 3))
+    models = np.stack([gaussian(shape, y, x, 2.0) for y, x in places])
+    models = (fluxes[:, :, None, None] * models[:, None]).astype(np.float32)
+    images = models.sum(0) + 3 + rng.normal(scale=2, size=models.shape[1:])
+    joint = Scene((first, replace(second, images=images)), scene.sources)
+    alone = result_of(Scene(first, scene.sources), truth, samples)
+    stamps = np.concatenate([alone.stamps, alone.stamps[:, 1:]], 1)
+    table = alone.catalog
+    table["flux_i"], table["flux_err_i"] = fluxes[:, 1], np.full(len(fluxes), 5.0)
+    undeclared = Table({"x": [3.0, 20.0], "y": [4.0, 2.0], "snr": [9.0, 8.0]})
+    view = View(
+        observation=joint.fitted(1),
+        model=models.sum(0) + np.float32(3),
+        sources=models,
+        background=np.full(2, 3.0),
+        positions=places,
+        scale=joint.maps[1].area ** -0.5,
+        sources_std=np.abs(models) + 1 if samples else None,
+        undeclared=undeclared,
+    )
+    return replace(
+        alone,
+        scene=joint,
+        views=(*alone.views, view),
+        stamps=stamps,
+        flux_cov=np.concatenate([alone.flux_cov, alone.flux_cov[1:]]),
+        catalog=table,
+        calibration=calibration,
+        samples=None if alone.samples is None else np.concatenate([alone.samples, alone.samples[:, :, 1:]], 2),
+    )
+
+
+def with_view(result: Deblended, **changes: object) -> Deblended:
+    """The result with changes to what its first observation shows, and to the observation itself."""
+    first, *others = result.views
+    views = (replace(first, **changes), *others)  # type: ignore[arg-type]
+    observations = (views[0].observation, *result.scene.observations[1:])
+    return replace(result, views=views, scene=Scene(observations, result.scene.sources))
+
+
 def make_deblended(samples: int = 0, **scene: object) -> Deblended:
     """A perfect result, whose residual is the noise of the data."""
     return result_of(*make_scene(**scene), samples=samples)  # type: ignore[arg-type]
@@ -89,17 +162,23 @@ def result_of(scene: Scene, models: np.ndarray, samples: int = 0) -> Deblended:
     table["flags"] = np.zeros(count, int)
     table["stamp_size"], table["stamp_x0"], table["stamp_y0"] = np.full(count, STAMP), corners[:, 1], corners[:, 0]
     noise = np.random.default_rng(0).normal(scale=0.1, size=(samples, *stamps.shape)).astype(np.float32)
-    result = Deblended(
-        scene=scene,
+    view = View(
+        observation=scene.observation,
         model=models.sum(0),
         sources=models,
+        background=np.zeros(bands, np.float32),
+        positions=positions,
+        sources_std=np.abs(models) + 1 if samples else None,
+        undeclared=Table({"x": [scene.observation.shape[2] / 2], "y": [5.0], "snr": [6.0]}),
+    )
+    result = Deblended(
+        scene=scene,
+        views=(view,),
         stamps=stamps,
         corners=corners,
-        background=np.zeros(bands, np.float32),
         flux_cov=np.stack([25 * np.eye(count)] * bands),
         catalog=table,
         header={"method": "map", "prior": "sersic", "version": "0", "seed": 0, "converged": True},
-        undeclared=Table({"x": [scene.observation.shape[2] / 2], "y": [5.0], "snr": [6.0]}),
         samples=stamps + noise if samples else None,
     )
     result.header["chi2"] = result.chi2  # type: ignore[index]

@@ -65,7 +65,7 @@ def test_writes_everything(deblender, scenes, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == stems | {"catalog.ecsv", "index.html"}
     catalog = Table.read(out / "catalog.ecsv")
     assert list(catalog["scene"]) == [name for name in "abc" for _ in range(3)]
-    assert files.read_fits(out / "a.fits").header["prior"] == "sersic"
+    assert files.read(out / "a.fits").header["prior"] == "sersic"
     assert str(out / "catalog.ecsv") in capsys.readouterr().out
 
 
@@ -213,7 +213,7 @@ def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkey
     measure = SimpleNamespace(remeasure=lambda deblended: deblended.catalog[["id", "snr"]])
     monkeypatch.setitem(sys.modules, "tfdeblend.catalog.measure", measure)
     for name in "ab":
-        files.write_fits(make_deblended(name=name), tmp_path / f"{name}.fits")
+        files.write(make_deblended(name=name), tmp_path / f"{name}.fits")
     assert main(["measure", str(tmp_path / "*.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
     assert Table.read(tmp_path / "again.ecsv").colnames == ["scene", "id", "snr"]
     (tmp_path / "c.fits").write_bytes((tmp_path / "a.fits").read_bytes()[:20000])
@@ -224,7 +224,7 @@ def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkey
 
 
 def test_plot_draws_saved_results(tmp_path, capsys):
-    files.write_fits(make_deblended(), tmp_path / "blend.fits")
+    files.write(make_deblended(), tmp_path / "blend.fits")
     (tmp_path / "bad.fits").write_bytes(b"")
     assert main(["plot", str(tmp_path / "*.fits"), "--out", str(tmp_path / "pictures")]) == 1
     assert (tmp_path / "pictures" / "blend.png").exists()
@@ -232,7 +232,7 @@ def test_plot_draws_saved_results(tmp_path, capsys):
 
 
 def test_info_describes_scenes_and_results(scenes, tmp_path, capsys):
-    files.write_fits(make_deblended(), tmp_path / "blend.fits")
+    files.write(make_deblended(), tmp_path / "blend.fits")
     assert main(["info", str(scenes / "a.npz"), str(tmp_path / "blend.fits"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["a"]["content"] == "scene" and told["blend"]["content"] == "result"

@@ -93,7 +93,7 @@ def test_catalogue_has_all_bands_and_the_sky(field) -> None:
 def test_result_is_read_measured_and_drawn_as_any(field, tmp_path) -> None:
     """As the first observation's: in its bands."""
     out, _, _ = field
-    result = files.read_fits(out / "fine.fits")
+    result = files.read(out / "fine.fits")
     assert result.scene.observation.bands == ("g", "r") and result.header["prior"] == "exponential"
     assert main(["plot", str(out / "fine.fits"), "--out", str(tmp_path)]) == 0
     assert main(["measure", str(out / "fine.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0

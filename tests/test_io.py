@@ -313,52 +313,89 @@ def test_inputs_refused(tmp_path: Path) -> None:
 def result(**changes: Any) -> Deblended:
     deblended = make_deblended(samples=2)
     observation = replace(deblended.scene.observation, wcs=celestial(), unit="nJy", notes=("one", "two"))
-    catalog = deblended.catalog.copy()
-    catalog["stamp_x0"], catalog["stamp_y0"] = deblended.corners[:, 1], deblended.corners[:, 0]
-    scene = Scene(observation, deblended.scene.sources)
-    fields = {"scene": scene, "catalog": catalog, "sources_std": np.abs(deblended.sources) + 1}
-    return replace(deblended, **{**fields, **changes})
+    return replace(with_view(deblended, observation=observation), **changes)
 
 
-def test_result_round_trip(tmp_path: Path) -> None:
-    written = result()
-    files.write_fits(written, tmp_path / "blend.fits")
-    read = files.read_fits(tmp_path / "blend.fits")
-    images = ("model", "residual", "sources", "sources_std", "stamps", "samples")
-    for name in (*images, "corners", "background", "flux_cov"):
+@pytest.mark.parametrize("written", [result(), make_joint(samples=2), make_joint()], ids=["one", "two", "a fit of two"])
+def test_result_round_trip(written: Deblended, tmp_path: Path) -> None:
+    written.write(tmp_path / "blend.fits")
+    read = Deblended.read(tmp_path / "blend.fits")
+    for name in ("stamps", "samples", "corners", "flux_cov", "flux", "flux_err"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
-    for name in ("images", "weights", "zeropoints"):
-        expected = getattr(written.scene.observation, name)
-        np.testing.assert_array_equal(getattr(read.scene.observation, name), expected, err_msg=name)
-    np.testing.assert_allclose(read.scene.observation.psf, written.scene.observation.psf, rtol=1e-6)
-    for name in ("bands", "name", "unit", "pixel_scale", "notes"):
-        assert getattr(read.scene.observation, name) == getattr(written.scene.observation, name)
+    assert len(read.views) == len(written.views)
+    for one, other in zip(read.views, written.views, strict=True):
+        for name in ("model", "sources", "sources_std", "background", "residual", "reapportioned"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-6)
+        assert one.scale == pytest.approx(other.scale) and one.chi2 == pytest.approx(other.chi2)
+        assert one.undeclared.values_equal(other.undeclared)
+        np.testing.assert_array_equal(one.observation.weights, other.observation.weights)
+    for one, other in zip(read.scene.observations, written.scene.observations, strict=True):
+        for name in ("images", "weights", "zeropoints", "noise_correlation", "saturated"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        np.testing.assert_allclose(one.psf, other.psf, rtol=1e-6)
+        assert one.pixel_scale == pytest.approx(other.pixel_scale)
+        for name in ("bands", "name", "unit", "notes"):
+            assert getattr(one, name) == getattr(other, name)
     assert read.scene.sources == written.scene.sources
     assert dict(read.header) == dict(written.header)
     assert read.catalog.values_equal(written.catalog)
-    assert read.undeclared is not None
-    assert read.undeclared.values_equal(written.undeclared)
     assert read.chi2 == pytest.approx(written.chi2)
+    if written.calibration is None:
+        assert read.calibration is None
+    else:
+        assert read.calibration_table.values_equal(written.calibration_table)
+
+
+def test_saved_calibrations_are_checked(tmp_path: Path) -> None:
+    make_joint().write(tmp_path / "blend.fits")
+    with fits.open(tmp_path / "blend.fits", mode="update") as hdus:
+        hdus["CALIBRATION"].data = hdus["CALIBRATION"].data[:3]
+    with pytest.raises(DataError, match="CALIBRATION: expected 4 rows, as in BANDS, received 3"):
+        Deblended.read(tmp_path / "blend.fits")
+
+
+def test_extensions_of_several_observations(tmp_path: Path) -> None:
+    """What all share is there once, in all bands; each further observation has its own images."""
+    joint = make_joint(samples=2)
+    joint.write(tmp_path / "blend.fits")
+    with fits.open(tmp_path / "blend.fits") as hdus:
+        hdus.verify("exception")
+        shapes = {hdu.name: hdu.shape for hdu in hdus if isinstance(hdu, fits.ImageHDU)}
+        units = {hdu.name: hdu.header.get("BUNIT") for hdu in hdus}
+        rows = [(row["observation"], row["band"], row["background"]) for row in Table.read(hdus["BANDS"])]
+    own = ("MODEL", "RESIDUAL", "SOURCES", "SOURCES_STD", "IMAGES", "WEIGHTS", "PSF", "NOISECORR", "SATURATED")
+    assert {name for name in shapes if name.endswith("_SECOND")} == {f"{name}_SECOND" for name in (*own, "REAPPORTIONED")}
+    assert shapes["MODEL_SECOND"] == (2, 30, 34) and shapes["SOURCES_STD_SECOND"] == (3, 2, 30, 34)
+    assert shapes["STAMPS"] == (3, 3, 15, 15) and shapes["SAMPLES"] == (2, 3, 3, 15, 15) and shapes["FLUXCOV"] == (3, 3, 3)
+    assert (units["MODEL"], units["MODEL_SECOND"]) == ("adu", "electron")
+    assert rows == [("first", "g", 0), ("first", "r", 0), ("second", "r", 3), ("second", "i", 3)]
+
+
+def test_text_of_a_result() -> None:
+    text = repr(make_joint())
+    assert len(text.splitlines()) == 4 and "3 sources in g r i" in text and "second: r i, 30 x 34, chi2" in text
+    assert "<pre>" in make_joint()._repr_html_()
 
 
 def test_saturation_comes_back(tmp_path: Path) -> None:
     written = result()
     observation = written.scene.observation
     observation = replace(observation, saturated=observation.images > 50)
-    files.write_fits(replace(written, scene=replace(written.scene, observation=observation)), tmp_path / "blend.fits")
-    read = files.read_fits(tmp_path / "blend.fits").scene.observation
+    files.write(with_view(written, observation=observation), tmp_path / "blend.fits")
+    read = files.read(tmp_path / "blend.fits").scene.observation
     np.testing.assert_array_equal(read.saturated, observation.saturated)
 
 
 def test_optional_parts_stay_out(tmp_path: Path) -> None:
-    files.write_fits(result(samples=None, sources_std=None, undeclared=None), tmp_path / "blend.fits")
-    read = files.read_fits(tmp_path / "blend.fits")
+    files.write(with_view(result(samples=None), sources_std=None, undeclared=None), tmp_path / "blend.fits")
+    read = files.read(tmp_path / "blend.fits")
     assert read.samples is read.sources_std is read.undeclared is None
 
 
 def test_extensions_of_the_contract(tmp_path: Path) -> None:
     written = result()
-    files.write_fits(written, tmp_path / "blend.fits")
+    files.write(written, tmp_path / "blend.fits")
     with fits.open(tmp_path / "blend.fits") as hdus:
         hdus.verify("exception")
         shapes = {hdu.name: hdu.shape for hdu in hdus if isinstance(hdu, fits.ImageHDU)}
@@ -373,7 +410,7 @@ def test_extensions_of_the_contract(tmp_path: Path) -> None:
 
 
 def test_reapportioned_data_add_up(tmp_path: Path) -> None:
-    deblended = result(background=np.arange(5.0))
+    deblended = with_view(result(), background=np.arange(5.0))
     observation = deblended.scene.observation
     shared = deblended.reapportioned.sum(axis=0)
     bright = observation.valid & (deblended.model > 0)
@@ -384,15 +421,15 @@ def test_reapportioned_data_add_up(tmp_path: Path) -> None:
 
 def test_header_takes_any_text_and_number(tmp_path: Path) -> None:
     header = {"prior": "sérsic\n" + "x" * 200, "chi2": float("nan"), "steps": np.int64(3), "a_long_keyword": 1.5}
-    files.write_fits(result(header=header), tmp_path / "blend.fits")
-    read = files.read_fits(tmp_path / "blend.fits").header
+    files.write(result(header=header), tmp_path / "blend.fits")
+    read = files.read(tmp_path / "blend.fits").header
     assert read["prior"] == "s?rsic " + "x" * 200
     assert (read["chi2"], read["steps"], read["a_long_keyword"]) == ("nan", 3, 1.5)
 
 
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "blend.fits"
-    files.write_fits(result(), path)
+    files.write(result(), path)
     before = path.read_bytes()
 
     def fail(hdus: fits.HDUList, file: Any) -> None:
@@ -401,20 +438,20 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fits.HDUList, "writeto", fail)
     with pytest.raises(OSError, match="disk full"):
-        files.write_fits(result(), path)
+        files.write(result(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_result_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.fits: BANDS: expected this extension of a deblended scene"):
-        files.read_fits(write_fits(tmp_path / "a.fits"))
-    files.write_fits(result(), tmp_path / "b.fits")
+        files.read(write_fits(tmp_path / "a.fits"))
+    files.write(result(), tmp_path / "b.fits")
     whole = (tmp_path / "b.fits").read_bytes()
     for length in np.linspace(1, len(whole) - 1, 20).astype(int):
         (tmp_path / "b.fits").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"b\.fits"):
-            files.read_fits(tmp_path / "b.fits")
+            files.read(tmp_path / "b.fits")
 
 
 @pytest.mark.parametrize("suffix", [".ecsv", ".fits", ".parquet"])

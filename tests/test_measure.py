@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import make_deblended
+from helpers import make_deblended, make_joint, on_sky, with_view
 from simulations import simulate
 from test_initialize import elliptical
 
 from tfdeblend.catalog import flags
 from tfdeblend.catalog.measure import (
-    Photometry,
     Shapes,
     border_snr,
     catalog,
@@ -24,6 +23,7 @@ from tfdeblend.catalog.measure import (
     stamp_shapes,
 )
 from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT
 
@@ -43,9 +43,9 @@ def measured(result: Deblended, converged: bool = True) -> Table:
 
 def moved(result: Deblended, position: tuple[float, float]) -> Table:
     """The catalogue with the first source elsewhere."""
-    y, x = result.scene.positions.T.copy()
-    y[0], x[0] = position
-    return catalog(result, shapes_at(y, x), result.sources.sum((2, 3), dtype=float), 30.0, True)
+    positions = result.scene.positions.copy()
+    positions[0] = position
+    return measured(with_view(result, positions=positions))
 
 
 # -- shapes
@@ -136,8 +136,7 @@ def test_sky_positions_need_a_wcs() -> None:
     result = make_deblended()
     wcs = WCS(naxis=2)
     wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [150, 2], [-5e-5, 5e-5]
-    scene = replace(result.scene, observation=replace(result.scene.observation, wcs=wcs))
-    table = measured(replace(result, scene=scene))
+    table = measured(with_view(result, observation=replace(result.scene.observation, wcs=wcs)))
     ra, dec = wcs.wcs_pix2world(table["x"], table["y"], 0)
     np.testing.assert_allclose(table["ra"], ra)
     np.testing.assert_allclose(table["dec"], dec)
@@ -150,7 +149,7 @@ def flagged(table: Table, flag: int) -> list[bool]:
 def test_flags() -> None:
     """Each flag is raised by what it is for, on the source that it concerns."""
     result = make_deblended(shape=(60, 60))
-    result = replace(result, undeclared=None)
+    result = with_view(result, undeclared=None)
     assert set(flags.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
     assert not any(flagged(measured(result), flags.NOT_CONVERGED))
     assert all(flagged(measured(result, converged=False), flags.NOT_CONVERGED))
@@ -160,7 +159,7 @@ def test_flags() -> None:
     assert not flagged(moved(result, (30.0, 30.0)), flags.MASKED)[0]
     edge = moved(result, (2.0, 30.0))
     assert list(edge["primary"]) == [not flag & (flags.EDGE | flags.MASKED) for flag in edge["flags"]]
-    off = replace(result, model=result.model + 3)
+    off = with_view(result, model=result.model + 3)
     assert all(flagged(measured(off), flags.BAD_FIT)) and not any(flagged(measured(result), flags.BAD_FIT))
 
 
@@ -174,8 +173,7 @@ def moved_scene(result: Deblended, saturated: tuple[int, int]) -> Deblended:
     """With one saturated pixel."""
     pixels = np.zeros(result.scene.observation.shape, bool)
     pixels[0][saturated] = True
-    observation = replace(result.scene.observation, saturated=pixels)
-    return replace(result, scene=replace(result.scene, observation=observation))
+    return with_view(result, observation=replace(result.scene.observation, saturated=pixels))
 
 
 def test_a_band_that_nothing_sees_is_nan() -> None:
@@ -183,21 +181,21 @@ def test_a_band_that_nothing_sees_is_nan() -> None:
     result = make_deblended(shape=(60, 60), bands="gr")
     weights = result.scene.observation.weights.copy()
     weights[1, 20:50, 20:50] = 0
-    result = replace(
-        result, scene=replace(result.scene, observation=replace(result.scene.observation, weights=weights))
-    )
-    y, x = result.scene.positions.T
-    y[0], x[0] = 35, 35
-    shapes, flux = shapes_at(y, x), result.stamps.sum((2, 3), dtype=float)
+    positions = result.scene.positions
+    positions[0] = 35, 35
+    observation = replace(result.scene.observation, weights=weights, wcs=on_sky(0.2))
+    result = with_view(result, observation=observation, positions=positions)
+    shapes, flux = shapes_at(*positions.T), result.stamps.sum((2, 3), dtype=float)
     table = catalog(result, shapes, flux, 1.0, True)
     assert np.isnan(table["flux_r"][0]) and np.isnan(table["flux_err_r"][0]) and np.isfinite(table["flux_g"][0])
     assert flagged(table, flags.UNSEEN)[0] and flagged(table, flags.MASKED)[0]
-    observation = make_deblended(shape=(60, 60), bands="ri").scene.observation
-    photometry = Photometry(("g", "r", "i"), np.ones((3, 3)), np.ones((3, 3)), (None,) * 3, None)
+    other = make_deblended("other", bands="ri", shape=(60, 60)).views[0]
+    other = replace(other, observation=replace(other.observation, wcs=on_sky(0.2)))
     for away, unseen in ((0.0, [False, False]), (100.0, [True, True])):  # beside the footprint of the other
-        positions = np.stack([y + away, x], 1)
-        other = flags.View(observation, np.zeros((3, 2, 60, 60)), observation.images, positions)
-        table = catalog(result, shapes, flux, 1.0, True, [other], photometry)
+        second = replace(other, positions=positions + [away, 0])
+        scene = Scene((observation, other.observation), result.scene.sources)
+        both = replace(result, scene=scene, views=(*result.views, second), flux_cov=np.stack([np.eye(3)] * 3))
+        table = catalog(replace(both, stamps=np.ones((3, 3, 15, 15))), shapes, np.ones((3, 3)), 1.0, True)
         assert [np.isnan(table[f"flux_{band}"][0]) for band in "ri"] == unseen
         assert flagged(table, flags.UNSEEN)[0] == any(unseen)
         assert flagged(table, flags.MASKED)[0] == any(unseen)
@@ -226,9 +224,9 @@ def test_light_on_a_stamps_border() -> None:
 def test_undeclared_sources_are_flagged_on_those_they_shine_on() -> None:
     result = make_deblended(sources=2, seed=3)
     (y, x), _ = result.scene.positions
-    on = replace(result, undeclared=Table({"x": [x], "y": [y], "snr": [9.0]}))
+    on = with_view(result, undeclared=Table({"x": [x], "y": [y], "snr": [9.0]}))
     assert flagged(measured(on), flags.UNDECLARED)[0]
-    none = replace(result, undeclared=Table({"x": [], "y": [], "snr": []}))
+    none = with_view(result, undeclared=Table({"x": [], "y": [], "snr": []}))
     assert not any(flagged(measured(none), flags.UNDECLARED))
 
 

@@ -12,7 +12,7 @@ from helpers import gaussian, make_deblended, make_scene, smooth_correlation, sm
 from scipy.linalg import solve_triangular
 from simulations import BLEND, simulate
 
-from tfdeblend.catalog import files
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.data import noise_correlation as correlated
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
@@ -256,8 +256,8 @@ def test_a_result_keeps_its_noise(tmp_path: Path) -> None:
     result = make_deblended(bands="gr")
     correlation = np.stack([smooth_correlation(0.5, 4)] * 2)
     observation = replace(result.scene.observation, noise_correlation=correlation)
-    files.write_fits(replace(result, scene=Scene(observation, result.scene.sources)), tmp_path / "result.fits")
-    kept = files.read_fits(tmp_path / "result.fits").scene.observation.noise_correlation
+    with_view(result, observation=observation).write(tmp_path / "result.fits")
+    kept = Deblended.read(tmp_path / "result.fits").scene.observation.noise_correlation
     np.testing.assert_allclose(kept, correlation)
     chosen = observation.select("r").noise_correlation
     np.testing.assert_array_equal(chosen, correlation[1:])

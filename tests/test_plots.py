@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import gaussian, make_deblended
+from helpers import gaussian, make_deblended, make_joint
 from matplotlib.image import imread
 
-from tfdeblend.app.plots import ScenePlotter, Stretch, Window, arrange, residual_colours, significance
+from tfdeblend.app.plots import (
+    ScenePlotter,
+    Stretch,
+    Window,
+    arrange,
+    plot,
+    plot_samples,
+    residual_colours,
+    significance,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +94,8 @@ def test_panels_do_not_overlap_and_fit(sources: int):
         ("grizy", (200, 200), 40),
     ],
 )
-def test_any_scene_can_be_drawn(tmp_path, plotter, bands, shape, sources):
-    plotter.save(make_deblended(bands=bands, shape=shape, sources=sources), tmp_path / "scene.png")
+def test_any_scene_can_be_drawn(tmp_path, bands, shape, sources):
+    plot(make_deblended(bands=bands, shape=shape, sources=sources), tmp_path / "scene.png")
     image = imread(tmp_path / "scene.png")
     assert image.shape[1] == 1200 and image[..., :3].std() > 0.05
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
@@ -103,3 +112,9 @@ def test_marks_stand_on_the_sources(plotter):
     brightest = np.argwhere(panel == panel.max()).mean(0)
     scale = view.width / 50
     np.testing.assert_allclose(brightest, [y - view.bottom, x - view.left], atol=1.5 * scale)
+
+
+def test_observations_are_drawn_below_each_other(plotter):
+    """The first one as it is alone but for its headline, then the second on its own pixels."""
+    joint = make_joint()
+    picture, first = plotter.draw(joint), plotter.draw(replace(joint, scene=joint.scene, views=joint.views[:1]))

@@ -7,12 +7,11 @@ import io
 import json
 
 import numpy as np
-from helpers import make_deblended
+import pytest
+from helpers import make_deblended, make_joint
 from PIL import Image
 
 from tfdeblend.app import report
-from tfdeblend.app.plots import ScenePlotter
-from tfdeblend.io import write_fits
 
 
 def page_data(folder):
@@ -20,12 +19,12 @@ def page_data(folder):
     return json.loads(page.split('type="application/json">')[1].split("</script>")[0])["scenes"]
 
 
-def test_an_entry_is_the_same_from_memory_and_from_the_file(tmp_path):
-    deblended = make_deblended(samples=3)
-    write_fits(deblended, tmp_path / "blend.fits")
+@pytest.mark.parametrize("deblended", [make_deblended(samples=3), make_joint(samples=3)], ids=["one", "two"])
+def test_an_entry_is_the_same_from_memory_and_from_the_file(deblended, tmp_path):
+    deblended.write(tmp_path / "blend.fits")
     made, read = report.Entry.of(deblended), report.Entry.read(tmp_path / "blend.fits")
     assert made.strips == read.strips and made.undeclared == read.undeclared == 1
-    assert made.name == read.name and read.header["chi2"] == made.header["chi2"]
+    assert read.name == "blend" and read.header["chi2"] == made.header["chi2"]
     assert made.document(None)["rows"] == read.document(None)["rows"]
 
 
@@ -39,7 +38,7 @@ def test_strips_show_the_samples(tmp_path):
 
 def test_pictures_are_embedded_only_while_the_page_stays_small(tmp_path, monkeypatch):
     deblended = make_deblended()
-    ScenePlotter().save(deblended, tmp_path / "blend.png")
+    deblended.plot(tmp_path / "blend.png")
     report.write_report(tmp_path, [report.Entry.of(deblended)], "one")
     embedded = page_data(tmp_path)[0]["figure"]
     assert base64.b64decode(embedded.split(",")[1]) == (tmp_path / "blend.png").read_bytes()

@@ -10,8 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.test_learned import SHIPPED, simulated
-from tfdeblend.app import sample_plots
-from tfdeblend.catalog.files import read_fits, write_fits
+from tfdeblend.app import plots
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
@@ -175,18 +174,18 @@ def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):
 
 
 def test_samples_are_written_and_read_back(pair: list[Deblended], tmp_path):
-    write_fits(pair[0], tmp_path / "a.fits")
-    back = read_fits(tmp_path / "a.fits")
+    pair[0].write(tmp_path / "a.fits")
+    back = Deblended.read(tmp_path / "a.fits")
     for name in ("samples", "sources_std", "prior_share"):
         np.testing.assert_array_equal(getattr(back, name), getattr(pair[0], name))
     assert back.header["samples"] == 4
 
 
 def test_samples_are_shown(pair: list[Deblended]):
-    figure = sample_plots.draw(pair[0])
-    assert len(figure.axes) == min(len(pair[0].sources), sample_plots.SOURCES) * (4 + min(4, sample_plots.SAMPLES))
+    figure = plots.plot_samples(pair[0])
+    assert len(figure.axes) == min(len(pair[0].sources), plots.SOURCES) * (4 + min(4, plots.SAMPLES))
     with pytest.raises(ValueError, match="expected a result with its samples"):
-        sample_plots.draw(replace(pair[0], samples=None))
+        plots.plot_samples(replace(pair[0], samples=None))
 
 
 @pytest.mark.slow

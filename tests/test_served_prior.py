@@ -13,7 +13,6 @@ from export.check_saved_model import check
 from tests.scene_files import DATA, needs_data
 from tests.test_serving import Server
 from tfdeblend.app.cli import main
-from tfdeblend.catalog.files import read_fits
 from tfdeblend.catalog.result import Deblended
 
 BLEND = DATA / "hsc_blends" / "43158172147386634.npz"  # 2 sources, 22 pixels
@@ -42,7 +41,7 @@ def test_a_real_blend_through_a_server_is_that_without_one(tmp_path: Path):
             places = [tmp_path / f"{method}-{where}" for where in ("here", "there")]
             for place, options in zip(places, ([], ["--server", f"grpc://{server.grpc}"]), strict=True):
                 assert main([*command, "--no-report", *options, "--out", str(place)]) == 0
-            here, there = (read_fits(place / f"{BLEND.stem}.fits") for place in places)
+            here, there = (Deblended.read(place / f"{BLEND.stem}.fits") for place in places)
             assert apart(here, there) <= LARGEST[method]
     finally:
         assert server.stop() == 0

@@ -34,7 +34,6 @@ from export.layout import WARM_UP
 from export.proofs.figures import INDEPENDENT, difference
 from tests.test_export import scene
 from tfdeblend.app.cli import main
-from tfdeblend.catalog.files import read_fits
 from tfdeblend.client import Client
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
@@ -237,7 +236,7 @@ def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
     command = ["deblend", str(tmp_path / "blend.npz"), "--prior", "exponential", "--no-figures", "--no-report"]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0
     assert main([*command, "--out", str(tmp_path / "there"), "--server", server.rest]) == 0
-    here, there = (read_fits(tmp_path / out / "blend.fits") for out in ("here", "there"))
+    here, there = (Deblended.read(tmp_path / out / "blend.fits") for out in ("here", "there"))
     np.testing.assert_allclose(there.model, here.model, atol=1e-4 * here.model.max())
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "none"), "--server", "http://127.0.0.1:1"]) == 1

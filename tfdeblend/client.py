@@ -19,7 +19,7 @@ import numpy as np
 
 from tfdeblend.catalog import builder, measure
 from tfdeblend.catalog.result import Deblended
-from tfdeblend.catalog.statistics import Tally
+from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import MODEL_SIGMA, allows_model_sigma, pixels_per_arcsec, psf_center
 from tfdeblend.data.scene import Scene
@@ -162,12 +162,12 @@ def fitted(scene: Scene, found: Arrays, facts: builder.Facts) -> Deblended:
     errors = [found["position_err"], found["size_err"][:, None], found["ellipticity_err"]]
     (y, x), (e1, e2) = own["positions"].T, own["ellipticity"].T.astype(float)
     shapes = measure.Shapes(y, x, own["size"].astype(float), e1, e2, np.concatenate(errors, 1)[:count].astype(float))
-    fit = builder.Fitted(
-        model=found["model"][:, :height, :width],
-        sources=found["sources"][:count, :, :height, :width],
+    fit = builder.Fit(
+        models=[found["model"][:, :height, :width]],
+        sources=[found["sources"][:count, :, :height, :width]],
+        backgrounds=[found["background"]],
         stamps=found["stamps"][:count],
         corners=own["corners"],
-        background=found["background"],
         flux=own["flux"].astype(float),
         flux_cov=found["flux_cov"][:, :count, :count].astype(float),
         shapes=shapes,
@@ -175,23 +175,23 @@ def fitted(scene: Scene, found: Arrays, facts: builder.Facts) -> Deblended:
         beyond_prior=found["beyond_prior"][:count],
     )
     own_facts: builder.Facts = {"steps": int(found["steps"]), "distance": float(found["distance"])}
-    return builder.fitted(scene, fit, facts | own_facts)
+    return builder.build(scene, fit, facts | own_facts)
 
 
 def sampled(scene: Scene, found: Arrays, facts: builder.Facts, model_sigma: float, keep: bool) -> Deblended:
     """The result that a model's samples make of a scene."""
     count, (_, height, width) = len(scene.sources), scene.observation.shape
-    tally = Tally(scene, found["corners"][:count], model_sigma, keep)
+    statistics = SampleStatistics(scene, found["corners"][:count], model_sigma, keep)
     for each in range(len(found["flux"])):
-        tally.add(
-            found["stamps"][each, :count],
-            found["sources"][each, :count, :, :height, :width],
-            found["flux"][each, :count].astype(float),
-            found["background"][each],
-            found["model"][each, :, :height, :width],
-            found["prior_variance"][:count],
-            np.zeros((count, 0)),
-            np.array(np.nan),
-            np.zeros(count),
+        statistics.add(
+            Sample(
+                models=[found["model"][each, :, :height, :width]],
+                sources=[found["sources"][each, :count, :, :height, :width]],
+                backgrounds=[found["background"][each]],
+                stamps=found["stamps"][each, :count],
+                flux=found["flux"][each, :count].astype(float),
+                prior_variance=found["prior_variance"][:count],
+                beyond_prior=found["beyond_prior"][:count],
+            )
         )
-    return builder.sampled(tally, found["beyond_prior"][:count], facts)
+    return builder.build_from_samples(statistics, facts)

@@ -136,24 +136,23 @@ def measure(args: argparse.Namespace) -> int:
     from tfdeblend.catalog import files
     from tfdeblend.catalog.measure import remeasure
 
-    tables, code = each(io.find_inputs(args.inputs), lambda path: remeasure(files.read_fits(path)))
+    tables, code = each(io.find_inputs(args.inputs), lambda path: remeasure(files.read(path)))
     print_catalog(args, tables)
     return code
 
 
 def plot(args: argparse.Namespace) -> int:
     from tfdeblend import io
-    from tfdeblend.app import sample_plots
-    from tfdeblend.app.plots import plotter
+    from tfdeblend.app import plots
     from tfdeblend.catalog import files
 
     def draw(path: Path) -> str:
         target = (Path(args.out) if args.out else path.parent) / f"{io.scene_name(path)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        result = files.read_fits(path)
-        plotter().save(result, target)
+        result = files.read(path)
+        plots.plot(result, target)
         if result.samples is not None:
-            sample_plots.save(result, target.with_suffix(".samples.png"))
+            plots.plot_samples(result, target.with_suffix(".samples.png"))
         return str(target)
 
     figures, code = each(io.find_inputs(args.inputs), draw)

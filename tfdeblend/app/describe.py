@@ -39,14 +39,16 @@ def packages() -> dict[str, Any]:
 
 
 def file(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | None = None) -> dict[str, Any]:
-    """What a scene or a result holds. Errors: DataError where it cannot be read."""
+    """What a scene or a result holds. Raises: DataError where it cannot be read."""
     from tfdeblend import io
     from tfdeblend.catalog import files
 
     if is_result(path):
-        result = files.read_fits(path)
+        result = files.read(path)
         undeclared = None if result.undeclared is None else len(result.undeclared)
         found = {"sources": len(result.catalog), "chi2": result.chi2, "undeclared": undeclared, **result.header}
+        further = {one.name: observation(one) for one in result.scene.observations[1:]}
+        found |= {"observations": further} if further else {}
         return {"file": str(path), "content": "result", **observation(result.scene.observation), **found}
     read, catalog = io.read(path, psf=psf, mask_planes=mask_planes)
     sources = "no catalogue" if catalog is None else len(catalog)
@@ -54,7 +56,7 @@ def file(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | 
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file was written by `tfdeblend.files.write_fits`."""
+    """Whether a file was written by `tfdeblend.catalog.files.write`."""
     from astropy.io import fits
 
     if path.suffix == ".npz":

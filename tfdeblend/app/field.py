@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdeblend import io
 from tfdeblend.app.runs import Run, Settings, digest, input_digest
-from tfdeblend.catalog import joint_files
-from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
     from astropy.table import Table
-
-    from tfdeblend.catalog.joint_result import JointDeblended
 
 AUTOMATIC = "bulge-disk"
 
@@ -36,7 +32,6 @@ class FieldRun(Run):
     files: Sequence[Path] = ()
     catalog: Table | None = None
     catalog_file: Path | None = None
-    result: JointDeblended | None = None
 
     @classmethod
     def of(
@@ -87,7 +82,7 @@ class FieldRun(Run):
         prior = AUTOMATIC if settings.prior == "auto" else settings.prior
         paths = {one.name: path for one, path in zip(self.observations, self.files, strict=True)}
         with self._progress(None, "deblending", 1) as bar, _by_path(paths, self.catalog_file):
-            self.result = deblend_together(
+            result = deblend_together(
                 self.observations,
                 self.catalog,
                 prior,
@@ -97,12 +92,8 @@ class FieldRun(Run):
                 **(settings.sampling.options() if settings.sampling else {}),
             )
             for path in good:
-                self._write(path, self.result.first, config)
+                self._write(path, result, config)
             bar.update()
-
-    def _save(self, result: Deblended, target: Path) -> None:
-        assert self.result is not None
-        joint_files.write_joint(replace(self.result, first=result), target)
 
     def _record(self, path: Path) -> dict[str, Any]:
         return super()._record(path) | {"observations": [str(file) for file in self.files]}

@@ -1,4 +1,4 @@
-"""The pictures: observation, model, residual and every source of a scene, on one stretch.
+"""Draw results: each observation, its model, its residual and every source on one stretch; and posterior samples.
 
 The panels are composed with NumPy as one bitmap, on which Matplotlib draws only text and marks: a figure takes about a
 tenth of a second, and thousands of scenes can have one.
@@ -22,13 +22,17 @@ from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
 from tfdeblend.catalog.files import written_whole
+from tfdeblend.catalog.result import positions_in_views
 
 if TYPE_CHECKING:
-    from tfdeblend.catalog.result import Deblended
+    from astropy.table import Table
+
+    from tfdeblend.catalog.result import Deblended, View
 
 WIDTH, MARGIN, TITLE, HEADER, TALLEST, DPI = 1200, 12, 22, 34, 480, 100  # pixels
 RESIDUAL_LIMIT = 5.0  # sigma
 SIDES = (16, 24, 32, 48, 64, 96, 128, 192)  # pixels, of the windows on single sources
+SOURCES, SAMPLES, SIDE = 6, 4, 48  # of the picture of samples, at most; pixels of a window around a source
 PAGE, SKY, MASKED = np.array([0.10, 0.11, 0.13]), np.array([0.03, 0.035, 0.045]), np.array([0.22, 0.24, 0.27])
 TEXT, FAINT, MARK, DARK, ALERT = "#e8eaed", "#aab2bd", "#ffffff", "#222222", "#ff9500"
 
@@ -135,7 +139,7 @@ class Panel:
         return max(1, round(self.width * self.window.height / self.window.width))
 
     def paste(self, bitmap: np.ndarray, colours: np.ndarray) -> None:
-        """Writes colours (H, W, 3) of a whole image: blocks where they grow, pixel averages where they shrink."""
+        """Write colours (H, W, 3) of a whole image: blocks where they grow, pixel averages where they shrink."""
         part = self.window.cut(colours)
         step = math.ceil(part.shape[1] / self.width)
         if step > 1:  # average whole blocks first, or faint sources fall between the sampled pixels
@@ -154,6 +158,7 @@ class Panel:
 
 
 def as_bytes(colours: np.ndarray) -> np.ndarray:
+    """Colours in [0, 1] as bytes; what lies beyond is clipped."""
     return (255 * np.clip(colours, 0, 1) + 0.5).astype(np.uint8)
 
 
@@ -183,35 +188,33 @@ class ScenePlotter:
         self.figure = Figure(dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
 
-    def save(self, deblended: Deblended, path: str | Path) -> None:
-        """Writes the figure of one scene as a PNG, whole or not at all.
-
-        Errors: OSError where the file cannot be written.
-        """
-        picture = Image.fromarray(self.draw(deblended))
-        with written_whole(Path(path)) as temporary:
-            picture.save(temporary, format="png", compress_level=3)
-
     def draw(self, deblended: Deblended) -> np.ndarray:
-        """The picture (height, width, 3) of one scene as bytes, first row on top."""
-        observation, sources = deblended.scene.observation, deblended.sources
+        """The picture (height, width, 3) of one scene as bytes, first row on top; its observations below each other."""
+        scene = deblended.scene
+        positions = positions_in_views(scene, np.asarray(scene.positions, float).reshape(-1, 2), None)
+        titles = [headline(deblended), *(headline_of_view(view) for view in deblended.views[1:])]
+        views = zip(deblended.views, positions, titles, strict=True)
+        return np.concatenate([self._draw_view(deblended.catalog, *each) for each in views])
+
+    def _draw_view(self, catalog: Table, view: View, positions: np.ndarray, title: str) -> np.ndarray:
+        """What one observation shows. positions: (K, 2) where it should show the sources as they were declared."""
+        observation, sources = view.observation, view.sources
         stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
-        positions = np.asarray(deblended.scene.positions, float).reshape(-1, 2)
         windows = [Window.around(s, p, stretch.softening / 3) for s, p in zip(sources, positions, strict=True)]
-        views, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
+        images, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
         bitmap = np.broadcast_to(as_bytes(PAGE), (height, WIDTH, 3)).copy()
         data = stretch(observation.images)
         data[~(observation.weights > 0).any(0)] *= 0.35
-        sigma = significance(deblended.residual, observation.weights)
-        for view, colours in zip(views, [data, stretch(deblended.model), residual_colours(sigma)], strict=True):
-            view.paste(bitmap, colours)
+        sigma = significance(view.residual, observation.weights)
+        for panel, colours in zip(images, [data, stretch(view.model), residual_colours(sigma)], strict=True):
+            panel.paste(bitmap, colours)
         for panel, source in zip(panels, sources, strict=True):
             panel.paste(bitmap, stretch(source))
         self.figure.clear()
         self.figure.set_size_inches(WIDTH / DPI, height / DPI)
-        self._text(MARGIN, height - 24, headline(deblended), size=9, color=TEXT, weight="bold")
-        self._label_views(views, positions, deblended)
-        for panel, position, caption in zip(panels, positions, captions(deblended, windows), strict=True):
+        self._text(MARGIN, height - 24, title, size=9, color=TEXT, weight="bold")
+        self._label_images(images, positions, view.undeclared, catalog["id"])
+        for panel, position, caption in zip(panels, positions, captions(catalog, windows), strict=True):
             self._text(panel.left, panel.bottom + panel.height + 6, caption, size=8 if len(panels) <= 24 else 7)
             self._marks(*panel.locate(position[None]), marker="+", color=FAINT, size=5)
         renderer = self.canvas.get_renderer()
@@ -222,16 +225,18 @@ class ScenePlotter:
             artist.draw(renderer)
         return canvas[..., :3].copy()
 
-    def _label_views(self, views: Sequence[Panel], positions: np.ndarray, deblended: Deblended) -> None:
+    def _label_images(
+        self, panels: Sequence[Panel], positions: np.ndarray, undeclared: Table | None, ids: Sequence[str]
+    ) -> None:
+        """Title the panels of data, model and residual, and mark what is declared there and what is not."""
         residual = f"residual in sigma, bands combined, blue -{RESIDUAL_LIMIT:.0f} to red +{RESIDUAL_LIMIT:.0f}"
-        for view, title in zip(views, ["observation", "model", residual], strict=True):
-            self._text(view.left, view.bottom + view.height + 6, title)
-        table = deblended.undeclared
-        undeclared = np.column_stack([table["y"], table["x"]]) if table else np.empty((0, 2))
-        for view, color in ((views[0], MARK), (views[2], DARK)):
-            self._marks(*view.locate(positions), marker="+", color=color)
-            self._marks(*view.locate(undeclared), marker="D", color=ALERT, size=8)
-        for name, x, y in zip(deblended.catalog["id"], *views[0].locate(positions), strict=True):
+        for panel, title in zip(panels, ["observation", "model", residual], strict=True):
+            self._text(panel.left, panel.bottom + panel.height + 6, title)
+        found = np.column_stack([undeclared["y"], undeclared["x"]]) if undeclared else np.empty((0, 2))
+        for panel, color in ((panels[0], MARK), (panels[2], DARK)):
+            self._marks(*panel.locate(positions), marker="+", color=color)
+            self._marks(*panel.locate(found), marker="D", color=ALERT, size=8)
+        for name, x, y in zip(ids, *panels[0].locate(positions), strict=True):
             self._text(x + 5, y + 4, str(name), size=7, color=MARK)
 
     def _text(self, x: float, y: float, text: str, size: float = 8, color: str = FAINT, weight: str = "normal") -> None:
@@ -246,19 +251,29 @@ class ScenePlotter:
 
 def headline(deblended: Deblended) -> str:
     """One line over the figure: name, bands, method, prior, chi2, number of sources and of undeclared detections."""
-    observation, header, count = deblended.scene.observation, deblended.header, len(deblended.sources)
-    parts = [observation.name, " ".join(observation.bands)]
+    header, count, view = deblended.header, len(deblended.sources), deblended.views[0]
+    parts = [view.observation.name, " ".join(view.observation.bands)]
     parts += [str(header[key]) for key in ("method", "prior") if key in header]
-    parts += [f"chi2/pixel {deblended.chi2:.2f}", f"{count} source" + "s" * (count != 1)]
-    if deblended.undeclared:
-        parts.append(f"{len(deblended.undeclared)} undeclared (diamonds)")
+    parts += [f"chi2/pixel {view.chi2:.2f}", f"{count} source" + "s" * (count != 1), *_undeclared(view)]
     return "   ·   ".join(parts)
 
 
-def captions(deblended: Deblended, windows: Sequence[Window]) -> list[str]:
+def headline_of_view(view: View) -> str:
+    """One line over what a further observation shows: name, bands, chi2 and number of undeclared detections."""
+    observation = view.observation
+    return "   ·   ".join(
+        [observation.name, " ".join(observation.bands), f"chi2/pixel {view.chi2:.2f}", *_undeclared(view)]
+    )
+
+
+def _undeclared(view: View) -> list[str]:
+    return [f"{len(view.undeclared)} undeclared (diamonds)"] if view.undeclared else []
+
+
+def captions(catalog: Table, windows: Sequence[Window]) -> list[str]:
     """One line a source: id, kind where it is not a galaxy, signal-to-noise, side of its window."""
     lines = []
-    for row, window in zip(deblended.catalog, windows, strict=True):
+    for row, window in zip(catalog, windows, strict=True):
         kind = "" if row["kind"] == "galaxy" else f" ({row['kind']})"
         lines.append(f"{row['id']}{kind}   S/N {row['snr']:.0f}   {window.width} px")
     return lines
@@ -268,3 +283,71 @@ def captions(deblended: Deblended, windows: Sequence[Window]) -> list[str]:
 def plotter() -> ScenePlotter:
     """The one plotter of this process."""
     return ScenePlotter()
+
+
+def plot(deblended: Deblended, path: str | Path | None = None) -> Image.Image:
+    """Draw a result; `path`: also written there as a PNG, whole or not at all.
+
+    Raises: OSError where the file cannot be written.
+    """
+    picture = Image.fromarray(plotter().draw(deblended))
+    if path is not None:
+        with written_whole(Path(path)) as temporary:
+            picture.save(temporary, format="png", compress_level=3)
+    return picture
+
+
+def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure:
+    """Draw the data, mean, samples, deviation and residual of the brightest sources in the first observation.
+
+    A row a source. Samples are stamps, sharper than the data: at the model PSF's resolution. path: as for `plot`.
+
+    Raises: ValueError for a result that kept no samples; OSError where the file cannot be written.
+    """
+    view, samples = deblended.views[0], deblended.samples
+    if samples is None or view.sources_std is None:
+        raise ValueError("expected a result with its samples, received one without (keep_samples=True keeps them)")
+    observation, own = view.observation, list(deblended.scene.band_indices(view.observation))
+    stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
+    sigma = significance(view.residual, observation.weights)
+    noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in observation.weights])
+    brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[:SOURCES]
+    shown = min(SAMPLES, len(samples))
+    titles = ["data", "mean", *(f"sample {s + 1}" for s in range(shown)), "deviation / noise", "residual / noise"]
+    figure = Figure(figsize=(1.6 * len(titles), 1.75 * len(brightest) + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(brightest), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, size=8)
+    for row, k in zip(axes, brightest, strict=True):
+        corner, side = deblended.corners[k], deblended.stamps.shape[-1]
+        first = corner + (side - min(SIDE, side)) // 2
+        spread = np.sqrt(((view.sources_std[k] / noise[:, None, None]) ** 2).mean(0))
+        in_image = [stretch(observation.images), stretch(view.sources[k])]
+        panels = [_cut(image, first) for image in in_image]
+        panels += [_cut(stretch(samples[s, k, own]), first - corner) for s in range(shown)]
+        panels += [_cut(spread, first), _cut(residual_colours(sigma), first)]
+        for axis, panel in zip(row, panels, strict=True):
+            limit = max(float(spread.max()), 1e-6)
+            axis.imshow(panel, origin="lower", interpolation="nearest", cmap="magma", vmin=0, vmax=limit)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        entry = deblended.catalog[k]
+        row[0].set_ylabel(f"{entry['id']}   S/N {entry['snr']:.0f}", size=8)
+        row[-2].set_xlabel(f"0 to {spread.max():.2g}", size=7)
+        row[-1].set_xlabel(f"-{RESIDUAL_LIMIT:.0f} to {RESIDUAL_LIMIT:.0f}", size=7)
+    if path is not None:
+        with written_whole(Path(path)) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    return figure
+
+
+def _cut(image: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """SIDE x SIDE pixels from `first` on; zero beyond the image."""
+    window = np.zeros((SIDE, SIDE, *image.shape[2:]))
+    low, high = np.maximum(first, 0), np.minimum(first + SIDE, image.shape[:2])
+    if (high > low).all():
+        (y, x), (y0, x0) = low - first, low
+        height, width = high - low
+        window[y : y + height, x : x + width] = image[y0 : y0 + height, x0 : x0 + width]
+    return window

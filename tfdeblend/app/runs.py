@@ -142,9 +142,6 @@ class Run:
     def _digest(self, path: Path) -> str:
         return input_digest(path)
 
-    def _save(self, result: Deblended, target: Path) -> None:
-        files.write_fits(result, target)
-
     def _target(self, path: Path, suffix: str = ".fits") -> Path:
         return self.out / f"{io.scene_name(path)}{suffix}"
 
@@ -162,7 +159,7 @@ class Run:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
                 raise DataError(target, key.upper(), f"{problem}; give --overwrite or another --out")
         if self.figures and not self._target(path, ".png").exists():
-            self._plot(files.read_fits(target), path)
+            self._plot(files.read(target), path)
         self._keep(path, entry, "skipped")
         return True
 
@@ -226,17 +223,16 @@ class Run:
         result = replace(result, header={**result.header, "config": config, "inputsha": self._digest(path)})
         if self.figures:
             self._plot(result, path)
-        self._save(result, self._target(path))  # last: a scene with this file is complete
+        files.write(result, self._target(path))  # last: a scene with this file is complete
         self._keep(path, Entry.of(result), "done")
 
     def _plot(self, result: Deblended, path: Path) -> None:
-        from tfdeblend.app import sample_plots
-        from tfdeblend.app.plots import plotter
+        from tfdeblend.app import plots
 
-        plotter().save(result, self._target(path, ".png"))
+        plots.plot(result, self._target(path, ".png"))
         of_samples = self._target(path, ".samples.png")
         if result.samples is not None:
-            sample_plots.save(result, of_samples)
+            plots.plot_samples(result, of_samples)
         else:
             of_samples.unlink(missing_ok=True)
 

@@ -1,16 +1,17 @@
-"""One scene's result from the arrays that an inference found, whether here or on a server."""
+"""Build a scene's result from the arrays that an inference found, here or on a server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
 
 from tfdeblend.catalog import flags, measure
-from tfdeblend.catalog.result import Deblended
-from tfdeblend.catalog.statistics import Tally
+from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
+from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.data.detection import residual_detections
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
@@ -20,92 +21,88 @@ Facts = dict[str, str | int | float | bool]  # of a result's header
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A maximum of the posterior, in the scene's own units, cut to its size; see `Deblended`.
+class Fit:
+    """A maximum of the posterior of a scene, in the scene's own units and cut to its size.
 
-    flux: (K, C). converged: whether the fit has. beyond_prior: (K,) galaxies that a learned prior could not know.
+    Args:
+        models: E times (C_e,H,W), backgrounds included.
+        sources: E times (K,C_e,H,W).
+        backgrounds: E times (C_e,).
+        stamps: (K,C,P,P).
+        corners: (K,2), see `Deblended`.
+        flux: (K,C).
+        flux_cov: (C,K,K).
+        shapes: positions in the model frame, as the stamps are.
+        converged: whether the fit has.
+        beyond_prior: (K,) galaxies that a learned prior could not know.
+        calibration: shifts and gains of the observations, where they were fitted.
     """
 
-    model: np.ndarray
-    sources: np.ndarray
+    models: Sequence[np.ndarray]
+    sources: Sequence[np.ndarray]
+    backgrounds: Sequence[np.ndarray]
     stamps: np.ndarray
     corners: np.ndarray
-    background: np.ndarray
     flux: np.ndarray
     flux_cov: np.ndarray
     shapes: measure.Shapes
     converged: bool
     beyond_prior: np.ndarray
+    calibration: Calibration | None = None
 
 
-def fitted(
-    scene: Scene,
-    found: Fitted,
-    facts: Facts,
-    others: Sequence[flags.View] = (),
-    photometry: measure.Photometry | None = None,
-) -> Deblended:
-    """The result of a maximum.
-
-    Args:
-      facts: of its header, `walltime` in seconds among them. others, photometry: of other observations of the scene,
-        for the catalogue; see `measure.catalog`.
-    """
-    shapes = found.shapes
+def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
+    """The result of a maximum. facts: of its header, `walltime` in seconds among them."""
+    positions = positions_in_views(scene, fit.shapes.positions, fit.calibration)
     bare = Deblended(
         scene=scene,
-        model=found.model.astype(np.float32),
-        sources=found.sources.astype(np.float32),
-        stamps=found.stamps.astype(np.float32),
-        corners=found.corners,
-        background=found.background,
-        flux_cov=found.flux_cov,
+        views=_views(scene, positions, fit.models, fit.sources, fit.backgrounds),
+        stamps=fit.stamps.astype(np.float32),
+        corners=fit.corners,
+        flux_cov=fit.flux_cov,
         catalog=Table(),
-        undeclared=residual_detections(scene.observation, found.model, np.stack([shapes.y, shapes.x], 1)),
+        calibration=fit.calibration,
     )
-    milliseconds = 1e3 * float(facts["walltime"])
-    table = measure.catalog(bare, shapes, found.flux, milliseconds, found.converged, others, photometry)
-    table["flags"] |= np.where(found.beyond_prior, flags.BEYOND_PRIOR, 0)
-    return replace(bare, header=_header(bare, facts) | {"converged": found.converged}, catalog=table)
+    table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
+    table["flags"] |= np.where(fit.beyond_prior, flags.BEYOND_PRIOR, 0)
+    return replace(bare, header=_header(bare, facts) | {"converged": fit.converged}, catalog=table)
 
 
-def sampled(
-    tally: Tally,
-    beyond: np.ndarray,
-    facts: Facts,
-    mixed: bool = True,
-    others: Sequence[flags.View] = (),
-    photometry: measure.Photometry | None = None,
+def build_from_samples(
+    statistics: SampleStatistics, facts: Facts, mixed: bool = True, calibration: Calibration | None = None
 ) -> Deblended:
-    """The result of samples.
-
-    Args:
-      beyond: (K,) galaxies that the prior does not know. facts, others, photometry: as for `fitted`. mixed: whether
-      chains have.
-    """
-    scene, shapes, model = tally.scene, tally.mean_shapes(), tally.mean("model")
+    """The result of samples. facts: as for `build`. mixed: whether chains have."""
+    scene, shapes = statistics.scene, statistics.mean_shapes()
+    models, sources, backgrounds = (
+        [sums.mean for sums in each] for each in (statistics.models, statistics.sources, statistics.backgrounds)
+    )
+    positions = positions_in_views(scene, shapes.positions, calibration)
+    views = _views(scene, positions, models, sources, backgrounds)
     bare = Deblended(
         scene=scene,
-        model=model,
-        sources=tally.mean("sources"),
-        stamps=tally.mean("stamps"),
-        corners=tally.corners,
-        background=np.mean(tally.background, 0),
-        flux_cov=tally.flux_covariance(),
+        views=tuple(
+            replace(view, sources_std=sums.deviation.astype(np.float32))
+            for view, sums in zip(views, statistics.sources, strict=True)
+        ),
+        stamps=statistics.stamps.mean.astype(np.float32),
+        corners=statistics.corners,
+        flux_cov=statistics.flux_covariance(),
         catalog=Table(),
-        undeclared=residual_detections(scene.observation, model, np.stack([shapes.y, shapes.x], 1)),
-        samples=np.stack(tally.samples) if tally.keep else None,
-        sources_std=tally.deviation("sources"),
-        prior_share=tally.prior_share(),
+        calibration=calibration,
+        samples=np.stack(statistics.samples) if statistics.keep else None,
+        prior_share=statistics.prior_share(),
     )
-    own: Facts = {"samples": tally.count, "ppchi2": float(np.mean(tally.chi2)), "modelsig": tally.model_sigma}
-    milliseconds = 1e3 * float(facts["walltime"])
-    table = measure.catalog(bare, shapes, np.mean(tally.flux, 0), milliseconds, mixed, others, photometry)
-    if not others:
-        table["chi2"] = np.mean(tally.local_chi2, 0)
+    table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed)
+    if len(views) == 1:  # of each sample, not of their mean
+        table["chi2"] = np.mean(statistics.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
     table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
-    table["flags"] |= np.where(beyond, flags.BEYOND_PRIOR, 0)
+    table["flags"] |= np.where(statistics.beyond_prior, flags.BEYOND_PRIOR, 0)
+    own: Facts = {
+        "samples": statistics.count,
+        "ppchi2": float(np.mean(statistics.chi2)),
+        "modelsig": statistics.model_sigma,
+    }
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
 
 
@@ -129,6 +126,25 @@ def in_order(
     return ordered[0] if single else ordered
 
 
-def _header(result: Deblended, facts: Facts) -> Facts:
-    own: Facts = {"version": __version__, "temperature": 1.0, "chi2": result.chi2}
+def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:
+    """What each observation shows. positions: E times (K,2), its own. arrays: models, sources, backgrounds."""
+    views = []
+    for number, (places, model, sources, background) in enumerate(zip(positions, *arrays, strict=True)):
+        fitted = scene.fitted(number)
+        views.append(
+            View(
+                observation=fitted,
+                model=model.astype(np.float32),
+                sources=sources.astype(np.float32),
+                background=background,
+                positions=places,
+                scale=scene.maps[number].area ** -0.5,
+                undeclared=residual_detections(fitted, model, places),
+            )
+        )
+    return tuple(views)
+
+
+def _header(result: Deblended, facts: Facts) -> dict[str, Any]:
+    own: Facts = {"version": __version__, "temperature": 1.0, "chi2": result.views[0].chi2}
     return own | facts | measure.describe_scene(result.scene)

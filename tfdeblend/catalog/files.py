@@ -1,28 +1,31 @@
-"""Deblended scenes as FITS files, and catalogues of many scenes.
+"""Write and read results as FITS files, and write catalogues of many scenes.
 
-One file a scene, `(bands, height, width)` as in NumPy:
+One file a scene, `(bands, height, width)` as in NumPy. Of the scene:
 
     primary       header only: SCENE, BUNIT, PIXSCALE, and `Deblended.header`, keys in capitals
-    MODEL         (C,H,W) the rendered scene, background included
-    RESIDUAL      (C,H,W) data - model, masked pixels NaN
-    SOURCES       (K,C,H,W) each source as observed
-    SOURCES_STD   (K,C,H,W) its posterior standard deviation, where sampled
-    STAMPS        (K,C,P,P) each source in the model frame, whose pixel grid is the image's, as is the WCS of the
+    STAMPS        (K,C,P,P) each source in the model frame, whose pixel grid is the first image's, as is the WCS of the
                   header: stamp pixel (0, 0) of source k is image pixel (stamp_x0, stamp_y0) of CATALOG
     PRIORSHARE    (K,C,P,P) variance of the samples over the prior's: near 0 the data decide, near 1 the prior does
     SAMPLES       (S,K,C,P,P) posterior samples in the model frame, on request
-    REAPPORTIONED (K,C,H,W) the data shared out in proportion to the models
     FLUXCOV       (C,K,K) covariance of the sources' fluxes
     CATALOG       a row a source
-    UNDECLARED    x, y, snr of what is left on the residual and no source accounts for
-
-and, so that the file can be read back whole:
-
-    IMAGES, WEIGHTS (C,H,W), PSF (C,h,w)  the observation
-    NOISECORR (C,h,w), SATURATED (C,H,W)  of the observation, where it has them
     CORNERS       (K,2) the (y, x) of the image pixel under pixel [0, 0] of each stamp
-    BANDS         a row a band: band, background, and zeropoint where known
     DECLARED      x, y, kind, id of the sources as they were before the fit
+    BANDS         a row a band of each observation: observation, band, background, and zeropoint where known
+    CALIBRATION   a row a band of each observation, where shifts and gains were fitted: observation, band, shift_y,
+                  shift_x and their errors (pixels of the first), gain, background (in the observation's unit), chi2
+
+Of the first observation; of each further one the same with its name appended, as in MODEL_NAME, on its own pixels and
+in its own unit. C is the number of all bands of the scene, C_e of those of one observation:
+
+    MODEL         (C_e,H,W) the rendered scene, background included
+    RESIDUAL      (C_e,H,W) data - model, pixels NaN that are masked or were not fitted
+    SOURCES       (K,C_e,H,W) each source as observed
+    SOURCES_STD   (K,C_e,H,W) its posterior standard deviation, where sampled
+    REAPPORTIONED (K,C_e,H,W) the data shared out in proportion to the models
+    UNDECLARED    x, y, snr of what is left on the residual and no source accounts for
+    IMAGES, WEIGHTS (C_e,H,W), PSF (C_e,h,w) the observation
+    NOISECORR (C_e,h,w), SATURATED (C_e,H,W) where it has them
     NOTES         warnings of reading, a row each
 """
 
@@ -40,7 +43,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
 
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
@@ -49,6 +52,7 @@ from tfdeblend.io.parsing import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 STRUCTURAL = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "SCENE", "BUNIT", "PIXSCALE", "COMMENT", "HISTORY", "")
+WITHOUT_UNIT = ("WEIGHTS", "PRIORSHARE")
 
 
 @contextmanager
@@ -63,14 +67,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_fits(deblended: Deblended, path: str | Path, more: Sequence[fits.ImageHDU | fits.BinTableHDU] = ()) -> None:
-    """Write a result, whole or not at all, over any file of that name; the extensions are listed above.
-
-    more: extensions to come after.
-    """
-    hdus = fits.HDUList([_primary(deblended), *_image_hdus(deblended), *_table_hdus(deblended), *more])
+def write(deblended: Deblended, path: str | Path) -> None:
+    """Write a result, whole or not at all, over any file of that name; the extensions are listed above."""
+    hdus = [_primary(deblended), *_of_scene(deblended)]
+    for number in range(len(deblended.views)):
+        hdus += _of_view(deblended, number)
     with written_whole(Path(path)) as temporary, temporary.open("wb") as file:
-        _write_hdus(hdus, file)
+        _write_hdus(fits.HDUList(hdus), file)
 
 
 def _write_hdus(hdus: fits.HDUList, file: BinaryIO) -> None:
@@ -94,58 +97,80 @@ def _card_value(value: Any) -> Any:
     """FITS headers hold ASCII text and finite numbers only."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
-        return " ".join(value.encode("ascii", "replace").decode().split())
+        return " ".join(_ascii_text(value).split())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
-def _image_hdus(deblended: Deblended) -> list[fits.ImageHDU]:
-    observation = deblended.scene.observation
-    wcs = None if observation.wcs is None else observation.wcs.to_header(relax=True)
-    on_sky = {
-        "MODEL": deblended.model,
-        "RESIDUAL": deblended.residual.astype(np.float32),
-        "SOURCES": deblended.sources,
-        "SOURCES_STD": deblended.sources_std,
-        "STAMPS": deblended.stamps,
-        "PRIORSHARE": deblended.prior_share,
-        "SAMPLES": deblended.samples,
-        "REAPPORTIONED": deblended.reapportioned,
-        "IMAGES": observation.images,
-        "WEIGHTS": observation.weights,
+def _ascii_text(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
+
+
+def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
+    scene, first = deblended.scene, deblended.scene.observation
+    unit = first.unit if set(scene.flux_units) == {first.unit} else None
+    in_frame = {"STAMPS": deblended.stamps, "PRIORSHARE": deblended.prior_share, "SAMPLES": deblended.samples}
+    rows = []
+    for one, view in zip(scene.observations, deblended.views, strict=True):
+        zeropoints = [np.nan] * len(one.bands) if one.zeropoints is None else one.zeropoints
+        rows += [(one.name, *row) for row in zip(one.bands, view.background, zeropoints, strict=True)]
+    bands = Table(rows=rows, names=("observation", "band", "background", "zeropoint"))
+    if scene.zeropoints is None:
+        bands.remove_column("zeropoint")
+    sources = [(source.x, source.y, source.kind, source.id) for source in scene.sources]
+    tables = {
+        "CATALOG": deblended.catalog,
+        "BANDS": bands,
+        "DECLARED": Table(rows=sources, names=("x", "y", "kind", "id")),
+        "CALIBRATION": None if deblended.calibration is None else deblended.calibration_table,
     }
-    plain = {"FLUXCOV": deblended.flux_cov, "CORNERS": np.asarray(deblended.corners), "PSF": observation.psf}
-    if observation.noise_correlation is not None:
-        plain["NOISECORR"] = observation.noise_correlation
-    if observation.saturated is not None:
-        plain["SATURATED"] = observation.saturated.astype(np.uint8)
-    hdus = [image_hdu(data, name, wcs, observation.unit) for name, data in on_sky.items() if data is not None]
-    return hdus + [fits.ImageHDU(data, name=name) for name, data in plain.items()]
+    return [
+        *(_image(data, name, first.wcs, unit) for name, data in in_frame.items() if data is not None),
+        fits.ImageHDU(deblended.flux_cov, name="FLUXCOV"),
+        fits.ImageHDU(np.asarray(deblended.corners), name="CORNERS"),
+        *(_table(table, name) for name, table in tables.items() if table is not None),
+    ]
 
 
-def image_hdu(data: np.ndarray, name: str, wcs: fits.Header | None, unit: str | None) -> fits.ImageHDU:
+def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.BinTableHDU]:
+    one, view, suffix = deblended.scene.observations[number], deblended.views[number], _suffix(deblended.scene, number)
+    on_sky = {
+        "MODEL": view.model,
+        "RESIDUAL": view.residual.astype(np.float32),
+        "SOURCES": view.sources,
+        "SOURCES_STD": view.sources_std,
+        "REAPPORTIONED": view.reapportioned,
+        "IMAGES": one.images,
+        "WEIGHTS": one.weights,
+    }
+    plain = {
+        "PSF": one.psf,
+        "NOISECORR": one.noise_correlation,
+        "SATURATED": None if one.saturated is None else one.saturated.astype(np.uint8),
+    }
+    tables = {"UNDECLARED": view.undeclared, "NOTES": Table({"note": list(one.notes)}) if one.notes else None}
+    return [
+        *(_image(data, name + suffix, one.wcs, one.unit) for name, data in on_sky.items() if data is not None),
+        *(fits.ImageHDU(data, name=name + suffix) for name, data in plain.items() if data is not None),
+        *(_table(table, name + suffix) for name, table in tables.items() if table is not None),
+    ]
+
+
+def _suffix(scene: Scene, number: int) -> str:
+    """What the names of an observation's extensions end in; nothing for the first."""
+    return f"_{_ascii_text(scene.observations[number].name).upper()}" if number else ""
+
+
+def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU:
     """An image on the sky, in `unit` but for those that have none."""
-    hdu = fits.ImageHDU(data, wcs, name=name)
-    if unit is not None and not name.startswith(("WEIGHTS", "PRIORSHARE")):
+    hdu = fits.ImageHDU(data, None if wcs is None else wcs.to_header(relax=True), name=name)
+    if unit is not None and not name.startswith(WITHOUT_UNIT):
         hdu.header["BUNIT"] = _card_value(unit)
     return hdu
 
 
-def _table_hdus(deblended: Deblended) -> list[fits.BinTableHDU]:
-    scene = deblended.scene
-    bands = Table({"band": list(scene.observation.bands), "background": np.asarray(deblended.background, float)})
-    if scene.observation.zeropoints is not None:
-        bands["zeropoint"] = scene.observation.zeropoints
-    rows = [(source.x, source.y, source.kind, source.id) for source in scene.sources]
-    declared = Table(rows=rows, names=("x", "y", "kind", "id"))
-    tables = {"CATALOG": deblended.catalog, "UNDECLARED": deblended.undeclared, "BANDS": bands, "DECLARED": declared}
-    if scene.observation.notes:
-        tables["NOTES"] = Table({"note": list(scene.observation.notes)})
-    return [table_hdu(table, name) for name, table in tables.items() if table is not None]
-
-
-def table_hdu(table: Table, name: str) -> fits.BinTableHDU:
+def _table(table: Table, name: str) -> fits.BinTableHDU:
     hdu = fits.table_to_hdu(_ascii(table))
     hdu.name = name
     return hdu
@@ -161,8 +186,8 @@ def _ascii(table: Table) -> Table:
     return table
 
 
-def read_fits(path: str | Path) -> Deblended:
-    """Read a result back, as `write_fits` wrote it; keys of `header` come back in small letters.
+def read(path: str | Path) -> Deblended:
+    """Read a result back, as `write` wrote it; keys of `header` come back in small letters.
 
     Raises:
         DataError: by file and extension, where one is missing or broken.
@@ -171,30 +196,49 @@ def read_fits(path: str | Path) -> Deblended:
     if path.suffix == ".npz":
         raise DataError(path, "file", "expected a deblended scene as FITS, received an NPZ archive, which holds scenes")
     with images.opened(path) as hdus:
-        contents = _Result(path, hdus)
-        scene = _read_scene(contents)
-        catalog = contents.table("CATALOG")
+        contents = _Contents(path, hdus)
+        bands = contents.table("BANDS", ("observation", "band", "background"))
+        names = list(dict.fromkeys(str(name) for name in bands["observation"]))
+        rows = [np.asarray(bands["observation"]) == name for name in names]
+        suffixes = ["", *(f"_{name.upper()}" for name in names[1:])]
+        parts = list(zip(names, rows, suffixes, strict=True))
+        observations = [_read_observation(contents, name, bands[own], suffix) for name, own, suffix in parts]
+        scene = Scene.from_catalog(observations, contents.table("DECLARED"))
+        catalog = contents.table("CATALOG", ("x", "y"))
         if len(catalog) != len(scene.sources):
             expected = f"expected {len(scene.sources)} rows, as in DECLARED"
             raise DataError(path, "CATALOG", f"{expected}, received {len(catalog)}")
+        calibration = _read_calibration(contents, rows) if "CALIBRATION" in hdus else None
+        places = np.stack([np.asarray(catalog["y"], float), np.asarray(catalog["x"], float)], 1)
+        frame = places if calibration is None else places + calibration.shift[0]
+        positions = positions_in_views(scene, frame, calibration)
         return Deblended(
             scene=scene,
-            model=contents.image("MODEL"),
-            sources=contents.image("SOURCES"),
+            views=tuple(
+                View(
+                    observation=scene.fitted(number),
+                    model=contents.image(f"MODEL{suffix}"),
+                    sources=contents.image(f"SOURCES{suffix}"),
+                    background=np.asarray(bands[own]["background"], float),
+                    positions=positions[number],
+                    scale=scene.maps[number].area ** -0.5,
+                    sources_std=contents.image_if_there(f"SOURCES_STD{suffix}"),
+                    undeclared=contents.table_if_there(f"UNDECLARED{suffix}"),
+                )
+                for number, (_, own, suffix) in enumerate(parts)
+            ),
             stamps=contents.image("STAMPS"),
             corners=contents.image("CORNERS"),
-            background=np.asarray(contents.table("BANDS")["background"], float),
             flux_cov=contents.image("FLUXCOV"),
             catalog=catalog,
             header=_read_header(path, hdus[0]),
-            undeclared=contents.table("UNDECLARED") if "UNDECLARED" in hdus else None,
-            prior_share=contents.image("PRIORSHARE") if "PRIORSHARE" in hdus else None,
-            samples=contents.image("SAMPLES") if "SAMPLES" in hdus else None,
-            sources_std=contents.image("SOURCES_STD") if "SOURCES_STD" in hdus else None,
+            calibration=calibration,
+            samples=contents.image_if_there("SAMPLES"),
+            prior_share=contents.image_if_there("PRIORSHARE"),
         )
 
 
-class _Result:
+class _Contents:
     """The extensions of a result by name; a missing one is a DataError."""
 
     def __init__(self, path: Path, hdus: fits.HDUList) -> None:
@@ -209,13 +253,22 @@ class _Result:
         data = np.asarray(images.pixels(self.path, self.hdu(name)))
         return data.astype(data.dtype.newbyteorder("="))
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str, columns: Sequence[str] = ()) -> Table:
+        """A table, which must have these columns."""
         hdu = self.hdu(name)
         with parsing(self.path, name):
             table = Table.read(hdu, format="fits", mask_invalid=False)
             table.convert_bytestring_to_unicode()
         table.meta.clear()
+        if missing := [column for column in columns if column not in table.colnames]:
+            raise DataError(self.path, name, f"expected columns {', '.join(columns)}, received no {', '.join(missing)}")
         return table
+
+    def image_if_there(self, name: str) -> np.ndarray | None:
+        return self.image(name) if name in self.hdus else None
+
+    def table_if_there(self, name: str) -> Table | None:
+        return self.table(name) if name in self.hdus else None
 
 
 def _read_header(path: Path, primary: Any) -> dict[str, Any]:
@@ -223,26 +276,38 @@ def _read_header(path: Path, primary: Any) -> dict[str, Any]:
         return {key.lower(): value for key, value in primary.header.items() if key not in STRUCTURAL}
 
 
-def _read_scene(contents: _Result) -> Scene:
-    path, primary = contents.path, contents.hdus[0].header
-    bands = contents.table("BANDS")
-    weights = contents.hdu("WEIGHTS")
-    notes = tuple(str(note) for note in contents.table("NOTES")["note"]) if "NOTES" in contents.hdus else ()
-    observation = Observation(
-        images=contents.image("IMAGES"),
-        weights=contents.image("WEIGHTS"),
-        psf=contents.image("PSF"),
+def _read_observation(contents: _Contents, name: str, bands: Table, suffix: str) -> Observation:
+    """One observation, whose extensions end in `suffix`. bands: its rows of BANDS."""
+    primary, weights = contents.hdus[0].header, contents.hdu(f"WEIGHTS{suffix}")
+    first = suffix == ""
+    notes, saturated = contents.table_if_there(f"NOTES{suffix}"), contents.image_if_there(f"SATURATED{suffix}")
+    return Observation(
+        images=contents.image(f"IMAGES{suffix}"),
+        weights=contents.image(f"WEIGHTS{suffix}"),
+        psf=contents.image(f"PSF{suffix}"),
         bands=tuple(str(band) for band in bands["band"]),
-        name=str(primary.get("SCENE", path.stem)),
-        wcs=images.celestial_wcs(path, weights.header),
+        name=str(primary.get("SCENE", contents.path.stem)) if first else name,
+        wcs=images.celestial_wcs(contents.path, weights.header),
         zeropoints=np.asarray(bands["zeropoint"], float) if "zeropoint" in bands.colnames else None,
-        unit=primary.get("BUNIT"),
-        pixel_scale=primary.get("PIXSCALE"),
-        noise_correlation=contents.image("NOISECORR") if "NOISECORR" in contents.hdus else None,
-        saturated=contents.image("SATURATED") > 0 if "SATURATED" in contents.hdus else None,
-        notes=notes,
+        unit=primary.get("BUNIT") if first else contents.hdu(f"IMAGES{suffix}").header.get("BUNIT"),
+        pixel_scale=primary.get("PIXSCALE") if first else None,
+        noise_correlation=contents.image_if_there(f"NOISECORR{suffix}"),
+        saturated=None if saturated is None else saturated > 0,
+        notes=() if notes is None else tuple(str(note) for note in notes["note"]),
     )
-    return Scene.from_catalog(observation, contents.table("DECLARED"))
+
+
+def _read_calibration(contents: _Contents, rows: Sequence[np.ndarray]) -> Calibration:
+    """rows: of each observation, among those of BANDS, whose order CALIBRATION has."""
+    names = ("shift_y", "shift_x", "shift_y_err", "shift_x_err", "gain")
+    table = contents.table("CALIBRATION", names)
+    if len(table) != len(rows[0]):
+        raise DataError(
+            contents.path, "CALIBRATION", f"expected {len(rows[0])} rows, as in BANDS, received {len(table)}"
+        )
+    columns = np.stack([np.asarray(table[name], float) for name in names], 1)
+    first = np.stack([columns[own][0] for own in rows])
+    return Calibration(first[:, :2], tuple(columns[own, 4] for own in rows), first[:, 2:4])
 
 
 def write_catalog(tables: Mapping[str, Table] | Sequence[Table], path: str | Path) -> None:

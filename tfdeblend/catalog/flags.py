@@ -1,9 +1,8 @@
-"""The bits of a catalogue's `flags`, and those that what observations show of the sources raises."""
+"""The bits of a catalogue's `flags`, and those that tell what the observations show of the sources."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +10,7 @@ import numpy as np
 from tfdeblend.data.psf import psf_fwhm
 
 if TYPE_CHECKING:
-    from astropy.table import Table
-
-    from tfdeblend.data.observation import Observation
+    from tfdeblend.catalog.result import View
 
 NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED = (
     2**bit for bit in range(9)
@@ -31,36 +28,12 @@ FLAG_NAMES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """The sources (K, C, H, W) and their model as one observation shows them, at `positions` (K, 2) of (y, x).
+def from_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
+    """(K,) the bits MASKED, UNDECLARED and SATURATED of each source.
 
-    scale: its pixels along one of those that catalogues count in. undeclared: as of `Deblended`.
+    A source is masked if it is in some band in all views that have the band; it is saturated, or has an undeclared
+    source on it, if it does in any view.
     """
-
-    observation: Observation
-    sources: np.ndarray
-    model: np.ndarray
-    positions: np.ndarray
-    scale: float = 1.0
-    undeclared: Table | None = None
-
-    @property
-    def residual(self) -> np.ndarray:
-        """(C, H, W), 0 where masked."""
-        return np.where(self.observation.valid, self.observation.images - self.model.astype(float), 0)
-
-    def near(self, pixels: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        """(K, C): whether some of `pixels` (C, H, W) bool lies within `radius` (K,) pixels, at least 1, of a source."""
-        y, x = np.indices(pixels.shape[1:])
-        pairs = zip(self.positions, radius, strict=True)
-        return np.array(
-            [pixels[:, np.hypot(y - row, x - column) < max(most, 1)].any(1) for (row, column), most in pairs]
-        )
-
-
-def of_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
-    """(K,) of what is masked in some band in all views that have it, and of what is saturated or undeclared in any."""
     count = len(views[0].positions)
     masked, undeclared, saturated = np.ones((count, len(bands)), bool), np.zeros(count, bool), np.zeros(count, bool)
     for number, view in enumerate(views):
@@ -70,8 +43,8 @@ def of_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
         row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
         masked[:, own] &= (view.observation.weights[:, row, column] <= 0).T | (beyond[:, None] & (number > 0))
         if view.observation.saturated is not None:
-            reach = np.full(count, psf_fwhm(view.observation.psf).max())
-            saturated |= view.near(view.observation.saturated, reach).any(1)
+            radius = np.full(count, psf_fwhm(view.observation.psf).max())
+            saturated |= _near(view.positions, view.observation.saturated, radius).any(1)
         if view.undeclared is not None and len(view.undeclared):
             y = np.clip(np.round(np.asarray(view.undeclared["y"])).astype(int), 0, height - 1)
             x = np.clip(np.round(np.asarray(view.undeclared["x"])).astype(int), 0, width - 1)
@@ -81,10 +54,20 @@ def of_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
 
 
 def unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.ndarray:
-    """(K, C): which source has no unmasked pixel, within its half-light radius and a PSF's width, in which band."""
+    """(K, C): which source has no unmasked pixel in which band within its half-light radius and a PSF's width.
+
+    size: (K,) half-light radii in pixels of the first observation.
+    """
     nowhere = np.ones((len(size), len(bands)), bool)
     for view in views:
-        reach = np.nan_to_num(size) * view.scale + psf_fwhm(view.observation.psf).max()
+        radius = np.nan_to_num(size) * view.scale + psf_fwhm(view.observation.psf).max()
         own = [bands.index(band) for band in view.observation.bands]
-        nowhere[:, own] &= ~view.near(view.observation.valid, reach)
+        nowhere[:, own] &= ~_near(view.positions, view.observation.valid, radius)
     return nowhere
+
+
+def _near(positions: np.ndarray, pixels: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """(K, C): whether some of `pixels` (C, H, W) bool lies within `radius` (K,) pixels, at least 1, of a position."""
+    y, x = np.indices(pixels.shape[1:])
+    pairs = zip(positions, radius, strict=True)
+    return np.array([pixels[:, np.hypot(y - row, x - column) < max(most, 1)].any(1) for (row, column), most in pairs])

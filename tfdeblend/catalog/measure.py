@@ -1,13 +1,12 @@
-"""Catalogues: fluxes, magnitudes, positions, sizes, shapes, signal-to-noise, blendedness, and their errors.
+"""Measure catalogues: fluxes, magnitudes, positions, sizes, shapes, signal-to-noise, blendedness, and their errors.
 
-Sizes and positions are in pixels, fluxes in the image's unit, ellipticities |e| = (a - b) / (a + b). The definitions of
-signal-to-noise and blendedness hold for a source as observed, over all bands and unmasked pixels, with w the inverse
-variance.
+Sizes and positions are in pixels of the first observation, fluxes in the unit of the first observation that has the
+band, ellipticities |e| = (a - b) / (a + b). The definitions of signal-to-noise and blendedness hold for a source as
+observed, over all bands and unmasked pixels, with w the inverse variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfdeblend.catalog import flags
-from tfdeblend.catalog.flags import BAD_FIT, BEYOND_PRIOR, EDGE, MASKED, NOT_CONVERGED, TRUNCATED, UNSEEN, View
+from tfdeblend.catalog.flags import BAD_FIT, BEYOND_PRIOR, EDGE, MASKED, NOT_CONVERGED, TRUNCATED, UNSEEN
+from tfdeblend.catalog.result import Deblended, positions_in_views
 from tfdeblend.data.photometry import band_scales
 from tfdeblend.data.psf import choose_model_sigma, psf_fwhm
 from tfdeblend.forward.shapes import fit_size
@@ -24,7 +24,6 @@ from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments
 if TYPE_CHECKING:
     from astropy.table import Table
 
-    from tfdeblend.catalog.result import Deblended
     from tfdeblend.data.observation import Observation
     from tfdeblend.data.scene import Scene
 
@@ -34,7 +33,10 @@ TRUNCATED_SHARE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """(K,) each: positions and half-light radius in pixels, e1, e2; `errors` (K, 5) in the order y, x, size, e1, e2."""
+    """Positions, half-light radii and ellipticities of K sources, in pixels of the model frame.
+
+    y, x, size, e1, e2: (K,) each. errors: (K, 5) in this order.
+    """
 
     y: np.ndarray
     x: np.ndarray
@@ -43,31 +45,19 @@ class Shapes:
     e2: np.ndarray
     errors: np.ndarray
 
-
-@dataclass(frozen=True, eq=False)
-class Photometry:
-    """Fluxes and errors (K, C) in C bands, each with a unit, or None, of its own; zeropoints: (C,) or None."""
-
-    bands: tuple[str, ...]
-    flux: np.ndarray
-    error: np.ndarray
-    units: tuple[str | None, ...]
-    zeropoints: np.ndarray | None
-
-    @classmethod
-    def of(cls, observation: Observation, flux: np.ndarray, flux_cov: np.ndarray) -> Photometry:
-        """In the bands of one observation. flux_cov: (C, K, K)."""
-        units = (observation.unit,) * len(observation.bands)
-        return cls(observation.bands, flux, flux_errors(flux_cov), units, observation.zeropoints)
+    @property
+    def positions(self) -> np.ndarray:
+        """(K, 2) of (y, x)."""
+        return np.stack([self.y, self.x], 1)
 
 
 def flux_errors(flux_cov: np.ndarray) -> np.ndarray:
-    """(K, C) of covariances (C, K, K)."""
+    """(K, C) standard deviations, from the covariances (C, K, K) of the fluxes."""
     return np.sqrt(np.diagonal(flux_cov, axis1=1, axis2=2)).T
 
 
 def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, each (K,), of sources (K, C, H, W)."""
+    """Measure signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, (K,), of sources (K, C, H, W)."""
     total = sources.sum(0)
     own = np.einsum("kchw,kchw->k", sources, sources)
     shared = np.einsum("kchw,chw->k", sources, total)
@@ -76,7 +66,7 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def is_truncated(stamps: np.ndarray, flux: np.ndarray) -> np.ndarray:
-    """(K,) whether more than TRUNCATED_SHARE of the fluxes (K, C) is missing from the stamps (K, C, P, P)."""
+    """(K,): whether more than TRUNCATED_SHARE of the fluxes (K, C) is missing from the stamps (K, C, P, P)."""
     return np.abs(stamps.sum((1, 2, 3), dtype=float)) < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1))
 
 
@@ -102,54 +92,47 @@ def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -
 
 
 def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(2, K): chi-square and number of pixels of `local_chi2`."""
+    """(2, K): the sums of chi-square and of pixels whose ratio `local_chi2` is."""
     power = np.maximum(sources, 0) ** 2 * weights
     share = power / (power + 1)
     count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
     return np.stack([np.einsum("kchw,chw->k", share, weights * residual**2), count])
 
 
-def catalog(
-    result: Deblended,
-    shapes: Shapes,
-    flux: np.ndarray,
-    runtime_ms: float,
-    converged: bool,
-    others: Sequence[View] = (),
-    photometry: Photometry | None = None,
-) -> Table:
-    """The catalogue of one scene, a row a source. flux: (K, C) in the image's unit; errors are from `flux_cov`.
+def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
+    """The catalogue of a scene, a row a source; what it tells of all observations is from the result's views.
 
     Args:
-      others: observations that the sources were fitted to besides. photometry: in the bands of all of them.
+      result: all but its catalogue. shapes: of which sizes and ellipticities are taken; positions are the first view's.
+      flux: (K, C) in the bands of the scene; errors are from `flux_cov`. runtime_ms: of the scene.
     """
     from astropy.table import Table
 
-    scene, observation = result.scene, result.scene.observation
-    positions = np.stack([shapes.y, shapes.x], 1)
-    views = [View(observation, result.sources, result.model, positions, undeclared=result.undeclared), *others]
-    photometry = photometry or Photometry.of(observation, flux, result.flux_cov)
-    _, blendedness = overlap(result.sources.astype(float), observation.weights.astype(float))
+    scene, observation, views = result.scene, result.scene.observation, result.views
+    y, x = views[0].positions.T
     table = Table()
     table["id"] = [source.id for source in scene.sources]
-    table["x"], table["y"] = shapes.x, shapes.y
+    table["x"], table["y"] = x, y
     if observation.wcs is not None:
-        sky = observation.sky(shapes.y, shapes.x)
+        sky = observation.sky(y, x)
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
     table["kind"] = [source.kind for source in scene.sources]
-    unseen = flags.unseen(views, photometry.bands, shapes.size)
-    _add_fluxes(table, photometry, unseen)
-    signals = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in views]
-    table["snr"] = np.sqrt(np.sum(np.square(signals), 0))
+    unseen = flags.unseen(views, scene.bands, shapes.size)
+    _add_fluxes(table, scene, *(np.where(unseen, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
+    overlaps = [overlap(view.sources.astype(float), view.observation.weights.astype(float)) for view in views]
+    table["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
             table[name] = getattr(shapes, name)
         table[f"{name}_err"] = shapes.errors[:, column]
-    table["blendedness"] = blendedness
-    parts = [_local_chi2(view.sources.astype(float), view.residual, view.observation.weights) for view in views]
+    table["blendedness"] = overlaps[0][1]
+    parts = [
+        _local_chi2(view.sources.astype(float), np.nan_to_num(view.residual), view.observation.weights)
+        for view in views
+    ]
     total, count = np.sum(parts, 0)
     table["chi2"] = total / np.where(count > 0, count, 1)
-    raised = _flags(result, flux, shapes) | flags.of_views(views, photometry.bands)
+    raised = _flags(result, flux) | flags.from_views(views, scene.bands)
     raised |= np.where(table["chi2"] > LARGE_CHI2, BAD_FIT, 0) | np.where(unseen.any(1), UNSEEN, 0)
     table["flags"] = raised | (0 if converged else NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
@@ -169,12 +152,15 @@ def remeasure(result: Deblended) -> Table:
     flux = result.stamps.sum((2, 3), dtype=float)
     sigma = float(result.header.get("modelsig") or choose_model_sigma(result.scene))
     measured = stamp_shapes(result.stamps, result.corners, sigma)
+    places = positions_in_views(result.scene, measured.positions, result.calibration)
+    views = tuple(replace(view, positions=place) for view, place in zip(result.views, places, strict=True))
     saved = result.catalog
     names = ("y_err", "x_err", "size_err", "e1_err", "e2_err")
     known = [np.asarray(saved[name], float) if name in saved.colnames else np.full(len(flux), np.nan) for name in names]
     converged = not (np.asarray(saved["flags"]) & NOT_CONVERGED).any() if "flags" in saved.colnames else True
     runtime = float(np.sum(saved["runtime_ms"])) if "runtime_ms" in saved.colnames else 0.0
-    table = catalog(result, replace(measured, errors=np.stack(known, 1)), flux, runtime, converged)
+    measured = replace(measured, errors=np.stack(known, 1))
+    table = catalog(replace(result, views=views), measured, flux, runtime, converged)
     if "flags" in saved.colnames:
         table["flags"] |= np.asarray(saved["flags"]) & BEYOND_PRIOR
     return table
@@ -216,7 +202,7 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
 
 
 def describe_scene(scene: Scene) -> dict[str, float]:
-    """Noise and PSF of each band, for a result's header."""
+    """The noise and the PSF's width in each band of the first observation, for a result's header."""
     header: dict[str, float] = {}
     observation = scene.observation
     for index, (noise, width) in enumerate(zip(band_scales(observation), psf_fwhm(observation.psf), strict=True)):
@@ -224,30 +210,29 @@ def describe_scene(scene: Scene) -> dict[str, float]:
     return header
 
 
-def _add_fluxes(table: Table, photometry: Photometry, unseen: np.ndarray) -> None:
-    """Columns of fluxes, magnitudes and colours; NaN where `unseen` (K, C)."""
-    bands, zeropoints = photometry.bands, photometry.zeropoints
-    flux, error = (np.where(unseen, np.nan, part) for part in (photometry.flux, photometry.error))
-    for index, (band, unit) in enumerate(zip(bands, photometry.units, strict=True)):
+def _add_fluxes(table: Table, scene: Scene, flux: np.ndarray, error: np.ndarray) -> None:
+    """Add columns of fluxes, magnitudes and colours from fluxes and errors (K, C), NaN where there are none."""
+    for index, (band, unit) in enumerate(zip(scene.bands, scene.flux_units, strict=True)):
         table[f"flux_{band}"], table[f"flux_err_{band}"] = flux[:, index], error[:, index]
         if unit:
             table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = unit
-        if zeropoints is not None:
+        if scene.zeropoints is not None:
             positive = np.where(flux[:, index] > 0, flux[:, index], np.nan)
-            table[f"mag_{band}"] = zeropoints[index] - 2.5 * np.log10(positive)
+            table[f"mag_{band}"] = scene.zeropoints[index] - 2.5 * np.log10(positive)
             table[f"mag_err_{band}"] = 2.5 / np.log(10) * error[:, index] / positive
-    if zeropoints is not None:
-        for blue, red in pairwise(bands):
+    if scene.zeropoints is not None:
+        for blue, red in pairwise(scene.bands):
             table[f"color_{blue}_{red}"] = table[f"mag_{blue}"] - table[f"mag_{red}"]
 
 
-def _flags(result: Deblended, flux: np.ndarray, shapes: Shapes) -> np.ndarray:
-    """(K,) of what the stamps and the image's edge tell. flux: (K, C) in the stamps' bands."""
-    observation = result.scene.observation
-    _, height, width = observation.shape
-    raised = np.where(is_truncated(result.stamps, flux), TRUNCATED, 0)
-    away = np.min([shapes.y, shapes.x, height - 1 - shapes.y, width - 1 - shapes.x], axis=0)
-    return raised | np.where(away < psf_fwhm(observation.psf).max(), EDGE, 0)
+def _flags(result: Deblended, flux: np.ndarray) -> np.ndarray:
+    """(K,) the bits TRUNCATED and EDGE, by what the first observation shows. flux: (K, C)."""
+    scene, view = result.scene, result.views[0]
+    own, (_, height, width) = list(scene.band_indices(scene.observation)), scene.observation.shape
+    raised = np.where(is_truncated(result.stamps[:, own], flux[:, own]), TRUNCATED, 0)
+    y, x = view.positions.T
+    away = np.min([y, x, height - 1 - y, width - 1 - x], axis=0)
+    return raised | np.where(away < psf_fwhm(view.observation.psf).max(), EDGE, 0)
 
 
 LARGER_STAMPS = (96, 128, 160, 192)  # pixels a side, where a galaxy needs them; what is larger still is cut
@@ -256,14 +241,17 @@ VISIBLE = 3.0  # signal-to-noise of a galaxy's light on its stamp's outermost pi
 
 
 def side_wanted(scene: Scene, stamps: np.ndarray, corners: np.ndarray, flux: np.ndarray) -> int:
-    """P that would hold what a fit lost at its stamps' edges: up to twice as many, as far as the image shows it.
+    """Return the side P of stamps that would hold what a fit lost at their edges: up to twice as large, or the same.
 
-    Only where the data see the cut: in 21 of 97 real HSC blends some galaxy is flagged, most of them faint ones with a
-    broad fit; larger stamps then change the image by less than a tenth of its noise (rms), for three times the time.
+    It is larger only where the first observation sees the cut: in 21 of 97 real HSC blends some galaxy is flagged, most
+    of them faint ones with a broad fit; larger stamps then change the image by less than a tenth of its noise (rms),
+    for three times the time.
 
     Args: stamps (K, C, P, P), corners (K, 2), flux (K, C), as of `Deblended`.
     """
     side, (_, height, width) = stamps.shape[-1], scene.observation.shape
+    own = list(scene.band_indices(scene.observation))
+    stamps, flux = stamps[:, own], flux[:, own]
     cut = is_truncated(stamps, flux)
     if not cut.any() or border_snr(scene.observation, stamps[cut], corners[cut]).max() <= VISIBLE:
         return side

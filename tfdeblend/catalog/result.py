@@ -1,75 +1,230 @@
-"""Deblended: the result for one scene. NumPy and tables only, so that it can be read, measured and plotted anywhere."""
+"""The result for one scene: what each of its observations shows of the sources, their stamps and their catalogue.
+
+NumPy and tables only, so that results can be read, measured and plotted where there is no TensorFlow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 
 if TYPE_CHECKING:
     from astropy.table import Table
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False)
-class Deblended:
-    """K sources taken apart in C bands; fluxes in the observation's unit.
+class View:
+    """What one observation shows of the K sources, on its own pixels and in its own unit.
 
     Args:
-        scene: the observation, and the sources as they were declared or detected.
-        model: (C,H,W) the rendered scene, background included.
-        sources: (K,C,H,W) each source as observed (PSF-convolved) on the image's grid.
-        stamps: (K,C,P,P) each source in the model frame, zero-padded to the largest P.
-        corners: (K,2) integers: (y, x) of the image pixel under pixel [0, 0] of the stamp.
-        background: (C,) a constant per pixel.
-        flux_cov: (C,K,K) covariance of the fluxes of all sources, band by band.
-        catalog: a row a source.
-        header: method, prior, version, seed and the like, by FITS keyword.
+        observation: the data, with weight 0 in all pixels that were not fitted.
+        model: (C_e,H,W) the rendered scene, background included.
+        sources: (K,C_e,H,W) each source as observed, convolved with the PSF.
+        background: (C_e,) a constant per pixel.
+        positions: (K,2) of (y, x): where this observation shows the sources, in its pixels.
+        scale: how many of its pixels lie along one of the first observation's.
+        sources_std: (K,C_e,H,W) posterior standard deviation of `sources`, where sampled.
         undeclared: detections on the residual that no source accounts for: x, y, snr.
-        samples: (S,K,C,P,P) posterior samples in the model frame, where they were to be kept.
-        sources_std: (K,C,H,W) posterior standard deviation of `sources`, where sampled.
-        prior_share: (K,C,P,P) posterior variance of the stamps' pixels over the prior's, where sampled.
     """
 
-    scene: Scene
+    observation: Observation
     model: np.ndarray
     sources: np.ndarray
-    stamps: np.ndarray
-    corners: np.ndarray
     background: np.ndarray
-    flux_cov: np.ndarray
-    catalog: Table
-    header: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    undeclared: Table | None = None
-    samples: np.ndarray | None = None
+    positions: np.ndarray
+    scale: float = 1.0
     sources_std: np.ndarray | None = None
-    prior_share: np.ndarray | None = None
+    undeclared: Table | None = None
 
     @property
     def residual(self) -> np.ndarray:
-        """(C,H,W): images - model, NaN where masked."""
-        observation = self.scene.observation
-        return np.where(observation.valid, observation.images - self.model, np.nan)
+        """(C_e,H,W): images - model, NaN where masked or not fitted."""
+        return np.where(self.observation.valid, self.observation.images - self.model.astype(float), np.nan)
 
     @property
     def chi2(self) -> float:
         """sum(weights * residual^2) over the number of unmasked pixels."""
-        observation = self.scene.observation
-        return float(np.sum(observation.weights * (observation.images - self.model) ** 2.0) / observation.valid.sum())
+        return self._chi2_sum / max(self._pixels, 1)
 
     @property
     def reapportioned(self) -> np.ndarray:
-        """(K,C,H,W): the data less the background, shared out in proportion to the sources' models.
+        """(K,C_e,H,W): the data less the background, shared out in proportion to the sources' models.
 
         data * source / sum of sources where that sum is positive and the pixel is unmasked, 0 elsewhere; sources are
         taken as zero where negative, so that every share lies between 0 and 1.
         """
-        observation = self.scene.observation
         positive = np.maximum(self.sources, 0)
         total = positive.sum(axis=0)
-        shared = observation.valid & (total > 0)
-        data = observation.images - self.background[:, np.newaxis, np.newaxis]
+        shared = self.observation.valid & (total > 0)
+        data = self.observation.images - self.background[:, np.newaxis, np.newaxis]
         return np.where(shared, data * positive / np.where(total > 0, total, 1), 0).astype(np.float32)
+
+    @property
+    def _chi2_sum(self) -> float:
+        return float(np.nansum(self.observation.weights * self.residual**2))
+
+    @property
+    def _pixels(self) -> int:
+        return int(self.observation.valid.sum())
+
+
+class Calibration(NamedTuple):
+    """Where each of E observations really looks, and how bright it really is.
+
+    shift: (E,2) pixels (y, x) of the model frame, to be added to where an observation's WCS says that it looks.
+    gain: E times (C_e,), by which the sources' fluxes are multiplied. shift_error: (E,2) standard deviations.
+    """
+
+    shift: np.ndarray
+    gain: tuple[np.ndarray, ...]
+    shift_error: np.ndarray
+
+
+def positions_in_views(scene: Scene, positions: np.ndarray, calibration: Calibration | None) -> list[np.ndarray]:
+    """(K,2) pixels of each observation at which it shows what is at `positions` (K,2) of the model frame."""
+    shifts = np.zeros((len(scene.observations), 2)) if calibration is None else calibration.shift
+    pairs = zip(scene.maps, shifts, strict=True)
+    return [np.linalg.solve(pixels.matrix, (positions - pixels.offset - shift).T).T for pixels, shift in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Deblended:
+    """K sources taken apart in a scene of E >= 1 observations and C bands.
+
+    Fluxes are in the unit of the first observation that has the band. The model frame has the first observation's
+    pixels; where shifts of the observations are fitted, the first is off it by `calibration.shift[0]`. Errors take the
+    calibration as known.
+
+    Args:
+        scene: the observations, and the sources as they were declared or detected.
+        views: E of them, what each observation shows.
+        stamps: (K,C,P,P) each source in the model frame, zero-padded to the largest P; means where sampled.
+        corners: (K,2) integers: (y, x) of the pixel of the model frame under pixel [0, 0] of the stamp.
+        flux_cov: (C,K,K) covariance of the fluxes of all sources, band by band.
+        catalog: a row a source, positions in pixels of the first observation.
+        header: method, prior, version, seed and the like, by FITS keyword.
+        calibration: shifts and gains of the observations, where they were fitted.
+        samples: (S,K,C,P,P) posterior samples in the model frame, where they were to be kept.
+        prior_share: (K,C,P,P) posterior variance of the stamps' pixels over the prior's, where sampled.
+    """
+
+    scene: Scene
+    views: tuple[View, ...]
+    stamps: np.ndarray
+    corners: np.ndarray
+    flux_cov: np.ndarray
+    catalog: Table
+    header: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    samples: np.ndarray | None = None
+    prior_share: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Deblended:
+        """Read a result that `write` wrote. Raises: DataError by file and extension, see `catalog.files.read`."""
+        from tfdeblend.catalog import files
+
+        return files.read(path)
+
+    def write(self, path: str | Path) -> None:
+        """Write the result as FITS, whole or not at all, over any file of that name; see `catalog.files`."""
+        from tfdeblend.catalog import files
+
+        files.write(self, path)
+
+    def plot(self, path: str | Path | None = None) -> Image:
+        """Draw observations, models, residuals and sources; `path`: also written there, as a PNG."""
+        from tfdeblend.app import plots
+
+        return plots.plot(self, path)
+
+    @property
+    def model(self) -> np.ndarray:
+        """(C_1,H,W) of the first view; so are the properties below, to `reapportioned`."""
+        return self.views[0].model
+
+    @property
+    def sources(self) -> np.ndarray:
+        return self.views[0].sources
+
+    @property
+    def sources_std(self) -> np.ndarray | None:
+        return self.views[0].sources_std
+
+    @property
+    def background(self) -> np.ndarray:
+        return self.views[0].background
+
+    @property
+    def residual(self) -> np.ndarray:
+        return self.views[0].residual
+
+    @property
+    def undeclared(self) -> Table | None:
+        return self.views[0].undeclared
+
+    @property
+    def reapportioned(self) -> np.ndarray:
+        return self.views[0].reapportioned
+
+    @property
+    def chi2(self) -> float:
+        """sum(weights * residual^2) over the number of unmasked pixels, of all observations together."""
+        return sum(view._chi2_sum for view in self.views) / max(sum(view._pixels for view in self.views), 1)
+
+    @property
+    def flux(self) -> np.ndarray:
+        """(K,C) total fluxes, as in the catalogue."""
+        return np.stack([np.asarray(self.catalog[f"flux_{band}"], float) for band in self.scene.bands], 1)
+
+    @property
+    def flux_err(self) -> np.ndarray:
+        """(K,C) standard deviations of `flux`, as in the catalogue."""
+        return np.stack([np.asarray(self.catalog[f"flux_err_{band}"], float) for band in self.scene.bands], 1)
+
+    @property
+    def calibration_table(self) -> Table:
+        """A row a band of an observation: its shift (pixels of the first) and errors, gain, background, chi2 a pixel.
+
+        Raises: ValueError where no calibration was fitted.
+        """
+        from astropy.table import Table
+
+        if self.calibration is None:
+            raise ValueError("expected a result with a fitted calibration, received one without")
+        rows = []
+        for view, shift, gains, error in zip(self.views, *self.calibration, strict=True):
+            for band, gain, background in zip(view.observation.bands, gains, view.background, strict=True):
+                rows.append((view.observation.name, band, *shift, *error, gain, background, view.chi2))
+        names = "observation", "band", "shift_y", "shift_x", "shift_y_err", "shift_x_err", "gain", "background", "chi2"
+        return Table(rows=rows, names=names)
+
+    def __repr__(self) -> str:
+        """A few lines: the scene, its observations, how it was deblended and how well."""
+        count, header = len(self.stamps), self.header
+        lines = [f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"]
+        for view in self.views:
+            height, width = view.model.shape[1:]
+            undeclared = "" if view.undeclared is None else f", {len(view.undeclared)} undeclared"
+            bands = " ".join(view.observation.bands)
+            lines.append(
+                f"  {view.observation.name}: {bands}, {height} x {width}, chi2/pixel {view.chi2:.2f}{undeclared}"
+            )
+        facts = [
+            f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged", "walltime") if key in header
+        ]
+        return "\n".join([*lines, "  " + ", ".join(facts)] if facts else lines)
+
+    def _repr_html_(self) -> str:
+        """The text of `repr`, and the catalogue."""
+        from html import escape
+
+        return f"<pre>{escape(repr(self))}</pre>{self.catalog._repr_html_()}"

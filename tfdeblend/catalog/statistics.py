@@ -1,11 +1,10 @@
-"""What is kept of one scene's posterior samples: means, spreads and covariances, as the samples come.
-
-NumPy only. Images are in the scene's own units, cut to its size; samples themselves are kept where asked for.
-"""
+"""Keep what a scene's posterior samples tell together, as they come: means, spreads and covariances. NumPy only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,99 +12,131 @@ from tfdeblend.catalog import measure
 from tfdeblend.data.scene import Scene
 
 
+class Sample(NamedTuple):
+    """One posterior sample of a scene, in the scene's own units and cut to its size.
+
+    models: E times (C_e,H,W), backgrounds included. sources: E times (K,C_e,H,W). backgrounds: E times (C_e,).
+    stamps: (K,C,P,P). flux: (K,C). prior_variance: (K,C,P,P) of the stamps' pixels, 0 where there is no learned prior.
+    beyond_prior: (K,) galaxies that the prior does not know. summary: (K,5) y and x from the stamps' pixel P // 2,
+    size, e1, e2; None: these are measured on the stamps. log_evidence: of whitened data, and log_scale: (K,) of the
+    fluxes, see `evidence`.
+    """
+
+    models: Sequence[np.ndarray]
+    sources: Sequence[np.ndarray]
+    backgrounds: Sequence[np.ndarray]
+    stamps: np.ndarray
+    flux: np.ndarray
+    prior_variance: np.ndarray
+    beyond_prior: np.ndarray
+    summary: np.ndarray | None = None
+    log_evidence: float = np.nan
+    log_scale: np.ndarray | None = None
+
+
+class Sums:
+    """The sums of arrays and of their squares, for means and standard deviations."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, np.array(0.0), np.array(0.0)
+
+    def add(self, values: np.ndarray) -> None:
+        self.count, self.total, self.squares = self.count + 1, self.total + values, self.squares + values**2.0
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The standard deviation; NaN of a single sample."""
+        return np.sqrt(np.maximum(self.squares - self.total**2 / self.count, 0) / (self.count - 1 or np.nan))
+
+
 @dataclass
-class Tally:
-    """Of one scene of K sources. corners: (K, 2) of the stamps in the image. model_sigma: pixels of the model PSF.
-    shift: (2,) pixels by which the stamps' are off the image's."""
+class SampleStatistics:
+    """The statistics of the samples of one scene; `add` each of them.
+
+    scene: of E observations. corners: (K,2) of the stamps in the model frame. model_sigma: pixels of the model PSF.
+    keep: whether the samples' stamps are kept themselves.
+    """
 
     scene: Scene
     corners: np.ndarray
     model_sigma: float
     keep: bool = False
-    shift: np.ndarray | float = 0.0
-    flux: list[np.ndarray] = field(default_factory=list)  # (K, C) each
-    shapes: list[np.ndarray] = field(default_factory=list)  # (5, K) each: y, x, size, e1, e2
-    background: list[np.ndarray] = field(default_factory=list)
-    chi2: list[float] = field(default_factory=list)  # a pixel, of each sample
-    local_chi2: list[np.ndarray] = field(default_factory=list)  # (K,) each
-    samples: list[np.ndarray] = field(default_factory=list)
-    log_evidence: list[float] = field(default_factory=list)
-    log_scale: list[np.ndarray] = field(default_factory=list)  # (K,) each
-    sources: np.ndarray | float = 0.0  # sums
-    sources2: np.ndarray | float = 0.0
-    stamps: np.ndarray | float = 0.0
-    stamps2: np.ndarray | float = 0.0
-    prior_variance: np.ndarray | float = 0.0
-    model: np.ndarray | float = 0.0
+    models: list[Sums] = field(init=False)  # of each observation, as are
+    sources: list[Sums] = field(init=False)
+    backgrounds: list[Sums] = field(init=False)
+    stamps: Sums = field(init=False, default_factory=Sums)
+    prior_variance: Sums = field(init=False, default_factory=Sums)
+    samples: list[np.ndarray] = field(init=False, default_factory=list)  # stamps
+    flux: list[np.ndarray] = field(init=False, default_factory=list)  # (K,C) each
+    shapes: list[np.ndarray] = field(init=False, default_factory=list)  # (5,K) each: y, x, size, e1, e2
+    chi2: list[float] = field(init=False, default_factory=list)  # a pixel of the first observation
+    local_chi2: list[np.ndarray] = field(init=False, default_factory=list)  # (K,) each, in the first observation
+    log_evidence: list[float] = field(init=False, default_factory=list)
+    log_scale: list[np.ndarray | None] = field(init=False, default_factory=list)
+    beyond_prior: np.ndarray = field(init=False)  # (K,): in any sample
 
-    def add(
-        self,
-        stamps: np.ndarray,
-        sources: np.ndarray,
-        flux: np.ndarray,
-        background: np.ndarray,
-        model: np.ndarray,
-        prior_variance: np.ndarray,
-        summary: np.ndarray,
-        log_evidence: np.ndarray,
-        log_scale: np.ndarray,
-    ) -> None:
-        """One sample: stamps (K, C, P, P), sources (K, C, H, W), flux (K, C), background (C,), model (C, H, W).
+    def __post_init__(self) -> None:
+        self.models, self.sources, self.backgrounds = ([Sums() for _ in self.scene.observations] for _ in range(3))
+        self.beyond_prior = np.zeros(len(self.scene.sources), bool)
 
-        summary: (K, 5) y, x from the stamps' pixel P // 2, size, e1, e2; (K, 0): these are measured on the stamps.
-        log_evidence: of whitened data, see `evidence`. log_scale: (K,).
-        """
+    def add(self, sample: Sample) -> None:
+        for every, values in (
+            (self.models, sample.models),
+            (self.sources, sample.sources),
+            (self.backgrounds, sample.backgrounds),
+        ):
+            for sums, value in zip(every, values, strict=True):
+                sums.add(value)
+        self.stamps.add(sample.stamps)
+        self.prior_variance.add(sample.prior_variance)
+        self.flux.append(sample.flux)
+        self.shapes.append(self._shapes(sample))
         observation = self.scene.observation
-        residual = np.where(observation.valid, observation.images - model, 0)
+        residual = np.where(observation.valid, observation.images - sample.models[0], 0)
         self.chi2.append(float(np.sum(observation.weights * residual**2.0) / max(observation.valid.sum(), 1)))
-        self.local_chi2.append(measure.local_chi2(sources, residual, observation.weights))
-        if summary.shape[1]:
-            shapes = summary.T.astype(float)
-            shapes[:2] += (self.corners + stamps.shape[-1] // 2).T
-        else:
-            found = measure.stamp_shapes(stamps, self.corners, self.model_sigma)
-            shapes = np.stack([found.y, found.x, found.size, found.e1, found.e2])
-        shapes[:2] -= np.reshape(self.shift, (-1, 1))
-        self.shapes.append(shapes)
-        self.flux.append(flux)
-        self.log_evidence.append(float(log_evidence))
-        self.log_scale.append(log_scale)
-        self.background.append(background)
+        self.local_chi2.append(measure.local_chi2(sample.sources[0], residual, observation.weights))
+        self.log_evidence.append(float(sample.log_evidence))
+        self.log_scale.append(sample.log_scale)
+        self.beyond_prior |= sample.beyond_prior
         if self.keep:
-            self.samples.append(stamps.astype(np.float32))
-        self.sources, self.sources2 = self.sources + sources, self.sources2 + sources.astype(float) ** 2
-        self.stamps, self.stamps2 = self.stamps + stamps, self.stamps2 + stamps.astype(float) ** 2
-        self.prior_variance, self.model = self.prior_variance + prior_variance, self.model + model
+            self.samples.append(sample.stamps.astype(np.float32))
 
     @property
     def count(self) -> int:
+        """The number of samples."""
         return len(self.flux)
 
-    def mean(self, name: str) -> np.ndarray:
-        """Of "sources", "stamps" or "model"."""
-        return (getattr(self, name) / self.count).astype(np.float32)
-
-    def deviation(self, name: str) -> np.ndarray:
-        """Standard deviation of "sources" or "stamps"; NaN of a single sample."""
-        square = getattr(self, name + "2") - np.asarray(getattr(self, name), float) ** 2 / self.count
-        return np.sqrt(np.maximum(square, 0) / (self.count - 1 or np.nan)).astype(np.float32)
-
     def flux_covariance(self) -> np.ndarray:
-        """(C, K, K) of all sources' fluxes, band by band."""
+        """(C,K,K) covariance of all sources' fluxes, band by band."""
         flux = np.stack(self.flux)
         offset = flux - flux.mean(0)
         return np.einsum("skc,slc->ckl", offset, offset) / (self.count - 1 or np.nan)
 
     def mean_shapes(self) -> measure.Shapes:
-        """Means over the samples, with their standard deviations as errors."""
+        """The means over the samples, with their standard deviations as errors; positions in the model frame."""
         every = np.stack(self.shapes)
         y, x, size, e1, e2 = every.mean(0)
         errors = every.std(0, ddof=1).T if self.count > 1 else np.full((len(y), 5), np.nan)
         return measure.Shapes(y, x, size, e1, e2, errors)
 
     def prior_share(self) -> np.ndarray:
-        """(K, C, P, P): the samples' variance over the prior's, 0 where the data decide and 1 where the prior does; NaN
-        where there is no learned prior."""
-        prior = np.asarray(self.prior_variance, float) / self.count
+        """(K,C,P,P): the samples' variance over the prior's, 0 where the data decide and 1 where the prior does.
+
+        NaN where there is no learned prior.
+        """
+        prior = self.prior_variance.mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(prior > 0, self.deviation("stamps").astype(float) ** 2 / prior, np.nan).astype(np.float32)
+            return np.where(prior > 0, self.stamps.deviation**2 / prior, np.nan).astype(np.float32)
+
+    def _shapes(self, sample: Sample) -> np.ndarray:
+        """(5,K) y, x, size, e1, e2 of a sample, positions in the model frame."""
+        if sample.summary is None:
+            found = measure.stamp_shapes(sample.stamps, self.corners, self.model_sigma)
+            return np.stack([found.y, found.x, found.size, found.e1, found.e2])
+        shapes = sample.summary.T.astype(float)
+        shapes[:2] += (self.corners + sample.stamps.shape[-1] // 2).T
+        return shapes
