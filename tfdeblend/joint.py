@@ -192,7 +192,7 @@ def deblend_together(
             "sampling: expected options without evidence, which no joint samples tell, received some with it"
         )
     if not observations:
-        raise DataError("observations", "expected at least one, received none")
+        raise DataError("observations", None, "expected at least one, received none")
     began = time.perf_counter()
     levels = [_levels(one) if background else np.zeros(one.shape[0]) for one in observations]
     pairs = zip(observations, levels, strict=True)

@@ -21,10 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from tfdeblend.catalog.files import written_whole
-
 if TYPE_CHECKING:
     from tfdeblend.catalog.result import Deblended
+from tfdeblend.io.atomic import written_whole
 
 WIDTH, MARGIN, TITLE, HEADER, TALLEST, DPI = 1200, 12, 22, 34, 480, 100  # pixels
 RESIDUAL_LIMIT = 5.0  # sigma

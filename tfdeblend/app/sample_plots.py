@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tfdeblend.app.plots import RESIDUAL_LIMIT, Stretch, residual_colours, significance
-from tfdeblend.catalog.files import written_whole
 from tfdeblend.catalog.result import Deblended
+from tfdeblend.io.atomic import written_whole
 
 SOURCES, SAMPLES, SIDE = 6, 4, 48  # at most; pixels of a window around a source
 

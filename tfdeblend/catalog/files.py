@@ -29,10 +29,8 @@ and, so that the file can be read back whole:
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,22 +43,11 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
-from tfdeblend.io.parsing import parsing
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.files import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 STRUCTURAL = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "SCENE", "BUNIT", "PIXSCALE", "COMMENT", "HISTORY", "")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, which takes the place of `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_fits(deblended: Deblended, path: str | Path, more: Sequence[fits.ImageHDU | fits.BinTableHDU] = ()) -> None:
