@@ -32,6 +32,7 @@ from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.generation import Generator
 from tfdeblend.diffusion.steps import SAMPLERS
 from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.io import npz
 from tfdeblend.simulation.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
@@ -273,9 +274,7 @@ def calibrate(made: list[TrueBlend], sampling: SampleOptions, folder: Path, opti
                 failed += 1
                 print(f"{some[place]}: {result}", file=sys.stderr)
                 continue
-            unfinished = paths[some[place]].with_suffix(".part.npz")
-            np.savez(unfinished, **compare(made[some[place]], result))  # type: ignore[arg-type]
-            unfinished.replace(paths[some[place]])
+            npz.write(paths[some[place]], compare(made[some[place]], result))
         print(f"{folder.name}: {first + len(some)} of {len(left)} blends", file=sys.stderr, flush=True)
     seconds, found = time.perf_counter() - began, Findings()
     for path in paths:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from tfdeblend.diffusion.datasets import read_stamps
-from tfdeblend.io import shards
+from tfdeblend.io.atomic import written_whole
 from training import two_sample
 
 BANDS, SIDE, PIXEL_SCALE = ("g", "r", "i"), 32, 0.168
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name, choice in CHOICES.items():
             chosen.setdefault(options.out / name / f"{part}_0.npy", []).append(choice.of(stamps))
     for path, parts in sorted(chosen.items()):
-        path.parent.mkdir(parents=True, exist_ok=True)
         galaxies = np.concatenate(parts)
-        shards.write_whole(path, lambda temporary, galaxies=galaxies: np.save(temporary, galaxies))
+        with written_whole(path) as temporary:
+            np.save(temporary, galaxies)
         print(f"{path}: {len(galaxies)}", flush=True)
 
 

@@ -27,7 +27,8 @@ from tfdeblend import em
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
-from tfdeblend.io import find_inputs, shards
+from tfdeblend.io import find_inputs
+from tfdeblend.io.atomic import written_whole
 from tfdeblend.simulation.surveys import SURVEYS
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
@@ -64,20 +65,8 @@ def make(options: argparse.Namespace) -> list[worlds.TrueBlend]:
 
 def write(blends: list[worlds.TrueBlend], out: Path) -> None:
     """Scenes as the NPZ files of docs/formats.md, with `truth`."""
-    out.mkdir(parents=True, exist_ok=True)
     for blend in blends:
-        observation = blend.scene.observation
-        arrays = {
-            "images": observation.images,
-            "weights": observation.weights,
-            "psfs": observation.psf,
-            "filters": np.array(observation.bands),
-            "peaks": blend.scene.positions[:, ::-1],
-            "zeropoints": observation.zeropoints,
-            "pixel_scale": np.array(observation.pixel_scale),
-            "truth": blend.sources,
-        }
-        shards.write_whole(out / f"{blend.scene.name}.npz", lambda path, arrays=arrays: shards.write_npz(path, arrays))
+        blend.scene.write(out / f"{blend.scene.name}.npz", truth=blend.sources)
 
 
 def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
@@ -175,7 +164,8 @@ def judge(options: argparse.Namespace) -> None:
                 expectations[kind] = em.Expectation(own, em.SAMPLING)
             expectations[kind].use(loaded)
             values = judged(blends, found, expectations[kind], options.samples, options.seed)
-            shards.write_whole(path, lambda temporary, values=values: np.save(temporary, values))
+            with written_whole(path) as temporary:
+                np.save(temporary, values)
         rows[f"{number} {prior}"] = np.load(path)
         print(prior, {name: round(value, 4) for name, value in figures(rows[f"{number} {prior}"]).items()}, flush=True)
     told = progress(rows)

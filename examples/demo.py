@@ -12,7 +12,7 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -62,8 +62,8 @@ GALAXIES = (
 )
 
 
-def simulate(seed: int) -> dict[str, Any]:
-    """The arrays of an NPZ scene."""
+def simulate(seed: int) -> tfdeblend.Scene:
+    """Draw the galaxies as a scene; the deblender is given their positions to the pixel, as a detection would."""
     height, width = SHAPE
     psfs = {band: galsim.Kolmogorov(fwhm=SEEING[band]) for band in BANDS}
     noiseless = np.zeros((len(BANDS), height, width))
@@ -77,15 +77,15 @@ def simulate(seed: int) -> dict[str, Any]:
     variance = sky + np.maximum(noiseless, 0) / GAIN
     noise = np.random.default_rng(seed).normal(size=variance.shape) * np.sqrt(variance)
     psf_images = np.stack([psfs[band].drawImage(nx=41, ny=41, scale=PIXEL).array for band in BANDS])
-    return {
-        "images": noiseless + noise,
-        "variance": variance,
-        "psfs": psf_images / psf_images.sum((1, 2), keepdims=True),
-        "filters": np.array(list(BANDS)),
-        "peaks": np.array([(round(galaxy.x), round(galaxy.y)) for galaxy in GALAXIES], float),
-        "zeropoints": np.full(len(BANDS), ZEROPOINT),
-        "pixel_scale": np.array(PIXEL),
-    }
+    observation = tfdeblend.Observation(
+        images=noiseless + noise,
+        weights=1 / variance,
+        psf=psf_images / psf_images.sum((1, 2), keepdims=True),
+        bands=tuple(BANDS),
+        zeropoints=np.full(len(BANDS), ZEROPOINT),
+        pixel_scale=PIXEL,
+    )
+    return tfdeblend.Scene.from_catalog(observation, [(round(galaxy.x), round(galaxy.y)) for galaxy in GALAXIES])
 
 
 def compare(result: tfdeblend.Deblended) -> None:
@@ -110,8 +110,7 @@ def main() -> None:
     parser.add_argument("--prior", default="bulge-disk", help="galaxy model (default: bulge-disk, as simulated)")
     parser.add_argument("--seed", type=int, default=1, help="of the noise (default: 1)")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez(args.out / "blend.npz", **simulate(args.seed))
+    simulate(args.seed).write(args.out / "blend.npz")
 
     scene = tfdeblend.Scene.read(args.out / "blend.npz")
     start = time.perf_counter()

@@ -187,16 +187,6 @@ def result_of(scene: Scene, models: np.ndarray, samples: int = 0) -> Deblended:
 
 def write_scene(folder: Path, name: str = "blend", **kwargs: object) -> Path:
     """A scene as `<folder>/<name>.npz`; keywords of `make_scene`."""
-    scene, _ = make_scene(name=name, **kwargs)  # type: ignore[arg-type]
-    observation = scene.observation
     path = folder / f"{name}.npz"
-    np.savez(
-        path,
-        images=observation.images,
-        weights=observation.weights,
-        psfs=observation.psf,
-        filters=np.array(observation.bands),
-        peaks=scene.positions[:, ::-1],
-        zeropoints=observation.zeropoints,
-    )
+    make_scene(name=name, **kwargs)[0].write(path)  # type: ignore[arg-type]
     return path

@@ -18,7 +18,7 @@ from tfdeblend.diffusion.datasets import (
 )
 from tfdeblend.diffusion.schedules import LogNormalNoise
 from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.io import shards
+from tfdeblend.io import npz, tfrecords
 
 NOISE = LogNormalNoise(0.1, 1.0)
 
@@ -107,8 +107,8 @@ def test_moments_are_those_of_augmented_stamps():
 def test_reads_every_kind_of_file(tmp_path):
     x = stamps(6)
     np.save(tmp_path / "a.npy", x[:2])
-    shards.write_npz(tmp_path / "b.npz", {"stamps": x[2:4]})
-    shards.write_records(tmp_path / "c.tfrecord", iter({"stamp": image} for image in x[4:]))
+    npz.write(tmp_path / "b.npz", {"stamps": x[2:4]})
+    tfrecords.write(tmp_path / "c.tfrecord", iter({"stamp": image} for image in x[4:]))
     np.testing.assert_array_equal(read_stamps(tmp_path), x)
     with pytest.raises(FileNotFoundError, match=r"expected stamps d\* .* found none"):
         read_stamps(tmp_path, "d*")

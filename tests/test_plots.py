@@ -13,7 +13,6 @@ from tfdeblend.app.plots import (
     Window,
     arrange,
     plot,
-    plot_samples,
     residual_colours,
     significance,
 )

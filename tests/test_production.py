@@ -17,7 +17,8 @@ import pytest
 from tfdeblend.app import cli
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.io.shards import decode, encode, sha256
+from tfdeblend.io.atomic import sha256
+from tfdeblend.io.tfrecords import decode, encode
 from tfdeblend.simulation.parametric import Population
 from tfdeblend.simulation.production import MANIFEST, Production, read_manifest
 from tfdeblend.simulation.scenes import SceneConfig

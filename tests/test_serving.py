@@ -222,17 +222,7 @@ def test_client_gives_what_deblender_gives(server: Server, scheme: str):
 
 def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
     one = scene()
-    observation = one.observation
-    np.savez(
-        tmp_path / "blend.npz",
-        images=observation.images,
-        weights=observation.weights,
-        psfs=observation.psf,
-        filters=np.array(observation.bands),
-        peaks=one.positions[:, ::-1],
-        zeropoints=observation.zeropoints,
-        pixel_scale=observation.pixel_scale,
-    )
+    one.write(tmp_path / "blend.npz")
     command = ["deblend", str(tmp_path / "blend.npz"), "--prior", "exponential", "--no-figures", "--no-report"]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0
     assert main([*command, "--out", str(tmp_path / "there"), "--server", server.rest]) == 0

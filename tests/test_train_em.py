@@ -16,7 +16,7 @@ from tfdeblend.diffusion.datasets import read_records
 from tfdeblend.em import SAMPLING, Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
-from tfdeblend.io.shards import write_npz
+from tfdeblend.io import npz
 from training import train_em
 from training.config import FitConfig
 from training.em_blends import split_of
@@ -48,7 +48,7 @@ def write_blends(folder: Path, number: int = 14) -> None:
             "peaks": places[:, ::-1],
             "pixel_scale": np.array(0.168),
         }
-        write_npz(folder / f"blend_{index}.npz", arrays)
+        npz.write(folder / f"blend_{index}.npz", arrays)
 
 
 def tiny(blends: Path) -> EMConfig:

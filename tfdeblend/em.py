@@ -30,7 +30,7 @@ from tfdeblend.inference import sample_batches
 from tfdeblend.inference.diffusion_sampler import NEAR, PosteriorSampler, SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.inference.nonparametric import NonparametricFit
-from tfdeblend.io import shards
+from tfdeblend.io import npz, tfrecords
 
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
@@ -64,7 +64,7 @@ class Shard:
     def write(self, path: Path) -> None:
         """As an .npz archive, without the scenes."""
         arrays = {"names": np.array(self.names), "shape": np.array(self.shape, float), **self.seed._asdict()}
-        shards.write_whole(path, lambda temporary: shards.write_npz(temporary, arrays))
+        npz.write(path, arrays)
 
     @classmethod
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
@@ -118,7 +118,7 @@ class Stamps(NamedTuple):
     def write(self, path: Path) -> None:
         """As a TFRecord file, which `datasets.read_stamps` reads."""
         rows = ({"stamp": i, "scene": np.array([s]), "source": np.array(k)} for i, s, k in zip(*self, strict=True))
-        shards.write_whole(path, lambda temporary: shards.write_records(temporary, rows))
+        tfrecords.write(path, rows)
 
 
 class Expectation:

@@ -1,17 +1,36 @@
-"""The error that every bad input ends in."""
+"""DataError, which every input that cannot be used ends in."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Input that cannot be used: `DataError(file, field, problem)`.
+    """Reports input that cannot be used, in one line: "<source>: <field>: <problem>; <remedy>".
 
-    The message is one line, "<file>: <field>: expected ..., received ...". The three parts stay apart in `args`, so
-    that a reader can put the file's path in place of the name an inner check knew.
+    Args:
+        source: where the input comes from: a file, the name of an observation, an option of the command line.
+        field: the part of it that is wrong: a key, an extension, a column; None where the source itself is.
+        problem: "expected X, received Y".
+        remedy: what to do about it, where that is not plain.
     """
 
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*(" ".join(str(part).split()) for part in parts))
+    source: str
+    field: str | None
+    problem: str
+    remedy: str | None
+
+    def __init__(self, source: object, field: object, problem: object, remedy: object = None) -> None:
+        parts = (source, field, problem, remedy)
+        # The parts are the arguments of the exception too, by which it is pickled on its way between processes.
+        super().__init__(*(None if part is None else " ".join(str(part).split()) for part in parts))
+        self.source, self.field, self.problem, self.remedy = self.args
 
     def __str__(self) -> str:
-        return ": ".join(self.args)
+        line = ": ".join(part for part in (self.source, self.field, self.problem) if part is not None)
+        return line if self.remedy is None else f"{line}; {self.remedy}"
+
+    def at(self, source: object, field: object = None) -> DataError:
+        """The same problem under another source, and another field where one is given.
+
+        Checks know an observation by its name and its fields; who reads a file says which file and key these are.
+        """
+        return type(self)(source, self.field if field is None else field, self.problem, self.remedy)

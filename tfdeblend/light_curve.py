@@ -105,7 +105,7 @@ def light_curve(
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if not observations:
-        raise DataError("observations", "expected at least one, received none")
+        raise DataError("observations", None, "expected at least one, received none")
     began, first = time.perf_counter(), observations[0]
     scene = Scene.from_catalog(first, catalog)
     point = _point(first, transient)

@@ -59,7 +59,7 @@ def connect(url: str, timeout: float) -> Transport:
     except ValueError:
         port = None
     if parts.scheme not in ("grpc", "http", "https") or not parts.hostname or (parts.scheme == "grpc" and not port):
-        raise DataError("server", f"expected grpc://HOST:PORT or http://HOST:PORT, received {url!r}")
+        raise DataError("server", None, f"expected grpc://HOST:PORT or http://HOST:PORT, received {url!r}")
     return Grpc(parts.netloc, timeout) if parts.scheme == "grpc" else Rest(url.rstrip("/"), timeout)
 
 
@@ -72,7 +72,7 @@ class Grpc:
             from tensorflow_serving.apis import prediction_service_pb2_grpc
         except ImportError as error:
             expected = "expected the packages grpcio and tensorflow-serving-api for grpc://"
-            raise DataError("server", f"{expected}: pip install tfdeblend[serve]; {error}") from error
+            raise DataError("server", None, f"{expected}: pip install tfdeblend[serve]; {error}") from error
         limits = [(f"grpc.max_{way}_message_length", LARGEST_MESSAGE) for way in ("receive", "send")]
         self.address, self.timeout, self._error, self._grpc = address, timeout, grpc.RpcError, grpc
         channel = grpc.insecure_channel(address, limits)
@@ -112,7 +112,7 @@ class Grpc:
     def _told(self, error: Any) -> Exception:
         if error.code() in (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED):
             received = f"received {error.code().name}: {error.details()}"
-            return DataError(f"grpc://{self.address}", f"expected a model server that answers, {received}")
+            return DataError(f"grpc://{self.address}", None, f"expected a model server that answers, {received}")
         return ServerError(f"{error.code().name}: {error.details()}")
 
 
@@ -161,9 +161,9 @@ class Rest:
                 told = error.reason
             raise ServerError(f"{error.code}: {told}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(self.url, f"expected a model server, received another answer at {path}") from error
+            raise DataError(self.url, None, f"expected a model server, received another answer at {path}") from error
         except (HTTPException, OSError) as error:
-            raise DataError(self.url, f"expected a model server that answers, received {error}") from error
+            raise DataError(self.url, None, f"expected a model server that answers, received {error}") from error
 
 
 def _signature(signatures: Mapping[str, Any], name: str) -> Any:

@@ -17,7 +17,7 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
 from tfdeblend.io import find_inputs
-from tfdeblend.io.shards import write_whole
+from tfdeblend.io.atomic import written_whole
 from training.em_config import EMConfig
 
 T = TypeVar("T")
@@ -96,8 +96,8 @@ def _same_blends(scenes: Sequence[Scene], folder: Path) -> None:
     path = folder / "blends.sha256"
     if path.exists() and path.read_text() != digest.hexdigest():
         raise DataError(path, "blends", "expected the blends that this folder was begun with, received others")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_text(digest.hexdigest()))
+    with written_whole(path) as temporary:
+        temporary.write_text(digest.hexdigest())
 
 
 def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, seeding: em.Seeding) -> list[em.Shard]:

@@ -16,7 +16,8 @@ from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
 from tfdeblend.diffusion.generation import Generator
 from tfdeblend.em import Expectation, Score, Shard, score
-from tfdeblend.io.shards import write_whole
+from tfdeblend.io import npz
+from tfdeblend.io.atomic import written_whole
 from training.em_config import EMConfig
 from training.monitors import draw
 from training.two_sample import pqmass, properties, two_sample
@@ -79,7 +80,7 @@ class Judge:
         told, models = self.blends(expectation, self.shards)
         distances, drawn = self.population(expectation.denoiser)
         told |= {"lap": lap, **facts, "distances": distances}
-        np.savez(folder / "models.npz", **models)  # type: ignore[arg-type]
+        npz.write(folder / "models.npz", models)
         draw(drawn[:64], 16, folder / "drawn.png")
         with self.writer.as_default(lap):
             for name in (*SCORES, *facts):
@@ -88,7 +89,8 @@ class Judge:
                 tf.summary.scalar(f"distance/{name}", value)
             tf.summary.image("drawn from the prior", tf.image.decode_png((folder / "drawn.png").read_bytes(), 3)[None])
             tf.summary.histogram("log_predictive of blends", [one[0] for one in told["blends"].values()])
-        write_whole(folder / "scores.json", lambda path: path.write_text(json.dumps(told, indent=1) + "\n"))
+        with written_whole(folder / "scores.json") as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n")
         return told
 
     def figure(self, laps: Sequence[int]) -> None:
@@ -106,7 +108,8 @@ class Judge:
                 for part, panel in enumerate(panels):
                     axes[2 * row + part, column].imshow(panel, origin="lower", interpolation="nearest")
                 axes[2 * row, column].set_title(title if row == 0 else "", size=9)
-        write_whole(self.out / "laps.png", lambda path: figure.savefig(path, format="png", dpi=100))
+        with written_whole(self.out / "laps.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=100)
         with self.writer.as_default(max(laps)):
             tf.summary.image("laps", tf.image.decode_png((self.out / "laps.png").read_bytes(), 3)[None])
 

@@ -16,7 +16,7 @@ import numpy as np
 from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.denoisers import flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.io.shards import write_whole
+from tfdeblend.io.atomic import written_whole
 
 
 def fit(
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--out: expected a name that ends in .npz, received {options.out}")
     prior = fit(stamps, bands, options.pixel_scale, options.rank, options.model_sigma, options.jitter)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out, prior.save)
+    with written_whole(options.out) as temporary:
+        prior.save(temporary)
     share = float((np.asarray(prior.prior.factor) ** 2).sum() / np.asarray(prior.variance).sum())
     print(f"{options.out}: {len(stamps)} galaxies, {options.rank} directions with {share:.2f} of the variance")
 

@@ -25,7 +25,7 @@ from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.diffusion.schedules import LogNormalNoise
-from tfdeblend.io.shards import write_whole
+from tfdeblend.io.atomic import written_whole
 from tfdeblend.networks import UNet
 from training.config import DenoiserConfig, FitConfig
 from training.monitors import LossByLevel, Pictures, StartData
@@ -190,7 +190,8 @@ def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
     fit_mean(denoiser, config, stamps, held_out, out)
     fit_head(denoiser, config, stamps, held_out, out)
     done = denoiser.without_optimizer()
-    write_whole(out / f"{config.name}.keras", done.save)
+    with written_whole(out / f"{config.name}.keras") as temporary:
+        done.save(temporary)
     return done
 
 

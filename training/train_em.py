@@ -25,7 +25,7 @@ from tfdeblend.diffusion.datasets import read_records, read_stamps
 from tfdeblend.diffusion.denoisers import Denoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
-from tfdeblend.io.shards import write_whole
+from tfdeblend.io.atomic import written_whole
 from training.em_blends import Blends, progress, read_scenes, seeded
 from training.em_config import EMConfig
 from training.em_judge import SCORES, Judge, rise
@@ -62,7 +62,8 @@ class Run:
                 raise DataError(path, "config", "expected the configuration that this folder was begun with")
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda temporary: temporary.write_text(self.config.text()))
+        with written_whole(path) as temporary:
+            temporary.write_text(self.config.text())
 
     def folder(self, lap: int) -> Path:
         return self.out / f"lap_{lap:03d}"
@@ -95,7 +96,8 @@ class Run:
         if start.kind == "prior":
             assert start.prior is not None
             prior = registry.find(start.prior).network()
-            write_whole(folder / "prior.keras", prior.save)
+            with written_whole(folder / "prior.keras") as temporary:
+                prior.save(temporary)
         elif start.kind == "gaussian":
             self._start_gaussian(folder)
         else:
@@ -113,8 +115,10 @@ class Run:
                 prior.assign(GaussianDenoiser.load(path))
                 continue
             em.gaussian_lap(expectation, training, em.lap_seed(config.seed + 1, lap), config.least_signal)
-            write_whole(path, prior.save)
-        write_whole(folder / "prior.npz", prior.save)
+            with written_whole(path) as temporary:
+                prior.save(temporary)
+        with written_whole(folder / "prior.npz") as temporary:
+            prior.save(temporary)
 
     def _start_fits(self, folder: Path) -> None:
         config, seeding = self.config, em.Seeding(nonparametric=True)
@@ -240,7 +244,8 @@ class Run:
         file = prior_file(self.folder(best))
         assert file is not None
         shutil.copy(file, self.out / f"{self.config.name}{file.suffix}")
-        write_whole(self.out / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
+        with written_whole(self.out / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
         return summary
 
 

@@ -28,7 +28,7 @@ def deblend(args: argparse.Namespace) -> int:
     from tfdeblend.app.runs import Run, Sampling, Settings
 
     if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
-        raise DataError("--catalog-format", "expected the package pyarrow for parquet, which is not installed")
+        raise DataError("--catalog-format", None, "expected the package pyarrow for parquet, which is not installed")
     options.check_field(args)
     options.check_prior(args.prior)
     options.check_sampling(args)
@@ -36,7 +36,9 @@ def deblend(args: argparse.Namespace) -> int:
         options.check_server(args)
     paths = io.find_inputs(args.observation or args.inputs)
     if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
-        raise DataError("--catalog-format", "expected ecsv or parquet, received fits, but a scene is named catalog")
+        raise DataError(
+            "--catalog-format", None, "expected ecsv or parquet, received fits, but a scene is named catalog"
+        )
     planes = None if args.mask_planes is None else tuple(args.mask_planes)
     settings = Settings(
         args.prior,
@@ -104,7 +106,7 @@ def simulated_config(args: argparse.Namespace) -> Any:
     survey = Survey.find(args.survey)
     population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
     if args.galaxies == "parametric" and args.shrink != (1, 1):
-        raise DataError("--shrink", "expected --galaxies DIR beside it, received parametric galaxies")
+        raise DataError("--shrink", None, "expected --galaxies DIR beside it, received parametric galaxies")
     if args.galaxies != "parametric":
         read_catalogue(args.galaxies)  # told before work starts
         # Shrunk, the noise is no longer as bright as to need a continuation beyond its image.
@@ -202,12 +204,12 @@ def tell_notes(args: argparse.Namespace, observation: Observation) -> None:
 def print_catalog(args: argparse.Namespace, tables: dict[str, Table]) -> None:
     """Writes the joined catalogue to --out where given, else prints it; as JSON in any case with --json."""
     from tfdeblend.catalog import files
-    from tfdeblend.io import records
+    from tfdeblend.io.json_values import rows
 
     if args.out and tables:
         files.write_catalog(tables, args.out)
     if args.json:
-        print_json({"catalog": args.out, "scenes": {name: records.rows(table) for name, table in tables.items()}})
+        print_json({"catalog": args.out, "scenes": {name: rows(table) for name, table in tables.items()}})
     elif args.out and tables:
         print(f"catalog: {args.out}")
     else:
@@ -216,14 +218,14 @@ def print_catalog(args: argparse.Namespace, tables: dict[str, Table]) -> None:
 
 
 def print_json(document: Any) -> None:
-    from tfdeblend.io.records import dumps
+    from tfdeblend.io.json_values import dumps
 
     print(dumps(document))
 
 
 def print_nested(document: dict[str, Any], indent: str = "") -> None:
     """Plain lines, a key each."""
-    from tfdeblend.io.records import plain
+    from tfdeblend.io.json_values import plain
 
     width = max(map(len, document), default=0) + 2
     for key, value in plain(document).items():

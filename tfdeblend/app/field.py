@@ -44,7 +44,7 @@ class FieldRun(Run):
         from tfdeblend.forward.field import finest_first
 
         if len(files) < 2:
-            raise DataError("--observation", f"expected two or more of one field, received {files[0]} alone")
+            raise DataError("--observation", None, f"expected two or more of one field, received {files[0]} alone")
         contents = {path: io.read(path, mask_planes=settings.mask_planes) for path in files}
         paths = {observation.name: path for path, (observation, _) in contents.items()}
         with _by_path(paths):
@@ -109,7 +109,7 @@ def _catalog(
         if table is not None and detect is not True:
             return table if number == 0 else Scene.from_catalog(one, table).on_sky()
     if detect is False:
-        raise DataError("--catalog", "expected a catalogue, here or in an observation's file, received none")
+        raise DataError("--catalog", None, "expected a catalogue, here or in an observation's file, received none")
     return None
 
 
@@ -119,6 +119,5 @@ def _by_path(paths: Mapping[str, Path], catalog: Path | None = None) -> Iterator
     try:
         yield
     except DataError as error:
-        name, *rest = error.args
-        path = catalog if catalog is not None and rest[0].startswith("catalog") else paths.get(name, name)
-        raise DataError(path, *rest) from error
+        of_catalog = catalog is not None and (error.field or "").startswith("catalog")
+        raise error.at(catalog if of_catalog else paths.get(error.source, error.source)) from error

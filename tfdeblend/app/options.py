@@ -24,7 +24,7 @@ def check_prior(name: str) -> None:
     elif name not in PRIORS:
         known = ", ".join([*PRIORS, *registry.shipped()])
         raise DataError(
-            "--prior", f"expected {known} or a {registry.SUFFIX} or {registry.GAUSSIAN} file, received {name!r}"
+            "--prior", None, f"expected {known} or a {registry.SUFFIX} or {registry.GAUSSIAN} file, received {name!r}"
         )
 
 
@@ -36,17 +36,17 @@ def check_sampling(args: argparse.Namespace) -> None:
         options = {"--steps": args.steps, "--save-samples": args.save_samples, "--evidence": args.evidence}
         given = [name for name, value in options.items() if value]
         if given:
-            raise DataError(given[0], "expected --method sample beside it, received map")
+            raise DataError(given[0], None, "expected --method sample beside it, received map")
         return
     if args.prior == "nonparametric":
         expected = "expected auto, a learned or a closed-form prior to sample with"
-        raise DataError("--prior", f"{expected}, received {args.prior!r}")
+        raise DataError("--prior", None, f"{expected}, received {args.prior!r}")
     if args.prior != "auto" and not registry.is_learned(args.prior):
         of_diffusion = {"--steps": args.steps, "--evidence": args.evidence}
         if given := [name for name, value in of_diffusion.items() if value]:
-            raise DataError(given[0], f"expected a learned prior beside it, received {args.prior!r}")
+            raise DataError(given[0], None, f"expected a learned prior beside it, received {args.prior!r}")
     if args.samples < 2:
-        raise DataError("--samples", f"expected at least 2, received {args.samples}")
+        raise DataError("--samples", None, f"expected at least 2, received {args.samples}")
 
 
 def check_field(args: argparse.Namespace) -> None:
@@ -55,29 +55,31 @@ def check_field(args: argparse.Namespace) -> None:
 
     if not args.observation:
         if args.catalog:
-            raise DataError("--catalog", "expected --observation beside it, as scenes bring their own, received none")
+            raise DataError(
+                "--catalog", None, "expected --observation beside it, as scenes bring their own, received none"
+            )
         if not args.inputs:
-            raise DataError("INPUT", "expected files, folders or globs, or --observation twice, received none")
+            raise DataError("INPUT", None, "expected files, folders or globs, or --observation twice, received none")
         return
     if args.inputs:
-        raise DataError("INPUT", f"expected none beside --observation, received {args.inputs[0]}")
+        raise DataError("INPUT", None, f"expected none beside --observation, received {args.inputs[0]}")
     alone = {
         "--server": args.server,
         "--psf": args.psf,
         "--batch-size": args.batch_size,
     }
     if args.catalog and args.detect:
-        raise DataError("--detect", "expected none beside --catalog, received both")
+        raise DataError("--detect", None, "expected none beside --catalog, received both")
     for name, value in alone.items():
         if value is not None:
-            raise DataError(name, f"expected none beside --observation, received {value}")
+            raise DataError(name, None, f"expected none beside --observation, received {value}")
     if args.prior == "nonparametric" or (args.method == "map" and registry.is_learned(args.prior)):
         expected = "expected auto or a closed-form prior beside --observation, or a learned one with --method sample"
-        raise DataError("--prior", f"{expected}, received {args.prior!r}")
+        raise DataError("--prior", None, f"{expected}, received {args.prior!r}")
     if args.evidence:
-        raise DataError("--evidence", "expected none beside --observation, received it")
+        raise DataError("--evidence", None, "expected none beside --observation, received it")
     if args.steps and not registry.is_learned(args.prior):
-        raise DataError("--steps", f"expected a learned prior beside it, received {args.prior!r}")
+        raise DataError("--steps", None, f"expected a learned prior beside it, received {args.prior!r}")
 
 
 def check_server(args: argparse.Namespace) -> None:
@@ -94,7 +96,7 @@ def check_server(args: argparse.Namespace) -> None:
     for name, (given, only) in fixed.items():
         if given:
             received = vars(args)[name.removeprefix("--")]
-            raise DataError(name, f"expected {only or 'none'} beside --server, received {received}")
+            raise DataError(name, None, f"expected {only or 'none'} beside --server, received {received}")
     connect(args.server, timeout=1)
 
 

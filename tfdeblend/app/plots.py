@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from tfdeblend.catalog.files import written_whole
 from tfdeblend.catalog.result import positions_in_views
+from tfdeblend.io.atomic import written_whole
 
 if TYPE_CHECKING:
     from astropy.table import Table

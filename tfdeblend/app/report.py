@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdeblend.catalog.files import written_whole
-from tfdeblend.io import scene_name
-from tfdeblend.io.parsing import parsing
-from tfdeblend.io.records import dumps, rows
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.files import parsing, scene_name
+from tfdeblend.io.json_values import dumps, rows
 
 if TYPE_CHECKING:
     from astropy.table import Table

@@ -19,7 +19,8 @@ from tfdeblend.catalog import files
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
-from tfdeblend.io import records
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.json_values import dumps
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Run:
             self._say(f"{len(self.paths) - len(todo)} of {len(self.paths)} scenes were done before")
         good = self._check(todo) if todo else {}
         if "skipped" not in self.status.values() and not good:
-            raise DataError("inputs", "expected scenes, received none that can be used, for the reasons above")
+            raise DataError("inputs", None, "expected scenes, received none that can be used, for the reasons above")
         self.out.mkdir(parents=True, exist_ok=True)
         if good:
             self._deblend(good, config)
@@ -134,7 +135,8 @@ class Run:
         failures = [scene for scene in summary["scenes"] if scene["status"] == "failed"]
         log = self.out / "failures.json"
         if failures:
-            log.write_text(records.dumps(failures) + "\n")
+            with written_whole(log) as temporary:
+                temporary.write_text(dumps(failures) + "\n")
         else:
             log.unlink(missing_ok=True)
         return summary
@@ -157,7 +159,7 @@ class Run:
         for key, now, what in (("config", config, "settings"), ("inputsha", self._digest(path), "input")):
             if entry.header.get(key) != now:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
-                raise DataError(target, key.upper(), f"{problem}; give --overwrite or another --out")
+                raise DataError(target, key.upper(), problem, "give --overwrite or another --out")
         if self.figures and not self._target(path, ".png").exists():
             self._plot(files.read(target), path)
         self._keep(path, entry, "skipped")

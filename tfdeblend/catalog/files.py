@@ -32,10 +32,8 @@ in its own unit. C is the number of all bands of the scene, C_e of those of one 
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,23 +46,12 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
-from tfdeblend.io.parsing import parsing
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.files import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 STRUCTURAL = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "SCENE", "BUNIT", "PIXSCALE", "COMMENT", "HISTORY", "")
 WITHOUT_UNIT = ("WEIGHTS", "PRIORSHARE")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, which takes the place of `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write(deblended: Deblended, path: str | Path) -> None:

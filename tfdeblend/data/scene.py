@@ -157,8 +157,14 @@ class Scene:
                 return cls.detect(observation)
             return cls.from_catalog(observation, catalog)
         except DataError as error:
-            field = error.args[1].replace("catalog", "catalog" if catalog is None else catalog.meta["field"])
-            raise DataError(path, field, *error.args[2:]) from error
+            named = "catalog" if catalog is None else catalog.meta["field"]
+            raise error.at(path, (error.field or "").replace("catalog", named)) from error
+
+    def write(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write the scene as NPZ or FITS such that `read` reads it back equal; see `tfdeblend.io.write`."""
+        from tfdeblend import io
+
+        io.write(self, path, **more)
 
     @classmethod
     def detect(cls, observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Scene:

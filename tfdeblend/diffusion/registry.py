@@ -79,7 +79,9 @@ def find(name: str) -> PriorFile:
     if name in known:
         return known[name]
     if not is_file(name):
-        raise DataError("prior", f"expected {', '.join(known)} or a {SUFFIX} or {GAUSSIAN} file, received {name!r}")
+        raise DataError(
+            "prior", None, f"expected {', '.join(known)} or a {SUFFIX} or {GAUSSIAN} file, received {name!r}"
+        )
     denoiser = _load(Path(name), None)
     bands, side, _ = denoiser.stamp_shape
     names = denoiser.bands or tuple(f"band{band}" for band in range(bands))

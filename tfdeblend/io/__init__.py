@@ -1,15 +1,17 @@
-"""Files in and out.
+"""Files: scenes as NPZ and FITS, masks, PSFs, catalogues, TFRecords and JSON; what is written is written whole.
 
 NPZ, never unpickled: `images` (C,H,W); `weights` (inverse variance, 0 = masked) or `variance`, either with `mask`
 (booleans, True = masked; or integer bit planes) and `footprint` (True = masked), (C,H,W) or (H,W); `psfs` (C,h,w) or
-(h,w); `filters` (C) names; optionally `zeropoints` (AB), `unit`, `wcs` (text of a header), `pixel_scale` (arcsec);
-sources as `catalog` (structured: x, y, optionally kind, is_star, id) or `peaks` (N,2) of (x, y).
+(h,w); `filters` (C) names; optionally `zeropoints` (AB), `unit`, `wcs` (text of a header), `pixel_scale` (arcsec),
+`noise_correlation` (C,h,w) or (h,w), `saturated` (booleans, (C,H,W) or (H,W)); sources as `catalog` (structured: x, y,
+optionally kind, is_star, id) or `peaks` (N,2) of (x, y).
 
 FITS: image SCI or IMAGE or the primary, (C,H,W) or (H,W); VAR or VARIANCE, or WHT; MASK, whose MP_ keys may name its
-planes; PSF; table CATALOG with x, y or ra, dec; from the header the celestial WCS, BUNIT, MAGZERO or ZP, and the names
-of bands from BANDS, FILTER, or FILTER1, FILTER2, ...
+planes; PSF; NOISECORR; SATURATED (not 0 = saturated); table CATALOG with x, y or ra, dec; from the header the celestial
+WCS, without one PIXSCALE (arcsec), BUNIT, MAGZERO or ZP, and the names of bands from BANDS, FILTER, or FILTER1,
+FILTER2, ...
 
-What is written for a scene is described in `tfdeblend.catalog.files`.
+Files of results are described in `tfdeblend.catalog.files`.
 """
 
 from __future__ import annotations
@@ -18,20 +20,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.io import images, npz, psfs
 from tfdeblend.io.catalogs import read_catalog
-from tfdeblend.io.inputs import find_inputs, scene_name
+from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
 
 if TYPE_CHECKING:
     from astropy.table import Table
+
+    from tfdeblend.data.scene import Scene
 
 __all__ = [
     "find_inputs",
     "read",
     "read_catalog",
     "scene_name",
+    "write",
 ]
 
 
@@ -54,16 +61,36 @@ def read(
         DataError: in one line by file and field, whatever is wrong with the file.
     """
     path = Path(path)
-    name = scene_name(path)
-    contents = (npz if psfs.content(path) == "npz" else images).load(path, mask_planes)
+    contents = (npz if content(path) == "npz" else images).load(path, mask_planes)
     fields = contents.fields
     if psf is None and fields["psf"] is None:
-        psf = psfs.companion(path, name)
+        psf = psf_companion(path)
     if isinstance(psf, str | Path):
         psf = psfs.read_psf(Path(psf), fields["images"].shape[1:])
     if psf is not None:
         fields["psf"] = psf
     try:
-        return Observation(name=name, notes=tuple(contents.notes), **fields), contents.catalog
+        return Observation(name=scene_name(path), notes=tuple(contents.notes), **fields), contents.catalog
     except DataError as error:
-        raise DataError(path, contents.names.get(error.args[1], error.args[1]), *error.args[2:]) from error
+        raise error.at(path, contents.names.get(error.field or "")) from error
+
+
+def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:
+    """Write a scene, whole or not at all, over any file of that name; `Scene.read` reads it back equal.
+
+    Not kept are the name, which is the file's, and the notes; in FITS, where there is a WCS, the pixel scale is that of
+    the WCS.
+
+    Args:
+        path: an NPZ archive where it ends in .npz, else a FITS file. Missing folders are made.
+        more: further arrays to keep under their names (in FITS in capitals), such as the truth of a simulation; one
+            called `catalog`, structured, takes the place of the table of the scene's sources.
+
+    Raises:
+        DataError: text that FITS cannot hold. OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        npz.write(path, {**npz.scene_arrays(scene), **more})
+    else:
+        images.write(scene, path, more)

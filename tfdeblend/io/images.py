@@ -1,12 +1,12 @@
-"""Scenes from FITS files: the layout is described in `tfdeblend.io`."""
+"""FITS files of images, and scenes in them: extensions and keywords are listed in `tfdeblend.io`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.io import fits
@@ -14,22 +14,40 @@ from astropy.table import Table
 
 from tfdeblend.data import validation
 from tfdeblend.errors import DataError
-from tfdeblend.io.catalogs import as_catalog
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.catalogs import as_catalog, source_table
+from tfdeblend.io.files import Contents, parsing
 from tfdeblend.io.masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
-from tfdeblend.io.parsing import Contents, parsing
+from tfdeblend.io.npz import as_float32
+
+if TYPE_CHECKING:
+    from tfdeblend.data.scene import Scene
 
 SCIENCE = ("SCI", "IMAGE")
 VARIANCE = ("VAR", "VARIANCE")
 WEIGHTS = ("WHT", "WEIGHTS")
-OTHERS = (*VARIANCE, *WEIGHTS, "MASK", "PSF", "CATALOG")
+OTHERS = (*VARIANCE, *WEIGHTS, "MASK", "PSF", "CATALOG", "NOISECORR", "SATURATED")
 IMAGE_HDUS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
-NAMES = {"weights": "WHT", "psf": "PSF", "bands": "FILTER", "zeropoints": "MAGZERO", "unit": "BUNIT"}
 TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
+NAMES = {
+    "weights": "WHT",
+    "psf": "PSF",
+    "bands": "FILTER",
+    "zeropoints": "MAGZERO",
+    "unit": "BUNIT",
+    "pixel_scale": "PIXSCALE",
+    "noise_correlation": "NOISECORR",
+    "saturated": "SATURATED",
+}
+SHORT = {"truth_model": "TRUTHMOD", "noise_kernel": "NOISEKER", "model_sigma": "MODELSIG"}  # of a simulation's arrays
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[fits.HDUList]:
-    """All HDUs of a FITS file, their headers read, so that a truncated file shows."""
+    """Open a FITS file and read the headers of all its HDUs, so that a truncated file is found out.
+
+    Raises: DataError for a file that is missing or broken.
+    """
     with parsing(path, "file"):
         hdus = fits.open(path, memmap=False, lazy_load_hdus=True)
     try:
@@ -41,7 +59,7 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
 
 
 def _read_headers(path: Path, hdus: fits.HDUList) -> None:
-    """Read one header after the other: at one of negative size Astropy would go back, and round for ever."""
+    """Read one header after the other: from one of negative size Astropy would go back, and never end."""
     index = 0
     while True:
         try:
@@ -54,7 +72,7 @@ def _read_headers(path: Path, hdus: fits.HDUList) -> None:
 
 
 def find(hdus: fits.HDUList, names: Sequence[str], kinds: tuple[type, ...] = IMAGE_HDUS) -> Any:
-    """The first HDU of one of these names and kinds, or None."""
+    """The first HDU of one of these names (in capitals) and kinds; None where there is none."""
     for hdu in hdus:
         if hdu.name.upper() in names and isinstance(hdu, kinds):
             return hdu
@@ -62,7 +80,7 @@ def find(hdus: fits.HDUList, names: Sequence[str], kinds: tuple[type, ...] = IMA
 
 
 def pixels(path: Path, hdu: Any) -> Any:
-    """The image of an HDU, or None; errors name the extension."""
+    """The image of an HDU; None for no HDU. Raises: DataError, by extension, for one that is broken or empty."""
     if hdu is None:
         return None
     with parsing(path, hdu.name):
@@ -72,23 +90,27 @@ def pixels(path: Path, hdu: Any) -> Any:
 
 
 def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
-    """The contents of a FITS file; see `tfdeblend.io.read`."""
+    """Read a scene from a FITS file; arguments and errors are those of `tfdeblend.io.read`."""
     notes: list[str] = []
     with opened(path) as hdus:
         science = _science(path, hdus, notes)
         name = science.name
         images = _as_cube(path, name, pixels(path, science))
         masked, saturated = _masked(path, find(hdus, ("MASK",)), images.shape, mask_planes)
+        if (plane := find(hdus, ("SATURATED",))) is not None:
+            saturated = pixels(path, plane) > 0
         header = _header(path, science, hdus[0])
-        psf = find(hdus, ("PSF",))
+        wcs = celestial_wcs(path, science.header, hdus[0].header)
         fields = {
             "images": images if masked is None else np.ma.MaskedArray(images, masked),
             "weights": _weights(path, hdus, masked, images.shape, notes),
-            "psf": pixels(path, psf),
+            "psf": pixels(path, find(hdus, ("PSF",))),
             "bands": band_names(header, len(images)),
-            "wcs": celestial_wcs(path, science.header, hdus[0].header),
+            "wcs": wcs,
             "zeropoints": _per_band(header, ("MAGZERO", "ZP"), len(images)),
             "unit": header.get("BUNIT"),
+            "pixel_scale": _pixel_scale(header) if wcs is None else None,
+            "noise_correlation": pixels(path, find(hdus, ("NOISECORR",))),
             "saturated": saturated,
         }
         return Contents(fields, _catalog(path, hdus), {**NAMES, "images": name}, notes)
@@ -109,9 +131,9 @@ def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
 
 def _as_cube(path: Path, name: str, data: Any) -> np.ndarray:
     try:
-        return validation.as_images(str(path), data)
+        return validation.as_images(path, data)
     except DataError as error:
-        raise DataError(path, name, error.args[-1]) from error
+        raise error.at(path, name) from error
 
 
 def _header(path: Path, science: Any, primary: Any) -> dict[str, Any]:
@@ -132,11 +154,17 @@ def _per_band(header: dict[str, Any], keys: Sequence[str], count: int) -> Any:
     return None
 
 
-def band_names(header: dict[str, Any], count: int) -> list[str] | None:
-    """Names from BANDS or FILTER ("g,r,i", "g r i" or "gri"), or FILTER1, FILTER2, ...; None where they do not say.
+def _pixel_scale(header: dict[str, Any]) -> float | None:
+    """In arcsec, from PIXSCALE; other pipelines may have text there, which says nothing here."""
+    scale = header.get("PIXSCALE")
+    return scale if isinstance(scale, float | int) else None
 
-    For one band FILTER1 and FILTER2 are two wheels, of which the one that is not clear counts, as in the headers of
-    HST.
+
+def band_names(header: dict[str, Any], count: int) -> list[str] | None:
+    """Find the names of `count` bands in BANDS or FILTER ("g,r,i", "g r i" or "gri"), or FILTER1, FILTER2, ...
+
+    None where no key holds as many. For one band FILTER1 and FILTER2 are two wheels, as in the headers of HST: the one
+    that is not clear counts.
     """
     for key in ("BANDS", "FILTER"):
         text = str(header.get(key, "")).strip()
@@ -152,10 +180,13 @@ def band_names(header: dict[str, Any], count: int) -> list[str] | None:
 
 
 def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
-    """The WCS of the first header with a celestial one, or None."""
+    """The WCS of the first header with a celestial one; None where there is none.
+
+    Raises: DataError for one that cannot be read.
+    """
     for header in headers:
         if "CTYPE1" in header:
-            wcs = validation.parse_wcs(str(path), header)
+            wcs = validation.parse_wcs(path, header)
             if wcs.has_celestial:
                 return wcs
     return None
@@ -164,7 +195,7 @@ def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
 def _masked(
     path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What is masked, and what is saturated."""
+    """Which pixels are masked, and which are saturated: both (C,H,W) bool, or None where the file does not say."""
     if hdu is None:
         return None, None
     named = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
@@ -194,3 +225,59 @@ def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:
     with parsing(path, "CATALOG"):
         table = Table.read(hdu, format="fits", mask_invalid=False)
     return as_catalog(path, "CATALOG", "CATALOG", table)
+
+
+def write(scene: Scene, path: Path, more: Mapping[str, np.ndarray]) -> None:
+    """Write a scene as a FITS file, whole or not at all, such that `load` gives it back.
+
+    Args:
+        more: further arrays by name: tables and images become extensions, numbers cards in the header of SCI.
+
+    Raises:
+        DataError: names of bands or sources or a unit that are not ASCII text. OSError: it cannot be written.
+    """
+    observation = scene.observation
+    header = fits.Header() if observation.wcs is None else observation.wcs.to_header(relax=True)
+    extensions: dict[str, Any] = {
+        "WHT": as_float32(observation.weights),
+        "PSF": observation.psf,
+        "NOISECORR": observation.noise_correlation,
+        "SATURATED": None if observation.saturated is None else observation.saturated.astype(np.uint8),
+        "CATALOG": source_table(scene).as_array(),
+    }
+    cards = _cards(scene)
+    for key, value in more.items():
+        name = SHORT.get(key, key.upper())
+        if np.ndim(value) == 0:
+            cards[name] = value.item()
+        else:
+            extensions[name] = value
+    try:
+        header.update(cards)
+        hdus = [fits.PrimaryHDU(), fits.ImageHDU(observation.images, header, name="SCI")]
+        hdus += [_hdu(name, data) for name, data in extensions.items() if data is not None]
+    except ValueError as error:
+        expected = "expected names of bands and sources and a unit in ASCII, as FITS holds no other text"
+        raise DataError(path, "header", f"{expected}, received {error}", "write .npz") from error
+    with written_whole(path) as temporary:
+        fits.HDUList(hdus).writeto(temporary)
+
+
+def _hdu(name: str, data: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
+    return fits.BinTableHDU(data, name=name) if data.dtype.names else fits.ImageHDU(data, name=name)
+
+
+def _cards(scene: Scene) -> dict[str, Any]:
+    """What the header of SCI says of the observation, besides its WCS."""
+    observation, cards = scene.observation, {}
+    if any(re.search(r"[\s,;]", band) for band in observation.bands):
+        cards.update({f"FILTER{c + 1}": band for c, band in enumerate(observation.bands)})
+    else:
+        cards["BANDS"] = ",".join(observation.bands)
+    if observation.zeropoints is not None:
+        cards.update({f"MAGZERO{c + 1}": float(zero) for c, zero in enumerate(observation.zeropoints)})
+    if observation.unit is not None:
+        cards["BUNIT"] = observation.unit
+    if observation.pixel_scale is not None:
+        cards["PIXSCALE"] = observation.pixel_scale
+    return cards

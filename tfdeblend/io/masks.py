@@ -1,4 +1,4 @@
-"""Bit planes of integer masks: which pixels are not to be used."""
+"""Masks of booleans or bit planes, and variances: which pixels count, and how much."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def masked_pixels(
     chosen: Sequence[str | int] | None = None,
     planes: Mapping[str, int] = PLANES,
 ) -> np.ndarray:
-    """(C,H,W) bool, True = masked, from booleans or bit planes of shape (C,H,W) or (H,W).
+    """Make a mask (C,H,W) of booleans, True = masked, from booleans or bit planes of shape (C,H,W) or (H,W).
 
     Args:
         path, field: for messages.
@@ -46,7 +46,7 @@ def masked_pixels(
         planes: bit of each plane, by name.
 
     Raises:
-        DataError: another shape or type, an unknown plane.
+        DataError: a mask of another shape or type, an unknown plane.
     """
     array = validation.numbers(path, field, mask, kinds="biu")
     if array.dtype.kind != "b":
@@ -58,7 +58,10 @@ def masked_pixels(
 def saturated_pixels(
     path: Path, field: str, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int] = PLANES
 ) -> np.ndarray | None:
-    """(C,H,W) bool: the plane SATURATED of a mask, None where it has none; see `masked_pixels`."""
+    """Find the saturated pixels, (C,H,W) bool, in the plane SAT of a mask; None where it has no such plane.
+
+    Arguments and errors are those of `masked_pixels`.
+    """
     integer = validation.numbers(path, field, mask, kinds="biu").dtype.kind != "b"
     if not integer or SATURATED not in planes:
         return None
@@ -79,10 +82,17 @@ def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) ->
 def variance_weights(
     path: Path, field: str, variance: Any, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]
 ) -> np.ndarray:
-    """(C,H,W) inverse variance, 0 where masked or infinite; where the variance is 0 too, with a note.
+    """Invert a variance (C,H,W), or (H,W) of one band, into weights: 0 where it is masked, infinite or 0.
+
+    Unmasked pixels of zero variance are counted in `notes`.
+
+    Args:
+        path, field: for messages.
+        masked: (C,H,W) bool, True = masked; None: no pixel is.
+        shape: (C,H,W) of the images.
 
     Raises:
-        DataError: another shape or type, NaN or a negative value in an unmasked pixel.
+        DataError: a variance of another shape or type, NaN or a negative value in an unmasked pixel.
     """
     array = validation.numbers(path, field, variance)
     array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array

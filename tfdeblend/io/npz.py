@@ -1,24 +1,29 @@
-"""Scenes from NPZ archives: the layout is described in `tfdeblend.io`. Nothing is ever unpickled."""
+"""NPZ archives, read without unpickling and written whole, and scenes in them: the keys are listed in `tfdeblend.io`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import Table
 
 from tfdeblend.data import validation
 from tfdeblend.errors import DataError
+from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.catalogs import source_table
+from tfdeblend.io.files import Contents, parsing
 from tfdeblend.io.masks import masked_pixels, saturated_pixels, variance_weights
-from tfdeblend.io.parsing import Contents, parsing
+
+if TYPE_CHECKING:
+    from tfdeblend.data.scene import Scene
 
 NAMES = {"psf": "psfs", "bands": "filters"}
 
 
 class Archive:
-    """The arrays of an NPZ file, read when asked for."""
+    """The arrays of an NPZ file, each read when asked for. Raises: DataError for a file that is no archive."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,14 +38,14 @@ class Archive:
         self._file.close()
 
     def get(self, key: str) -> Any:
-        """The array under `key`, or None."""
+        """Read the array under `key`; None where there is none. Raises: DataError for a broken one."""
         if key not in self.keys:
             return None
         with parsing(self.path, key):
             return self._file[key]
 
     def need(self, key: str) -> Any:
-        """The array under `key`, or DataError."""
+        """Read the array under `key`. Raises: DataError where there is none, or a broken one."""
         if key not in self.keys:
             received = ", ".join(self.keys[:20]) or "an empty archive"
             raise DataError(self.path, key, f"expected this key, received {received}")
@@ -48,11 +53,11 @@ class Archive:
 
 
 def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
-    """The contents of an NPZ file; see `tfdeblend.io.read`."""
+    """Read a scene's arrays from an NPZ file; arguments and errors are those of `tfdeblend.io.read`."""
     notes: list[str] = []
     with Archive(path) as archive:
         images = validation.as_images(str(path), archive.need("images"))
-        masked, mask = _masked(archive, images.shape, mask_planes), archive.get("mask")
+        masked = _masked(archive, images.shape, mask_planes)
         fields = {
             "images": images if masked is None else np.ma.MaskedArray(images, masked),
             "weights": _weights(archive, masked, images.shape, notes),
@@ -62,7 +67,7 @@ def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
             "zeropoints": archive.get("zeropoints"),
             "noise_correlation": archive.get("noise_correlation"),
             "unit": archive.get("unit"),
-            "saturated": None if mask is None else saturated_pixels(path, "mask", mask, images.shape),
+            "saturated": _saturated(archive, images.shape),
             "pixel_scale": archive.get("pixel_scale"),
         }
         return Contents(fields, _catalog(archive), NAMES, notes)
@@ -76,6 +81,13 @@ def _masked(archive: Archive, shape: tuple[int, ...], mask_planes: Sequence[str 
     if footprint is not None:
         parts.append(validation.as_mask(str(archive.path), "footprint", footprint, shape))
     return np.any(parts, axis=0) if parts else None
+
+
+def _saturated(archive: Archive, shape: tuple[int, ...]) -> np.ndarray | None:
+    saturated, mask = archive.get("saturated"), archive.get("mask")
+    if saturated is None and mask is not None:
+        return saturated_pixels(archive.path, "mask", mask, shape)
+    return saturated
 
 
 def _weights(archive: Archive, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]) -> Any:
@@ -103,3 +115,40 @@ def _catalog(archive: Archive) -> Table | None:
             raise DataError(archive.path, "peaks", f"expected shape (N, 2) of (x, y), received {peaks.shape}")
         return Table({"x": peaks[:, 0], "y": peaks[:, 1]}, meta={"field": "peaks"})
     return None
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed archive, whole or not at all: the same bytes for the same arrays.
+
+    Raises: OSError where it cannot be written.
+    """
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
+    """The arrays of a scene by their keys in an archive, such that `load` gives the scene back."""
+    observation = scene.observation
+    optional = {
+        "zeropoints": observation.zeropoints,
+        "unit": observation.unit,
+        "wcs": None if observation.wcs is None else observation.wcs.to_header_string(relax=True),
+        "pixel_scale": observation.pixel_scale,
+        "noise_correlation": observation.noise_correlation,
+        "saturated": observation.saturated,
+    }
+    return {
+        "images": observation.images,
+        "weights": as_float32(observation.weights),
+        "psfs": observation.psf,
+        "filters": np.array(observation.bands),
+        "catalog": source_table(scene).as_array(),
+        **{key: np.asarray(value) for key, value in optional.items() if value is not None},
+    }
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """The array in float32 where that holds each of its values, else as it is."""
+    with np.errstate(over="ignore", under="ignore"):
+        short = array.astype(np.float32)
+    return short if np.array_equal(short, array) else array

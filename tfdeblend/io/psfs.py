@@ -9,14 +9,14 @@ import numpy as np
 
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
+from tfdeblend.io.files import content, parsing
 from tfdeblend.io.npz import Archive
-from tfdeblend.io.parsing import parsing
 
 PSFEX = "PSF_DATA"  # the table of a PSFEx model
 
 
 def read_psf(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The PSF in a file: (C,h,w), or (h,w) for all bands.
+    """Read the PSF in a file: (C,h,w), or (h,w) for all bands, as it stands there.
 
     Args:
         path: NPZ with `psfs`, FITS with an image in extension PSF or in the primary, or a PSFEx model (.psf), which is
@@ -24,7 +24,7 @@ def read_psf(path: Path, shape: tuple[int, int]) -> np.ndarray:
         shape: (H,W) of the image.
 
     Raises:
-        DataError: by file and field.
+        DataError: by file and field, for a file that is missing or broken or holds no PSF.
     """
     if content(path) == "npz":
         with Archive(path) as archive:
@@ -40,12 +40,15 @@ def read_psf(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def evaluate_psfex(path: Path, table: Any, position: tuple[float, float]) -> np.ndarray:
-    """(n,n) with n odd: the PSFEx model of an HDU, on image pixels.
+    """Draw the PSFEx model of an HDU on image pixels: (n,n) with n odd, summing to 1.
 
     Args:
         path: for messages.
         table: the open HDU, with columns and header as PSFEx writes them.
         position: (x, y) in the image, the first pixel's centre being (1, 1) as in FITS.
+
+    Raises:
+        DataError: a model that GalSim cannot read.
     """
     import galsim.des
 
@@ -53,32 +56,6 @@ def evaluate_psfex(path: Path, table: Any, position: tuple[float, float]) -> np.
         model = galsim.des.DES_PSFEx(table)
         profile = model.getPSF(galsim.PositionD(*position))
         side = 2 * int(max(model.basis.shape[1:]) * model.sample_scale / 2) + 1
-        # The model holds the PSF as it falls on pixels, so that no pixel is to be convolved with again.
+        # PSFEx models the PSF as pixels record it: convolving with the pixel again would widen it.
         psf = profile.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array.astype(float)
         return psf / psf.sum()
-
-
-def content(path: Path) -> str:
-    """ "npz" or "fits", by the first bytes of the file."""
-    if path.is_dir() or not path.exists():
-        received = "a folder" if path.is_dir() else "none"
-        raise DataError(path, "file", f"expected an NPZ or FITS file, received {received}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(6)
-    except OSError as error:
-        raise DataError(path, "file", f"expected a readable file, received {error.strerror}") from error
-    if start.startswith(b"PK"):
-        return "npz"
-    if start == b"SIMPLE" or start.startswith(b"\x1f\x8b"):
-        return "fits"
-    received = "an empty file" if not start else "other content"
-    raise DataError(path, "file", f"expected an NPZ or FITS file, received {received}")
-
-
-def companion(path: Path, stem: str) -> Any:
-    """The PSF file beside an image, `<stem>_psf.fits` or `<stem>.psf`, or None."""
-    for name in (f"{stem}_psf.fits", f"{stem}.psf"):
-        if (path.parent / name).is_file():
-            return path.parent / name
-    return None

@@ -1,4 +1,4 @@
-"""Simulations into a folder: by several processes, resumable, with a manifest of what is there and whence it came."""
+"""Simulations as files in a folder: by several processes, resumable, with a manifest of what is there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from typing import Any
 from tqdm import tqdm
 
 from tfdeblend.errors import DataError
-from tfdeblend.io import records, shards
+from tfdeblend.io import json_values
+from tfdeblend.io.atomic import sha256, temporary_name, written_whole
 from tfdeblend.simulation.simulated_files import Part, SceneFiles, StampFiles
 from tfdeblend.version import __version__
 
 MANIFEST = "manifest.json"
+REMEDY = "give --overwrite or another --out"
 TASK = 16  # scenes that a process draws before it reports
 
 
@@ -74,27 +76,26 @@ class Production:
         """SHA-256 by name of whole files that are there. Raises: DataError where they are another configuration's."""
         manifest, plan = read_manifest(self.out), self.files.plan(self.number)
         if manifest is None:
-            strays = [part.name for part in plan if (self.out / part.name).exists()]
-            if strays:
-                problem = f"expected a manifest beside {strays[0]}, received none; give --overwrite or another --out"
-                raise DataError(self.out / MANIFEST, "config", problem)
+            unlisted = [part.name for part in plan if (self.out / part.name).exists()]
+            if unlisted:
+                problem = f"expected a manifest beside {unlisted[0]}, received none"
+                raise DataError(self.out / MANIFEST, "config", problem, REMEDY)
             return {}
         self._check_same(manifest)
         names = {part.name for part in set(plan) & set(self.files.plan(manifest["number"]))}
-        hashes = {name: shards.sha256(self.out / name) for name in sorted(names) if (self.out / name).exists()}
+        hashes = {name: sha256(self.out / name) for name in sorted(names) if (self.out / name).exists()}
         known = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         return {name: value for name, value in hashes.items() if known.get(name, value) == value}
 
     def _check_same(self, manifest: dict[str, Any]) -> None:
-        where, advice = self.out / MANIFEST, "give --overwrite or another --out"
-        then, now = flat(manifest), flat(self._description())
+        where, then, now = self.out / MANIFEST, flat(manifest), flat(self._description())
         for key in now:
             if then.get(key) != now[key]:
-                raise DataError(where, key, f"expected {then.get(key)!r} as before, received {now[key]!r}; {advice}")
+                problem = f"expected {then.get(key)!r} as before, received {now[key]!r}"
+                raise DataError(where, key, problem, REMEDY)
         if manifest["number"] > self.number:
-            raise DataError(
-                where, "number", f"expected at least {manifest['number']}, received {self.number}; {advice}"
-            )
+            problem = f"expected at least {manifest['number']}, received {self.number}"
+            raise DataError(where, "number", problem, REMEDY)
 
     def _remove(self, todo: Sequence[Part]) -> None:
         """Removes files that are drawn again, and with `overwrite` all that an earlier manifest lists."""
@@ -106,14 +107,14 @@ class Production:
                 pass
         for name in names:
             (self.out / name).unlink(missing_ok=True)
-            for half_written in self.out.glob(f".{name}.*.tmp*"):  # by a run that was killed
+            for half_written in self.out.glob(temporary_name(name)):  # by a run that was killed
                 half_written.unlink(missing_ok=True)
 
     def _description(self) -> dict[str, Any]:
         """What must agree for files to be kept, in the types that JSON gives back."""
         files = self.files
         document = {"kind": files.kind, "format": files.format, "version": __version__, "config": asdict(files.config)}
-        return json.loads(records.dumps(document))
+        return json.loads(json_values.dumps(document))
 
     def _write_manifest(self, done: dict[str, str], complete: bool) -> dict[str, Any]:
         parts = [part for part in self.files.plan(self.number) if part.name in done]
@@ -124,7 +125,8 @@ class Production:
             "counts": {"files": len(parts), **self.files.counts(parts)},
             "files": {p.name: {"sha256": done[p.name], "first": p.start, "count": p.size} for p in parts},
         }
-        shards.write_whole(self.out / MANIFEST, lambda path: path.write_text(records.dumps(manifest) + "\n"))
+        with written_whole(self.out / MANIFEST) as temporary:
+            temporary.write_text(json_values.dumps(manifest) + "\n")
         return manifest
 
     def _draw(self, todo: Sequence[Part]) -> Iterator[tuple[dict[str, str], int]]:
@@ -164,7 +166,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
             raise ValueError("values of other types")
     except (ValueError, TypeError, KeyError) as error:
         problem = f"expected the manifest of a simulation, received {type(error).__name__}: {error}"
-        raise DataError(path, "manifest", f"{problem}; give --overwrite or another --out") from error
+        raise DataError(path, "manifest", problem, REMEDY) from error
     return manifest
 
 

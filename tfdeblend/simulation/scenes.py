@@ -10,6 +10,7 @@ import numpy as np
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
+from tfdeblend.io import npz
 from tfdeblend.simulation.parametric import Population
 from tfdeblend.simulation.real_galaxies import RealPopulation
 from tfdeblend.simulation.rendering import Camera, Component
@@ -109,18 +110,11 @@ class SimulatedScene:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the scene's NPZ file, see docs/formats.md."""
-        survey = self.config.survey
-        arrays = {
-            "images": self.images,
-            "weights": self.weights,
-            "psfs": self.psfs,
-            "filters": np.array(survey.bands),
-            "catalog": self.catalog,
-            "zeropoints": np.array(survey.flux_zeropoints),
-            "pixel_scale": np.array(survey.pixel_scale),
-            "unit": np.array("electron"),
-            "truth": self.truth,
-        }
+        return {**npz.scene_arrays(self.scene), **self.truth_arrays()}
+
+    def truth_arrays(self) -> dict[str, np.ndarray]:
+        """What the scene's file holds beside the scene itself: the truth, see docs/formats.md."""
+        arrays = {"catalog": self.catalog, "truth": self.truth}
         if self.truth_model is not None:
             arrays |= {"truth_model": self.truth_model, "model_sigma": np.array(self.config.model_sigma)}
         if self.config.noise == "correlated":

@@ -1,8 +1,8 @@
-"""What goes into which file of a simulation: scenes, or stamps to train on."""
+"""Files of a simulation: which scenes, or stamps to train on, each of them holds, and writing them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 
 from tfdeblend.data.photometry import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
-from tfdeblend.io import shards
+from tfdeblend.io import npz, tfrecords
+from tfdeblend.io.atomic import sha256
 from tfdeblend.simulation.scenes import SceneConfig, Simulator
 from tfdeblend.simulation.stamps import CHUNK, StampConfig
 
+FORMATS = ("npz", "fits", "tfrecord")
 SHARD = 100  # scenes in a TFRecord file
 
 
@@ -40,7 +42,7 @@ class SceneFiles:
     kind: ClassVar[str] = "scenes"
 
     def __post_init__(self) -> None:
-        _check_format(self.format, shards.FORMATS)
+        _check_format(self.format, FORMATS)
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -53,13 +55,14 @@ class SceneFiles:
         return _plan(f"scene_{{:06d}}.{self.format}", 1, number)
 
     def write(self, part: Part, folder: Path) -> str:
-        """Writes one file and returns its SHA-256."""
-        scenes = (self.simulator.scene(i).arrays() for i in range(part.start, part.stop))
+        """Write one file and return its SHA-256."""
+        path, scenes = folder / part.name, map(self.simulator.scene, range(part.start, part.stop))
         if self.format == "tfrecord":
-            return shards.write_whole(folder / part.name, lambda path: shards.write_records(path, scenes))
-        write = shards.write_npz if self.format == "npz" else shards.write_fits
-        arrays = next(scenes)
-        return shards.write_whole(folder / part.name, lambda path: write(path, arrays))
+            tfrecords.write(path, (simulated.arrays() for simulated in scenes))
+        else:
+            simulated = next(scenes)
+            simulated.scene.write(path, **simulated.truth_arrays())
+        return sha256(path)
 
     def counts(self, parts: Sequence[Part]) -> dict[str, int]:
         """How many scenes and sources there are in some files."""
@@ -83,12 +86,13 @@ class StampFiles:
         return _plan(f"stamps_{{:05d}}.{self.format}", CHUNK, number)
 
     def write(self, part: Part, folder: Path) -> str:
-        """Writes one file and returns its SHA-256."""
+        """Write one file and return its SHA-256."""
+        path, bands = folder / part.name, self.config.survey.bands
         images, catalog = (values[: part.size] for values in self.config.chunk(part.start // CHUNK))
         if self.format == "tfrecord":
-            rows = self._examples(images, catalog)
-            return shards.write_whole(folder / part.name, lambda path: shards.write_records(path, rows))
-        bands = self.config.survey.bands
+            rows = zip(images, catalog, strict=True)
+            tfrecords.write(path, ({"stamp": image, "catalog": row} for image, row in rows))
+            return sha256(path)
         arrays = {
             "stamps": images,
             "catalog": catalog,
@@ -97,16 +101,12 @@ class StampFiles:
             "pixel_scale": np.array(self.config.scale),
             "model_sigma": np.array(self.config.model_sigma),
         }
-        return shards.write_whole(folder / part.name, lambda path: shards.write_npz(path, arrays))
+        npz.write(path, arrays)
+        return sha256(path)
 
     def counts(self, parts: Sequence[Part]) -> dict[str, int]:
         """How many stamps there are in some files."""
         return {"stamps": sum(part.size for part in parts)}
-
-    @staticmethod
-    def _examples(images: np.ndarray, catalog: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        for image, row in zip(images, catalog, strict=True):
-            yield {"stamp": image, "catalog": row}
 
 
 def _plan(name: str, size: int, number: int) -> list[Part]:

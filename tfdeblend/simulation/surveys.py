@@ -91,7 +91,7 @@ class Survey:
             return SURVEYS[name.lower()]
         path = Path(name)
         if path.suffix.lower() != ".json":
-            raise DataError("survey", f"expected {', '.join(SURVEYS)} or a JSON file, received {name!r}")
+            raise DataError("survey", None, f"expected {', '.join(SURVEYS)} or a JSON file, received {name!r}")
         return cls.read(path)
 
     @classmethod
@@ -113,7 +113,7 @@ class Survey:
         try:
             return cls(**document)
         except DataError as error:
-            raise DataError(path, *error.args[1:]) from error
+            raise error.at(path) from error
 
     @property
     def flux_zeropoints(self) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Tables and headers as plain Python values, for JSON."""
+"""Tables, headers and arrays as the plain values that JSON holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plain(value: Any) -> Any:
-    """A scalar, string, array, list or mapping as what JSON knows; masked, NaN and infinite numbers become None."""
+    """Turn a scalar, string, array, list or mapping into JSON's types; masked, NaN and infinite numbers become None."""
     if value is None or value is np.ma.masked:
         return None
     if isinstance(value, dict):
@@ -28,10 +28,10 @@ def plain(value: Any) -> Any:
 
 
 def rows(table: Table) -> list[dict[str, Any]]:
-    """A dictionary a row."""
+    """Turn a table into a list with a dictionary a row, its values as of `plain`."""
     return [plain(dict(zip(table.colnames, row, strict=True))) for row in table.iterrows()]
 
 
 def dumps(document: Any, indent: int | None = 2) -> str:
-    """One JSON document that any parser reads: no NaN, no infinities."""
+    """Write a value as a JSON document that any parser reads: without NaN and infinities."""
     return json.dumps(plain(document), indent=indent, allow_nan=False)

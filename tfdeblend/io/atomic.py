@@ -1,0 +1,37 @@
+"""Files that are written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, and put that file in place of `path` once all is written.
+
+    Folders that are missing are made. The temporary file has the suffixes of `path`, and a name that begins with a dot;
+    it is removed where writing fails. Raises: OSError where the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(temporary_name(path.name, str(os.getpid())))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str, process: str = "*") -> str:
+    """The name under which a process writes file `name`; by default a glob of what any killed process has left."""
+    return f".{process}-{name}"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal. Raises: OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
