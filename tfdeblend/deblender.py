@@ -1,4 +1,4 @@
-"""Deblender: scenes in, sources out. It groups scenes of one shape into batches, each fitted with one compiled graph."""
+"""Deblender: scenes in, sources out. Scenes of one shape are fitted together, with one compiled graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import BatchShape, brightness, merge_buckets, scene_shape, stamp_side
@@ -66,7 +66,7 @@ class Deblender:
       kind of prior.
     """
 
-    prior: str | Path | Prior | Denoiser = "auto"
+    prior: str | Path | Prior | PriorDenoiser = "auto"
     method: str = "map"
     seed: int = 0
     background: bool = False

@@ -23,7 +23,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, scene_shape
 from tfdeblend.galaxies import moments, normal_equations, profiles
@@ -98,41 +98,39 @@ class DustFit:
         self.number = shape.sources * self.galaxies.size  # of the galaxies' latents
         self.run = tf.function(self._run, autograph=False)
 
-    def stamps(self, latent: tf.Tensor, tensors: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Unit-flux sources without and with dust [B, K, C, P, P], and the depth [B, P, P]."""
+    def stamps(self, latent: tf.Tensor, tensors: Tensors, curve: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Unit-flux sources without and with dust [B, K, C, P, P], and the depth [B, P, P]. curve: [C]."""
         latent = tf.clip_by_value(latent, -FARTHEST, FARTHEST)
         shape, (galaxies, dust) = self.shape, tf.split(latent, [self.number, self.dust.size], 1)
         galaxies = tf.reshape(galaxies, [-1, shape.sources, self.galaxies.size])
-        like = tf.ones_like(tensors["is_point"])
-        arcsec = tensors["arcsec"]
-        frame = Frame(tensors["centers"], arcsec[:, None] * like, tensors["is_point"], shape.model_sigma * like)
+        like, arcsec = tf.ones_like(tensors.is_point), tensors.arcsec
+        frame = Frame(tensors.centers, arcsec[:, None] * like, tensors.is_point, shape.model_sigma * like)
         mixture = self.galaxies.mixture(galaxies, frame)
         bare = profiles.render(mixture, shape.stamp)
         bare = tf.repeat(bare, shape.bands // bare.shape[2], 2)
         depth = self.dust.optical_depth(dust, mixture.center[:, 0], arcsec, shape.stamp, self.law)
-        through = tf.exp(-tensors["attenuation"][:, :, None, None] * depth[:, None])
+        through = tf.exp(-curve[:, None, None] * depth[:, None])
         return bare, tf.concat([bare[:, :1] * through[:, None], bare[:, 1:]], 1), depth
 
     def best_fluxes(self, likelihood: Likelihood, seen: tf.Tensor) -> tf.Tensor:
         """[B, K, C] of unit-flux stamps [B, K, C, P, P]: those of least squares."""
-        whiten = likelihood.noise.whiten.forward
-        images = whiten(likelihood.render_each(seen[:, :, None]))
+        (exposure,), whiten = likelihood.exposures, likelihood.exposures[0].noise.whiten.forward
+        images = whiten(likelihood.render_each(seen[:, :, None])[0])
         columns = tf.reshape(images, [*images.shape[:3], -1])
-        data = tf.reshape(whiten(likelihood.images), [*images.shape[:2], -1, 1])
+        data = tf.reshape(whiten(exposure.images), [*images.shape[:2], -1, 1])
         gram = normal_equations.regular(tf.matmul(columns, columns, transpose_b=True), tf.ones_like(columns[..., 0]))
         return tf.linalg.matrix_transpose(tf.linalg.solve(gram, tf.matmul(columns, data))[..., 0])
 
-    def _run(self, tensors: dict, start: tf.Tensor) -> Found:
-        """tensors: `BlendBatch.tensors` of one scene, and attenuation [1, C]. start: [B, K S + W]."""
-        tensors = {name: tf.repeat(tensor, start.shape[0], 0) for name, tensor in tensors.items()}
+    def _run(self, tensors: Tensors, curve: tf.Tensor, start: tf.Tensor) -> Found:
+        """tensors: of one scene. curve: [C] the attenuation. start: [B, K S + W]."""
+        tensors = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, start.shape[0], 0), tensors)
         likelihood = Likelihood(tensors, self.shape)
-        none = tf.zeros_like(tensors["attenuation"])
 
         def loss(latent: tf.Tensor) -> tf.Tensor:
-            _, seen, _ = self.stamps(latent, tensors)
+            _, seen, _ = self.stamps(latent, tensors, curve)
             # At their best the loss does not change with the fluxes: their own derivatives are not needed.
             flux = tf.stop_gradient(self.best_fluxes(likelihood, seen))
-            return 0.5 * (likelihood.chi2(likelihood.render(seen, flux, none)) + tf.reduce_sum(latent**2, 1))
+            return 0.5 * (likelihood.chi2(likelihood.render(seen, flux)) + tf.reduce_sum(latent**2, 1))
 
         # A function of its own: the line search calls it in a dozen places, which would each be compiled.
         value_and_gradient = tf.function(lambda latent: tfp.math.value_and_gradient(loss, latent), autograph=False)
@@ -140,11 +138,11 @@ class DustFit:
             value_and_gradient, start, max_iterations=ITERATIONS, tolerance=TOLERANCE, parallel_iterations=1
         )
         best = tf.argmin(end.objective_value)
-        bare, seen, depth = self.stamps(end.position, tensors)
+        bare, seen, depth = self.stamps(end.position, tensors, curve)
         flux = self.best_fluxes(likelihood, seen)
         alone = flux * tf.one_hot([0], self.shape.sources, axis=1, dtype=DTYPE)
         bare, attenuated, model = (
-            likelihood.render(*part, none)[best] for part in ((bare, alone), (seen, alone), (seen, flux))
+            likelihood.render(*part)[0][best] for part in ((bare, alone), (seen, alone), (seen, flux))
         )
         whole = end.position[best], end.objective_value[best], end.converged[best], flux[best]
         return Found(*whole, bare, attenuated, model, depth[best])
@@ -204,6 +202,8 @@ def fit_dust(
     if law not in ("gaussian", "exponential"):
         raise ValueError(f"law: expected gaussian or exponential, received {law!r}")
     one, count = scene.observation, len(scene.sources)
+    if len(scene.observations) > 1:
+        raise DataError(scene.name, "observations", f"expected one observation, received {len(scene.observations)}")
     curve = np.asarray(attenuation, float)
     if curve.shape != (len(one.bands),) or not (np.isfinite(curve) & (curve >= 0)).all():
         expected = f"expected {len(one.bands)} finite values that are not negative, one a band"
@@ -214,7 +214,7 @@ def fit_dust(
     ordered = Scene(one, tuple(scene.sources[k] for k in order))
     shape = scene_shape(ordered, stamp)._replace(sources=count)
     fit = compiled(prior, shape._replace(blends=DIRECTIONS), position_sigma, law)
-    batch = BlendBatch.build([ordered], shape, DTYPE)
+    batch = Batch.build([ordered], shape, DTYPE)
     guess = fit.galaxies.start(*(tf.constant(part, DTYPE) for part in moments.moments(ordered))).numpy()
     start = np.zeros((DIRECTIONS, fit.number + fit.dust.size))
     start[:, : fit.number] = np.where(np.isfinite(guess), guess, 0).ravel()
@@ -222,11 +222,11 @@ def fit_dust(
     along = fit.dust.unpack(tf.zeros([DIRECTIONS, fit.dust.size], DTYPE))
     along["ellipticity"] = tf.constant(0.6 * np.stack([np.cos(angle), np.sin(angle)], 1), DTYPE)
     start[:, fit.number :] = fit.dust.pack(along).numpy()
-    found = fit.run(batch.tensors | {"attenuation": tf.constant(curve[None], DTYPE)}, tf.constant(start))
+    found = fit.run(batch.tensors, tf.constant(curve, DTYPE), tf.constant(start))
     return _result(scene, ordered, fit, batch, Found(*(part.numpy() for part in found)))
 
 
-def _result(scene: Scene, ordered: Scene, fit: DustFit, batch: BlendBatch, found: Found) -> DustyGalaxy:
+def _result(scene: Scene, ordered: Scene, fit: DustFit, batch: Batch, found: Found) -> DustyGalaxy:
     """Cut to the observation's size and in its unit."""
     one, scale = ordered.observation, batch.band_scale[0]
     _, height, width = one.shape

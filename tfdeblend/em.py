@@ -7,27 +7,28 @@ laps of a Gaussian prior, whose M-step is closed, and held-out scores; `training
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend.data.scene import Scene
-from tfdeblend.deblender import SEED, first_latents
+from tfdeblend.deblender import first_latents
 from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
 from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
-from tfdeblend.diffusion.initial import LARGE_SHARE, Seed, Window, window
+from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
+from tfdeblend.forward.batch import Batch
+from tfdeblend.forward.shapes import BatchShape, ExposureShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
 from tfdeblend.galaxies import moments
-from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.galaxies.priors import BulgeDiskPrior
 from tfdeblend.inference import sample_batches
-from tfdeblend.inference.diffusion_sampler import NEAR, PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.inference.nonparametric import NonparametricFit
 from tfdeblend.io import npz, tfrecords
@@ -41,39 +42,40 @@ SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Blends of one shape, and the closed-form fit that seeds their samples: what an E-step does at once.
+    """Blends of one shape, and the closed-form fit that their samples start from: what an E-step does at once.
 
-    seed: `Seed` of NumPy arrays, a row for each scene.
+    initial: `InitialFit` of NumPy arrays, a row for each scene.
     """
 
     scenes: tuple[Scene, ...]
     shape: BatchShape
-    seed: Seed
+    initial: InitialFit
 
     @property
     def names(self) -> list[str]:
         return [scene.name for scene in self.scenes]
 
-    def batch(self) -> BlendBatch:
-        return BlendBatch.build(self.scenes, self.shape._replace(blends=len(self.scenes)))
+    def batch(self) -> Batch:
+        return Batch.build(self.scenes, self.shape._replace(blends=len(self.scenes)))
 
     def signal(self) -> np.ndarray:
-        """(B, K): norms of the seeds in units of the noise."""
-        return flux_scale(self.seed.stamps)
+        """(B, K): norms of the initial fits in units of the noise."""
+        return flux_scale(self.initial.stamps)
 
     def write(self, path: Path) -> None:
         """As an .npz archive, without the scenes."""
-        arrays = {"names": np.array(self.names), "shape": np.array(self.shape, float), **self.seed._asdict()}
+        arrays = {"names": np.array(self.names), "shape": np.array(json.dumps(self.shape)), **self.initial._asdict()}
         npz.write(path, arrays)
 
     @classmethod
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
         """What `write` wrote, with its scenes by name."""
         with np.load(path) as archive:
-            sizes = dict(zip(BatchShape._fields, archive["shape"].tolist(), strict=True))
-            shape = BatchShape(**{name: kind(sizes[name]) for name, kind in get_type_hints(BatchShape).items()})
-            seed = Seed(*(archive[name] for name in Seed._fields))
-            return cls(tuple(scenes[name] for name in archive["names"].tolist()), shape, seed)
+            *sizes, exposures, background = json.loads(str(archive["shape"]))
+            own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in exposures)
+            initial = InitialFit(*(archive[name] for name in InitialFit._fields))
+            scenes_of = tuple(scenes[name] for name in archive["names"].tolist())
+            return cls(scenes_of, BatchShape(*sizes, own, background), initial)
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:
@@ -89,7 +91,7 @@ def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[B
     return found
 
 
-class Seeding:
+class Initializer:
     """Fits shards' blends in closed form, or, after that, without a profile; each shape is compiled once."""
 
     def __init__(self, nonparametric: bool = False):
@@ -98,14 +100,14 @@ class Seeding:
 
     def __call__(self, scenes: Sequence[Scene], shape: BatchShape) -> Shard:
         if shape not in self.fits:
-            fit = MapFit(PRIORS[SEED](shape.bands), shape)
+            fit = MapFit(BulgeDiskPrior(shape.bands), shape)
             self.fits[shape] = fit, NonparametricFit(fit)
         fit, refine = self.fits[shape]
-        batch = BlendBatch.build(scenes, shape)
-        result = fit(batch, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
+        tensors = Batch.build(scenes, shape).tensors
+        result = fit(tensors, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
         if self.nonparametric:
-            result = refine(batch, result)
-        return Shard(tuple(scenes), shape, Seed(*(part.numpy()[: len(scenes)] for part in Seed.of(result))))
+            result = refine(tensors, result)
+        return Shard(tuple(scenes), shape, InitialFit(*(part.numpy()[: len(scenes)] for part in InitialFit.of(result))))
 
 
 class Stamps(NamedTuple):
@@ -138,11 +140,12 @@ class Expectation:
             scenes = [shard.scenes[row] for row in members]
             rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
             if (shape := shape._replace(blends=rows)) not in self.samplers:
-                self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options, NEAR)
-            own = Seed(*(tf.constant(part[members]) for part in shard.seed))
-            batch = BlendBatch.build(scenes, shard.shape._replace(blends=len(scenes)))
-            draw = sample_batches.learned(self.samplers[shape], batch.tensors, own, scenes, samples, seed)
-            for row, drawn in sample_batches.in_turn(draw, rows, range(len(members)), samples):
+                self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options)
+            own = InitialFit(*(tf.constant(part[members]) for part in shard.initial))
+            tensors = Batch.build(scenes, shard.shape._replace(blends=len(scenes))).tensors
+            names = [scene.name for scene in scenes]
+            draw = sample_batches.by_diffusion(self.samplers[shape], tensors, own, names, samples, seed)
+            for row, drawn in sample_batches.in_turn(draw, shape, range(len(members)), samples):
                 yield [members[i] for i in row], drawn
 
     def stamps(self, shard: Shard, samples: int, seed: int, least_signal: float = 0.0) -> Stamps:
@@ -168,16 +171,16 @@ def lap_seed(seed: int, lap: int) -> int:
 
 def seed_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarray:
     """(N, C, side, side) the seeds' own galaxies at unit scale, cut where a sampler would; none that is larger."""
-    stamps = tf.constant(shard.seed.stamps)
-    begin = window(tf.constant(shard.seed.offset), shard.shape.stamp, side)
-    cut = Window(begin, side, shard.shape.stamp).transpose(stamps).numpy()
+    stamps = tf.constant(shard.initial.stamps)
+    begin = stamp_begin(tf.constant(shard.initial.offset), shard.shape.stamp, side)
+    cut = StampWindow(begin, side, shard.shape.stamp).transpose(stamps).numpy()
     norm, light = flux_scale(cut), np.abs(cut).sum((2, 3, 4))
-    inside = light > (1 - LARGE_SHARE) * np.abs(shard.seed.flux).sum(2)
+    inside = light > (1 - LARGE_SHARE) * np.abs(shard.initial.flux).sum(2)
     galaxy = np.zeros(norm.shape, bool)
     for row, scene in enumerate(shard.scenes):
         galaxy[row, : len(scene.sources)] = [source.kind == "galaxy" for source in scene.sources]
     keep = galaxy & inside & (norm >= max(least_signal, 1e-6))
-    units = np.repeat(shard.batch().band_unit.numpy()[:, None], norm.shape[1], 1)[keep]
+    units = np.repeat(shard.batch().tensors.band_unit.numpy()[:, None], norm.shape[1], 1)[keep]
     unit = cut[keep] / units[:, :, None, None]
     return unit / flux_scale(unit)[:, None, None, None]
 
@@ -232,7 +235,7 @@ def thin(scene: Scene, seed: int) -> Thinned:
     noise = np.where(valid, rng.standard_normal(weights.shape) / np.sqrt(np.where(valid, weights, 1)), 0)
     images = observation.images.astype(float)
     seen = replace(observation, images=(images + noise).astype(np.float32), weights=weights / 2)
-    return Thinned(replace(scene, observation=seen), (images - noise).astype(np.float32))
+    return Thinned(replace(scene, observations=(seen,)), (images - noise).astype(np.float32))
 
 
 class Score(NamedTuple):
@@ -257,7 +260,7 @@ def score(
     for blends, drawn in expectation.draw(shard, samples, seed):
         for row, blend in enumerate(blends):
             _, height, width = shard.scenes[blend].observation.shape
-            models[blend].append(drawn.model[row, :, :height, :width] * scales[blend][:, None, None])
+            models[blend].append(drawn.model[0][row, :, :height, :width] * scales[blend][:, None, None])
     for blend, scene in enumerate(shard.scenes):
         yield scene, judge(scene, halves[scene.name], np.stack(models[blend]), seed)
 

@@ -108,7 +108,7 @@ class Exposure:
     def _windowed_products(self, stamps: tf.Tensor, corners: tf.Tensor, halved: tf.Tensor) -> tf.Tensor:
         """[B, C_e, N + 1, N + 1]: each stamp is seen in a window of its own; one band is in memory at a time."""
         _, sources, images, bands, side, _ = stamps.shape
-        window, half = self.shape.window, self.shape.window // 2
+        half = self.shape.window // 2
         flat = tf.reshape(tf.transpose(stamps, [3, 0, 1, 2, 4, 5]), [bands, -1, sources * images, side, side])
         wings = [[0, 0]] * 3 + [[WINGS, WINGS]] * 2
         spectra = [self._low(tf.signal.rfft2d(one)) for one in tf.unstack(tf.pad(flat, wings))]

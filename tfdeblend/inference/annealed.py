@@ -3,7 +3,7 @@
 At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by pixel, the variance V (V0 of
 `NeuralDenoiser`). With the data this is a linear Gaussian problem for all sources of a blend together,
 
-    x = argmin |sqrt(w) (y - A x)|^2 + (x - D)^T V^-1 (x - D),
+    x = argmin |y - A x|^2 + (x - D)^T V^-1 (x - D),   y and A whitened,
 
 whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low
 as that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep
@@ -16,74 +16,68 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tfdeblend.diffusion.denoisers import NeuralDenoiser
-from tfdeblend.diffusion.initial import Seed, SeededBlends, SeedOptions, check_fits
-from tfdeblend.diffusion.linear_gaussian import Unknowns, gaussian_step
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.diffusion.denoisers import PriorDenoiser
+from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
+from tfdeblend.diffusion.linear_gaussian import gaussian_step
+from tfdeblend.diffusion.schedules import FAINTEST
+from tfdeblend.forward.batch import Tensors
 from tfdeblend.galaxies.posterior import MapState
-from tfdeblend.inference.map_fit import MapFit, MapResult
-from tfdeblend.linalg.low_rank import diagonal_only
+from tfdeblend.inference.map_fit import MapFit, MapResult, seen
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
+from tfdeblend.linalg.solvers import ConjugateGradients
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
-    """levels: how many, from `largest` to `smallest` sigma; iterations: of conjugate gradients at each.
+class AnnealingOptions:
+    """How the noise level falls: in so many levels from `largest` to `smallest` sigma, in units of a galaxy's norm.
 
-    faintest: for bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is
-    that noise, down to this.
+    For bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is that noise.
+    solver: of the linear problem at each level.
     """
 
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
-    faintest: float = 1e-4
-    iterations: int = 25
+    solver: ConjugateGradients = ConjugateGradients(rtol=0.0, max_steps=25)
 
 
-class ScoreFit:
-    """The compiled fit for one batch shape, seeded by a closed-form fit of the same batch.
+class AnnealedFit:
+    """The compiled fit for one batch shape, which starts from a closed-form fit of the same batch.
 
     Args:
-      denoiser: of stamps of at most the seed's side, with its model PSF.
+      denoiser: of stamps of at most the closed-form fit's side, with its model PSF.
     """
 
-    def __init__(self, seed: MapFit, denoiser: NeuralDenoiser, options: ScoreOptions = ScoreOptions()):
-        check_fits(seed.shape, denoiser)
-        self.shape, self.denoiser, self.options = seed.shape, denoiser, options
-        self.near = SeedOptions(seed.options.background)
+    def __init__(self, initial: MapFit, denoiser: PriorDenoiser, options: AnnealingOptions = AnnealingOptions()):
+        check_fits(initial.shape, denoiser)
+        self.shape, self.denoiser, self.options = initial.shape, denoiser, options
         self._run = tf.function(self._fit, autograph=False)
 
-    def __call__(self, batch: BlendBatch, seed: MapResult) -> MapResult:
-        """Fits `batch` from the closed-form result `seed`; errors remain those of the seed."""
-        if batch.shape != self.shape:
-            raise ValueError(f"expected a batch of {self.shape}, received {batch.shape}")
-        return self._run(batch.tensors, seed)
+    def __call__(self, tensors: Tensors, initial: MapResult) -> MapResult:
+        """Fits blends from the closed-form result `initial`; errors remain those of the closed-form fit."""
+        return self._run(tensors, initial)
 
-    def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
+    def _fit(self, tensors: Tensors, initial: MapResult) -> MapResult:
         options = self.options
-        blends = SeededBlends(tensors, self.shape, Seed.of(seed), self.denoiser.stamp_shape[1], self.near)
-        last = tf.clip_by_value(1 / tf.maximum(blends.norm, 1), options.faintest, options.smallest)
+        problem = BlendProblem(tensors, self.shape, InitialFit.of(initial), self.denoiser.stamp_shape[1])
+        last = tf.clip_by_value(1 / tf.maximum(problem.norm, 1), FAINTEST, options.smallest)
 
-        def anneal(count: tf.Tensor, x: Unknowns) -> tuple[tf.Tensor, Unknowns]:
+        def anneal(count: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             fraction = tf.cast(count, last.dtype) / max(options.levels - 1, 1)
             sigma = options.largest * (last / options.largest) ** fraction
-            mean = blends.mean(self.denoiser.denoise(x.stamps, sigma))
-            variance = self.denoiser.prior_variance(tf.reshape(sigma, [-1]))
-            spread = blends.spread(diagonal_only(tf.reshape(variance, x.stamps.shape)))
-            return count + 1, mean + gaussian_step(
-                blends.blend, spread, blends.data - blends.blend(mean), options.iterations
-            )
+            mean = problem.mean(self.denoiser.denoise(x, sigma))
+            variance = tf.reshape(self.denoiser.prior_variance(tf.reshape(sigma, [-1])), x.shape)
+            covariance = problem.covariance(DiagonalPlusLowRank.of_diagonal(variance))
+            residual = problem.data - problem.operator.forward(mean)
+            return count + 1, mean + gaussian_step(problem.operator, covariance, residual, options.solver)
 
-        _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), blends.start])
-        stamps = blends.stamps(end)
-        sources = blends.sources(stamps)
-        model = tf.reduce_sum(sources, 1) + end.background[..., None, None]
-        return seed._replace(
-            state=MapState(seed.state.latent, blends.flux(stamps), end.background),
-            model=model,
-            sources=sources,
-            stamps=stamps,
-            chi2=blends.likelihood.chi2(model),
-            steps=seed.steps + options.levels,
-            beyond_prior=blends.large[:, :, 0, 0, 0] > 0,
+        _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), problem.start])
+        stamps = problem.stamps(end)
+        model = tuple(tf.reduce_sum(images, 1) for images in problem.likelihood.sources(stamps))
+        found = seen(problem.likelihood, stamps, model)
+        return initial._replace(
+            state=MapState(initial.state.latent, problem.flux(stamps)),
+            steps=initial.steps + options.levels,
+            beyond_prior=problem.large[:, :, 0, 0, 0] > 0,
+            **found,
         )

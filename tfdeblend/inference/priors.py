@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfdeblend.data.psf import LARGEST_GAIN
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.diffusion.registry import PriorFile
 from tfdeblend.forward.batch import Tensors
@@ -153,19 +153,19 @@ class LearnedPrior(Prior):
       source: the file of a learned prior, or a denoiser.
     """
 
-    def __init__(self, source: PriorFile | Denoiser):
-        if isinstance(source, Denoiser):
+    def __init__(self, source: PriorFile | PriorDenoiser):
+        if isinstance(source, PriorDenoiser):
             bands, side, _ = source.stamp_shape
             names = tuple(source.bands) or tuple(f"band{band}" for band in range(bands))
             path, scale, sigma = Path("denoiser"), source.pixel_scale, source.model_sigma
             self.file = PriorFile(getattr(source, "name", "denoiser"), path, names, side, scale, sigma)
-            self._denoiser: Denoiser | None = source
+            self._denoiser: PriorDenoiser | None = source
         else:
             self.file, self._denoiser = source, None
         self.name, self.least_stamp, self.model_sigma = self.file.name, self.file.side + 2, self.file.model_sigma
 
     @property
-    def denoiser(self) -> Denoiser:
+    def denoiser(self) -> PriorDenoiser:
         """The denoiser, read at its first use. Raises: DataError for a file that is missing or damaged."""
         return self._denoiser or self.file.load()
 
@@ -193,17 +193,13 @@ class LearnedPrior(Prior):
             for depth, some in _by_depth(run, shape, members).items():
                 rows = rows_at_once(shape, len(some) * run.samples)
                 narrow = shape._replace(blends=rows)
-                key = "diffusion", self.name, narrow, options, depth
-                sampler = compiled.get(key, lambda: PosteriorSampler(narrow, self.denoiser, options.deeper(depth)))
+                sampler = compiled.get(
+                    ("diffusion", self.name, narrow, options, depth),
+                    partial(PosteriorSampler, narrow, self.denoiser, options, depth),
+                )
                 names = [scene.name for scene in run.scenes]
-                draw = by_diffusion(sampler, run.tensors, initial_of(run.found), names, run.samples, run.seed)
+                draw = by_diffusion(sampler, run.tensors, InitialFit.of(run.found), names, run.samples, run.seed)
                 yield SampleGroup(narrow, some, draw, lambda row: facts)
-
-
-def initial_of(found: MapResult) -> InitialFit:
-    """What sampling takes over of a closed-form fit."""
-    covariance = tf.cast(found.summary_covariance[..., :2, :2], found.stamps.dtype)
-    return InitialFit(found.stamps, found.state.flux, found.summary[..., :2], covariance)
 
 
 def _by_depth(run: SampleRun, shape: BatchShape, members: Sequence[int]) -> dict[float, list[int]]:
@@ -246,7 +242,7 @@ def names() -> list[str]:
     return [AUTO, *PRIORS, NONPARAMETRIC, *registry.shipped()]
 
 
-def find(prior: str | Path | Prior | Denoiser | AutomaticPrior) -> Prior | AutomaticPrior:
+def find(prior: str | Path | Prior | PriorDenoiser | AutomaticPrior) -> Prior | AutomaticPrior:
     """The prior of a name or of a file (`.keras`, `.npz`), or the object itself.
 
     Raises: ValueError for a name that is not known; DataError for a file that cannot be read; TypeError for another
@@ -254,7 +250,7 @@ def find(prior: str | Path | Prior | Denoiser | AutomaticPrior) -> Prior | Autom
     """
     if isinstance(prior, Prior | AutomaticPrior):
         return prior
-    if isinstance(prior, Denoiser):
+    if isinstance(prior, PriorDenoiser):
         return LearnedPrior(prior)
     if not isinstance(prior, str | Path):
         expected = "expected the name of a prior, the path of one, or a prior"

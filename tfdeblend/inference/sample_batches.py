@@ -45,7 +45,7 @@ def by_diffusion(
       names: of the blends, by which their random numbers differ. seed: the user's.
     """
     sources = sampler.shape.sources
-    tensors, initial = tensors.first_sources(sources), initial.first_sources(sources)
+    tensors, initial = tensors.first_sources(sources), initial.first(sources)
     keys = random.keys(seed, names, samples).reshape(-1, samples)
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
