@@ -13,7 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import gaussian, make_deblended
+from helpers import gaussian, make_deblended, make_joint, with_view
 from scene_files import BANDS, DATA, SHAPE, XY, arrays, celestial, extensions, needs_data, write_fits, write_npz
 
 from tfdeblend import io
@@ -365,9 +365,13 @@ def test_extensions_of_several_observations(tmp_path: Path) -> None:
         units = {hdu.name: hdu.header.get("BUNIT") for hdu in hdus}
         rows = [(row["observation"], row["band"], row["background"]) for row in Table.read(hdus["BANDS"])]
     own = ("MODEL", "RESIDUAL", "SOURCES", "SOURCES_STD", "IMAGES", "WEIGHTS", "PSF", "NOISECORR", "SATURATED")
-    assert {name for name in shapes if name.endswith("_SECOND")} == {f"{name}_SECOND" for name in (*own, "REAPPORTIONED")}
+    assert {name for name in shapes if name.endswith("_SECOND")} == {
+        f"{name}_SECOND" for name in (*own, "REAPPORTIONED")
+    }
     assert shapes["MODEL_SECOND"] == (2, 30, 34) and shapes["SOURCES_STD_SECOND"] == (3, 2, 30, 34)
-    assert shapes["STAMPS"] == (3, 3, 15, 15) and shapes["SAMPLES"] == (2, 3, 3, 15, 15) and shapes["FLUXCOV"] == (3, 3, 3)
+    assert (
+        shapes["STAMPS"] == (3, 3, 15, 15) and shapes["SAMPLES"] == (2, 3, 3, 15, 15) and shapes["FLUXCOV"] == (3, 3, 3)
+    )
     assert (units["MODEL"], units["MODEL_SECOND"]) == ("adu", "electron")
     assert rows == [("first", "g", 0), ("first", "r", 0), ("second", "r", 3), ("second", "i", 3)]
 

@@ -189,10 +189,10 @@ def test_a_band_that_nothing_sees_is_nan() -> None:
     table = catalog(result, shapes, flux, 1.0, True)
     assert np.isnan(table["flux_r"][0]) and np.isnan(table["flux_err_r"][0]) and np.isfinite(table["flux_g"][0])
     assert flagged(table, flags.UNSEEN)[0] and flagged(table, flags.MASKED)[0]
-    other = make_deblended("other", bands="ri", shape=(60, 60)).views[0]
+    other = make_deblended(name="other", bands="ri", shape=(60, 60)).views[0]
     other = replace(other, observation=replace(other.observation, wcs=on_sky(0.2)))
     for away, unseen in ((0.0, [False, False]), (100.0, [True, True])):  # beside the footprint of the other
-        second = replace(other, positions=positions + [away, 0])
+        second = replace(other, positions=positions + np.array([away, 0]))
         scene = Scene((observation, other.observation), result.scene.sources)
         both = replace(result, scene=scene, views=(*result.views, second), flux_cov=np.stack([np.eye(3)] * 3))
         table = catalog(replace(both, stamps=np.ones((3, 3, 15, 15))), shapes, np.ones((3, 3)), 1.0, True)
@@ -247,3 +247,16 @@ def test_remeasured_results_agree_with_their_fit() -> None:
     for name in ("snr", "blendedness", "chi2", "flags", "size_err", "x_err"):
         np.testing.assert_allclose(again[name], first[name])
     assert again.colnames == first.colnames
+
+
+def test_remeasured_joint_results_have_all_bands_and_views() -> None:
+    """Fluxes are the stamps' sums in all bands; positions are the first one's, which its shift takes off the stamps."""
+    result = make_joint()
+    table = remeasure(result)
+    assert {"flux_g", "flux_r", "flux_i", "mag_i", "color_r_i"} <= set(table.colnames)
+    np.testing.assert_allclose(table["flux_i"], result.stamps[:, 2].sum((1, 2)), rtol=1e-6)
+    assert table["flux_g"].description == "adu" and table["flux_i"].description == "electron"
+    on_stamps = stamp_shapes(result.stamps, result.corners, MODEL_SIGMA).positions
+    np.testing.assert_allclose(np.stack([table["y"], table["x"]], 1), on_stamps - [0.1, -0.2])
+    alone = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in result.views]
+    np.testing.assert_allclose(table["snr"], np.hypot(*alone))

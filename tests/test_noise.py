@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import gaussian, make_deblended, make_scene, smooth_correlation, smooth_noise
+from helpers import gaussian, make_deblended, make_scene, smooth_correlation, smooth_noise, with_view
 from scipy.linalg import solve_triangular
 from simulations import BLEND, simulate
 

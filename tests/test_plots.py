@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import gaussian, make_deblended, make_joint
@@ -16,6 +18,7 @@ from tfdeblend.app.plots import (
     residual_colours,
     significance,
 )
+from tfdeblend.data.scene import Scene
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,15 @@ def test_marks_stand_on_the_sources(plotter):
 
 
 def test_observations_are_drawn_below_each_other(plotter):
-    """The first one as it is alone but for its headline, then the second on its own pixels."""
+    """The first one as it is alone, then the second on its own pixels."""
     joint = make_joint()
-    picture, first = plotter.draw(joint), plotter.draw(replace(joint, scene=joint.scene, views=joint.views[:1]))
+    scene = Scene(joint.scene.observation, joint.scene.sources)
+    picture, alone = plotter.draw(joint), plotter.draw(replace(joint, scene=scene, views=joint.views[:1]))
+    np.testing.assert_array_equal(picture[: len(alone)], alone)
+    assert len(picture) > 1.5 * len(alone) and picture[len(alone) :].std() > 10
+
+
+@pytest.mark.parametrize("make", [make_deblended, make_joint])
+def test_samples_are_drawn(tmp_path, make):
+    figure = plot_samples(make(samples=2), tmp_path / "samples.png")
+    assert len(figure.axes) == 3 * (4 + 2) and imread(tmp_path / "samples.png").std() > 0.05

@@ -34,6 +34,7 @@ from export.layout import WARM_UP
 from export.proofs.figures import INDEPENDENT, difference
 from tests.test_export import scene
 from tfdeblend.app.cli import main
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.client import Client
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError

@@ -46,7 +46,12 @@ def file(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | 
     if is_result(path):
         result = files.read(path)
         undeclared = None if result.undeclared is None else len(result.undeclared)
-        found = {"sources": len(result.catalog), "chi2": result.chi2, "undeclared": undeclared, **result.header}
+        found: dict[str, Any] = {
+            "sources": len(result.catalog),
+            "chi2": result.chi2,
+            "undeclared": undeclared,
+            **result.header,
+        }
         further = {one.name: observation(one) for one in result.scene.observations[1:]}
         found |= {"observations": further} if further else {}
         return {"file": str(path), "content": "result", **observation(result.scene.observation), **found}
