@@ -9,9 +9,9 @@ PACKAGING := setup.cfg pyproject.toml constraints.txt
 help:
 	@echo "make demo     simulate a blend, deblend it, compare with the truth: demo/"
 	@echo "make em-demo  learn a prior from blends alone: runs/em-demo/"
-	@echo "make test     lint, types and tests"
+	@echo "make test     lint and tests"
 	@echo "make test-slow  the tests that take longer: whole runs, killed ones, every proof of an export"
-	@echo "make lint     lint and types only"
+	@echo "make lint     lint, types and layers of imports only"
 	@echo "make bench    compare with peers; options in BENCH=..., see benchmarks/README.md"
 	@echo "make clean    remove the environment and everything made"
 
@@ -31,11 +31,12 @@ demo: $(VENV)/installed
 
 em-demo: $(VENV)/installed
 	$(BIN)/tfdeblend simulate --number 160 --size 48 --sources 2-3 --bright 19 --faint 23 --seed 7 --out runs/em-demo/blends
-	$(BIN)/python -m training.train_em --config training/configs/em/demo.json --out runs/em-demo/laps
+	$(BIN)/tfdeblend em --config training/configs/em/demo.json --out runs/em-demo/em
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(PYTEST)

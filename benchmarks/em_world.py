@@ -1,7 +1,7 @@
 """How far does expectation-maximisation get? Blends with truth, and priors judged on others of the same galaxies.
 
     python -m benchmarks.em_world make --stamps galaxies.npy --bands g r i --number 1500 --out world
-    python -m training.train_em --config em.json --out run               # "blends": ["world"]
+    tfdeblend em --config em.json --out run               # "blends": ["world"]
     python -m benchmarks.em_world judge --stamps held-out.npy --bands g r i --number 300 --out judged \\
         --priors run/lap_000/prior.keras run/lap_001/prior.keras ... isolated.keras
 
@@ -144,14 +144,14 @@ def judge(options: argparse.Namespace) -> None:
         blends = [Judged(one.scene, one.sources) for one in make(options)]
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    scenes, seeding = [blend.scene for blend in blends], em.Seeding()
+    scenes, fit = [blend.scene for blend in blends], em.InitialFits()
     first = registry.find(str(options.priors[0])).load()
     by_name = {scene.name: scene for scene in scenes}
     found = []
     for number, (shape, members) in enumerate(em.plan(scenes, first.stamp_shape[1], first.model_sigma)):
         path = out / f"seed_{number:05d}.npz"
         if not path.exists():
-            seeding([scenes[index] for index in members], shape).write(path)
+            fit([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))
     rows, expectations = {}, {}  # priors of other networks are compiled apart
     for number, prior in enumerate(options.priors):

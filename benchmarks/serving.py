@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving BASE --requests 200
 
-Starts `export.serve` on a copy of a folder of exported models and asks all of them in turn, over gRPC and REST; then
+Starts `tfdeblend serve` on a copy of a folder of exported models and asks all of them in turn, over gRPC and REST; then
 puts a new version of each into service under load; then stops the server while it is at work.
 """
 
@@ -26,11 +26,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export import warmup
-from export.layout import versions
-from export.proofs.figures import difference
-from export.proofs.reference import bucket_of
 from tfdeblend.errors import DataError
+from tfdeblend.export import warmup
+from tfdeblend.export.layout import versions
+from tfdeblend.export.proofs.figures import difference
+from tfdeblend.export.proofs.reference import bucket_of
 from tfdeblend.transport import Arrays, ServerError, connect
 
 CLIENTS, BATCH = 16, 8
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         base, log = Path(scratch) / "models", Path(scratch) / "log"
         for name in names:
             shutil.copytree(newest(args.base, name), base / name / "1")
-        command = [sys.executable, "-m", "export.serve", str(base), "--port", "0", "--rest-port", "0"]
+        command = [sys.executable, "-m", "tfdeblend", "serve", str(base), "--port", "0", "--rest-port", "0"]
         began = time.perf_counter()
         with (
             log.open("w") as told,

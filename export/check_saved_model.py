@@ -1,6 +1,6 @@
 """Proves that exported models can be served: every proof in its own process, a table of figures, 1 where one fails.
 
-python -m export.check_saved_model BASE
+python -m tfdeblend.export.check_saved_model BASE
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from export.layout import versions
+from tfdeblend.export.layout import versions
 
 PROOFS = ("alone", "c_api", "openvino_run", "configuration")
 FOLDER = Path(__file__).parent / "proofs"
@@ -31,7 +31,7 @@ def check(folder: Path, proofs: tuple[str, ...] = PROOFS) -> bool:
 
 def _run(proof: str, folder: Path, work: Path) -> bool:
     # Alone means alone: a script, where no package of this project is looked for.
-    script = [str(FOLDER / "alone.py")] if proof == "alone" else ["-m", f"export.proofs.{proof}"]
+    script = [str(FOLDER / "alone.py")] if proof == "alone" else ["-m", f"tfdeblend.export.proofs.{proof}"]
     command = [sys.executable, *script, str(folder.resolve()), str(work)]
     began = time.perf_counter()
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -54,13 +54,14 @@ def _show(line: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.check_saved_model", description=str(__doc__).split("\n")[0])
+    program = "python -m tfdeblend.export.check_saved_model"
+    parser = argparse.ArgumentParser(prog=program, description=str(__doc__).split("\n")[0])
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of models; the newest version of each")
     parser.add_argument("--proof", action="append", choices=PROOFS, help="only this one; may be repeated")
     args = parser.parse_args(argv)
     models = [path for path in sorted(args.base.iterdir()) if versions(path)] if args.base.is_dir() else []
     if not models:
-        print(f"export.check_saved_model: error: expected a folder of models, received {args.base}", file=sys.stderr)
+        print(f"check_saved_model: error: expected a folder of models, received {args.base}", file=sys.stderr)
         return 2
     proofs = tuple(args.proof or PROOFS)
     return 0 if all([check(path / str(versions(path)[-1]), proofs) for path in models]) else 1

@@ -1,28 +1,24 @@
 """Writes models for a model server: BASE/<model>/<version>/, whole or not at all.
 
-python -m export.saved_model --prior hsc-grizy-64 --side 32 --sources 4 --out BASE
+tfdeblend export --prior hsc-grizy-64 --side 32 --sources 4 --out BASE
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
 
-from export import warmup
-from export.bucket import PSF_SIDE, SAMPLES, STEPS, Bucket
-from export.layout import versions
-from export.signatures import Concrete, Inference
 from tfdeblend.diffusion import registry
-from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS
+from tfdeblend.export import warmup
+from tfdeblend.export.bucket import SAMPLES, STEPS, Bucket
+from tfdeblend.export.layout import versions
+from tfdeblend.export.signatures import Concrete, Inference
 from tfdeblend.version import __version__
 
 DEFAULT = "map"  # the signature that is called where a request names none
@@ -95,31 +91,3 @@ Limits: {limits} Errors of `map` are those of a Gaussian about the closed-form m
 from pixel to pixel. Sources must be declared: detection is the client's. Blends whose output `usable` is false were
 refused for their numbers, and all their values are NaN.
 """
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.saved_model", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="BASE", help="folder of models")
-    parser.add_argument("--prior", default="hsc-grizy-64", metavar="NAME", help="(default: hsc-grizy-64)")
-    parser.add_argument("--bands", metavar="NAMES", help="of a closed-form prior, such as g,r,i (default: g,r,i,z,y)")
-    parser.add_argument("--side", type=int, default=64, choices=IMAGE_SIDES, help="of images, pixels (default: 64)")
-    parser.add_argument("--sources", type=int, default=4, choices=SOURCE_COUNTS, help="at most (default: 4)")
-    parser.add_argument("--psf", type=int, default=PSF_SIDE, help=f"largest PSF image, pixels (default: {PSF_SIDE})")
-    parser.add_argument("--version", type=int, metavar="N", help="(default: one more than the last)")
-    args = parser.parse_args(argv)
-    began = time.perf_counter()
-    try:
-        if args.version is not None and args.version < 1:
-            raise ValueError(f"version: expected at least 1, received {args.version}")
-        bands = tuple(args.bands.split(",")) if args.bands else None
-        path = write(Bucket(args.prior, args.side, args.sources, args.psf, bands), args.out, args.version)
-    except (ValueError, OSError) as error:
-        print(f"export.saved_model: error: {error}", file=sys.stderr)
-        return 2
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    print(f"{path}: {size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,12 +12,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from export import normals, preparation, seeds
-from export.bucket import SAMPLES, STEPS, Bucket, blend_specs
 from tfdeblend.deblender import CONVERGED, SEED
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.initial import Seed
 from tfdeblend.diffusion.random import NormalDraws
+from tfdeblend.export import normals, preparation, seeds
+from tfdeblend.export.bucket import SAMPLES, STEPS, Bucket, blend_specs
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.inference.annealed import ScoreFit

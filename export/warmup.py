@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from export.bucket import Bucket
-from export.layout import WARM_UP
+from tfdeblend.export.bucket import Bucket
+from tfdeblend.export.layout import WARM_UP
 
 SIGMA = 2.0  # pixels, of the PSF and the source
 

@@ -32,11 +32,11 @@ def batches(first_step: int, count: int, seed: int = 3) -> list:
     return list(data.take(count).as_numpy_iterator())
 
 
-def test_each_lap_is_a_permutation():
+def test_each_iteration_is_a_permutation():
     steps = [batch_indices(tf.constant(i, tf.int64), 6, 15, seed=7).numpy() for i in range(10)]
-    laps = np.concatenate(steps).reshape(4, 15)
-    np.testing.assert_array_equal(np.sort(laps, 1), [np.arange(15)] * 4)
-    assert len({tuple(lap) for lap in laps}) == 4
+    iterations = np.concatenate(steps).reshape(4, 15)
+    np.testing.assert_array_equal(np.sort(iterations, 1), [np.arange(15)] * 4)
+    assert len({tuple(iteration) for iteration in iterations}) == 4
 
 
 def test_a_resumed_run_sees_the_same_data():
@@ -133,11 +133,11 @@ def test_blends_come_in_padded_batches_each_once():
     assert sorted(seen) == list(range(5))
 
 
-def test_order_of_blends_is_pure_in_seed_and_lap():
+def test_order_of_blends_is_pure_in_seed_and_iteration():
     scenes = [make_scene(shape=(30, 30), sources=2, seed=i)[0] for i in range(12)]
 
-    def order(seed: int, lap: int) -> list[int]:
-        batches = blend_batches(scenes, stamp=32, blends=4, seed=seed, lap=lap)
+    def order(seed: int, iteration: int) -> list[int]:
+        batches = blend_batches(scenes, stamp=32, blends=4, seed=seed, iteration=iteration)
         return [int(i) for _, data in batches for tensors in data.as_numpy_iterator() for i in tensors["index"]]
 
     assert order(1, 0) == order(1, 0)

@@ -1,4 +1,4 @@
-"""Laps of expectation-maximisation against the closed form of Gaussian worlds, and held-out scores against theirs."""
+"""Expectation-maximisation and held-out scores against the closed forms of Gaussian worlds."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class World:
         blocks = s.reshape(-1, 2, PIXELS, 2, PIXELS)
         return m.reshape(-1, 2, PIXELS), np.einsum("bkikj->bkij", blocks)
 
-    def lap(self, mu: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def iteration(self, mu: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """mu' = mean m_j, C' = mean[S_j + (m_j - mu')(m_j - mu')^T], and the mean S_j."""
         m, s = (x.reshape(-1, *x.shape[2:]) for x in self.posteriors(mu, c))
         after = m.mean(0)
@@ -146,22 +146,22 @@ def expectation() -> em.Expectation:
     return em.Expectation(denoiser(*moments(np.random.default_rng(0)), RANK), EXACT)
 
 
-def test_closed_form_laps_never_lower_the_evidence(world: World):
+def test_closed_form_iterations_never_lower_the_evidence(world: World):
     mu, c = np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS)
     values = [world.evidence(mu, c)]
     for _ in range(6):
-        mu, c, _ = world.lap(mu, c)
+        mu, c, _ = world.iteration(mu, c)
         values.append(world.evidence(mu, c))
     assert (np.diff(values) > 0).all()
 
 
-def test_the_samples_are_the_closed_form_lap(world: World, expectation: em.Expectation):
+def test_the_samples_are_the_closed_form_iteration(world: World, expectation: em.Expectation):
     """The E-step's moments are mu' and C' to their Monte Carlo error, from a prior that is wrong."""
     prior = denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK)
     expectation.use(prior)
     found = [drawn.unit[: len(rows), :, 0] for rows, drawn in expectation.draw(world.shard, 8, 1)]
     x = np.concatenate(found).reshape(-1, PIXELS).astype(float)
-    mu, c, s = world.lap(*dense(prior))
+    mu, c, s = world.iteration(*dense(prior))
     assert len(x) == 48 * 8 * 2
     z = (x.mean(0) - mu) / np.sqrt(np.diag(s) / len(x))
     assert np.abs(z).max() < 4.5 and z.std() < 1.3
@@ -171,26 +171,26 @@ def test_the_samples_are_the_closed_form_lap(world: World, expectation: em.Expec
     assert np.abs((moved - np.diag(c)) / error).max() < 4.5
 
 
-def test_laps_of_a_gaussian_prior_raise_the_evidence(world: World, expectation: em.Expectation):
+def test_iterations_of_a_gaussian_prior_raise_the_evidence(world: World, expectation: em.Expectation):
     """By factor analysis of samples: the evidence falls by no more than their noise, and nears the closed form's."""
     prior = denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK)
     expectation.use(prior)
     mu, c = dense(prior)
     values = [world.evidence(mu, c)]
-    for lap in range(6):
-        drawn = [d.unit[: len(rows), :, 0] for rows, d in expectation.draw(world.shard, 4, lap)]
+    for iteration in range(6):
+        drawn = [d.unit[: len(rows), :, 0] for rows, d in expectation.draw(world.shard, 4, iteration)]
         images = np.concatenate(drawn).reshape(-1, 1, SIDE, SIDE)
-        prior = GaussianDenoiser.fit(images, RANK, em.LAPS_OF_FACTORS)
+        prior = GaussianDenoiser.fit(images, RANK, em.FACTOR_ITERATIONS)
         expectation.use(prior)
         values.append(world.evidence(*dense(prior)))
-        mu, c, _ = world.lap(mu, c)
+        mu, c, _ = world.iteration(mu, c)
     exact = world.evidence(mu, c)
     noise = 0.5 * PIXELS * (RANK + 2) / 4  # half a nat a parameter, over the samples of a source
     assert (np.diff(values) > -noise).all()
     assert values[-1] > values[0] + 0.7 * (exact - values[0])
 
 
-def test_a_lap_is_a_function_of_prior_shard_and_seed(world: World, expectation: em.Expectation, tmp_path):
+def test_a_iteration_is_a_function_of_prior_shard_and_seed(world: World, expectation: em.Expectation, tmp_path):
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
     first = expectation.stamps(world.shard, 1, 5)
     world.shard.write(tmp_path / "shard.npz")
@@ -235,7 +235,7 @@ def ensemble(sources: int, spread: float, shift: float, number: int, samples: in
         images = true + rng.standard_normal((1, 24, 24))
         blank = Observation(np.zeros((1, 24, 24)), np.ones((1, 24, 24)), np.ones((1, 3, 3)) / 9, name=f"{index}")
         scene = Scene(blank, tuple(Source(float(p), float(q)) for p, q in places))
-        scores.append(em.judge(scene, images, models, 0)[:3])
+        scores.append(em.evaluate(scene, images, models, 0)[:3])
     return np.array(scores)
 
 
@@ -268,7 +268,7 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
     thinned = [em.thin(scene, 3) for scene in world.shard.scenes]
     scenes = [one.scene for one in thinned]
     halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
-    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.seed)
+    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.fit)
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
     found = {scene.name: one[:4] for scene, one in em.score(expectation, shard, halves, 8, 0)}
     values = np.array(list(found.values()))
@@ -280,20 +280,20 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
     assert values[:, 3].mean() == pytest.approx(1, abs=4 * np.sqrt(2 / pixels / len(values)))
 
 
-def test_seed_stamps_are_centred_as_samples_are(world: World):
+def test_initial_stamps_are_centred_as_samples_are(world: World):
     """The seeds are single pixels, wherever in their stamps: at unit norm in the middle."""
-    found = em.seed_stamps(world.shard, SIDE)
+    found = em.initial_stamps(world.shard, SIDE)
     expected = np.zeros((1, SIDE, SIDE))
     expected[0, SIDE // 2, SIDE // 2] = 1
     np.testing.assert_allclose(found, np.broadcast_to(expected, (96, 1, SIDE, SIDE)), atol=1e-6)
-    assert len(em.seed_stamps(world.shard, SIDE, 2 * SCALE)) == 0
+    assert len(em.initial_stamps(world.shard, SIDE, 2 * SCALE)) == 0
 
 
-def test_a_lap_of_a_gaussian_prior_by_unit_stamps(world: World, expectation: em.Expectation):
-    """`gaussian_lap` moves a wrong mean towards the galaxies', and keeps the prior's rank."""
+def test_a_iteration_of_a_gaussian_prior_by_unit_stamps(world: World, expectation: em.Expectation):
+    """`gaussian_iteration` moves a wrong mean towards the galaxies', and keeps the prior's rank."""
     mu, _ = moments(np.random.default_rng(0))
     expectation.use(denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK))
-    em.gaussian_lap(expectation, [world.shard], 0)
+    em.gaussian_iteration(expectation, [world.shard], 0)
     prior = expectation.denoiser
     assert isinstance(prior, GaussianDenoiser)
     unit = mu / np.linalg.norm(mu)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import normals, preparation, seeds
-from export.bucket import Bucket, blend_specs
-from export.warmup import example
 from tests.test_learned import SHIPPED, simulated
 from tfdeblend.client import blend_arrays
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
 from tfdeblend.diffusion.random import Draws
+from tfdeblend.export import normals, preparation, seeds
+from tfdeblend.export.bucket import Bucket, blend_specs
+from tfdeblend.export.warmup import example
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import scene_shape, stamp_side
 from tfdeblend.galaxies import moments

@@ -34,6 +34,7 @@ def test_result_types_need_no_tensorflow():
 
 
 def test_public_names_are_complete():
-    assert set(tfdeblend.__all__) <= set(dir(tfdeblend))
+    assert dir(tfdeblend) == sorted(tfdeblend.__all__)
+    assert all(getattr(tfdeblend, name) is not None for name in tfdeblend.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = tfdeblend.nonsense

@@ -10,6 +10,9 @@ import pytest
 import tensorflow as tf
 from astropy.io import fits
 from fields import COLOUR, FLUX, expose, places, positions, write
+from tfdeblend.forward.field import Exposures
+from tfdeblend.forward.joint_likelihood import JointLikelihood
+from tfdeblend.joint import CalibrationOptions, deblend_together
 
 from tfdeblend.app.cli import main
 from tfdeblend.data.scene import Scene
@@ -18,12 +21,9 @@ from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
-from tfdeblend.forward.field import Exposures
-from tfdeblend.forward.joint_likelihood import JointLikelihood
 from tfdeblend.inference import joint_sampling
 from tfdeblend.inference.diffusion_sampler import SampleOptions
-from tfdeblend.joint import CalibrationOptions, deblend_together
-from training import fit_gaussian
+from tfdeblend.training import fit_gaussian
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
 SIDE = 24

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from training.two_sample import pqmass, properties, two_sample
+from tfdeblend.training.two_sample import pqmass, properties, two_sample
 
 
 def discs(number: int, size: float, seed: int) -> np.ndarray:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import saved_model
-from export.bucket import Bucket
-from export.check_saved_model import check
 from tests.scene_files import DATA, needs_data
 from tests.test_serving import Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
+from tfdeblend.export import saved_model
+from tfdeblend.export.bucket import Bucket
+from tfdeblend.export.check_saved_model import check
 
 BLEND = DATA / "hsc_blends" / "43158172147386634.npz"  # 2 sources, 22 pixels
 LARGEST = {"map": 1e-5, "sample": 1e-3}

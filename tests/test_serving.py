@@ -25,19 +25,19 @@ from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
-from export import saved_model, warmup
-from export.bucket import Bucket
-from export.check_saved_model import check
-from export.embedded import inputs
-from export.embedded.refusal import Refusal
-from export.layout import WARM_UP
-from export.proofs.figures import INDEPENDENT, difference
 from tests.test_export import scene
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.client import Client
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
+from tfdeblend.export import saved_model, warmup
+from tfdeblend.export.bucket import Bucket
+from tfdeblend.export.check_saved_model import check
+from tfdeblend.export.embedded import inputs
+from tfdeblend.export.embedded.refusal import Refusal
+from tfdeblend.export.layout import WARM_UP
+from tfdeblend.export.proofs.figures import INDEPENDENT, difference
 
 BUCKET = Bucket("exponential", 32)
 
@@ -53,7 +53,7 @@ class Server:
     """The command in a process of its own."""
 
     def __init__(self, base: Path, *options: str):
-        command = [sys.executable, "-m", "export.serve", str(base), "--port", "0", "--rest-port", "0", *options]
+        command = [sys.executable, "-m", "tfdeblend", "serve", str(base), "--port", "0", "--rest-port", "0", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
         assert self.process.stdout
         facts = json.loads(self.process.stdout.readline())

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from tests.test_training import NETWORK
+from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
 from tfdeblend.em import SAMPLING, Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.io import npz
-from training import train_em
-from training.config import FitConfig
-from training.em_blends import split_of
-from training.em_config import EMConfig, StartConfig
-from training.em_judge import rise
+from tfdeblend.training import train_em
+from tfdeblend.training.config import FitConfig
+from tfdeblend.training.em_blends import split_of
+from tfdeblend.training.em_config import EMConfig, StartConfig
+from tfdeblend.training.em_evaluation import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
 FIT = FitConfig(steps=4, epoch=2, batch=8, warmup=1, ema=0.9)
@@ -58,14 +59,14 @@ def tiny(blends: Path) -> EMConfig:
         bands=("i",),
         side=16,
         pixel_scale=0.168,
-        start=StartConfig("gaussian", rank=2, laps=1),
+        start=StartConfig("gaussian", rank=2, iterations=1),
         mean_fit=FIT,
         head_fit=FIT,
-        laps=2,
+        iterations=2,
         sampling=SampleOptions(steps=2),
         validation=0.3,
         test=0.2,
-        judged=4,
+        evaluation_samples=4,
         patience=5,
         least_dispersion=0.01,
         network=NETWORK,
@@ -92,45 +93,47 @@ def weights(path: Path) -> list[np.ndarray]:
 def test_a_run_leaves_what_it_says(whole: tuple[EMConfig, Path]):
     config, out = whole
     summary = json.loads((out / "summary.json").read_text())
-    assert [one["lap"] for one in summary["validation"]] == [0, 1, 2]
+    assert [one["iteration"] for one in summary["validation"]] == [0, 1, 2]
     assert np.isfinite([one["log_predictive"] for one in summary["validation"]]).all()
     assert all(one["kept"] > 0 for one in summary["validation"][1:])
     assert {"best", "rise", "test", "test_rise"} <= set(summary)
-    assert (out / "laps.png").stat().st_size > 1000 and list((out / "tensorboard").glob("events*"))
-    assert (out / "lap_000" / "prior.npz").exists() and (out / "lap_002" / "prior.keras").exists()
+    assert (out / "iterations.png").stat().st_size > 1000 and list((out / "tensorboard").glob("events*"))
+    assert (out / "iteration_000" / "prior.npz").exists() and (out / "iteration_002" / "prior.keras").exists()
     assert len(list(out.glob("tiny.*"))) == 1
     assert EMConfig.read(out / "em.json") == config
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_where_a_whole_one_does(whole: tuple[EMConfig, Path], tmp_path: Path):
-    """Killed in the middle of the last lap: some samples, no prior."""
+    """Killed in the middle of the last iteration: some samples, no prior."""
     config, out = whole
     killed = tmp_path / "out"
     shutil.copytree(out, killed)
-    lap = killed / "lap_002"
-    for path in [*lap.iterdir(), killed / "summary.json"]:
+    iteration = killed / "iteration_002"
+    for path in [*iteration.iterdir(), killed / "summary.json"]:
         if path.name != "samples":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (lap / "samples" / "train_00000.tfrecord").unlink()
+    (iteration / "samples" / "train_00000.tfrecord").unlink()
     train_em.Run(config, killed).run()
-    for one, two in zip(weights(killed / "lap_002/prior.keras"), weights(out / "lap_002/prior.keras"), strict=True):
+    for one, two in zip(
+        weights(killed / "iteration_002/prior.keras"), weights(out / "iteration_002/prior.keras"), strict=True
+    ):
         np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_laps_that_collapse_end_the_run(whole: tuple[EMConfig, Path], tmp_path: Path):
-    """Samples that are all alike from the second lap on: told, and the first lap's prior is kept."""
+def test_iterations_that_collapse_end_the_run(whole: tuple[EMConfig, Path], tmp_path: Path):
+    """Samples that are all alike from the second iteration on: reported, and the first iteration's prior is kept."""
     config, out = whole
     killed = tmp_path / "out"
     shutil.copytree(out, killed)
-    (killed / "lap_002" / "scores.json").unlink()
-    for path in (killed / "lap_002" / "samples").glob("train_*"):
+    (killed / "iteration_002" / "scores.json").unlink()
+    for path in (killed / "iteration_002" / "samples").glob("train_*"):
         images = read_records(path)
         same = np.repeat(images[:1], len(images), 0)
         Stamps(same, np.full(len(same), ""), np.zeros(len(same), int)).write(path)
     summary = train_em.Run(dataclasses.replace(config, least_dispersion=0.3), killed).run()
-    assert "lap 2: dispersion: expected at least 0.3" in summary["collapse"]
+    assert "iteration 2: dispersion: expected at least 0.3" in summary["collapse"]
     assert summary["best"] < 2 and (killed / "summary.json").exists()
 
 
@@ -141,7 +144,7 @@ def test_other_settings_or_blends_are_refused(whole: tuple[EMConfig, Path], tmp_
         train_em.Run(dataclasses.replace(config, samples=3), out)
     other = tmp_path / "out"
     shutil.copytree(out, other)
-    (other / "seeds" / "blends.sha256").write_text("0")
+    (other / "initial_fits" / "blends.sha256").write_text("0")
     with pytest.raises(DataError, match="expected the blends that this folder was begun with"):
         train_em.Run(config, other)
 
@@ -159,7 +162,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
     assert EMConfig.read(tmp_path / "again.json") == config
 
 
-def test_what_is_not_said_of_samples_is_as_laps_have_it(tmp_path: Path):
+def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
     document = json.loads(CONFIGS[0].read_text())
     (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
     assert EMConfig.read(tmp_path / "em.json").sampling == dataclasses.replace(SAMPLING, steps=5)
@@ -169,12 +172,12 @@ def test_what_is_not_said_of_samples_is_as_laps_have_it(tmp_path: Path):
     ("changes", "expected"),
     [
         ({"share": 0.0}, "share: expected"),
-        ({"laps": 0}, "laps: expected at least 1"),
+        ({"iterations": 0}, "iterations: expected at least 1"),
         ({"validation": 0.6, "test": 0.5}, "expected less than all blends"),
         ({"start": {"kind": "prior"}}, "expected a prior for kind"),
         ({"start": {"kind": "hst"}}, "expected gaussian, fits, prior"),
-        ({"judged": 2}, "judged: expected at least 4"),
-        ({"lap": 3}, "received lap"),
+        ({"evaluation_samples": 2}, "evaluation_samples: expected at least 4"),
+        ({"iteration": 3}, "received iteration"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(changes: dict, expected: str, tmp_path: Path):
@@ -187,7 +190,7 @@ def test_wrong_settings_are_told_in_one_line(changes: dict, expected: str, tmp_p
 def test_the_command_tells_errors(tmp_path: Path, capsys):
     config = tmp_path / "em.json"
     config.write_text(dataclasses.replace(tiny(tmp_path / "none"), name="x").text())
-    assert train_em.main(["--config", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert main(["em", "--config", str(config), "--out", str(tmp_path / "out")]) == 2
     assert "error: " in capsys.readouterr().err
 
 
@@ -198,14 +201,14 @@ def test_splits_are_by_name_and_of_the_shares_asked_for(tmp_path: Path):
     assert splits.count("validation") / 4000 == pytest.approx(config.validation, abs=0.03)
 
 
-def test_laps_of_a_share_go_through_all_shards():
+def test_iterations_of_a_share_go_through_all_shards():
     run = object.__new__(train_em.Run)
     run.config = dataclasses.replace(tiny(Path()), share=0.3)
     run.blends = type("Blends", (), {"shards": {"training": list(range(10))}})()
-    laps = [run.shards_of(lap) for lap in range(1, 10)]
-    for turn in (laps[:3], laps[3:6], laps[6:]):
-        assert sorted(number for lap in turn for number in lap) == list(range(10))
-    assert laps[:3] != laps[3:6]
+    iterations = [run.shards_of(iteration) for iteration in range(1, 10)]
+    for turn in (iterations[:3], iterations[3:6], iterations[6:]):
+        assert sorted(number for iteration in turn for number in iteration) == list(range(10))
+    assert iterations[:3] != iterations[3:6]
 
 
 def test_a_rise_has_an_interval():

@@ -19,8 +19,8 @@ from scipy.stats import ks_2samp
 from tfdeblend.diffusion.datasets import Augmentation, moments
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
 from tfdeblend.networks import UNet
-from training import card
-from training.config import DenoiserConfig, FitConfig, NetworkConfig
+from tfdeblend.training import card
+from tfdeblend.training.config import DenoiserConfig, FitConfig, NetworkConfig
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)
@@ -46,12 +46,12 @@ def tiny(folder: Path) -> DenoiserConfig:
         network=NETWORK,
         head=dataclasses.replace(NETWORK, patch=4, head_kernel=1),
         rank=2,
-        judged=64,
+        evaluation_stamps=64,
     )
 
 
 def start(config: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "training.train_denoiser", "--config", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "tfdeblend", "train", "--config", str(config), "--out", str(out)]
     return subprocess.Popen(command, cwd=CONFIGS.parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -86,7 +86,7 @@ def test_missing_keys_fail(tmp_path: Path):
 
 
 def test_trains_and_writes(tmp_path: Path):
-    from training.train_denoiser import train
+    from tfdeblend.training.train_denoiser import train
 
     config = tiny(tmp_path)
     denoiser = train(config, tmp_path / "out")
@@ -105,7 +105,7 @@ def test_trains_and_writes(tmp_path: Path):
 
 def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
     """Before a fit D is that of the Gaussian fitted to augmented stamps."""
-    from training.train_denoiser import build, gaussian, read
+    from tfdeblend.training.train_denoiser import build, gaussian, read
 
     config = dataclasses.replace(tiny(tmp_path), base_rank=3)
     stamps = read(config, "heldout_*.npy")
@@ -119,7 +119,7 @@ def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
 
 
 def test_a_base_trains_as_networks_do(tmp_path: Path):
-    from training.train_denoiser import train
+    from tfdeblend.training.train_denoiser import train
 
     denoiser = train(dataclasses.replace(tiny(tmp_path), base_rank=3), tmp_path / "out")
     again = keras.saving.load_model(tmp_path / "out" / "tiny.keras")
@@ -131,7 +131,7 @@ def test_a_base_trains_as_networks_do(tmp_path: Path):
 @pytest.mark.parametrize("start", [None, "tiny.keras"])
 def test_mixed_precision_is_of_training_alone(start: str | None, tmp_path: Path):
     """Products of bfloat16; the denoiser around them, what is saved and what starts from it are float32."""
-    from training.train_denoiser import build, read, train
+    from tfdeblend.training.train_denoiser import build, read, train
 
     config = dataclasses.replace(tiny(tmp_path), precision="mixed_bfloat16")
     stamps = read(config, config.held_out)

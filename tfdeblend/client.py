@@ -2,7 +2,7 @@
 
     Client("grpc://localhost:8500").deblend(scene)
 
-The server may be TensorFlow Serving or `python -m export.serve`. Sources are detected here, and catalogues are made
+The server may be TensorFlow Serving or `tfdeblend serve`. Sources are detected here, and catalogues are made
 here; the inference between is the server's.
 """
 

@@ -1,8 +1,9 @@
-"""Expectation-maximisation of the prior: posterior samples of all blends, and how well their prior foretells data.
+"""Expectation-maximisation of the prior: posterior samples of all blends, and how well their prior predicts data.
 
-A lap takes the prior p_k(x) to the mean over the blends of p(x | y, p_k), whose fixed points maximise the evidence of
-the blends (Rozet et al. 2024, arXiv:2405.13712). Here are the E-step, a pure function of prior, shard and seed, the
-laps of a Gaussian prior, whose M-step is closed, and held-out scores; `training.train_em` fits networks in between.
+An iteration takes the prior p_k(x) to the mean over the blends of p(x | y, p_k), whose fixed points maximise the
+evidence of the blends (Rozet et al. 2024, arXiv:2405.13712). Here are the E-step, a pure function of prior, shard and
+seed, the iterations of a Gaussian prior, whose M-step is closed, and held-out scores; `tfdeblend.training.train_em`
+fits networks in between.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch
-from tfdeblend.forward.shapes import BatchShape, ExposureShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
+from tfdeblend.forward.shapes import (
+    BatchShape,
+    ExposureShape,
+    brightness,
+    by_count,
+    merge_buckets,
+    scene_shape,
+    stamp_side,
+)
 from tfdeblend.galaxies import moments
 from tfdeblend.galaxies.priors import BulgeDiskPrior
 from tfdeblend.inference import sample_batches
@@ -35,8 +44,8 @@ from tfdeblend.io import npz, tfrecords
 
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
-LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
-# Laps start near good fits: there, samples that stay nearer to them are the better ones, as levels and scales show.
+FACTOR_ITERATIONS = 8  # of factor analysis, in each iteration over blends
+# Samples start at good fits, and those that stay near them are the better ones: hence these levels and scales.
 SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
 
 
@@ -69,7 +78,7 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
-        """What `write` wrote, with its scenes by name."""
+        """Reads what `write` wrote; scenes: by name."""
         with np.load(path) as archive:
             *sizes, exposures, background = json.loads(str(archive["shape"]))
             own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in exposures)
@@ -79,7 +88,7 @@ class Shard:
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:
-    """Which scenes go into which shard, by index. side, model_sigma: of the prior's stamps."""
+    """Returns which scenes go into which shard, by index. side, model_sigma: of the prior's stamps."""
     buckets: dict[BatchShape, list[int]] = defaultdict(list)
     for index, scene in enumerate(scenes):
         shape = scene_shape(scene, stamp_side(scene, side + 2), model_sigma)
@@ -91,7 +100,7 @@ def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[B
     return found
 
 
-class Initializer:
+class InitialFits:
     """Fits shards' blends in closed form, or, after that, without a profile; each shape is compiled once."""
 
     def __init__(self, nonparametric: bool = False):
@@ -118,13 +127,13 @@ class Stamps(NamedTuple):
     source: np.ndarray
 
     def write(self, path: Path) -> None:
-        """As a TFRecord file, which `datasets.read_stamps` reads."""
+        """Writes a TFRecord file, which `datasets.read_stamps` reads."""
         rows = ({"stamp": i, "scene": np.array([s]), "source": np.array(k)} for i, s, k in zip(*self, strict=True))
         tfrecords.write(path, rows)
 
 
 class Expectation:
-    """Posterior samples of shards under one prior, whose weights may change between laps: a shape is compiled once."""
+    """Samples the posterior of shards under one prior, whose weights may change: each shape is compiled once."""
 
     def __init__(self, denoiser: Denoiser, options: SampleOptions):
         self.denoiser, self.options = denoiser, options
@@ -135,7 +144,7 @@ class Expectation:
         self.denoiser.assign(prior)  # type: ignore[attr-defined]
 
     def draw(self, shard: Shard, samples: int, seed: int) -> Iterator[tuple[list[int], Samples]]:
-        """All samples of all its blends, some rows at a time: which blends these are of, and NumPy arrays."""
+        """Yields all samples of all its blends, some rows at a time: the rows' blends, and NumPy arrays."""
         for shape, members in by_count(shard.shape, shard.scenes, range(len(shard.scenes))).items():
             scenes = [shard.scenes[row] for row in members]
             rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
@@ -149,7 +158,7 @@ class Expectation:
                 yield [members[i] for i in row], drawn
 
     def stamps(self, shard: Shard, samples: int, seed: int, least_signal: float = 0.0) -> Stamps:
-        """Samples of the galaxies that the prior knows and whose seed has `least_signal`, each at unit norm."""
+        """Returns samples at unit norm of the galaxies whose initial fit has a signal-to-noise of `least_signal`."""
         bright = shard.signal() >= least_signal
         found: list[tuple[np.ndarray, str, int]] = []
         for blends, drawn in self.draw(shard, samples, seed):
@@ -164,13 +173,13 @@ class Expectation:
         return Stamps(*(np.array(part) for part in zip(*found, strict=True)))
 
 
-def lap_seed(seed: int, lap: int) -> int:
-    """The seed of a lap's draws."""
-    return int(np.random.SeedSequence([seed, lap]).generate_state(1)[0] >> 1)
+def iteration_seed(seed: int, iteration: int) -> int:
+    """Returns the random seed of an iteration."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0] >> 1)
 
 
-def seed_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarray:
-    """(N, C, side, side) the seeds' own galaxies at unit scale, cut where a sampler would; none that is larger."""
+def initial_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarray:
+    """Returns (N, C, side, side) the initial fits' galaxies at unit scale, cut as for sampling; no larger ones."""
     stamps = tf.constant(shard.initial.stamps)
     begin = stamp_begin(tf.constant(shard.initial.offset), shard.shape.stamp, side)
     cut = StampWindow(begin, side, shard.shape.stamp).transpose(stamps).numpy()
@@ -185,11 +194,11 @@ def seed_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarra
     return unit / flux_scale(unit)[:, None, None, None]
 
 
-def gaussian_lap(expectation: Expectation, found: Sequence[Shard], seed: int, least_signal: float = 0.0) -> None:
-    """One lap of a Gaussian prior, the expectation's, which is changed in place.
+def gaussian_iteration(expectation: Expectation, found: Sequence[Shard], seed: int, least_signal: float = 0.0) -> None:
+    """Runs one iteration of a Gaussian prior, the expectation's, which is changed in place.
 
     The M-step is factor analysis: it fits diagonal and directions together, where cutting a covariance to a rank
-    may lower the evidence even of exact laps.
+    may lower the evidence even of exact iterations.
     """
     prior = expectation.denoiser
     assert isinstance(prior, GaussianDenoiser)
@@ -198,7 +207,7 @@ def gaussian_lap(expectation: Expectation, found: Sequence[Shard], seed: int, le
 
 
 def fit_gaussian(images: np.ndarray, like: Any, seed: int, rank: int) -> GaussianDenoiser:
-    """Of stamps (N, C, P, P) at unit norm, whose scales a prior such as `like` takes to be wrong by its jitter.
+    """Fits stamps (N, C, P, P) at unit norm, whose scales a prior such as `like` takes to be wrong by its jitter.
 
     Raises: DataError for too few stamps.
     """
@@ -208,11 +217,11 @@ def fit_gaussian(images: np.ndarray, like: Any, seed: int, rank: int) -> Gaussia
     scale = np.exp(like.scale_jitter * np.random.default_rng(seed).standard_normal(len(images))).astype(np.float32)
     kind = {name: getattr(like, name) for name in STAMPS}
     jittered = images.astype(np.float32) * scale[:, None, None, None]
-    return GaussianDenoiser.fit(jittered, rank, LAPS_OF_FACTORS, **kind)
+    return GaussianDenoiser.fit(jittered, rank, FACTOR_ITERATIONS, **kind)
 
 
 def dispersion(images: np.ndarray) -> float:
-    """Of stamps (N, C, P, P) at unit norm: the trace of their covariance, between 0 (all alike) and 1."""
+    """Returns the trace of the covariance of stamps (N, C, P, P) at unit norm, between 0 (all alike) and 1."""
     mean = images.mean(0, dtype=float)
     return float(np.mean(np.einsum("ncyx,ncyx->n", images, images, dtype=float)) - np.sum(mean**2))
 
@@ -221,7 +230,7 @@ def dispersion(images: np.ndarray) -> float:
 
 
 class Thinned(NamedTuple):
-    """Two independent observations of half the depth, made of one: a scene to sample, images (C, H, W) to judge by."""
+    """Two independent halves of an observation: a scene to sample, and images (C, H, W) to evaluate with."""
 
     scene: Scene
     images: np.ndarray
@@ -239,10 +248,13 @@ def thin(scene: Scene, seed: int) -> Thinned:
 
 
 class Score(NamedTuple):
-    """Of one blend. log_predictive: the mean log p(t | y) in nats of the light t in apertures of the other half, less
-    what it were if the truth were known. error, spread: a pixel, the squared error of the samples' mean and their
-    variance, both over the noise's variance and as of infinitely many samples: alike if calibrated. chi2: a pixel, of
-    the half that was sampled, mean over samples: 1 where noise is what is left. model: the mean."""
+    """How well samples predict one blend.
+
+    log_predictive: the mean log p(t | y) in nats of the light t in apertures of the other half, less what it would be
+    if the truth were known. error, spread: a pixel, the squared error of the samples' mean and their variance, both
+    over the noise's variance and as of infinitely many samples: equal if calibrated. chi2: a pixel, of the half that
+    was sampled, the mean over samples: 1 where only noise is left. model: the samples' mean.
+    """
 
     log_predictive: float
     error: float
@@ -254,7 +266,10 @@ class Score(NamedTuple):
 def score(
     expectation: Expectation, shard: Shard, halves: Mapping[str, np.ndarray], samples: int, seed: int
 ) -> Iterator[tuple[Scene, Score]]:
-    """Of a shard of thinned scenes, with 4 samples or more; halves: their other images (C, H, W), by name."""
+    """Scores each blend of a shard of thinned scenes with at least 4 samples.
+
+    halves: the other halves' images (C, H, W), by name.
+    """
     models: dict[int, list[np.ndarray]] = defaultdict(list)
     scales = shard.batch().band_scale
     for blends, drawn in expectation.draw(shard, samples, seed):
@@ -262,11 +277,11 @@ def score(
             _, height, width = shard.scenes[blend].observation.shape
             models[blend].append(drawn.model[0][row, :, :height, :width] * scales[blend][:, None, None])
     for blend, scene in enumerate(shard.scenes):
-        yield scene, judge(scene, halves[scene.name], np.stack(models[blend]), seed)
+        yield scene, evaluate(scene, halves[scene.name], np.stack(models[blend]), seed)
 
 
-def judge(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Score:
-    """images: (C, H, W) not seen by the samples; models: (S, C, H, W), theirs.
+def evaluate(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Score:
+    """Compares samples' models (S, C, H, W) with images (C, H, W) that they have not seen.
 
     The likelihood of thousands of pixels under a few samples is that of the best of them, and higher where samples
     scatter too little; that of a few numbers is not, once it is corrected for S (`log_gaussian`).
@@ -283,13 +298,13 @@ def judge(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) -> Sc
             w = np.exp(-0.5 * ((y - source.y) ** 2 + (x - source.x) ** 2) / width**2) * weights
             light.append(np.concatenate([[(w * images).sum((1, 2))], np.einsum("cyx,scyx->sc", w, models)]))
             noise.append(np.sum(w**2 / np.where(weights > 0, weights, 1), axis=(1, 2)))
-    told, deviation = np.moveaxis(np.array(light), 1, 0), np.sqrt(np.array(noise))  # [1 + S, N, C], [N, C]
+    apertures, deviation = np.moveaxis(np.array(light), 1, 0), np.sqrt(np.array(noise))  # [1 + S, N, C], [N, C]
     seen = deviation > 0
-    normal = np.random.default_rng([seed, *scene.name.encode()]).standard_normal(told[1:].shape)
-    foretold = (told[1:] + deviation * normal)[:, seen] / deviation[seen]
+    normal = np.random.default_rng([seed, *scene.name.encode()]).standard_normal(apertures[1:].shape)
+    predicted = (apertures[1:] + deviation * normal)[:, seen] / deviation[seen]
     known = -0.5 * np.log(2 * np.pi) - 0.5
-    logs = log_gaussian(told[0][seen] / deviation[seen], foretold) - known
-    # A blend that is masked about all its sources tells nothing, in every lap alike.
+    logs = log_gaussian(apertures[0][seen] / deviation[seen], predicted) - known
+    # A blend that is masked about all its sources has no score, in every iteration alike.
     return Score(float(logs.mean()) if seen.any() else 0.0, error, variance, chi2, mean.astype(np.float32))
 
 

@@ -1,6 +1,6 @@
 """A learned prior's model card: its losses on galaxies it has never seen, and its own galaxies beside them.
 
-    python -m training.card --prior hsc-grizy-64 --stamps stamps/hsc-grizy-64 --out docs/priors
+    python -m tfdeblend.training.card --prior hsc-grizy-64 --stamps stamps/hsc-grizy-64 --out docs/priors
 
 writes `<name>.json` and `<name>.png`: held-out galaxies above, galaxies drawn from the prior alone below. The stamps
 are those that the prior was trained with; the Gaussian prior beside it is fitted to `--gaussian` of them.
@@ -21,8 +21,8 @@ from tfdeblend.diffusion.denoisers import Denoiser, NeuralDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.generation import Generator
 from tfdeblend.linalg.low_rank import DiagonalLowRank
-from training.monitors import LEVELS, draw
-from training.two_sample import properties, two_sample
+from tfdeblend.training.monitors import LEVELS, draw
+from tfdeblend.training.two_sample import properties, two_sample
 
 BATCH = 32
 RANK = 32

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfdeblend.errors import DataError
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -30,8 +32,8 @@ class FitConfig:
     """One `fit`. steps: in all; epoch: steps between checkpoints; batch: stamps a step.
 
     The learning rate rises over `warmup` steps and falls to zero along a cosine. ema: momentum of the average of the
-    weights that is kept. clip: largest global norm of a gradient. memory: Adam's, of squared gradients (beta 2). Of a
-    covariance rare galaxies decide, whose gradients are large: clipped at 1 it comes out too narrow for them.
+    weights that is kept. clip: largest global norm of a gradient. memory: Adam's, of squared gradients (beta 2). A
+    covariance head learns most from rare galaxies with large gradients: clipped at 1 it is too narrow for them.
     """
 
     steps: int
@@ -49,13 +51,13 @@ class DenoiserConfig:
     """What `train_denoiser` trains, and on what.
 
     stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
-    judged: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec), model_sigma
-    (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the covariance's
-    factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; it spares
-    short fits what is linear. flips, shift, scale_jitter: see
-    `tfdeblend.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments and base
-    are taken over and trained on; a fit of no steps leaves them as they are. precision: of the
-    networks' products in training, one of `PRECISIONS`; weights, and what is saved, are float32 all the same.
+    evaluation_stamps: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec),
+    model_sigma (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the
+    covariance's factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct;
+    with one, short fits need not learn what is linear. flips, shift, scale_jitter: see
+    `tfdeblend.diffusion.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
+    and base are taken over and trained on; a fit of no steps leaves them as they are. precision: of the networks'
+    products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either.
     """
 
     name: str
@@ -77,7 +79,7 @@ class DenoiserConfig:
     scale_jitter: float = 0.2
     train: str = "train_*.npy"
     held_out: str = "heldout_*.npy"
-    judged: int = 256
+    evaluation_stamps: int = 256
     seed: int = 0
     start: str | None = None
     precision: str = "float32"
@@ -88,19 +90,19 @@ class DenoiserConfig:
 
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:
-        """Raises: ValueError for what is missing, misspelt or of a wrong kind."""
+        """Reads settings. Raises: DataError for what is missing, misspelt or of a wrong kind."""
         try:
             return parse(cls, json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise DataError(path, None, error) from error
 
     def write(self, path: Path) -> None:
-        """The file that `read` takes, every setting spelt out."""
+        """Writes the file that `read` takes, with every setting."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def parse(cls: type, values: Any) -> Any:
-    """The dataclass `cls` of JSON's `values`; nested ones too."""
+    """Returns the dataclass `cls` of JSON's `values`, nested ones too. Raises: ValueError for unknown keys."""
     if not isinstance(values, dict):
         raise ValueError(f"expected a {cls.__name__}, received {values!r}")
     kinds = typing.get_type_hints(cls)
@@ -112,7 +114,7 @@ def parse(cls: type, values: Any) -> Any:
 
 
 def _convert(kind: Any, value: Any, default: Any) -> Any:
-    """What is not said of a nested one is as in its default."""
+    """Converts one value; keys that a nested dataclass lacks are as in its default."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if isinstance(default, kind) and isinstance(value, dict):
             value = dataclasses.asdict(default) | value

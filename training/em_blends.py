@@ -1,4 +1,4 @@
-"""The observations of a run of expectation-maximisation: read, split, thinned where they judge, and seeded by a fit."""
+"""The blends of expectation-maximisation: read, split, thinned where they are held out, and fitted in closed form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
 from tfdeblend.io import find_inputs
 from tfdeblend.io.atomic import written_whole
-from training.em_config import EMConfig
+from tfdeblend.training.em_config import EMConfig
 
 T = TypeVar("T")
 SPLITS = ("training", "validation", "test")
 
 
 def split_of(name: str, config: EMConfig) -> str:
-    """Which of SPLITS a scene belongs to: a pure function of its name and the seed."""
+    """Returns which of SPLITS a scene belongs to: a pure function of its name and the random seed."""
     share = np.random.default_rng([config.seed, *name.encode()]).uniform()
     if share < config.test:
         return "test"
@@ -33,7 +33,7 @@ def split_of(name: str, config: EMConfig) -> str:
 
 
 def read_scenes(config: EMConfig) -> list[Scene]:
-    """The scenes that the prior could be used on; the others are told.
+    """Reads the scenes that the prior can be used on, and prints how many cannot.
 
     Raises: DataError where none is.
     """
@@ -68,7 +68,7 @@ class Blends:
 
     @classmethod
     def prepare(cls, config: EMConfig, scenes: Sequence[Scene], folder: Path) -> Blends:
-        """Seeds that are in `folder` already are read. Raises: DataError for a split without scenes."""
+        """Splits and fits the scenes; fits in `folder` are read. Raises: DataError for a split without scenes."""
         groups: dict[str, list[Scene]] = {split: [] for split in SPLITS}
         halves = {}
         for scene in scenes:
@@ -80,13 +80,13 @@ class Blends:
             if not groups[split]:
                 raise DataError(config.name, split, f"expected blends, received none of {len(scenes)}")
         _same_blends(scenes, folder)
-        seeding = em.Seeding()
-        shards = {split: seeded(config, split, group, folder, seeding) for split, group in groups.items()}
+        fit = em.InitialFits()
+        shards = {split: initial_fits(config, split, group, folder, fit) for split, group in groups.items()}
         return cls(shards, halves)
 
 
 def _same_blends(scenes: Sequence[Scene], folder: Path) -> None:
-    """Raises: DataError where the seeds in `folder` are of other blends."""
+    """Raises: DataError where the fits in `folder` are of other blends."""
     digest = hashlib.sha256()
     for scene in scenes:
         observation = scene.observation
@@ -100,8 +100,10 @@ def _same_blends(scenes: Sequence[Scene], folder: Path) -> None:
         temporary.write_text(digest.hexdigest())
 
 
-def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, seeding: em.Seeding) -> list[em.Shard]:
-    """Shards of scenes, from files where these are there already."""
+def initial_fits(
+    config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, fit: em.InitialFits
+) -> list[em.Shard]:
+    """Fits scenes and writes a file for each shard; files that exist are read."""
     folder.mkdir(parents=True, exist_ok=True)
     by_name = {scene.name: scene for scene in scenes}
     found = []
@@ -110,13 +112,13 @@ def seeded(config: EMConfig, kind: str, scenes: Sequence[Scene], folder: Path, s
     ):
         path = folder / f"{kind}_{number:05d}.npz"
         if not path.exists():
-            seeding([scenes[index] for index in members], shape).write(path)
+            fit([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))
     return found
 
 
 def progress(work: Iterable[T], text: str) -> Iterable[T]:
-    """A bar on a terminal, a line in a log."""
+    """Shows a bar on a terminal, and a line in a log."""
     if not sys.stderr.isatty():
         print(text, file=sys.stderr, flush=True)
     return tqdm(work, text, disable=None)

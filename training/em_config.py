@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
+from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
-from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
+from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
 STARTS = ("gaussian", "fits", "prior")
 
 
 @dataclass(frozen=True)
 class StartConfig:
-    """What the first lap samples with.
+    """The prior that the first iteration samples with.
 
-    kind: "gaussian", fitted to the blends by `laps` laps of its own, of `rank` directions; "fits", a network trained
-    on non-parametric fits of the blends' galaxies; "prior", the learned prior named by `prior` (a shipped one, or a
-    .keras file), right or wrong.
+    kind: "gaussian", of `rank` directions, fitted to the blends by `iterations` iterations of its own; "fits", a
+    network trained on non-parametric fits of the blends' galaxies; "prior", the learned prior named by `prior` (a
+    shipped one, or a .keras file), right or wrong.
     """
 
     kind: str = "gaussian"
     prior: str | None = None
     rank: int = 64
-    laps: int = 16
+    iterations: int = 16
 
     def __post_init__(self) -> None:
         if self.kind not in STARTS:
@@ -37,18 +38,21 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class EMConfig:
-    """What `train_em` learns from, and how. Rozet's laps by default; Barco's have a share below 1, so that each sees
-    other blends, and sampling {"covariance": "convolved", "sampler": "ancestral", "steps": 64}.
+    """What expectation-maximisation learns from, and how.
+
+    By default every iteration sees all blends (Rozet et al. 2024). With a share below 1 each sees others, as in Barco
+    et al. 2024, whose sampling is {"covariance": "convolved", "sampler": "ancestral", "steps": 64}.
 
     blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used. side,
-    pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. laps: at most; it ends sooner when the held-out
-    score has not risen for `patience` laps. samples: of each source in a lap. share: of the blends, in a lap.
-    least_signal: norm of a galaxy's fit over the noise; those below teach nothing that the prior did not say.
-    validation, test: shares of the blends, by name, that laps and, once, the end are judged on, with `judged` samples
-    each, at least 4. least_dispersion: laps that keep less than this share of the dispersion that a Gaussian prior's
-    laps keep end the run.
-    mean_fit, head_fit: of a lap; first_*: of a network that starts from nothing, of no steps: as in a lap.
-    truth: a folder of stamps, where truth is known, and `truth_pattern` of its files. The rest: see `DenoiserConfig`.
+    pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. iterations: at most; the run ends sooner when
+    the held-out score has not risen for `patience` iterations. samples: of each source in an iteration. share: of the
+    blends, in an iteration. least_signal: norm of a galaxy's fit over the noise; fainter ones are not learned from.
+    validation, test: shares of the blends, by name, on which each iteration and, once, the final prior are evaluated.
+    evaluation_samples: of each of these blends, at least 4. least_dispersion: the run ends at iterations that keep
+    less than this share of the dispersion that the iterations of a Gaussian prior keep.
+    mean_fit, head_fit: of an iteration; first_*: of a network that starts from nothing; of no steps: as in an
+    iteration. truth: a folder of stamps, where the truth is known, and `truth_pattern` of its files. The other fields
+    are those of `DenoiserConfig`.
     """
 
     name: str
@@ -62,14 +66,14 @@ class EMConfig:
     first_mean_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=0))
     first_head_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=0))
     model_sigma: float = 1.0
-    laps: int = 8
+    iterations: int = 8
     samples: int = 1
     share: float = 1.0
     sampling: SampleOptions = em.SAMPLING
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1
-    judged: int = 8
+    evaluation_samples: int = 8
     patience: int = 3
     least_dispersion: float = 0.7
     truth: str | None = None
@@ -88,7 +92,7 @@ class EMConfig:
             low = 0 if name == "test" else 1e-6
             if not low <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share of the blends, 0 to 1, received {getattr(self, name)}")
-        for name, least in (("laps", 1), ("samples", 1), ("judged", 4), ("patience", 1)):
+        for name, least in (("iterations", 1), ("samples", 1), ("evaluation_samples", 4), ("patience", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, received {getattr(self, name)}")
         if self.validation + self.test >= 1:
@@ -96,22 +100,22 @@ class EMConfig:
 
     @classmethod
     def read(cls, path: Path) -> EMConfig:
-        """Raises: ValueError for what is missing, misspelt or of a wrong kind."""
+        """Reads settings. Raises: DataError for what is missing, misspelt or of a wrong kind."""
         try:
             return parse(cls, json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise DataError(path, None, error) from error
 
     def lasting(self) -> EMConfig:
-        """Without what only says when to stop, which may change while a run goes on."""
-        return dataclasses.replace(self, laps=1, patience=1, least_dispersion=0.0)
+        """Leaves out what only says when to stop, which may change while a run goes on."""
+        return dataclasses.replace(self, iterations=1, patience=1, least_dispersion=0.0)
 
     def text(self) -> str:
-        """The JSON that `read` takes, every setting spelt out."""
+        """Returns the JSON that `read` takes, with every setting."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def denoiser(self, stamps: Path, start: Path | None, seed: int) -> DenoiserConfig:
-        """The training of one M-step, on `stamps`; start: the .keras file to go on from, None: from nothing."""
+        """Returns the settings of one M-step on `stamps`; start: the .keras file to go on from, None: from nothing."""
         scratch = start is None
         return DenoiserConfig(
             name="prior",

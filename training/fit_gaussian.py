@@ -1,7 +1,7 @@
 """Fits a Gaussian prior, its covariance a diagonal and a few directions, to stamps of galaxies: no network.
 
 tfdeblend simulate --stamps --survey survey.json --size 96 --number 2000 --out stamps
-python -m training.fit_gaussian --stamps stamps --bands F814W,g,r,i,z,y --pixel-scale 0.05 --rank 24 --out joint.npz
+python -m tfdeblend.training.fit_gaussian --stamps stamps --bands F814W,g,r,i,z,y --pixel-scale 0.05 --out joint.npz
 tfdeblend deblend --observation space.fits --observation ground.fits --method sample --prior joint.npz --out field
 """
 

@@ -6,7 +6,7 @@ is fitted is what is used: the profile convolved with a Gaussian of q half-light
 its peak. The spacing is found by Nelder-Mead on the largest error. For the exponential and De Vaucouleurs' profile,
 whose index is fixed, fewer Gaussians do, whose widths are all free.
 
-Needs SciPy. Run: python -m training.fit_sersic_mixture
+Needs SciPy. Run: python -m tfdeblend.training.fit_sersic_mixture
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Learns a prior from blends alone: laps of posterior samples of all galaxies, and of fitting the network to them.
+"""Learns a prior from blends alone: each iteration samples all galaxies and fits the network to the samples.
 
-    python -m training.train_em --config training/configs/em/demo.json --out runs/em-demo
+    tfdeblend em --config training/configs/em/demo.json --out runs/em-demo
 
-Everything goes below `--out`: each lap's prior, samples, scores and pictures, `laps.png`, `summary.json`, TensorBoard's
-logs and, in the end, the best lap's prior. A run that was killed goes on where it stopped when the same command is
-given again, in the middle of a lap too, and ends at the same prior.
+Everything goes below `--out`: each iteration's prior, samples, scores and pictures, `iterations.png`, `summary.json`,
+TensorBoard's logs and, in the end, the best iteration's prior. A killed run continues when the same command is given
+again, in the middle of an iteration too, and ends at the same prior.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from tfdeblend import em
 from tfdeblend.diffusion import registry
@@ -26,22 +24,22 @@ from tfdeblend.diffusion.denoisers import Denoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
-from training.em_blends import Blends, progress, read_scenes, seeded
-from training.em_config import EMConfig
-from training.em_judge import SCORES, Judge, rise
-from training.train_denoiser import train
+from tfdeblend.training.em_blends import Blends, initial_fits, progress, read_scenes
+from tfdeblend.training.em_config import EMConfig
+from tfdeblend.training.em_evaluation import SCORES, Evaluator, rise
+from tfdeblend.training.train_denoiser import train
 
-CHECKED = 4  # shards that a lap's dispersion is checked on
+CHECKED = 4  # shards that an iteration's dispersion is checked on
 DRAWN = 1000  # of that Gaussian prior's own galaxies
 TWIN_RANK = 32  # of the Gaussian prior that it is compared with
 
 
 class Collapse(DataError):
-    """A lap that lost dispersion."""
+    """An iteration that lost dispersion."""
 
 
 class Run:
-    """All laps below `out`.
+    """Runs all iterations, with their files below `out`.
 
     Raises: DataError where `out` was begun with other settings or blends, and for a start that does not fit.
     """
@@ -50,8 +48,8 @@ class Run:
         self.config, self.out = config, out
         check_start(config)
         self._keep_config()
-        self.blends = Blends.prepare(config, read_scenes(config), out / "seeds")
-        self.judge = Judge(config, self.blends.shards["validation"], self.blends.halves, out)
+        self.blends = Blends.prepare(config, read_scenes(config), out / "initial_fits")
+        self.evaluator = Evaluator(config, self.blends.shards["validation"], self.blends.halves, out)
         self._expectations: dict[type, em.Expectation] = {}
         self._twin: em.Expectation | None = None
 
@@ -65,30 +63,30 @@ class Run:
         with written_whole(path) as temporary:
             temporary.write_text(self.config.text())
 
-    def folder(self, lap: int) -> Path:
-        return self.out / f"lap_{lap:03d}"
+    def folder(self, iteration: int) -> Path:
+        return self.out / f"iteration_{iteration:03d}"
 
-    def expectation(self, lap: int) -> em.Expectation:
-        """With the prior of that lap. Graphs are kept: one lap's prior is handed to the next's sampler."""
-        prior = read_prior(self.folder(lap))
+    def expectation(self, iteration: int) -> em.Expectation:
+        """Returns the E-step under that iteration's prior. Graphs are kept; only the weights change."""
+        prior = read_prior(self.folder(iteration))
         if type(prior) not in self._expectations:
             self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling)
         found = self._expectations[type(prior)]
         found.use(prior)
         return found
 
-    def shards_of(self, lap: int) -> list[int]:
-        """Which training shards a lap sees: laps of a share go through all of them in turn."""
+    def shards_of(self, iteration: int) -> list[int]:
+        """Returns which training shards an iteration sees: with a share below 1, all of them in turn."""
         number = len(self.blends.shards["training"])
-        laps = max(1, round(1 / self.config.share))
-        turn, place = divmod(lap - 1, laps)
+        iterations = max(1, round(1 / self.config.share))
+        turn, place = divmod(iteration - 1, iterations)
         order = np.random.default_rng([self.config.seed, turn]).permutation(number)
-        return sorted(np.array_split(order, min(laps, number))[place % number].tolist())
+        return sorted(np.array_split(order, min(iterations, number))[place % number].tolist())
 
-    # -- steps of a lap
+    # -- steps of an iteration
 
     def start(self) -> None:
-        """The prior of lap 0."""
+        """Makes the prior of iteration 0."""
         folder, start = self.folder(0), self.config.start
         folder.mkdir(exist_ok=True)
         if prior_file(folder) is not None:
@@ -105,64 +103,65 @@ class Run:
 
     def _start_gaussian(self, folder: Path) -> None:
         config, training = self.config, self.blends.shards["training"]
-        images = np.concatenate([em.seed_stamps(shard, config.side, config.least_signal) for shard in training])
+        images = np.concatenate([em.initial_stamps(shard, config.side, config.least_signal) for shard in training])
         rank = max(min(config.start.rank, len(images) // 4), 1)
         prior = em.fit_gaussian(images, config, config.seed, rank)
         expectation = em.Expectation(prior, config.sampling)
-        for lap in progress(range(config.start.laps), "laps of the Gaussian prior"):
-            path = folder / f"gaussian_{lap:02d}.npz"
+        for iteration in progress(range(config.start.iterations), "iterations of the Gaussian prior"):
+            path = folder / f"gaussian_{iteration:02d}.npz"
             if path.exists():
                 prior.assign(GaussianDenoiser.load(path))
                 continue
-            em.gaussian_lap(expectation, training, em.lap_seed(config.seed + 1, lap), config.least_signal)
+            seed = em.iteration_seed(config.seed + 1, iteration)
+            em.gaussian_iteration(expectation, training, seed, config.least_signal)
             with written_whole(path) as temporary:
                 prior.save(temporary)
         with written_whole(folder / "prior.npz") as temporary:
             prior.save(temporary)
 
     def _start_fits(self, folder: Path) -> None:
-        config, seeding = self.config, em.Seeding(nonparametric=True)
+        config, fit = self.config, em.InitialFits(nonparametric=True)
         for kind, split in (("train", "training"), ("heldout", "validation")):
             scenes = [scene for shard in self.blends.shards[split] for scene in shard.scenes]
-            for number, shard in enumerate(seeded(config, kind, scenes, folder / "fits", seeding)):
-                images = em.seed_stamps(shard, config.side, config.least_signal).astype(np.float32)
+            for number, shard in enumerate(initial_fits(config, kind, scenes, folder / "fits", fit)):
+                images = em.initial_stamps(shard, config.side, config.least_signal).astype(np.float32)
                 stamps = em.Stamps(images, np.full(len(images), ""), np.zeros(len(images), int))
                 stamps.write(_samples(folder) / f"{kind}_{number:05d}.tfrecord")
         train(config.denoiser(_samples(folder), None, config.seed), folder)
 
-    def expect(self, lap: int) -> None:
-        """Posterior samples under the prior of the lap before, in files; those that are there are kept."""
+    def expect(self, iteration: int) -> None:
+        """E-step: writes posterior samples under the previous iteration's prior; files that exist are kept."""
         config, shards = self.config, self.blends.shards
-        folder, seed = _samples(self.folder(lap)), em.lap_seed(config.seed, lap)
-        work = [("train", i, config.samples) for i in self.shards_of(lap)]
+        folder, seed = _samples(self.folder(iteration)), em.iteration_seed(config.seed, iteration)
+        work = [("train", i, config.samples) for i in self.shards_of(iteration)]
         work += [("heldout", i, 1) for i in range(len(shards["validation"]))]
         expectation = None
-        for kind, number, samples in progress(work, f"lap {lap}: sampling"):
+        for kind, number, samples in progress(work, f"iteration {iteration}: sampling"):
             path = folder / f"{kind}_{number:05d}.tfrecord"
             if path.exists():
                 continue
-            expectation = expectation or self.expectation(lap - 1)
+            expectation = expectation or self.expectation(iteration - 1)
             shard = shards["training" if kind == "train" else "validation"][number]
             expectation.stamps(shard, samples, seed, config.least_signal).write(path)
 
-    def dispersion(self, lap: int) -> float:
-        """The factor by which a lap changed the galaxies' dispersion, over that of an exact lap of a Gaussian prior
-        from the same galaxies: below 1, samples shrink, which compounds over laps."""
+    def dispersion(self, iteration: int) -> float:
+        """Returns the factor by which an iteration changed the galaxies' dispersion, over that of an exact iteration
+        of a Gaussian prior of the same galaxies: below 1 samples shrink, which compounds over iterations."""
         config = self.config
-        if lap == 1:
-            before = self.judge.population(self.expectation(0).denoiser)[1]
+        if iteration == 1:
+            before = self.evaluator.population(self.expectation(0).denoiser)[1]
         else:
-            before = read_stamps(_samples(self.folder(lap - 1)), "train_*.tfrecord")
+            before = read_stamps(_samples(self.folder(iteration - 1)), "train_*.tfrecord")
         own = {}
-        for number in self.shards_of(lap):
-            path = _samples(self.folder(lap)) / f"train_{number:05d}.tfrecord"
+        for number in self.shards_of(iteration):
+            path = _samples(self.folder(iteration)) / f"train_{number:05d}.tfrecord"
             if len(images := read_records(path)):
                 own[number] = images
         if not own:
             received = f"received none above least_signal {config.least_signal:g}"
-            raise DataError(f"lap {lap}", "galaxies", f"expected some to learn from, {received}")
+            raise DataError(f"iteration {iteration}", "galaxies", f"expected some to learn from, {received}")
         checked = list(own)[:: max(1, len(own) // CHECKED)]
-        seed = em.lap_seed(config.seed + 2, lap)
+        seed = em.iteration_seed(config.seed + 2, iteration)
         twin = em.fit_gaussian(before, config, seed, max(min(TWIN_RANK, len(before) // 4), 1))
         if self._twin is None or self._twin.denoiser.rank != twin.rank:
             self._twin = em.Expectation(twin, em.SAMPLING)  # for a Gaussian any number of steps will do
@@ -172,73 +171,74 @@ class Run:
         own_factor = em.dispersion(np.concatenate([own[number] for number in checked])) / em.dispersion(before)
         return own_factor / (em.dispersion(np.concatenate(parts)) / em.dispersion(twin.draw(DRAWN, seed)))
 
-    def check_dispersion(self, lap: int, ratio: float) -> float:
-        """The product over the laps so far. Raises: Collapse where it is too small, or not a number."""
-        before = [json.loads((self.folder(k) / "scores.json").read_text())["dispersion"] for k in range(1, lap)]
+    def check_dispersion(self, iteration: int, ratio: float) -> float:
+        """Returns the product over the iterations so far. Raises: Collapse where it is too small, or not a number."""
+        before = [json.loads((self.folder(k) / "scores.json").read_text())["dispersion"] for k in range(1, iteration)]
         kept = float(np.prod([*before, ratio]))
         if not kept >= self.config.least_dispersion:
-            expected = f"expected at least {self.config.least_dispersion:g} of what a Gaussian prior's laps keep"
-            raise Collapse(f"lap {lap}", "dispersion", f"{expected}, received {kept:.2f}: the samples collapse")
+            expected = f"expected at least {self.config.least_dispersion:g} of what a Gaussian prior's iterations keep"
+            problem = f"{expected}, received {kept:.2f}: the samples collapse"
+            raise Collapse(f"iteration {iteration}", "dispersion", problem)
         return kept
 
-    def maximise(self, lap: int) -> None:
-        """Fits the network to the lap's samples, from the weights of the lap before where there are any."""
-        before = prior_file(self.folder(lap - 1))
+    def maximise(self, iteration: int) -> None:
+        """M-step: fits the network to the iteration's samples, from the previous weights where there are any."""
+        before = prior_file(self.folder(iteration - 1))
         start = before if before is not None and before.suffix == registry.SUFFIX else None
-        train(
-            self.config.denoiser(_samples(self.folder(lap)), start, em.lap_seed(self.config.seed, lap)),
-            self.folder(lap),
-        )
+        folder, seed = self.folder(iteration), em.iteration_seed(self.config.seed, iteration)
+        train(self.config.denoiser(_samples(folder), start, seed), folder)
 
-    def lap(self, lap: int) -> dict:
-        """One lap, or what there is of it already: its scores."""
-        scores = self.folder(lap) / "scores.json"
+    def iteration(self, iteration: int) -> dict:
+        """Runs one iteration, or what is missing of it, and returns its scores."""
+        scores = self.folder(iteration) / "scores.json"
         if scores.exists():
             return json.loads(scores.read_text())
         began, facts = time.perf_counter(), {}
-        if lap == 0:
+        if iteration == 0:
             self.start()
         else:
-            self.expect(lap)
+            self.expect(iteration)
             sampled = time.perf_counter()
-            facts["dispersion"] = self.dispersion(lap)
-            facts["kept"] = self.check_dispersion(lap, facts["dispersion"])
+            facts["dispersion"] = self.dispersion(iteration)
+            facts["kept"] = self.check_dispersion(iteration, facts["dispersion"])
             checked = time.perf_counter()
-            self.maximise(lap)
+            self.maximise(iteration)
             facts |= {"seconds_expectation": sampled - began, "seconds_maximisation": time.perf_counter() - checked}
-        told = self.judge(lap, self.expectation(lap), self.folder(lap), facts)
-        shown = {name: told[name] for name in (*SCORES, *facts)} | told["distances"]
-        print(f"lap {lap}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
-        return told
+        found = self.evaluator(iteration, self.expectation(iteration), self.folder(iteration), facts)
+        shown = {name: found[name] for name in (*SCORES, *facts)} | found["distances"]
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        print(f"iteration {iteration}: {figures}", flush=True)
+        return found
 
     def run(self) -> dict:
-        """Laps until the last one, until the held-out score rises no more, or until one collapses."""
-        told, best, collapse = [self.lap(0)], 0, None
-        for lap in range(1, self.config.laps + 1):
+        """Runs iterations until the last one, until the held-out score rises no more, or until one collapses."""
+        scores, best, collapse = [self.iteration(0)], 0, None
+        for iteration in range(1, self.config.iterations + 1):
             try:
-                told.append(self.lap(lap))
+                scores.append(self.iteration(iteration))
             except Collapse as error:
                 collapse = str(error)
                 print(f"error: {collapse}", file=sys.stderr)
                 break
-            if told[lap]["log_predictive"] > told[best]["log_predictive"]:
-                best = lap
-            elif lap - best >= self.config.patience:
-                print(f"lap {lap}: no better than lap {best} for {self.config.patience} laps, done")
+            if scores[iteration]["log_predictive"] > scores[best]["log_predictive"]:
+                best = iteration
+            elif iteration - best >= self.config.patience:
+                print(f"iteration {iteration}: no better than {best} for {self.config.patience} iterations, done")
                 break
-        self.judge.figure(range(len(told)))
-        return self._end(told, best, collapse)
+        self.evaluator.figure(range(len(scores)))
+        return self._end(scores, best, collapse)
 
-    def _end(self, told: list[dict], best: int, collapse: str | None) -> dict:
-        """Writes the best lap's prior and the summary, with the test blends, which no lap has seen."""
+    def _end(self, scores: list[dict], best: int, collapse: str | None) -> dict:
+        """Writes the best iteration's prior and the summary, with scores on the test blends, not seen before."""
         summary: dict = {
             "best": best,
             "collapse": collapse,
-            "validation": [{key: value for key, value in one.items() if key != "blends"} for one in told],
-            "rise": rise(told[0]["blends"], told[best]["blends"]),
+            "validation": [{key: value for key, value in one.items() if key != "blends"} for one in scores],
+            "rise": rise(scores[0]["blends"], scores[best]["blends"]),
         }
         if self.blends.shards["test"]:
-            test = [self.judge.blends(self.expectation(lap), self.blends.shards["test"])[0] for lap in (0, best)]
+            shards = self.blends.shards["test"]
+            test = [self.evaluator.blends(self.expectation(k), shards)[0] for k in (0, best)]
             summary["test"] = [{key: one[key] for key in SCORES} for one in test]
             summary["test_rise"] = rise(*(one["blends"] for one in test))
         file = prior_file(self.folder(best))
@@ -258,8 +258,8 @@ def check_start(config: EMConfig) -> None:
     found = known.bands, known.side, known.pixel_scale, known.model_sigma, denoiser.scale_jitter
     expected = config.bands, config.side, config.pixel_scale, config.model_sigma, config.scale_jitter
     if found != expected:
-        told = "bands, side, pixel scale, model PSF and scale jitter"
-        raise DataError(config.start.prior, "prior", f"expected {told} {expected}, received {found}")
+        fields = "bands, side, pixel scale, model PSF and scale jitter"
+        raise DataError(config.start.prior, "prior", f"expected {fields} {expected}, received {found}")
 
 
 def _samples(folder: Path) -> Path:
@@ -269,12 +269,12 @@ def _samples(folder: Path) -> Path:
 
 
 def prior_file(folder: Path) -> Path | None:
-    """A lap's prior, if it is there: a network's or a Gaussian's."""
+    """Returns the path of an iteration's prior, if it is there: a network's or a Gaussian's."""
     return next((path for suffix in (".keras", ".npz") if (path := folder / f"prior{suffix}").exists()), None)
 
 
 def read_prior(folder: Path) -> Denoiser:
-    """A copy that may be changed."""
+    """Returns a copy of an iteration's prior that may be changed."""
     path = prior_file(folder)
     if path is None:
         raise DataError(folder, "prior", "expected a prior, received none")
@@ -283,23 +283,8 @@ def read_prior(folder: Path) -> Denoiser:
     return GaussianDenoiser.load(path)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="JSON, see training/em_config.py")
-    parser.add_argument("--out", type=Path, help="where to write; default: runs/<name>")
-    options = parser.parse_args(arguments)
-    tf.get_logger().setLevel("ERROR")  # it takes a graph for each shape for a mistake
-    try:
-        config = EMConfig.read(options.config)
-        summary = Run(config, options.out or Path("runs") / config.name).run()
-    except (DataError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def conclusion(summary: dict) -> str:
+    """Returns in one line what a run reached."""
     blends, gain = ("test", summary["test_rise"]) if "test_rise" in summary else ("validation", summary["rise"])
-    interval = f"{gain['low']:.3g} to {gain['high']:.3g}"
-    print(f"best lap {summary['best']}: log p(t | y) of {blends} blends rose by {gain['mean']:.3g} nats ({interval})")
-    return 1 if summary["collapse"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    rise = f"rose by {gain['mean']:.3g} nats ({gain['low']:.3g} to {gain['high']:.3g})"
+    return f"best iteration {summary['best']}: log p(t | y) of {blends} blends {rise}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.embedded.refusal import Refusal
+from tfdeblend.export.embedded.refusal import Refusal
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[str, Arrays], Arrays]  # a signature, on a batch

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.embedded.refusal import Refusal, invalid
+from tfdeblend.export.embedded.refusal import Refusal, invalid
 
 Arrays = dict[str, np.ndarray]
 Specs = dict[str, tf.TensorSpec]

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from export.embedded.refusal import Refusal
+from tfdeblend.export.embedded.refusal import Refusal
 
 SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100)
 

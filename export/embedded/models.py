@@ -13,12 +13,12 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from export.embedded import inputs
-from export.embedded.batcher import Arrays, Batcher, Closed
-from export.embedded.metrics import Metrics
-from export.embedded.refusal import Refusal
-from export.embedded.runtime import Runtime
-from export.layout import WARM_UP, versions
+from tfdeblend.export.embedded import inputs
+from tfdeblend.export.embedded.batcher import Arrays, Batcher, Closed
+from tfdeblend.export.embedded.metrics import Metrics
+from tfdeblend.export.embedded.refusal import Refusal
+from tfdeblend.export.embedded.runtime import Runtime
+from tfdeblend.export.layout import WARM_UP, versions
 
 log = logging.getLogger("tfdeblend.serve")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of gradients, which nobody asks for

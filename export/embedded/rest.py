@@ -10,12 +10,12 @@ from typing import Any
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 
-from export.embedded import inputs
-from export.embedded.batcher import Arrays
-from export.embedded.metrics import Metrics
-from export.embedded.models import Models, Version, signature_of
-from export.embedded.refusal import Refusal, invalid
-from export.embedded.rpc import signature_map, status_of
+from tfdeblend.export.embedded import inputs
+from tfdeblend.export.embedded.batcher import Arrays
+from tfdeblend.export.embedded.metrics import Metrics
+from tfdeblend.export.embedded.models import Models, Version, signature_of
+from tfdeblend.export.embedded.refusal import Refusal, invalid
+from tfdeblend.export.embedded.rpc import signature_map, status_of
 
 log = logging.getLogger("tfdeblend.serve")
 MODEL = "/v1/models/{model:[^/:]+}"

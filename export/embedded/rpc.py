@@ -16,11 +16,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from export.embedded import inputs
-from export.embedded.batcher import Arrays
-from export.embedded.metrics import Metrics
-from export.embedded.models import Models, Version, signature_of
-from export.embedded.refusal import Refusal
+from tfdeblend.export.embedded import inputs
+from tfdeblend.export.embedded.batcher import Arrays
+from tfdeblend.export.embedded.metrics import Metrics
+from tfdeblend.export.embedded.models import Models, Version, signature_of
+from tfdeblend.export.embedded.refusal import Refusal
 
 log = logging.getLogger("tfdeblend.serve")
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE

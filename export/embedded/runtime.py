@@ -9,7 +9,7 @@ from tensorflow.core.protobuf.config_pb2 import ConfigProto
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from export.embedded.batcher import Arrays
+from tfdeblend.export.embedded.batcher import Arrays
 
 v1 = tf.compat.v1
 

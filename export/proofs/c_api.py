@@ -1,4 +1,7 @@
-"""python -m export.proofs.c_api FOLDER WORK: a C program runs each signature in a session, as a model server does."""
+"""A C program runs each signature in a session, as a model server does.
+
+python -m tfdeblend.export.proofs.c_api FOLDER WORK
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from export.proofs import figures
+from tfdeblend.export.proofs import figures
 
 SOURCE = Path(__file__).with_name("session.c")
 

@@ -1,4 +1,7 @@
-"""python -m export.proofs.configuration FOLDER WORK: what a model server reads beside the graph is what it expects."""
+"""What a model server reads beside the graph is what it expects.
+
+python -m tfdeblend.export.proofs.configuration FOLDER WORK
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from tensorflow.python.framework import op_def_registry
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import pruned
-from export.layout import WARM_UP
-from export.proofs import figures
-from export.signatures import SAMPLE_EPS
+from tfdeblend.export import pruned
+from tfdeblend.export.layout import WARM_UP
+from tfdeblend.export.proofs import figures
+from tfdeblend.export.signatures import SAMPLE_EPS
 
 SERVING = Path(__file__).parents[1] / "serving"
 FORBIDDEN = {"EagerPyFunc", "PyFunc", "PyFuncStateless", "XlaLaunch"}

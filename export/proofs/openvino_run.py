@@ -1,4 +1,7 @@
-"""python -m export.proofs.openvino_run FOLDER WORK: a runtime that is not TensorFlow makes samples of given draws."""
+"""A runtime that is not TensorFlow makes samples of given random numbers.
+
+python -m tfdeblend.export.proofs.openvino_run FOLDER WORK
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export import pruned
-from export.proofs import figures
+from tfdeblend.export import pruned
+from tfdeblend.export.proofs import figures
 
 SIGNATURE = "sample_16_eps"
 

@@ -1,4 +1,7 @@
-"""python -m export.proofs.reference FOLDER WORK: what the library itself gives, before anything was written."""
+"""What the library itself gives, before anything was written.
+
+python -m tfdeblend.export.proofs.reference FOLDER WORK
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from export import warmup
-from export.bucket import Bucket
-from export.proofs import figures
-from export.signatures import SAMPLE_EPS, Inference
+from tfdeblend.export import warmup
+from tfdeblend.export.bucket import Bucket
+from tfdeblend.export.proofs import figures
+from tfdeblend.export.signatures import SAMPLE_EPS, Inference
 
 
 def bucket_of(folder: Path) -> Bucket:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfdeblend.app import commands
+from tfdeblend.app import commands, model_commands
+from tfdeblend.app.model_commands import positive
 from tfdeblend.errors import DataError
 from tfdeblend.version import __version__
 
@@ -52,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print one JSON document to standard output")
         command.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
+    for add, run in (
+        (model_commands.add_train, model_commands.train),
+        (model_commands.add_em, model_commands.em),
+        (model_commands.add_export, model_commands.export),
+        (model_commands.add_serve, model_commands.serve),
+    ):
+        add(subparsers).set_defaults(run=run)
     return parser
 
 
@@ -88,9 +96,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         default="map",
         help="inference: the posterior's maximum, or samples of it (default: map)",
     )
-    parser.add_argument("--samples", type=_positive, default=16, metavar="N", help="of each scene (default: 16)")
+    parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of each scene (default: 16)")
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
+        "--steps", type=positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
     )
     parser.add_argument(
         "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
@@ -107,7 +115,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     )
     parser.add_argument("--background", action="store_true", help="fit a constant background in each band")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="scenes fitted together")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="scenes fitted together")
     parser.add_argument(
         "--server", metavar="URL", help="let a model server do it: grpc://HOST:PORT or http://HOST:PORT"
     )
@@ -131,7 +139,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         "An interrupted run goes on where it stopped when the same command is given again.",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
-    parser.add_argument("--number", type=_positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
+    parser.add_argument("--number", type=positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
     parser.add_argument(
         "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
     )
@@ -145,7 +153,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
     )
     parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="do all again")
     return parser
 
@@ -157,7 +165,7 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
         "--positions", choices=["uniform", "clustered"], default="clustered", help="of sources (default: clustered)"
     )
     parser.add_argument("--noise", choices=["white", "correlated"], default="white", help="(default: white)")
-    parser.add_argument("--size", type=_positive, metavar="N", help="pixels a side (default: 71; stamps 64)")
+    parser.add_argument("--size", type=positive, metavar="N", help="pixels a side (default: 71; stamps 64)")
     parser.add_argument(
         "--galaxies",
         default="parametric",
@@ -268,11 +276,4 @@ def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"expected 0 to {2**31 - 1}, received {text}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
     return value

@@ -1,4 +1,4 @@
-"""How good the prior of a lap is, told by blends and galaxies that it was not fitted to; the laps' pictures."""
+"""Scores and pictures of each iteration's prior, on blends and galaxies that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tfdeblend.diffusion.generation import Generator
 from tfdeblend.em import Expectation, Score, Shard, score
 from tfdeblend.io import npz
 from tfdeblend.io.atomic import written_whole
-from training.em_config import EMConfig
-from training.monitors import draw
-from training.two_sample import pqmass, properties, two_sample
+from tfdeblend.training.em_config import EMConfig
+from tfdeblend.training.monitors import draw
+from tfdeblend.training.two_sample import pqmass, properties, two_sample
 
 PRIOR_DRAWS = 512  # of a prior's own galaxies, to be compared with the truth
 AT_ONCE = 64
-SHOWN = 4  # blends in the figure of the laps
+SHOWN = 4  # blends in the figure of the iterations
 BOOTSTRAPS = 1000
 SCORES = Score._fields[:-1]  # all but the model
 
 
-class Judge:
-    """Of all laps of a run.
+class Evaluator:
+    """Evaluates the priors of all iterations of a run.
 
     Args:
       shards: of thinned validation blends; halves: their other images, by name.
@@ -51,10 +51,10 @@ class Judge:
         self.generator: Generator | None = None
 
     def blends(self, expectation: Expectation, shards: Sequence[Shard]) -> tuple[dict, dict[str, np.ndarray]]:
-        """Scores of thinned blends: means, and each blend's; and mean models of those that are shown."""
+        """Scores thinned blends: returns the means and each blend's score, and the mean models of those shown."""
         found, models = {}, {}
         for shard in shards:
-            for scene, one in score(expectation, shard, self.halves, self.config.judged, self.config.seed):
+            for scene, one in score(expectation, shard, self.halves, self.config.evaluation_samples, self.config.seed):
                 found[scene.name] = one[:-1]
                 if scene.name in self.shown:
                     models[scene.name] = one.model
@@ -62,7 +62,7 @@ class Judge:
         return {**dict(zip(SCORES, means, strict=True)), "blends": found}, models
 
     def population(self, denoiser: Denoiser) -> tuple[dict, np.ndarray]:
-        """The prior's own galaxies, and how far they are from the truth, where that is known."""
+        """Draws galaxies from the prior; returns their distances from the truth, where that is known, and stamps."""
         if self.generator is None or self.generator.denoiser is not denoiser:
             self.generator = Generator(denoiser, denoiser.stamp_shape)
         number = PRIOR_DRAWS if self.truth is not None else AT_ONCE
@@ -72,50 +72,52 @@ class Judge:
         if self.truth is None:
             return {}, stamps
         both = [properties(x, self.config.bands, self.config.model_sigma) for x in (self.truth, stamps)]
-        told = {"pqmass": pqmass(self.truth, stamps, self.config.seed)}
-        return told | {name: two_sample(both[0][name], both[1][name])["distance"] for name in both[0]}, stamps
+        distances = {"pqmass": pqmass(self.truth, stamps, self.config.seed)}
+        distances |= {name: two_sample(both[0][name], both[1][name])["distance"] for name in both[0]}
+        return distances, stamps
 
-    def __call__(self, lap: int, expectation: Expectation, folder: Path, facts: Mapping[str, float]) -> dict:
-        """Judges a lap's prior; writes scores.json, models.npz and drawn.png into its folder, and to TensorBoard."""
-        told, models = self.blends(expectation, self.shards)
+    def __call__(self, iteration: int, expectation: Expectation, folder: Path, facts: Mapping[str, float]) -> dict:
+        """Evaluates a prior; writes scores.json, models.npz and drawn.png into its folder, and to TensorBoard."""
+        scores, models = self.blends(expectation, self.shards)
         distances, drawn = self.population(expectation.denoiser)
-        told |= {"lap": lap, **facts, "distances": distances}
+        scores |= {"iteration": iteration, **facts, "distances": distances}
         npz.write(folder / "models.npz", models)
         draw(drawn[:64], 16, folder / "drawn.png")
-        with self.writer.as_default(lap):
+        with self.writer.as_default(iteration):
             for name in (*SCORES, *facts):
-                tf.summary.scalar(name, told[name])
+                tf.summary.scalar(name, scores[name])
             for name, value in distances.items():
                 tf.summary.scalar(f"distance/{name}", value)
             tf.summary.image("drawn from the prior", tf.image.decode_png((folder / "drawn.png").read_bytes(), 3)[None])
-            tf.summary.histogram("log_predictive of blends", [one[0] for one in told["blends"].values()])
+            tf.summary.histogram("log_predictive of blends", [one[0] for one in scores["blends"].values()])
         with written_whole(folder / "scores.json") as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n")
-        return told
+            temporary.write_text(json.dumps(scores, indent=1) + "\n")
+        return scores
 
-    def figure(self, laps: Sequence[int]) -> None:
-        """`laps.png`: the same blends under the prior of every lap: observation, models, residuals."""
+    def figure(self, iterations: Sequence[int]) -> None:
+        """Draws `iterations.png`: observation, models and residuals of the same blends under every prior."""
         scenes = {scene.name: scene for shard in self.shards for scene in shard.scenes if scene.name in self.shown}
-        models = [dict(np.load(self.out / f"lap_{lap:03d}" / "models.npz")) for lap in laps]
-        figure = Figure(figsize=(1.5 * (len(laps) + 1), 3.1 * len(scenes) + 0.3), layout="constrained")
-        axes = figure.subplots(2 * len(scenes), len(laps) + 1, squeeze=False)
+        models = [dict(np.load(self.out / f"iteration_{k:03d}" / "models.npz")) for k in iterations]
+        figure = Figure(figsize=(1.5 * (len(iterations) + 1), 3.1 * len(scenes) + 0.3), layout="constrained")
+        axes = figure.subplots(2 * len(scenes), len(iterations) + 1, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
         for row, (name, scene) in enumerate(scenes.items()):
-            columns = [(None, "observation"), *((m[name], f"k = {lap}") for m, lap in zip(models, laps, strict=True))]
+            fitted = ((m[name], f"k = {k}") for m, k in zip(models, iterations, strict=True))
+            columns = [(None, "observation"), *fitted]
             for column, (model, title) in enumerate(columns):
                 panels = _panels(scene, model)
                 for part, panel in enumerate(panels):
                     axes[2 * row + part, column].imshow(panel, origin="lower", interpolation="nearest")
                 axes[2 * row, column].set_title(title if row == 0 else "", size=9)
-        with written_whole(self.out / "laps.png") as temporary:
+        with written_whole(self.out / "iterations.png") as temporary:
             figure.savefig(temporary, format="png", dpi=100)
-        with self.writer.as_default(max(laps)):
-            tf.summary.image("laps", tf.image.decode_png((self.out / "laps.png").read_bytes(), 3)[None])
+        with self.writer.as_default(max(iterations)):
+            tf.summary.image("iterations", tf.image.decode_png((self.out / "iterations.png").read_bytes(), 3)[None])
 
 
 def _panels(scene: Scene, model: np.ndarray | None) -> list[np.ndarray]:
-    """The data alone, or a model with its residual in sigma below."""
+    """Returns the data alone, or a model and its residual in sigma."""
     observation = scene.observation
     stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
     if model is None:
@@ -125,7 +127,7 @@ def _panels(scene: Scene, model: np.ndarray | None) -> list[np.ndarray]:
 
 
 def rise(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], seed: int = 0) -> dict:
-    """Of `Score.log_predictive` from one prior to another, on the same blends, with its bootstrap interval (95%)."""
+    """Returns the rise of `Score.log_predictive` on the same blends, with its 95% bootstrap interval."""
     gain = np.array([after[name][0] - before[name][0] for name in before])
     rng = np.random.default_rng(seed)
     means = gain[rng.integers(0, len(gain), (BOOTSTRAPS, len(gain)))].mean(1)
