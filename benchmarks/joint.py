@@ -163,6 +163,7 @@ def figures(found: np.ndarray) -> dict[str, float]:
 
 def shift_errors(result: Deblended, shifts: np.ndarray) -> np.ndarray:
     """(2, 2 E): how far the fitted shifts are off, and their errors, in pixels."""
+    assert result.calibration is not None
     maps = result.scene.maps
     true = -np.array([pixels.matrix @ shift for pixels, shift in zip(maps, shifts, strict=True)])
     off = result.calibration.shift - (true - true.mean(0))
