@@ -378,7 +378,11 @@ def test_extensions_of_several_observations(tmp_path: Path) -> None:
 
 def test_text_of_a_result() -> None:
     text = repr(make_joint())
-    assert len(text.splitlines()) == 4 and "3 sources in g r i" in text and "second: r i, 30 x 34, chi2" in text
+    assert (
+        len(text.splitlines()) == 4
+        and "3 sources in g r i" in text
+        and "View of second: r i, 30 x 34 pixels, chi2" in text
+    )
     assert "<pre>" in make_joint()._repr_html_()
 
 

@@ -38,7 +38,8 @@ class Sums:
         self.count, self.total, self.squares = 0, np.array(0.0), np.array(0.0)
 
     def add(self, values: np.ndarray) -> None:
-        self.count, self.total, self.squares = self.count + 1, self.total + values, self.squares + values**2.0
+        values = np.asarray(values, float)
+        self.count, self.total, self.squares = self.count + 1, self.total + values, self.squares + values**2
 
     @property
     def mean(self) -> np.ndarray:
