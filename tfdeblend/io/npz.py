@@ -1,4 +1,4 @@
-"""NPZ archives, read without unpickling and written whole, and scenes in them: the keys are listed in `tfdeblend.io`."""
+"""NPZ archives, never unpickled and always written whole, and scenes in them, by the keys that `tfdeblend.io` lists."""
 
 from __future__ import annotations
 
