@@ -21,14 +21,14 @@ from typing import NamedTuple
 import galsim
 import numpy as np
 from astropy.wcs import WCS
+from tfdeblend.forward.field import Exposures
+from tfdeblend.joint import CalibrationOptions, deblend_together
 
 from benchmarks.transients import host_of, psf_of
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
-from tfdeblend.forward.field import Exposures
 from tfdeblend.galaxies.priors import PRIORS
-from tfdeblend.joint import CalibrationOptions, deblend_together
 
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
 POSITION_ERROR = 0.02  # arcsec, of the positions that are given

@@ -10,16 +10,16 @@ import pytest
 import tensorflow as tf
 from fields import COLOUR, FLUX, away, expose, places, positions
 from helpers import gaussian, smooth_correlation
-
-from tfdeblend.catalog.result import Deblended
-from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.joint_detection import detect_together
-from tfdeblend.data.scene import Scene
-from tfdeblend.deblender import Deblender
-from tfdeblend.errors import DataError
 from tfdeblend.forward.field import Exposures
 from tfdeblend.forward.joint_likelihood import JointLikelihood
 from tfdeblend.joint import CalibrationOptions, deblend_together
+
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.astrometry import AffineMap
+from tfdeblend.data.scene import Scene
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
 SKIES = np.array([[500.0, -30.0], [0.0, 20.0], [3.0, 80.0]])  # of the two bands of three exposures
