@@ -66,18 +66,18 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Names the model: prior, image side, sources."""
+        """The name of the model: prior, image side, sources."""
         stem = registry.find(self.prior).name if self.is_learned else self.prior
         return f"{stem}_{self.side}x{self.sources}"
 
     @property
     def channels(self) -> int:
-        """Counts the bands, C."""
+        """C, the number of bands."""
         return len(self.bands or ())
 
     @property
     def shape(self) -> BatchShape:
-        """Gives the shape of one blend, that which `Deblender` takes for scenes of this bucket's sides."""
+        """The shape of one blend, as `Deblender` takes it for scenes of these sides."""
         half = min(self.psf // 2 + 1, self.side)
         reach = 16 * int(np.ceil(max(1.45 * half, SMALLEST_REACH) / 16))
         stamp = next((stamp for most, stamp in STAMPS if self.side <= most), 96)
@@ -101,7 +101,7 @@ class Bucket:
 
 
 def blend_specs(bucket: Bucket) -> dict[str, tf.TensorSpec]:
-    """Gives what B blends are, by name.
+    """Returns the inputs of a signature: B blends.
 
     images, weights [B, C, S, S] in the image's unit and its inverse square, weight 0 = masked or padding; psfs
     [B, C, Q, Q] of sum 1, their origin at pixel (y, x) psf_center [B, 2]; positions [B, K, 2] of (y, x) in pixels;
