@@ -129,3 +129,11 @@ class ConvolvedLikelihood(PosteriorDenoiser):
         noise = DiagonalPlusLowRank.of_diagonal(pixels(sigma) ** 2 * tf.ones_like(x))
         residual = self.data - self.operator.forward(self.prior.mean(x))
         return mean + gaussian_step(self.operator, self.prior.covariance(noise), residual, self.solver)
+
+
+# By the names that files and command lines know them by.
+CONDITIONINGS: dict[str, type[PosteriorDenoiser]] = {
+    "head": GaussianConditioning,
+    "mmps": MMPS,
+    "convolved": ConvolvedLikelihood,
+}

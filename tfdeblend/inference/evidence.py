@@ -26,7 +26,7 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit
 from tfdeblend.diffusion.schedules import BlendSchedule
 from tfdeblend.diffusion.steps import bridge, moment_matched
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.inference import sample_batches
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
@@ -98,11 +98,11 @@ class EvidenceSampler:
         self.sampler, self.shape, self.denoiser = PosteriorSampler(shape, denoiser, options), shape, denoiser
         self._run = tf.function(self._follow, autograph=False)
 
-    def __call__(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
+    def __call__(self, tensors: Tensors, fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
         """Follows one path a row: a pure function of the row and its key ([N] int64, see `random.keys`)."""
         return self._run(tensors, fit, keys)
 
-    def _follow(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
+    def _follow(self, tensors: Tensors, fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
         sampler, random, steps = self.sampler, self.sampler.normals(keys), self.sampler.options.steps
         problem = BlendProblem(tensors, self.shape, fit, self.denoiser.stamp_shape[1], sampler.least_norm)
         first = random.normals(tf.constant(0))
@@ -142,17 +142,18 @@ def log_likelihood(problem: BlendProblem, x: tf.Tensor) -> tf.Tensor:
 
 
 def estimate(
-    sampler: EvidenceSampler, scenes: Sequence[Scene], batch: BlendBatch, fit: InitialFit, samples: int, seed: int = 0
+    sampler: EvidenceSampler, scenes: Sequence[Scene], batch: Batch, fit: InitialFit, samples: int, seed: int = 0
 ) -> list[tuple[float, float]]:
     """Gives log p(y) of each scene in nats, y in the scene's units, and its standard error over the samples.
 
     Args:
       scenes: of `batch`, in its order. fit: their initial fit. samples: paths of each, better 8 or more.
     """
-    draw = sample_batches.learned(sampler, batch.tensors, fit, scenes, samples, seed)
+    names = [scene.name for scene in scenes]
+    draw = sample_batches.by_diffusion(sampler, batch.tensors, fit, names, samples, seed)
     paths: list[list[float]] = [[] for _ in scenes]
     scales: list[list[np.ndarray]] = [[] for _ in scenes]
-    for blends, found in sample_batches.in_turn(draw, sampler.shape.blends, range(len(scenes)), samples):
+    for blends, found in sample_batches.in_turn(draw, sampler.shape, range(len(scenes)), samples):
         for row, blend in enumerate(blends):
             paths[blend].append(float(found.log_evidence[row]))
             scales[blend].append(found.log_scale[row, : len(scenes[blend].sources)])
