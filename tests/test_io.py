@@ -321,7 +321,7 @@ def test_a_bare_scene_is_read_back_equal(suffix: str, tmp_path: Path) -> None:
     observation = replace(
         scene.observation, bands=("F814W, drizzled",), zeropoints=None, weights=scene.observation.weights * 1e40
     )
-    replace(scene, observation=observation).write(tmp_path / f"blend{suffix}", truth=np.arange(3.0))
+    replace(scene, observations=observation).write(tmp_path / f"blend{suffix}", truth=np.arange(3.0))
     read = io.read(tmp_path / f"blend{suffix}")[0]
     assert read.bands == observation.bands
     assert read.unit is read.zeropoints is read.wcs is read.pixel_scale is read.noise_correlation is None
@@ -330,13 +330,13 @@ def test_a_bare_scene_is_read_back_equal(suffix: str, tmp_path: Path) -> None:
 
 def test_several_bands_of_any_names(tmp_path: Path) -> None:
     scene = make_scene(bands="gr")[0]
-    replace(scene, observation=replace(scene.observation, bands=("HSC G", "a,b"))).write(tmp_path / "a.fits")
+    replace(scene, observations=replace(scene.observation, bands=("HSC G", "a,b"))).write(tmp_path / "a.fits")
     assert io.read(tmp_path / "a.fits")[0].bands == ("HSC G", "a,b")
 
 
 def test_fits_holds_ascii_only(tmp_path: Path) -> None:
     scene = make_scene(bands="g")[0]
-    scene = replace(scene, observation=replace(scene.observation, unit="µJy"))
+    scene = replace(scene, observations=replace(scene.observation, unit="µJy"))
     with pytest.raises(DataError, match=r"a\.fits: header: expected .* in ASCII.*; write \.npz"):
         scene.write(tmp_path / "a.fits")
     assert not list(tmp_path.iterdir())

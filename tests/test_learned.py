@@ -186,7 +186,7 @@ def test_units_change_nothing(deblender: Deblender):
         weights=seen.weights.astype(float) * 1e12,
         zeropoints=seen.zeropoints - 15,
     )
-    one, two = deblender.deblend(scene), deblender.deblend(replace(scene, observation=dimmer))
+    one, two = deblender.deblend(scene), deblender.deblend(replace(scene, observations=dimmer))
     np.testing.assert_allclose(two.stamps * 1e6, one.stamps, atol=2e-3 * one.stamps.max())
 
 
@@ -203,7 +203,7 @@ def test_stars_and_a_background():
     assert 0 < stars.sum() < len(stars)
     noise = 1 / np.sqrt(np.median(scene.observation.weights, axis=(1, 2)))
     raised = replace(scene.observation, images=scene.observation.images + noise[:, None, None].astype(np.float32))
-    result = Deblender(SHIPPED, background=True).deblend(replace(scene, observation=raised))
+    result = Deblender(SHIPPED, background=True).deblend(replace(scene, observations=raised))
     np.testing.assert_allclose(result.background / noise, 1, atol=0.15)
     ratio = result.sources[stars][:, 2].sum((1, 2)) / truth[stars][:, 2].sum((1, 2))
     np.testing.assert_allclose(ratio, 1, atol=0.05)
@@ -254,7 +254,7 @@ def test_auto_takes_bands_and_pixels_into_account():
         replace(seen, bands=tuple("ugriz")),
         replace(seen, pixel_scale=None),
     ):
-        assert auto.prior_of(replace(scene, observation=changed)) == "bulge-disk"
+        assert auto.prior_of(replace(scene, observations=changed)) == "bulge-disk"
 
 
 def test_real_scenes_take_the_prior(data: Path):
@@ -276,7 +276,7 @@ def test_unfit_scenes_are_refused_in_one_line(deblender: Deblender):
         (replace(seen, psf=np.ones((1, 1))), "expected PSFs wider than a Gaussian of sigma 1 pixel"),
     ):
         with pytest.raises(DataError, match=f"prior {SHIPPED}: {message}"):
-            deblender.deblend(replace(scene, observation=changed))
+            deblender.deblend(replace(scene, observations=changed))
 
 
 def test_files_that_are_no_priors(tmp_path: Path, capsys):
