@@ -47,7 +47,7 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
     for index in np.flatnonzero(~two):
         observation = made[index].scene.observation
         without = replace(observation, images=observation.images - made[index].sources[1])
-        made[index] = replace(made[index], scene=Scene(without, made[index].scene.sources))
+        made[index] = replace(made[index], scene=Scene((without,), made[index].scene.sources))
     return made, two
 
 
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evidences = Evidences(options.prior, options.steps, options.samples, options.seed)
     for first in range(len(found), len(made), AT_ONCE):
         some = [blend.scene for blend in made[first : first + AT_ONCE]]
-        several = evidences([*(Scene(scene.observation, scene.sources[:1]) for scene in some), *some])
+        several = evidences([*(Scene((scene.observation,), scene.sources[:1]) for scene in some), *some])
         for index in range(len(some)):
             one, both = (several[index + k * len(some)] for k in range(2))
             found.append(

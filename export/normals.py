@@ -1,4 +1,4 @@
-"""Gives the sampler its random numbers as one tensor, so that a graph can take them as an input and hold no random op."""
+"""Cuts the sampler's random numbers out of one tensor, so that a graph can take them and hold no random operation."""
 
 from __future__ import annotations
 

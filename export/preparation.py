@@ -78,8 +78,8 @@ def checked(blend: Named, model_sigma: float) -> tuple[Named, tf.Tensor]:
 
 
 def _usable(blend: Named) -> tf.Tensor:
-    """Tells [B] whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources on
-    the image, which is no brighter than BRIGHTEST times its noise."""
+    """Tells [B] whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources
+    on the image, which is no brighter than BRIGHTEST times its noise."""
     images, weights = blend["images"], blend["weights"]
     side = images.shape[-1]
     at, used = blend["positions"], blend["is_source"]
@@ -148,7 +148,7 @@ def transfer_function(psfs: tf.Tensor, center: tf.Tensor, model_sigma: float, si
 
 
 def _waves(center: tf.Tensor, size: int, side: int) -> tf.Tensor:
-    """Gives each frequency's wave over pixels [2, B, N, Q] float64, real and imaginary; 0 where the grid has no room."""
+    """Gives every frequency's wave over pixels [2, B, N, Q], real and imaginary; 0 where the grid has no room."""
     origin = tf.cast(center, tf.float64)[:, None]
     pixel = tf.range(size, dtype=tf.float64)
     keep = tf.abs(pixel - tf.floor(origin)) < min(side // 2, size)

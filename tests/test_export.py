@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.worlds import SHIPPED, simulated
+from tests.hsc import SHIPPED, simulated, small
 from tfdeblend.client import blend_arrays
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
@@ -23,10 +23,6 @@ from tfdeblend.galaxies import moments
 
 BUCKET = Bucket(SHIPPED, 32)
 SIGMA = BUCKET.shape.model_sigma
-
-
-def scene(index: int = 0) -> Scene:
-    return simulated(index, size=30, sources=(2, 3))[0]
 
 
 def given(one: Scene, bucket: Bucket = BUCKET) -> dict[str, tf.Tensor]:
@@ -48,12 +44,12 @@ def masked(one: Scene) -> Scene:
     weights[3], weights[:, 4:9, 11] = 0, 0
     psf = np.pad(one.observation.psf, [[0, 0], [1, 0], [1, 0]])
     observation = replace(one.observation, weights=weights, psf=psf, notes=())
-    return Scene(observation, (replace(one.sources[0], kind="point"), *one.sources[1:]))
+    return Scene((observation,), (replace(one.sources[0], kind="point"), *one.sources[1:]))
 
 
 @pytest.mark.parametrize("change", [lambda one: one, masked])
 def test_preparation_is_that_of_batches(change):
-    one = change(scene())
+    one = change(small())
     bucket = replace(BUCKET, psf=max(one.observation.psf.shape[1], BUCKET.psf))
     blend, usable = preparation.checked(given(one, bucket), bucket.shape.model_sigma)
     expected, (tensors, scale) = Batch.build([one], bucket.shape), preparation.prepare(blend, bucket.shape)
@@ -65,7 +61,7 @@ def test_preparation_is_that_of_batches(change):
 
 
 def test_moments_are_those_of_the_library():
-    one = masked(scene())
+    one = masked(small())
     bucket = replace(BUCKET, psf=44)
     radius, ellipticity = preparation.moments(preparation.checked(given(one, bucket), bucket.shape.model_sigma)[0])
     expected = moments.moments(one)
@@ -74,7 +70,7 @@ def test_moments_are_those_of_the_library():
 
 
 def test_a_bucket_is_what_deblender_makes_of_its_scenes():
-    one = scene()
+    one = small()
     sigma = BUCKET.shape.model_sigma
     assert scene_shape(one, stamp_side(one, 66), sigma) == BUCKET.shape
     closed = Bucket("bulge-disk", 64)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_training import NETWORK
 from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
@@ -18,12 +17,13 @@ from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.io import npz
 from tfdeblend.training import train_em
-from tfdeblend.training.config import FitConfig
+from tfdeblend.training.config import FitConfig, NetworkConfig
 from tfdeblend.training.em_blends import split_of
 from tfdeblend.training.em_config import EMConfig, SamplingConfig, StartConfig
 from tfdeblend.training.em_evaluation import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
+NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)
 FIT = FitConfig(steps=4, epoch=2, batch=8, warmup=1, ema=0.9)
 
 

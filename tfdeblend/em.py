@@ -75,7 +75,8 @@ class Shard:
 
     def write(self, path: Path) -> None:
         """As an .npz archive, without the scenes."""
-        arrays = {"names": np.array(self.names), "shape": np.array(json.dumps(self.shape._asdict())), **self.initial._asdict()}
+        shape = json.dumps(self.shape._asdict())
+        arrays = {"names": np.array(self.names), "shape": np.array(shape), **self.initial._asdict()}
         npz.write(path, arrays)
 
     @classmethod

@@ -30,7 +30,9 @@ BRIGHT = 0.1  # of a stamp's peak: pixels whose calibration is measured
 MEDIAN_CHI2 = 0.455  # of one degree of freedom
 
 
-def losses(denoiser: PriorDenoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int) -> dict[str, float]:
+def losses(
+    denoiser: PriorDenoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int
+) -> dict[str, float]:
     """Measures a denoiser on held-out stamps at one noise level.
 
     Returns:

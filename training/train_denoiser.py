@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -61,7 +62,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     with precision(config.precision):
         network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
         head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
-    settings = {
+    settings: dict[str, Any] = {
         "bands": config.bands,
         "pixel_scale": config.pixel_scale,
         "model_sigma": config.model_sigma,

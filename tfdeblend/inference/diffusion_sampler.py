@@ -18,12 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion import centres
-from tfdeblend.diffusion.conditioning import GaussianConditioning, PosteriorDenoiser
+from tfdeblend.diffusion.conditioning import CONDITIONINGS, GaussianConditioning, PosteriorDenoiser
 from tfdeblend.diffusion.denoisers import PriorDenoiser, pixels
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
 from tfdeblend.diffusion.random import KeyedNormals, RandomNumbers
 from tfdeblend.diffusion.schedules import BlendSchedule
-from tfdeblend.diffusion.steps import Step, moment_matched
+from tfdeblend.diffusion.steps import STEPS, Step, moment_matched
 from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.likelihood import with_constants
@@ -63,6 +63,12 @@ class SampleOptions:
         if self.step is moment_matched and not self.conditioning.has_draws:
             expected = f"expected one that draws no x_0 with {self.conditioning.__name__}, which has no draws"
             raise ValueError(f"step: {expected}, received moment_matched")
+
+    def facts(self) -> dict[str, int | str]:
+        """Gives what a result's header says of them."""
+        conditioning = next((name for name, kind in CONDITIONINGS.items() if kind is self.conditioning), "other")
+        step = next((name for name, step in STEPS.items() if step is self.step), "other")
+        return {"steps": self.steps, "sampler": step, "covar": conditioning}
 
 
 class Samples(NamedTuple):

@@ -181,11 +181,7 @@ class LearnedPrior(Prior):
 
     def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
         options = run.sampling
-        facts: Facts = {
-            "steps": options.steps,
-            "sampler": options.step.__name__,
-            "covar": options.conditioning.__name__,
-        }
+        facts: Facts = dict(options.facts())
         for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
             for depth, some in _by_depth(run, shape, members).items():
                 rows = rows_at_once(shape, len(some) * run.samples)
