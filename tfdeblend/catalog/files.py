@@ -47,6 +47,7 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.catalogs import source_table
 from tfdeblend.io.files import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
@@ -105,11 +106,10 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
     bands = Table(rows=rows, names=("observation", "band", "background", "zeropoint"))
     if scene.zeropoints is None:
         bands.remove_column("zeropoint")
-    sources = [(source.x, source.y, source.kind, source.id) for source in scene.sources]
     tables = {
         "CATALOG": deblended.catalog,
         "BANDS": bands,
-        "DECLARED": Table(rows=sources, names=("x", "y", "kind", "id")),
+        "DECLARED": source_table(scene),
         "CALIBRATION": None if deblended.calibration is None else deblended.calibration_table,
     }
     return [
