@@ -82,11 +82,11 @@ class Shard:
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
         """Reads what `write` wrote; scenes: by name."""
         with np.load(path) as archive:
-            *sizes, exposures, background = json.loads(str(archive["shape"]))
-            own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in exposures)
+            sizes = dict(zip(BatchShape._fields, json.loads(str(archive["shape"])), strict=True))
+            own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in sizes["exposures"])
             initial = InitialFit(*(archive[name] for name in InitialFit._fields))
             scenes_of = tuple(scenes[name] for name in archive["names"].tolist())
-            return cls(scenes_of, BatchShape(*sizes, exposures=own, background=background), initial)
+            return cls(scenes_of, BatchShape(**sizes | {"exposures": own}), initial)
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:
