@@ -59,18 +59,18 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Of the model: prior, image side, sources."""
+        """The name of the model: prior, image side, sources."""
         stem = registry.find(self.prior).name if self.is_learned else self.prior
         return f"{stem}_{self.side}x{self.sources}"
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of bands."""
         return len(self.bands or ())
 
     @property
     def shape(self) -> BatchShape:
-        """Of one blend: what `Deblender` takes for scenes of this bucket's sides."""
+        """The shape of one blend, as `Deblender` takes it for scenes of these sides."""
         half = min(self.psf // 2 + 1, self.side)
         reach = 16 * int(np.ceil(max(1.45 * half, SMALLEST_REACH) / 16))
         stamp = next((stamp for most, stamp in STAMPS if self.side <= most), 96)
@@ -91,7 +91,7 @@ class Bucket:
 
 
 def blend_specs(bucket: Bucket) -> dict[str, tf.TensorSpec]:
-    """What a blend is, B of them.
+    """Returns the inputs of a signature: B blends.
 
     images, weights [B, C, S, S] in the image's unit and its inverse square, weight 0 = masked or padding; psfs
     [B, C, Q, Q] of sum 1, their origin at pixel (y, x) psf_center [B, 2]; positions [B, K, 2] of (y, x) in pixels;

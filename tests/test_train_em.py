@@ -16,12 +16,11 @@ from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
 from tfdeblend.em import SAMPLING, Stamps
 from tfdeblend.errors import DataError
-from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.io import npz
 from tfdeblend.training import train_em
 from tfdeblend.training.config import FitConfig
 from tfdeblend.training.em_blends import split_of
-from tfdeblend.training.em_config import EMConfig, StartConfig
+from tfdeblend.training.em_config import EMConfig, SamplingConfig, StartConfig
 from tfdeblend.training.em_evaluation import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
@@ -63,7 +62,7 @@ def tiny(blends: Path) -> EMConfig:
         mean_fit=FIT,
         head_fit=FIT,
         iterations=2,
-        sampling=SampleOptions(steps=2),
+        sampling=SamplingConfig(steps=2),
         validation=0.3,
         test=0.2,
         evaluation_samples=4,
@@ -165,7 +164,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
 def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
     document = json.loads(CONFIGS[0].read_text())
     (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
-    assert EMConfig.read(tmp_path / "em.json").sampling == dataclasses.replace(SAMPLING, steps=5)
+    assert EMConfig.read(tmp_path / "em.json").sampling.options() == dataclasses.replace(SAMPLING, steps=5)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +175,8 @@ def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
         ({"validation": 0.6, "test": 0.5}, "expected less than all blends"),
         ({"start": {"kind": "prior"}}, "expected a prior for kind"),
         ({"start": {"kind": "hst"}}, "expected gaussian, fits, prior"),
+        ({"sampling": {"step": "heun"}}, "sampling.step: expected one of moment_matched"),
+        ({"sampling": {"conditioning": "mmps"}}, "expected one that draws no x_0 with MMPS"),
         ({"evaluation_samples": 2}, "evaluation_samples: expected at least 4"),
         ({"iteration": 3}, "received iteration"),
     ],

@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
+from tfdeblend.diffusion.conditioning import MMPS, ConvolvedLikelihood, GaussianConditioning, PosteriorDenoiser
+from tfdeblend.diffusion.steps import ancestral, euler_maruyama, moment_matched
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
 STARTS = ("gaussian", "fits", "prior")
+CONDITIONINGS: dict[str, type[PosteriorDenoiser]] = {
+    "gaussian": GaussianConditioning,
+    "mmps": MMPS,
+    "convolved": ConvolvedLikelihood,
+}
+STEPS = {"moment_matched": moment_matched, "ancestral": ancestral, "euler_maruyama": euler_maruyama}
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,35 @@ class StartConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How an E-step samples; what is not listed here is as in `em.SAMPLING`.
+
+    steps: network evaluations of a sample. conditioning: a key of CONDITIONINGS. step: a key of STEPS.
+    """
+
+    steps: int = em.SAMPLING.steps
+    conditioning: str = "gaussian"
+    step: str = "moment_matched"
+
+    def __post_init__(self) -> None:
+        for name, known in (("conditioning", CONDITIONINGS), ("step", STEPS)):
+            if getattr(self, name) not in known:
+                expected = f"expected one of {', '.join(known)}"
+                raise ValueError(f"sampling.{name}: {expected}, received {getattr(self, name)!r}")
+        self.options()
+
+    def options(self) -> SampleOptions:
+        """Returns the sampler's settings. Raises: ValueError for a step that the conditioning cannot do."""
+        conditioning, step = CONDITIONINGS[self.conditioning], STEPS[self.step]
+        return dataclasses.replace(em.SAMPLING, steps=self.steps, conditioning=conditioning, step=step)
+
+
+@dataclass(frozen=True)
 class EMConfig:
     """What expectation-maximisation learns from, and how.
 
     By default every iteration sees all blends (Rozet et al. 2024). With a share below 1 each sees others, as in Barco
-    et al. 2024, whose sampling is {"covariance": "convolved", "sampler": "ancestral", "steps": 64}.
+    et al. 2024, whose sampling is {"conditioning": "convolved", "step": "ancestral", "steps": 64}.
 
     blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used. side,
     pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. iterations: at most; the run ends sooner when
@@ -69,7 +101,7 @@ class EMConfig:
     iterations: int = 8
     samples: int = 1
     share: float = 1.0
-    sampling: SampleOptions = em.SAMPLING
+    sampling: SamplingConfig = SamplingConfig()
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
-from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.diffusion.schedules import LogNormalNoise
@@ -52,28 +53,25 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         with precision(config.precision):
             return start.without_optimizer()
     augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
-    if config.base_rank:
-        base = gaussian(stamps, augmentation, config.base_rank, config.seed)
-        mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
-        directions = keras.ops.convert_to_numpy(base.prior.factor)
-    else:
-        (mean, variance), directions = moments(stamps, augmentation), None
     bands = len(config.bands)
     with precision(config.precision):
         network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
         head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
-    denoiser = NeuralDenoiser(
-        network,
-        head,
-        bands=config.bands,
-        pixel_scale=config.pixel_scale,
-        model_sigma=config.model_sigma,
-        sigma_data=float(np.sqrt(variance.mean())),
-        scale_jitter=config.scale_jitter,
-        base_rank=config.base_rank,
-        name=config.name.replace("-", "_"),
-    )
-    denoiser.set_moments(mean, variance, directions)
+    facts: dict[str, Any] = {
+        "bands": config.bands,
+        "pixel_scale": config.pixel_scale,
+        "model_sigma": config.model_sigma,
+        "scale_jitter": config.scale_jitter,
+        "name": config.name.replace("-", "_"),
+    }
+    if config.base_rank:
+        base = gaussian(stamps, augmentation, config.base_rank, config.seed)
+        parts = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance, base.prior.factor))
+        residual = ResidualDenoiser(network, head, base_rank=config.base_rank, **facts)
+        residual.set_gaussian(*parts)
+        return residual
+    denoiser = NeuralDenoiser(network, head, **facts)
+    denoiser.set_moments(*moments(stamps, augmentation))
     return denoiser
 
 

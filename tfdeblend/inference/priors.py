@@ -170,18 +170,9 @@ class LearnedPrior(Prior):
         return self._denoiser or self.file.load()
 
     def problem(self, scene: Scene) -> str | None:
-        """Why not; a scene without a pixel scale is taken to have the prior's."""
-        prior, scale = self.file, scene.observation.pixel_scale
-        if scene.bands != prior.bands:
-            in_order = "" if len(scene.observations) == 1 else ", in this order"
-            return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
-        if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
-            return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
-        if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
-            wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
-            return f"expected PSFs wider than {wide}, received a narrower one"
+        """Why not, see `mismatch`. Raises: DataError for a damaged file."""
         self.denoiser  # noqa: B018  so that a damaged file is an error of the scene
-        return None
+        return mismatch(self.file, scene)
 
     def fit(self, initial: MapFit) -> Refinement:
         return AnnealedFit(initial, self.denoiser)
@@ -204,6 +195,20 @@ class LearnedPrior(Prior):
                 names = [scene.name for scene in run.scenes]
                 draw = by_diffusion(sampler, run.tensors, InitialFit.of(run.found), names, run.samples, run.seed)
                 yield SampleGroup(narrow, some, draw, lambda row: facts)
+
+
+def mismatch(prior: PriorFile, scene: Scene) -> str | None:
+    """Says why a prior's stamps cannot model a scene; one without a pixel scale is taken to have the prior's."""
+    scale = scene.observation.pixel_scale
+    if scene.bands != prior.bands:
+        in_order = "" if len(scene.observations) == 1 else ", in this order"
+        return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
+    if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
+        return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
+    if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
+        wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
+        return f"expected PSFs wider than {wide}, received a narrower one"
+    return None
 
 
 def _by_depth(run: SampleRun, shape: BatchShape, members: Sequence[int]) -> dict[float, list[int]]:
