@@ -91,7 +91,7 @@ def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def residual_colours(sigma: np.ndarray) -> np.ndarray:
-    """Colour a residual (H, W) in sigma: (H, W, 3), red where the data are brighter than the model, blue elsewhere."""
+    """Colour a residual (H, W) in sigma, red where the data are brighter than the model, blue where fainter."""
     colours = colormaps["RdBu_r"](0.5 + 0.5 * np.nan_to_num(sigma) / RESIDUAL_LIMIT)[..., :3]
     return np.where(np.isnan(sigma)[..., None], MASKED, colours)
 
@@ -107,7 +107,7 @@ class Window:
 
     @classmethod
     def around(cls, image: np.ndarray, position: np.ndarray, floor: float) -> Window:
-        """Find the smallest of `SIDES` that holds what of a source (C, H, W) is above `floor` in the mean over bands."""
+        """Find the smallest of `SIDES` that holds all of a source (C, H, W) above `floor` in the mean over bands."""
         y, x = position
         rows, columns = np.nonzero(image.mean(0) > floor)
         reach = max(np.abs(rows - y).max(), np.abs(columns - x).max()) if len(rows) else 0

@@ -116,7 +116,7 @@ def in_order(
     iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
     scenes: Scene | Observation | Sequence[Scene | Observation],
 ) -> Deblended | list[Deblended]:
-    """Return what `iterate` gives for one scene or for several, in their order; sources of observations are detected.
+    """Return what `iterate` gives for one scene or several, in their order; sources of observations are detected.
 
     Raises: DataError of the first scene that cannot be done.
     """
