@@ -1,4 +1,4 @@
-"""Describe what is installed and what a file holds: the answers of `tfdeblend info`."""
+"""What is installed, and what a file holds: the answers of `tfdeblend info`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def packages() -> dict[str, Any]:
-    """Look up the versions of Python and of packages, without importing these."""
+    """Versions, looked up without importing the packages."""
 
     def installed(package: str) -> str:
         try:
@@ -39,7 +39,7 @@ def packages() -> dict[str, Any]:
 
 
 def file(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | None = None) -> dict[str, Any]:
-    """Describe what a scene or a result holds. Raises: DataError where it cannot be read."""
+    """What a scene or a result holds. Raises: DataError where it cannot be read."""
     from tfdeblend import io
     from tfdeblend.catalog import files
 
@@ -61,7 +61,7 @@ def file(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | 
 
 
 def is_result(path: Path) -> bool:
-    """Tell whether a file was written by `tfdeblend.catalog.files.write`."""
+    """Whether a file was written by `tfdeblend.catalog.files.write`."""
     from astropy.io import fits
 
     if path.suffix == ".npz":
@@ -74,7 +74,7 @@ def is_result(path: Path) -> bool:
 
 
 def observation(observed: Observation) -> dict[str, Any]:
-    """Describe an observation: shape, bands, PSF width, noise and masks."""
+    """Shape, bands, PSF width, noise and masks."""
     from tfdeblend.data.psf import fwhm
 
     valid, scale = observed.weights > 0, observed.pixel_scale

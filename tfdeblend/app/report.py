@@ -1,4 +1,4 @@
-"""Write DIR/index.html: one self-contained page over all scenes of a run.
+"""DIR/index.html: one self-contained page over all scenes of a run.
 
 Pictures are embedded up to `EMBED_LIMIT` bytes in all; past that the page links to DIR/<scene>.png beside it.
 """
@@ -32,7 +32,7 @@ TILE = 96  # pixels, side of a source in a strip
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Hold one scene of a run, without its images: header, catalogue, pictures of samples; or why it failed."""
+    """One scene of a run, without its images: header, catalogue, pictures of posterior samples; or why it failed."""
 
     name: str
     header: Mapping[str, Any] = field(default_factory=dict)
@@ -43,14 +43,13 @@ class Entry:
 
     @classmethod
     def of(cls, deblended: Deblended) -> Entry:
-        """Take what the page shows of a result."""
         undeclared = 0 if deblended.undeclared is None else len(deblended.undeclared)
         strips = () if deblended.samples is None else sample_strips(deblended.samples)
         return cls(deblended.scene.name, deblended.header, deblended.catalog, undeclared, strips)
 
     @classmethod
     def read(cls, path: Path) -> Entry:
-        """Read what the page shows of a saved result. Raises: DataError where it is missing, broken or no result."""
+        """From a saved result. Errors: DataError where it is missing, broken or no result."""
         from astropy.io import fits
         from astropy.table import Table
 
@@ -63,7 +62,7 @@ class Entry:
         return cls(scene_name(path), header, catalog, undeclared, strips)
 
     def document(self, figure: str | None) -> dict[str, Any]:
-        """Return what the page's script takes of the scene. figure: an address of its picture."""
+        """What the page knows of the scene."""
         columns, units = [], {}
         if self.catalog is not None:
             columns = list(self.catalog.colnames)
@@ -82,9 +81,9 @@ class Entry:
 
 
 def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
-    """Write folder/index.html, whole or not at all, and return its path.
+    """Writes folder/index.html, whole or not at all, and returns its path.
 
-    Raises: OSError where it cannot be written.
+    Errors: OSError where it cannot be written.
     """
     paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.error is None}
     paths = {name: path for name, path in paths.items() if path.exists()}
@@ -100,12 +99,11 @@ def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
 
 
 def png_uri(data: bytes) -> str:
-    """Return the bytes of a PNG as an address to embed in a page."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
-    """Draw one picture of each posterior sample (S, K, C, P, P): its sources side by side, all on one stretch.
+    """One picture a posterior sample (S, K, C, P, P): its sources side by side, all samples on one stretch.
 
     At most `STRIPS` samples, evenly thinned.
     """

@@ -52,7 +52,7 @@ class Fit:
 
 
 def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
-    """Build the result of a maximum: what each observation shows, what it left undeclared, the catalogue and the header.
+    """Build the result of a maximum: what each observation shows, what is undeclared there, catalogue and header.
 
     facts: of the header, `walltime` in seconds among them.
     """
