@@ -13,7 +13,6 @@ from fields import two_observations
 from helpers import gaussian, make_scene, smooth_correlation
 
 import tfdeblend
-
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.noise_correlation import whitening
 from tfdeblend.data.psf import gaussian_psf, transfer_function
