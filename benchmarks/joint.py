@@ -21,13 +21,14 @@ from typing import NamedTuple
 import galsim
 import numpy as np
 from astropy.wcs import WCS
+from tfdeblend.forward.field import Exposures
+from tfdeblend.joint import CalibrationOptions, deblend_together
 
 from benchmarks.transients import host_of, psf_of
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
-from tfdeblend.forward.field import Exposures
 from tfdeblend.galaxies.priors import PRIORS
-from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
 
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
 POSITION_ERROR = 0.02  # arcsec, of the positions that are given
@@ -138,7 +139,7 @@ def coadd(observations: Sequence[Observation], places: np.ndarray) -> Observatio
     return Observation(mean[None], total[None], psf[None] / psf.sum(), first.bands, "coadd", first.wcs)
 
 
-def fluxes(result: JointDeblended, bands: Sequence[str], galaxies: Sequence[Galaxy]) -> np.ndarray:
+def fluxes(result: Deblended, bands: Sequence[str], galaxies: Sequence[Galaxy]) -> np.ndarray:
     """(3, n): found, its error, and true."""
     table = result.catalog
     rows = [(table[f"flux_{band}"][k], table[f"flux_err_{band}"][k], g.flux[band])
@@ -160,9 +161,10 @@ def figures(found: np.ndarray) -> dict[str, float]:
     }
 
 
-def shift_errors(result: JointDeblended, shifts: np.ndarray) -> np.ndarray:
+def shift_errors(result: Deblended, shifts: np.ndarray) -> np.ndarray:
     """(2, 2 E): how far the fitted shifts are off, and their errors, in pixels."""
-    maps = result.exposures.maps
+    assert result.calibration is not None
+    maps = result.scene.maps
     true = -np.array([pixels.matrix @ shift for pixels, shift in zip(maps, shifts, strict=True)])
     off = result.calibration.shift - (true - true.mean(0))
     return np.stack([off.ravel(), result.calibration.shift_error.ravel()])
@@ -201,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seconds[name] += (time.perf_counter() - began) * (number > 0)
             if options.what == "epochs" and name == "together":
                 moved.append(shift_errors(result, shifts))
-            unfinished += not result.converged
+            unfinished += not result.header["converged"]
             found[name].append(fluxes(result, bands, galaxies))
         print(f"{number + 1} of {options.number}", end="\r", flush=True)
     document = {name: figures(np.concatenate(parts, 1)) | {"seconds": seconds[name]} for name, parts in found.items()}

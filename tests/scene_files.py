@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -17,8 +15,6 @@ from helpers import gaussian
 SHAPE = (3, 24, 20)
 BANDS = ("g", "r", "i")
 XY = np.array([[5.0, 6.0], [12.0, 16.0]])
-DATA = Path(os.environ.get("TFDEBLEND_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no reference data at {DATA} (set TFDEBLEND_DATA)")
 
 
 def arrays() -> dict[str, Any]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import make_scene
 
 from tfdeblend.diffusion.datasets import (
     Augmentation,
     augment,
     batch_indices,
-    blend_batches,
     moments,
     noised_batches,
     read_stamps,
 )
 from tfdeblend.diffusion.schedules import LogNormalNoise
-from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.io import npz, tfrecords
 
 NOISE = LogNormalNoise(0.1, 1.0)
@@ -115,30 +112,3 @@ def test_reads_every_kind_of_file(tmp_path):
     np.save(tmp_path / "d.npy", x[:1, :, :4])
     with pytest.raises(ValueError, match=r"expected stamps of shape \(2, 8, 8\), received \(2, 4, 8\) in .*d.npy"):
         read_stamps(tmp_path)
-
-
-def test_blends_come_in_padded_batches_each_once():
-    sizes = [((30, 30), 2), ((40, 50), 3), ((31, 29), 5), ((28, 32), 1), ((30, 20), 3)]
-    scenes = [make_scene(shape=shape, sources=count, seed=i)[0] for i, (shape, count) in enumerate(sizes)]
-    seen = []
-    for shape, data in blend_batches(scenes, stamp=32, blends=2, seed=1):
-        for tensors in data.as_numpy_iterator():
-            real = tensors["index"][tensors["index"] >= 0]
-            seen += list(real)
-            assert tensors["images"].shape == (2, 5, shape.side, shape.side)
-            expected = BlendBatch.build([scenes[i] for i in real], shape).tensors
-            for name, values in expected.items():
-                np.testing.assert_array_equal(tensors[name], values)
-            np.testing.assert_array_equal(tensors["is_source"].sum(1)[: len(real)], [sizes[i][1] for i in real])
-    assert sorted(seen) == list(range(5))
-
-
-def test_order_of_blends_is_pure_in_seed_and_iteration():
-    scenes = [make_scene(shape=(30, 30), sources=2, seed=i)[0] for i in range(12)]
-
-    def order(seed: int, iteration: int) -> list[int]:
-        batches = blend_batches(scenes, stamp=32, blends=4, seed=seed, iteration=iteration)
-        return [int(i) for _, data in batches for tensors in data.as_numpy_iterator() for i in tensors["index"]]
-
-    assert order(1, 0) == order(1, 0)
-    assert len({tuple(order(1, 0)), tuple(order(1, 1)), tuple(order(2, 0))}) == 3

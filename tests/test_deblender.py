@@ -61,7 +61,7 @@ def in_units(scene: Scene, factor: float) -> Scene:
     """The same data with another unit of flux."""
     seen = scene.observation
     images, weights = seen.images.astype(float) * factor, seen.weights / factor**2
-    return replace(scene, observation=replace(seen, images=images, weights=weights))
+    return replace(scene, observations=replace(seen, images=images, weights=weights))
 
 
 # -- against the truth
@@ -134,7 +134,7 @@ def test_negative_light_is_held_back(deblender: Deblender) -> None:
     images = scene.observation.images.astype(float)
     images[:, 23:26, 23:26] -= 300 / 9
     hole = replace(scene.observation, images=images)
-    result = deblender.deblend(replace(scene, observation=hole, sources=(*scene.sources, Source(24, 24, id="hole"))))
+    result = deblender.deblend(replace(scene, observations=hole, sources=(*scene.sources, Source(24, 24, id="hole"))))
     assert_finite(result)
     assert ((fluxes(result)[1] > -250) & (fluxes(result)[1] < 0)).all()
     assert np.abs(pulls(result, FLUXES[:1])[0]).max() < 5
@@ -266,7 +266,7 @@ def test_a_source_masked_in_one_band(deblender: Deblender) -> None:
     y, x = np.indices(weights.shape[1:])
     row, column = scene.positions[2]
     weights[1, np.hypot(y - row, x - column) < 9] = 0
-    result = deblender.deblend(replace(scene, observation=replace(scene.observation, weights=weights)))
+    result = deblender.deblend(replace(scene, observations=replace(scene.observation, weights=weights)))
     flux = fluxes(result)
     assert np.isnan(flux[2, 1]) and np.isfinite(np.delete(flux.ravel(), 5)).all()
     assert [bool(flag & flags.UNSEEN) for flag in result.catalog["flags"]] == [False, False, True]
@@ -281,7 +281,7 @@ def test_masked_pixels_do_not_matter(deblender: Deblender) -> None:
     results = []
     for value in (0.0, 1e6, np.nan):
         images[:, 4:9, 3:8] = value
-        masked = replace(scene, observation=replace(scene.observation, images=images, weights=weights))
+        masked = replace(scene, observations=replace(scene.observation, images=images, weights=weights))
         results.append(deblender.deblend(masked))
     for other in results[1:]:
         np.testing.assert_array_equal(other.model, results[0].model)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import gaussian, smooth_correlation, smooth_noise
-from scene_files import DATA, XY, arrays, needs_data
+from scene_files import XY, arrays
 
 from tfdeblend import io
 from tfdeblend.data import detection
@@ -108,11 +109,10 @@ def test_scene_by_detection() -> None:
         Scene.detect(Observation(content["images"] * 0, content["weights"], content["psfs"], name="field"))
 
 
-@needs_data
-def test_real_blends_against_the_pipeline_s_peaks() -> None:
+def test_real_blends_against_the_pipeline_s_peaks(data: Path) -> None:
     """Three in four of the peaks of 97 HSC blends are found within 2 pixels, with few others."""
     found = others = total = 0
-    for path in io.find_inputs(DATA / "hsc_blends"):
+    for path in io.find_inputs(data / "hsc_blends"):
         scene = Scene.read(path)
         detected = Scene.detect(scene.observation).positions
         distances = np.linalg.norm(scene.positions[:, np.newaxis] - detected, axis=2)

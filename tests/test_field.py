@@ -15,7 +15,8 @@ from astropy.table import Table
 from fields import away, expose, positions, write
 
 from tfdeblend.app.cli import main
-from tfdeblend.catalog import files, flags
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 
 
@@ -65,9 +66,11 @@ def test_writes_one_result_with_all_observations(field) -> None:
         assert hdus["MODEL_COARSE"].data.shape == (2, 24, 26)
         assert hdus["SOURCES_COARSE"].data.shape == (3, 2, 24, 26)
         np.testing.assert_allclose(hdus["SOURCES_COARSE"].data.sum(0), hdus["MODEL_COARSE"].data, atol=1e-2)
-        residual = hdus["IMAGES_COARSE"].data - hdus["MODEL_COARSE"].data
-        residual[hdus["WEIGHTS_COARSE"].data == 0] = np.nan
-        np.testing.assert_allclose(hdus["RESIDUAL_COARSE"].data, residual, atol=1e-4)
+        residual, seen = hdus["RESIDUAL_COARSE"].data, np.isfinite(hdus["RESIDUAL_COARSE"].data)
+        difference = hdus["IMAGES_COARSE"].data - hdus["MODEL_COARSE"].data
+        np.testing.assert_allclose(residual[seen], difference[seen], atol=1e-4)
+        assert not seen[hdus["WEIGHTS_COARSE"].data == 0].any()
+        assert 0.5 < seen[0].mean() < 1  # what the fine image does not cover is not fitted
         calibration = Table.read(hdus["CALIBRATION"])
         assert [(str(row["observation"]), str(row["band"])) for row in calibration] == [
             ("fine", "g"), ("fine", "r"), ("coarse", "r"), ("coarse", "i"),
@@ -91,15 +94,21 @@ def test_catalogue_has_all_bands_and_the_sky(field) -> None:
 
 
 def test_result_is_read_measured_and_drawn_as_any(field, tmp_path) -> None:
-    """As the first observation's: in its bands."""
+    """In all bands; what is measured again agrees with the fit."""
     out, _, _ = field
-    result = files.read(out / "fine.fits")
-    assert result.scene.observation.bands == ("g", "r") and result.header["prior"] == "exponential"
+    result = Deblended.read(out / "fine.fits")
+    assert result.scene.bands == ("g", "r", "i") and result.header["prior"] == "exponential"
+    assert [view.observation.bands for view in result.views] == [("g", "r"), ("r", "i")]
     assert main(["plot", str(out / "fine.fits"), "--out", str(tmp_path)]) == 0
     assert main(["measure", str(out / "fine.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
     again, catalog = Table.read(tmp_path / "again.ecsv"), Table.read(out / "catalog.ecsv")
-    np.testing.assert_allclose(again["flux_r"], catalog["flux_r"], rtol=0.05)
-    assert "flux_i" not in again.colnames
+    for name in ("flux_r", "flux_i"):
+        np.testing.assert_allclose(again[name], catalog[name], rtol=0.05)
+    for name in ("x", "y"):
+        np.testing.assert_allclose(again[name], catalog[name], atol=0.1)
+    for name in ("snr", "flags"):
+        np.testing.assert_allclose(again[name], catalog[name])
+    assert set(again.colnames) == set(catalog.colnames) - {"scene"}
     assert main(["info", str(out / "fine.fits")]) == 0
 
 

@@ -13,8 +13,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import gaussian, make_deblended, make_joint, with_view
-from scene_files import BANDS, DATA, SHAPE, XY, arrays, celestial, extensions, needs_data, write_fits, write_npz
+from helpers import gaussian, make_deblended, make_joint, make_scene, smooth_correlation, with_view
+from scene_files import BANDS, SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
 from tfdeblend import io
 from tfdeblend.catalog import files
@@ -22,6 +22,7 @@ from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
+from tfdeblend.io.atomic import written_whole
 
 
 def assert_reads_as_written(observation: Observation) -> None:
@@ -249,9 +250,8 @@ def test_broken_psfex_model(tmp_path: Path) -> None:
         io.read(path)
 
 
-@needs_data
-def test_all_real_blends() -> None:
-    paths = io.find_inputs(DATA / "hsc_blends")
+def test_all_real_blends(data: Path) -> None:
+    paths = io.find_inputs(data / "hsc_blends")
     scenes = [Scene.read(path) for path in paths]
     assert len(scenes) == 97
     assert sum(len(scene.sources) for scene in scenes) == 634
@@ -259,9 +259,8 @@ def test_all_real_blends() -> None:
     assert all(scene.observation.notes == () for scene in scenes)
 
 
-@needs_data
-def test_reference_scenes() -> None:
-    scenes = {scene.name: scene for scene in map(Scene.read, io.find_inputs(DATA / "scenes" / "*.npz"))}
+def test_reference_scenes(data: Path) -> None:
+    scenes = {scene.name: scene for scene in map(Scene.read, io.find_inputs(data / "scenes" / "*.npz"))}
     assert {name: len(scene.sources) for name, scene in scenes.items()} == {
         "hsc_cosmos_35": 7,
         "hsc_crowded_11": 11,
@@ -269,26 +268,102 @@ def test_reference_scenes() -> None:
     }
     truth = scenes["lsst_sim_truth"]
     assert [source.kind for source in truth.sources].count("point") == 3
-    with np.load(DATA / "scenes" / "hsc_crowded_11.npz") as raw:
+    with np.load(data / "scenes" / "hsc_crowded_11.npz") as raw:
         footprint = raw["footprint"]
     assert not scenes["hsc_crowded_11"].observation.valid[:, footprint].any()
 
 
-@needs_data
-def test_two_surveys_and_five_pixel_scales() -> None:
-    hsc, hst = (io.read(path)[0] for path in io.find_inputs(DATA / "scenes" / "hst_hsc"))
+def test_two_surveys_and_five_pixel_scales(data: Path) -> None:
+    hsc, hst = (io.read(path)[0] for path in io.find_inputs(data / "scenes" / "hst_hsc"))
     assert (hsc.shape, hst.shape) == ((5, 50, 50), (1, 250, 250))
     assert (hsc.pixel_scale, hst.pixel_scale) == (pytest.approx(0.168), pytest.approx(0.03))
     assert any("PSF renormalised" in note for note in hsc.notes)
-    scales = [io.read(path)[0].pixel_scale for path in io.find_inputs(DATA / "scenes" / "multiresolution")]
+    scales = [io.read(path)[0].pixel_scale for path in io.find_inputs(data / "scenes" / "multiresolution")]
     assert scales == pytest.approx([0.06, 0.1, 0.11, 0.167, 0.2])
+
+
+# Writing
+
+
+@pytest.mark.parametrize("wcs", [True, False], ids=["wcs", "scale"])
+@pytest.mark.parametrize("suffix", [".npz", ".fits", ".fits.gz"])
+def test_a_scene_is_read_back_equal(suffix: str, wcs: bool, tmp_path: Path) -> None:
+    scene = make_scene(sources=3)[0]
+    point, *galaxies = scene.sources
+    observation = replace(
+        scene.observation,
+        weights=scene.observation.weights / 3,
+        zeropoints=np.linspace(26.1, 27.3, 5),
+        unit="nJy",
+        wcs=celestial() if wcs else None,
+        pixel_scale=None if wcs else 0.17,
+        noise_correlation=smooth_correlation(0.5),
+        saturated=scene.observation.images > 50,
+    )
+    written = Scene(observation, (replace(point, kind="point", id="a star"), *galaxies))
+    written.write(tmp_path / "made" / f"blend{suffix}")
+    read = Scene.read(tmp_path / "made" / f"blend{suffix}")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == [f"blend{suffix}"]
+    assert read.sources == written.sources
+    for field in ("images", "weights", "psf", "zeropoints", "noise_correlation", "saturated"):
+        np.testing.assert_array_equal(getattr(read.observation, field), getattr(observation, field), err_msg=field)
+    for field in ("name", "bands", "unit", "notes"):
+        assert getattr(read.observation, field) == getattr(observation, field)
+    assert read.observation.pixel_scale == pytest.approx(0.2 if wcs else 0.17, rel=1e-9)
+    if wcs:
+        np.testing.assert_allclose(read.observation.wcs.wcs_pix2world(3, 4, 0), celestial().wcs_pix2world(3, 4, 0))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".fits"])
+def test_a_bare_scene_is_read_back_equal(suffix: str, tmp_path: Path) -> None:
+    """One band of any name, no unit, zero points or scale; weights that float32 would not hold."""
+    scene = make_scene(bands="g")[0]
+    observation = replace(
+        scene.observation, bands=("F814W, drizzled",), zeropoints=None, weights=scene.observation.weights * 1e40
+    )
+    replace(scene, observations=observation).write(tmp_path / f"blend{suffix}", truth=np.arange(3.0))
+    read = io.read(tmp_path / f"blend{suffix}")[0]
+    assert read.bands == observation.bands
+    assert read.unit is read.zeropoints is read.wcs is read.pixel_scale is read.noise_correlation is None
+    np.testing.assert_array_equal(read.weights, observation.weights)
+
+
+def test_several_bands_of_any_names(tmp_path: Path) -> None:
+    scene = make_scene(bands="gr")[0]
+    replace(scene, observations=replace(scene.observation, bands=("HSC G", "a,b"))).write(tmp_path / "a.fits")
+    assert io.read(tmp_path / "a.fits")[0].bands == ("HSC G", "a,b")
+
+
+def test_fits_holds_ascii_only(tmp_path: Path) -> None:
+    scene = make_scene(bands="g")[0]
+    scene = replace(scene, observations=replace(scene.observation, unit="µJy"))
+    with pytest.raises(DataError, match=r"a\.fits: header: expected .* in ASCII.*; write \.npz"):
+        scene.write(tmp_path / "a.fits")
+    assert not list(tmp_path.iterdir())
+    scene.write(tmp_path / "a.npz")
+    assert io.read(tmp_path / "a.npz")[0].unit == "µJy"
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.fits.gz"])
+def test_a_file_is_whole_or_as_it_was(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("before")
+    with pytest.raises(OSError, match="disk full"), written_whole(path) as temporary:
+        assert temporary.name.startswith(".") and temporary.name.endswith(name)
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "before"
+    with written_whole(path) as temporary:
+        temporary.write_text("after")
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # Which files
 
 
 def test_inputs_from_files_folders_and_globs(tmp_path: Path) -> None:
-    for name in ("b.npz", "a.fits", "a_psf.fits", "c.fits.gz", "notes.txt"):
+    for name in ("b.npz", "a.fits", "a_psf.fits", "c.fits.gz", "notes.txt", ".9-d.fits"):
         (tmp_path / name).touch()
     names = ["a.fits", "b.npz", "c.fits.gz"]
     assert [path.name for path in io.find_inputs(tmp_path)] == names
@@ -378,7 +453,11 @@ def test_extensions_of_several_observations(tmp_path: Path) -> None:
 
 def test_text_of_a_result() -> None:
     text = repr(make_joint())
-    assert len(text.splitlines()) == 4 and "3 sources in g r i" in text and "second: r i, 30 x 34, chi2" in text
+    assert (
+        len(text.splitlines()) == 4
+        and "3 sources in g r i" in text
+        and "View of second: r i, 30 x 34 pixels, chi2" in text
+    )
     assert "<pre>" in make_joint()._repr_html_()
 
 

@@ -10,23 +10,19 @@ import pytest
 import tensorflow as tf
 from fields import COLOUR, FLUX, away, expose, places, positions
 from helpers import gaussian, smooth_correlation
-
-from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.joint_detection import detect_together
+from tfdeblend.forward.field import Exposures
+from tfdeblend.forward.joint_likelihood import JointLikelihood
+from tfdeblend.joint import CalibrationOptions, deblend_together
+
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.forward.field import Exposures
-from tfdeblend.forward.joint_likelihood import JointLikelihood
-from tfdeblend.joint import CalibrationOptions, JointDeblended, deblend_together
 
 KNOWN = CalibrationOptions(shift=0, gain=0)
 SKIES = np.array([[500.0, -30.0], [0.0, 20.0], [3.0, 80.0]])  # of the two bands of three exposures
-
-
-def fluxes(result: JointDeblended, column: str = "flux") -> np.ndarray:
-    """(K, C)."""
-    return np.stack([result.catalog[f"{column}_{band}"] for band in result.exposures.bands], 1)
 
 
 def expected(bands: Sequence[str]) -> np.ndarray:
@@ -34,7 +30,7 @@ def expected(bands: Sequence[str]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def epochs() -> JointDeblended:
+def epochs() -> Deblended:
     """Three exposures: turned, flipped, of coarser pixels, of other bands, shifted, of other skies, one of another
     gain."""
     observations = [
@@ -48,41 +44,42 @@ def epochs() -> JointDeblended:
     return deblend_together(observations, positions(observations[0]), "sersic", background=True)
 
 
-def test_skies_are_found(epochs: JointDeblended) -> None:
+def test_skies_are_found(epochs: Deblended) -> None:
     """One in each band of each exposure, within a few of the errors they would have alone."""
-    for found, sky, one in zip(epochs.backgrounds, SKIES, epochs.exposures.observations, strict=True):
+    for view, sky, one in zip(epochs.views, SKIES, epochs.scene.observations, strict=True):
         alone = one.weights.sum((1, 2)) ** -0.5
-        assert (np.abs(found - sky) < 6 * alone).all()
+        assert (np.abs(view.background - sky) < 6 * alone).all()
 
 
-def test_fluxes_and_pictures_of_several_exposures(epochs: JointDeblended) -> None:
-    assert epochs.converged
-    assert epochs.exposures.bands == ("g", "r", "i")
-    np.testing.assert_allclose(fluxes(epochs), expected("gri"), rtol=0.03)
-    np.testing.assert_allclose(epochs.chi2, 1, atol=0.08)
-    parts = zip(epochs.models, epochs.sources, epochs.backgrounds, epochs.exposures.observations, strict=True)
-    for model, sources, sky, one in parts:
-        assert model.shape == one.shape
-        np.testing.assert_allclose(sources.sum(0) + sky[:, None, None], model, atol=1e-3 * sources.max())
+def test_fluxes_and_pictures_of_several_exposures(epochs: Deblended) -> None:
+    assert epochs.header["converged"]
+    assert epochs.scene.bands == ("g", "r", "i")
+    np.testing.assert_allclose(epochs.flux, expected("gri"), rtol=0.03)
+    assert epochs.chi2 == pytest.approx(1, abs=0.05)
+    for view, one in zip(epochs.views, epochs.scene.observations, strict=True):
+        assert view.chi2 == pytest.approx(1, abs=0.08)
+        assert view.model.shape == one.shape
+        total = view.sources.sum(0) + view.background[:, None, None]
+        np.testing.assert_allclose(total, view.model, atol=1e-3 * view.sources.max())
 
 
-def test_shifts_are_found(epochs: JointDeblended) -> None:
+def test_shifts_are_found(epochs: Deblended) -> None:
     """Relative to their mean, to 0.02 pixel, and within a few of their errors."""
     shifts = [(0, 0), (0.3, -0.2), (0, 0.1)]
-    true = -np.array([pixels.matrix @ shift for pixels, shift in zip(epochs.exposures.maps, shifts, strict=True)])
+    true = -np.array([pixels.matrix @ shift for pixels, shift in zip(epochs.scene.maps, shifts, strict=True)])
     off = epochs.calibration.shift - (true - true.mean(0))
     assert np.abs(off).max() < 0.02
     assert (np.abs(off) < 4 * epochs.calibration.shift_error).all()
 
 
-def test_positions_are_those_in_the_first(epochs: JointDeblended) -> None:
+def test_positions_are_those_in_the_first(epochs: Deblended) -> None:
     """Where the first shows the galaxies, not in the mean of all pointings, 0.1 pixel away."""
     found = np.stack([epochs.catalog["x"], epochs.catalog["y"]], 1)
     assert np.abs(epochs.calibration.shift[0]).max() > 0.05
-    np.testing.assert_allclose(found, places(epochs.exposures.observations[0]), atol=0.03)
+    np.testing.assert_allclose(found, places(epochs.scene.observation), atol=0.03)
 
 
-def test_gains_are_found(epochs: JointDeblended) -> None:
+def test_gains_are_found(epochs: Deblended) -> None:
     """Relative to their mean in each band; of a band seen once nothing is known."""
     first, turned, coarse = epochs.calibration.gain
     np.testing.assert_allclose(turned - first, 0.03, atol=0.01)
@@ -100,13 +97,13 @@ def test_one_observation_is_the_single_fit(background: bool) -> None:
         [one], positions(one), "sersic", alone.stamps.shape[-1], calibration=KNOWN, background=background
     )
     sky_error = one.images[0].size ** -0.5
-    np.testing.assert_allclose(together.backgrounds[0], alone.background, atol=0.3 * sky_error)
-    np.testing.assert_allclose(together.backgrounds[0], background * SKIES[0], atol=6 * sky_error)
+    np.testing.assert_allclose(together.background, alone.background, atol=0.3 * sky_error)
+    np.testing.assert_allclose(together.background, background * SKIES[0], atol=6 * sky_error)
     for band in "gr":
         error = np.asarray(alone.catalog[f"flux_err_{band}"])
         np.testing.assert_allclose(together.catalog[f"flux_err_{band}"], error, rtol=0.03)
         assert (np.abs(together.catalog[f"flux_{band}"] - alone.catalog[f"flux_{band}"]) < 0.1 * error).all()
-    np.testing.assert_allclose(together.models[0], alone.model, atol=2e-3 * alone.model.max())
+    np.testing.assert_allclose(together.model, alone.model, atol=2e-3 * alone.model.max())
 
 
 def test_units_do_not_matter_to_the_fit() -> None:
@@ -129,8 +126,8 @@ def test_units_are_those_of_the_first() -> None:
     faint = replace(other, images=10 * other.images, weights=other.weights / 100, zeropoints=29.5)
     place = positions(deep)
     one, both = (deblend_together(some, place, "sersic", calibration=KNOWN) for some in ([deep], [deep, faint]))
-    np.testing.assert_allclose(fluxes(both), expected("gr"), rtol=0.03)
-    np.testing.assert_allclose(fluxes(both, "flux_err") / fluxes(one, "flux_err"), 0.5**0.5, rtol=0.05)
+    np.testing.assert_allclose(both.flux, expected("gr"), rtol=0.03)
+    np.testing.assert_allclose(both.flux_err / one.flux_err, 0.5**0.5, rtol=0.05)
 
 
 def test_pull_is_the_gradient_of_chi_square() -> None:

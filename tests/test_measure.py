@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import elliptical, make_deblended, on_sky, with_view
+from helpers import elliptical, make_deblended, make_joint, on_sky, with_view
 from simulations import simulate
 
 from tfdeblend.catalog import flags

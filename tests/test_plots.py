@@ -15,6 +15,7 @@ from tfdeblend.app.plots import (
     Window,
     arrange,
     plot,
+    plot_samples,
     residual_colours,
     significance,
 )

@@ -1,4 +1,4 @@
-"""Simulations as files: whole, the same whatever the workers and the interruptions, and told in a manifest."""
+"""Simulations as files: whole, the same for any number of workers and interruptions, and listed in a manifest."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256
 from tfdeblend.io.tfrecords import decode, encode
 from tfdeblend.simulation.parametric import Population
-from tfdeblend.simulation.production import MANIFEST, Production, read_manifest
+from tfdeblend.simulation.production import MANIFEST, Production, SceneFiles, StampFiles, read_manifest
 from tfdeblend.simulation.scenes import SceneConfig
-from tfdeblend.simulation.simulated_files import SceneFiles, StampFiles
 from tfdeblend.simulation.stamps import StampConfig
 from tfdeblend.simulation.surveys import SURVEYS
 

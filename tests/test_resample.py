@@ -172,7 +172,7 @@ def galactic(wcs: WCS) -> WCS:
 
 
 def test_map_refuses() -> None:
-    """Pixels that bend more than BENT, and a sky on the other side."""
+    """Pixels that bend more than TOLERANCE, and a sky on the other side."""
     wide = tangent(600.0, pixel=(50, 50))
     with pytest.raises(DataError, match=r"deep: wcs: expected pixels that map affinely to within 0\.02.*cut the image"):
         AffineMap.between("deep", wide, arc(wide), (100, 100))

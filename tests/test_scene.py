@@ -96,3 +96,10 @@ def test_errors_survive_pickling() -> None:
     """They travel between processes."""
     error = DataError("a.npz", "psf", "expected one\nline")
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.npz: psf: expected one line"
+
+
+def test_errors_are_renamed_and_keep_the_rest() -> None:
+    error = DataError("field", "psf", "expected one, received two", "give one")
+    assert str(error.at("a.npz")) == "a.npz: psf: expected one, received two; give one"
+    assert str(error.at("a.npz", "psfs")) == "a.npz: psfs: expected one, received two; give one"
+    assert str(DataError("--prior", None, "expected one")) == "--prior: expected one"

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.scene_files import DATA, needs_data
 from tests.test_serving import Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
@@ -15,7 +14,7 @@ from tfdeblend.export import saved_model
 from tfdeblend.export.bucket import Bucket
 from tfdeblend.export.check_saved_model import check
 
-BLEND = DATA / "hsc_blends" / "43158172147386634.npz"  # 2 sources, 22 pixels
+BLEND = "43158172147386634"  # 2 sources, 22 pixels
 LARGEST = {"map": 1e-5, "sample": 1e-3}
 
 
@@ -31,17 +30,17 @@ def deviations(here: Deblended, there: Deblended) -> float:
 
 
 @pytest.mark.slow
-@needs_data
-def test_a_real_blend_through_a_server_is_that_without_one(tmp_path: Path):
+def test_a_real_blend_through_a_server_is_that_without_one(data: Path, tmp_path: Path):
     assert check(saved_model.write(Bucket("hsc-grizy-64", 32), tmp_path / "models"))
     server = Server(tmp_path / "models")
     try:
         for method, apart in (("map", relative), ("sample", deviations)):
-            command = ["deblend", str(BLEND), "--prior", "hsc-grizy-64", "--method", method, "--no-figures"]
+            command = ["deblend", str(data / "hsc_blends" / f"{BLEND}.npz"), "--prior", "hsc-grizy-64"]
+            command += ["--method", method, "--no-figures"]
             places = [tmp_path / f"{method}-{where}" for where in ("here", "there")]
             for place, options in zip(places, ([], ["--server", f"grpc://{server.grpc}"]), strict=True):
                 assert main([*command, "--no-report", *options, "--out", str(place)]) == 0
-            here, there = (Deblended.read(place / f"{BLEND.stem}.fits") for place in places)
+            here, there = (Deblended.read(place / f"{BLEND}.fits") for place in places)
             assert apart(here, there) <= LARGEST[method]
     finally:
         assert server.stop() == 0

@@ -185,9 +185,7 @@ class Deblender:
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
         """The compiled closed-form fit of a shape."""
         key = "map", galaxies.name, shape
-        return self._compiled.get(
-            key, lambda: MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options)
-        )
+        return self._compiled.get(key, lambda: MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options))
 
 
 @dataclass
@@ -249,7 +247,7 @@ class Chunk:
         y, x, size, e1, e2 = found.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[row, :count], axis1=1, axis2=2), 0))
         middle = corners + self.shape.stamp // 2
-        models, sources, backgrounds = self._images(found.model, found.sources, found.constants, row)
+        models, sources, backgrounds = self._images(found.models, found.sources, found.constants, row)
         fit = builder.Fit(
             models=models,
             sources=sources,
@@ -272,7 +270,15 @@ class Chunk:
         """Results of the rows `rows`, each as soon as its last sample is drawn."""
         deblender, total = self.deblender, len(rows)
         run = SampleRun(
-            fit, tensors, found, self.scenes, rows, deblender.samples, deblender.seed, deblender.sampling, deblender.nuts
+            fit,
+            tensors,
+            found,
+            self.scenes,
+            rows,
+            deblender.samples,
+            deblender.seed,
+            deblender.sampling,
+            deblender.nuts,
         )
         spent, start = 0.0, began
         for group in self.prior.sample(run, deblender._compiled):
@@ -296,7 +302,7 @@ class Chunk:
         """One sample in its scene's own units, cut to its size."""
         scene, scale = self.scenes[row], self.batch.band_scale[row]
         count, unit = len(scene.sources), scale[:, None, None]
-        models, sources, backgrounds = self._images(drawn.model, drawn.sources, drawn.constants, row, place)
+        models, sources, backgrounds = self._images(drawn.models, drawn.sources, drawn.constants, row, place)
         return Sample(
             models=models,
             sources=sources,
@@ -355,7 +361,9 @@ def _as_scenes(scenes: Any) -> list[Scene]:
     """Raises: TypeError for what is neither a scene nor an observation, DataError where nothing is detected."""
     several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
     if not isinstance(several, Sequence) or isinstance(several, str | bytes):
-        raise TypeError(f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}")
+        raise TypeError(
+            f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}"
+        )
     for one in several:
         if not isinstance(one, Scene | Observation):
             hint = "; read files with Scene.read" if isinstance(one, str | Path) else ""

@@ -211,7 +211,7 @@ def fit_dust(
     if source not in range(count) or scene.sources[source].kind != "galaxy":
         raise DataError(scene.name, "source", f"expected the number of a galaxy, 0 to {count - 1}, received {source}")
     order = [source, *(k for k in range(count) if k != source)]
-    ordered = Scene(one, tuple(scene.sources[k] for k in order))
+    ordered = Scene((one,), tuple(scene.sources[k] for k in order))
     shape = scene_shape(ordered, stamp)._replace(sources=count)
     fit = compiled(prior, shape._replace(blends=DIRECTIONS), position_sigma, law)
     batch = Batch.build([ordered], shape, DTYPE)

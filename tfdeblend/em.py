@@ -23,6 +23,8 @@ from tfdeblend.deblender import first_latents
 from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
 from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
+from tfdeblend.diffusion.schedules import BlendSchedule
+from tfdeblend.diffusion.unknown_scale import UnknownScale
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import (
@@ -46,7 +48,7 @@ BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 FACTOR_ITERATIONS = 8  # of factor analysis, in each iteration over blends
 # Samples start at good fits, and those that stay near them are the better ones: hence these levels and scales.
-SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
+SAMPLING = SampleOptions(schedule=BlendSchedule(vague=0.5), unknown_scale=UnknownScale(widened=False), recentre=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +277,7 @@ def score(
     for blends, drawn in expectation.draw(shard, samples, seed):
         for row, blend in enumerate(blends):
             _, height, width = shard.scenes[blend].observation.shape
-            models[blend].append(drawn.model[0][row, :, :height, :width] * scales[blend][:, None, None])
+            models[blend].append(drawn.models[0][row, :, :height, :width] * scales[blend][:, None, None])
     for blend, scene in enumerate(shard.scenes):
         yield scene, evaluate(scene, halves[scene.name], np.stack(models[blend]), seed)
 

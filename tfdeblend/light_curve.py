@@ -150,7 +150,7 @@ def _point(first: Observation, transient: Any) -> Source:
         expected = "expected one position (y, x) in pixels or a SkyCoord"
         raise DataError(first.name, "transient", f"{expected}, received {transient!r}") from error
     point = Source(y, x, "point", "transient")
-    return Scene(first, (point,)).sources[0]  # which checks that it lies in the image
+    return Scene((first,), (point,)).sources[0]  # which checks that it lies in the image
 
 
 def _epochs(where: str, count: int, off: Sequence[int], times: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -258,9 +258,7 @@ class Columns:
         placed = tf.reshape(placed, [1, sources * count, bands, *placed.shape[-2:]])
         return tf.transpose(placed, [0, 2, 1, 3, 4])
 
-    def _products(
-        self, frames: tf.Tensor, tensors: ExposureTensors, own: ExposureShape
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _products(self, frames: tf.Tensor, tensors: ExposureTensors, own: ExposureShape) -> tuple[tf.Tensor, tf.Tensor]:
         """[C_e, N + 1, N + 1] float64: scalar products of an epoch's whitened columns and, last, data. The columns
         [C_e, N, S, S] themselves."""
         epoch = Exposure(tensors, self.shape._replace(exposures=(own,)), 0)
@@ -287,9 +285,7 @@ class TransientFit:
       prior: of the hosts. stamp: P. position_sigma: in pixels.
     """
 
-    def __init__(
-        self, scene: Scene, transient: Source, on: np.ndarray, prior: str, stamp: int, position_sigma: float
-    ):
+    def __init__(self, scene: Scene, transient: Source, on: np.ndarray, prior: str, stamp: int, position_sigma: float):
         self.scene = Scene(scene.observations, (*scene.sources, transient))
         shape = scene_shape(self.scene, stamp)._replace(sources=len(self.scene.sources))
         self.exposures = shape.exposures

@@ -1,4 +1,4 @@
-"""A learned prior's model card: its losses on galaxies it has never seen, and its own galaxies beside them.
+"""A learned prior's model card: its losses on held-out galaxies, and galaxies drawn from it.
 
     python -m tfdeblend.training.card --prior hsc-grizy-64 --stamps stamps/hsc-grizy-64 --out docs/priors
 
@@ -26,15 +26,18 @@ from tfdeblend.training.two_sample import properties, two_sample
 
 BATCH = 32
 RANK = 32
-BRIGHT = 0.1  # of a stamp's peak: pixels whose calibration is told
+BRIGHT = 0.1  # of a stamp's peak: pixels whose calibration is measured
 MEDIAN_CHI2 = 0.455  # of one degree of freedom
 
 
 def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int) -> dict[str, float]:
-    """At one noise level. mean: squared error over what the best denoiser leaves that sees one pixel at a time;
-    nats: log-likelihood a pixel of the covariance, and of that denoiser's variance; spread: of x - D over the
-    covariance's standard deviation, where stamps are bright (of a median), and of a whole stamp's sum (rms): 1 if
-    right."""
+    """Measures a denoiser on held-out stamps at one noise level.
+
+    Returns:
+      mean: squared error over that of the best denoiser that sees one pixel at a time. nats, nats_alone:
+      log-likelihood a pixel of the covariance, and of that denoiser's variance. spread, flux: x - D over the
+      covariance's standard deviation, in bright pixels (from the median) and of a stamp's sum (rms): 1 if right.
+    """
     run = tf.function(lambda x, s: _parts(*denoiser.posterior(x, s)), autograph=False)
     rows = []
     for first in range(0, len(stamps) - BATCH + 1, BATCH):
@@ -67,7 +70,7 @@ def _parts(mean: tf.Tensor, v: DiagonalLowRank) -> tuple[tf.Tensor, tf.Tensor, t
 
 
 def read(folder: Path, pattern: str, limit: int) -> np.ndarray:
-    """Some of every file's stamps, at unit scale."""
+    """Reads some of every file's stamps, at unit scale."""
     stamps = read_stamps(folder, pattern)
     stamps = stamps[:: max(1, len(stamps) // limit)][:limit]
     return stamps / flux_scale(stamps)[:, None, None, None]

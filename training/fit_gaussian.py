@@ -22,7 +22,7 @@ from tfdeblend.io.atomic import written_whole
 def fit(
     stamps: np.ndarray, bands: Sequence[str], pixel_scale: float, rank: int, model_sigma: float, jitter: float
 ) -> GaussianDenoiser:
-    """Of stamps (N, C, P, P) and their mirror images and quarter turns, each at unit scale."""
+    """Fits stamps (N, C, P, P) and their mirror images and quarter turns, each at unit scale."""
     unit = stamps / np.asarray(flux_scale(stamps))[:, None, None, None]
     # The middle is pixel P // 2, about which mirror images and turns of an even stamp lose its first row and column.
     odd = unit[:, :, 1:, 1:] if unit.shape[-1] % 2 == 0 else unit

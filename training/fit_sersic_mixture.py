@@ -1,4 +1,4 @@
-"""Fits the Gaussian mixtures that stand for Sersic profiles in `tfdeblend.profiles`, and prints them as its tables.
+"""Fits the Gaussian mixtures that represent Sersic profiles, and prints the tables of `tfdeblend.galaxies.profiles`.
 
 A mixture of J Gaussians, sigma_j(n) spaced geometrically between lo(n) and hi(n) half-light radii, with amplitudes that
 are Chebyshev polynomials of log n: once the spacing is given, the amplitudes are one linear least-squares problem. What
@@ -21,7 +21,7 @@ WIDTHS = np.geomspace(0.025, 2.5, 8)
 
 
 def convolved_sersic(n: float, q: float, radii: np.ndarray) -> np.ndarray:
-    """Unit-flux Sersic profile of half-light radius 1 convolved with a Gaussian of sigma q, at the radii given."""
+    """Computes a unit-flux Sersic profile of half-light radius 1, convolved with a Gaussian of sigma q, at some radii."""
     b = gammaincinv(2 * n, 0.5)
     r = np.geomspace(1e-6, 60, 3000)
     dr = np.gradient(np.log(r)) * r
@@ -31,7 +31,7 @@ def convolved_sersic(n: float, q: float, radii: np.ndarray) -> np.ndarray:
 
 
 def sigmas(n: float, spacing: np.ndarray) -> np.ndarray:
-    """[J] the mixture's widths at Sersic index n; `spacing` holds two quadratics in log n, of log lo and log hi."""
+    """Returns the mixture's widths [J] at Sersic index n; spacing: two quadratics in log n, of log lo and log hi."""
     powers = np.log(n) ** np.arange(3)
     lo, hi = np.exp(spacing[:3] @ powers), np.exp(spacing[3:] @ powers)
     return lo * (hi / lo) ** (np.arange(COMPONENTS) / (COMPONENTS - 1))
@@ -48,7 +48,7 @@ class Targets:
         self.profiles = [[convolved_sersic(n, q, r) for q, r in self.grid] for n in self.indices]
 
     def fit(self, spacing: np.ndarray) -> tuple[np.ndarray, float]:
-        """Amplitudes [J, DEGREE + 1] and the largest error relative to a profile's peak."""
+        """Fits amplitudes [J, DEGREE + 1]; returns them and the largest error relative to a profile's peak."""
         basis = np.polynomial.chebyshev.chebvander(self.x, DEGREE)
         rows, values = [], []
         for node, n in enumerate(self.indices):
@@ -68,9 +68,9 @@ class Targets:
 
 
 def fit_fixed(n: float, sigma: np.ndarray) -> tuple[np.ndarray, float]:
-    """[2, J] amplitudes and sigmas of a profile of index n, from first sigmas, and the largest error over the peak.
+    """Fits amplitudes and sigmas [2, J] of a profile of index n, from first sigmas; also returns the largest error.
 
-    Least squares, in which whatever is off most counts more from one pass to the next.
+    Least squares, repeated with more weight where the error is largest.
     """
     count = len(sigma)
     grid = [(q, np.append(0, np.geomspace(0.3 * q, min(12, 8 + 6 * q), 40))) for q in np.geomspace(0.025, 2.5, 10)]

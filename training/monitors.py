@@ -1,4 +1,4 @@
-"""What is watched in training: the loss at each noise level, and pictures. Callbacks of Keras."""
+"""Keras callbacks for training: the loss at each noise level, and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 class StartData(keras.callbacks.Callback):
-    """Makes data and epochs start where the optimiser is: after `BackupAndRestore`, exactly where a killed run was."""
+    """Starts data and epochs at the optimiser's step: after `BackupAndRestore`, where a killed run was."""
 
     def __init__(self, first_step: tf.Variable, epoch: int):
         super().__init__()
@@ -31,7 +31,7 @@ class StartData(keras.callbacks.Callback):
 class LossByLevel(keras.callbacks.Callback):
     """Adds the held-out loss at each of LEVELS to an epoch's logs, as `held_out_<sigma>` and, of all, `held_out`.
 
-    Place it after `SwapEMAWeights` (so that averaged weights are judged) and before the callbacks that write logs.
+    Place it after `SwapEMAWeights` (so that averaged weights are evaluated) and before the callbacks that write logs.
 
     Args:
       stamps: [N, C, P, P] at unit scale. loss: (model, x_t, sigma, x) -> [N].
@@ -63,7 +63,7 @@ class LossByLevel(keras.callbacks.Callback):
 
 
 class Pictures(keras.callbacks.Callback):
-    """Every `every` epochs, denoised held-out stamps and generated ones: PNG files, and images for TensorBoard."""
+    """Draws denoised held-out stamps and generated ones every `every` epochs, as PNG files and in TensorBoard."""
 
     def __init__(self, denoiser: NeuralDenoiser, stamps: np.ndarray, folder: Path, every: int, seed: int):
         super().__init__()
@@ -91,7 +91,7 @@ class Pictures(keras.callbacks.Callback):
 
 
 def draw(images: np.ndarray, columns: int, path: Path) -> None:
-    """Stamps (N, C, P, P) on a grid of `columns`, in colour where they have three bands; arcsinh of x over its peak."""
+    """Draws stamps (N, C, P, P) on a grid of `columns`, in colour from three bands on; arcsinh of x over its peak."""
     bands = images[:, [-2, len(images[0]) // 2, 0]] if images.shape[1] >= 3 else images[:, [0, 0, 0]]
     peak = np.maximum(np.percentile(bands, 99.9, axis=(1, 2, 3), keepdims=True), 1e-6)
     shown = np.clip(np.arcsinh(30 * bands / peak) / np.arcsinh(30), 0, 1)

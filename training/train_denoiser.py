@@ -2,7 +2,7 @@
 
     tfdeblend train --config training/configs/hsc-grizy-64.json --out runs/hsc-grizy-64
 
-A killed run goes on where it stopped when the same command is given again, and ends at the same weights.
+A killed run continues when the same command is given again, and ends at the same weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Data = Callable[[tf.Variable, FitConfig], tf.data.Dataset]
 
 @contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Networks made within take their products by one of Keras' dtype policies."""
+    """Makes networks built in this context compute their products by one of Keras' dtype policies."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -45,7 +45,7 @@ def precision(policy: str) -> Iterator[None]:
 
 
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
-    """The untrained denoiser, with the moments of the stamps (at unit scale), or the one to start from."""
+    """Builds the untrained denoiser, with the moments of the stamps (at unit scale), or reads the one to start from."""
     keras.utils.set_random_seed(config.seed)
     if config.start is not None:
         start = registry.find(config.start).network()
@@ -78,7 +78,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
 
 
 def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> GaussianDenoiser:
-    """Fitted to augmented stamps, of variances with the floor that `moments` has."""
+    """Fits a Gaussian to augmented stamps, its variances at least the floor of `moments`."""
     rng = np.random.default_rng(seed)
     chosen = np.resize(rng.permutation(len(stamps)), min(8 * len(stamps), AUGMENTED))
     every = augment(tf.constant(stamps[chosen]), tf.constant([seed, 0], tf.int64), augmentation).numpy()
@@ -100,7 +100,7 @@ def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
 
 
 def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Path, watch: list) -> None:
-    """Plain `compile` and `fit`; of no steps, nothing.
+    """Compiles and fits a model; does nothing where settings have no steps.
 
     Args:
       data: (first step, settings) -> dataset. watch: callbacks that add to the logs, or look on, at an epoch's end.
@@ -125,7 +125,7 @@ def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Pa
 
 
 def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
-    """The mean, by the squared error times EDM's 1 / sigma^2 + 1 / sigma_data^2, of a variance for each pixel."""
+    """Fits the mean by the squared error times EDM's 1 / sigma^2 + 1 / sigma_data^2, with a variance for each pixel."""
 
     def weight(sigma: tf.Tensor) -> tf.Tensor:
         return 1 / tf.reduce_mean(denoiser.prior_variance(sigma), [1, 2, 3])
@@ -143,7 +143,7 @@ def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor
 
 
 def fit_head(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
-    """The covariance head, by the likelihood of pixels and apertures, with the mean frozen."""
+    """Fits the covariance head by the likelihood of pixels and apertures, with the mean frozen."""
 
     def unlikelihood(model: keras.Model, x_t: tf.Tensor, sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return negative_log_likelihood(x, model((x_t, sigma)))
@@ -164,7 +164,7 @@ def _batches(
 
 
 def read(config: DenoiserConfig, pattern: str) -> np.ndarray:
-    """Stamps at unit scale. Raises: ValueError where they are not what the configuration says."""
+    """Reads stamps at unit scale. Raises: ValueError where they are not what the configuration says."""
     stamps = read_stamps(Path(config.stamps), pattern)
     expected = (len(config.bands), config.side, config.side)
     if stamps.shape[1:] != expected:
@@ -174,7 +174,7 @@ def read(config: DenoiserConfig, pattern: str) -> np.ndarray:
 
 
 def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
-    """Trains, and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures."""
+    """Trains and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures."""
     out.mkdir(parents=True, exist_ok=True)
     config.write(out / "config.json")
     images = read(config, config.train)

@@ -1,4 +1,4 @@
-"""Whether two sets of stamps are draws of one distribution: what galaxies measure, and a test on all pixels. NumPy."""
+"""Tests whether two sets of stamps have one distribution: of measured properties, and of all pixels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ COMPONENTS = 24  # directions that PQMass measures distances in
 
 
 def properties(stamps: np.ndarray, bands: tuple[str, ...], model_sigma: float) -> dict[str, np.ndarray]:
-    """(N,) each: flux over the stamp's norm, half-light radius in pixels, ellipticity, concentration, share of power
-    at high frequencies (above a quarter of the sampling), colours in magnitudes."""
+    """Measures stamps, (N,) each: flux over the stamp's norm, half-light radius in pixels, ellipticity, concentration,
+    share of power at high frequencies (above a quarter of the sampling), colours in magnitudes."""
     flux = stamps.sum((2, 3), dtype=float)
     shapes = measure.stamp_shapes(stamps, np.zeros((len(stamps), 2)), model_sigma)
     found = {
@@ -32,7 +32,7 @@ def properties(stamps: np.ndarray, bands: tuple[str, ...], model_sigma: float) -
 
 
 def _concentration(stamps: np.ndarray) -> np.ndarray:
-    """(N,) light within an eighth of the stamp's side of its middle, over that within a quarter."""
+    """Returns the light (N,) within an eighth of the stamp's side of its middle, over that within a quarter."""
     side = stamps.shape[-1]
     t = np.arange(side) - side // 2
     radius = np.hypot(t[:, None], t)
@@ -41,7 +41,7 @@ def _concentration(stamps: np.ndarray) -> np.ndarray:
 
 
 def _high_power(stamps: np.ndarray) -> np.ndarray:
-    """(N,) of the image summed over bands: log10 of its power's share at frequencies above 1/4 a pixel."""
+    """Returns log10 of the share (N,) of power above 1/4 a pixel in the image summed over bands."""
     power = np.abs(np.fft.rfft2(stamps.sum(1))) ** 2
     side = stamps.shape[-1]
     high = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)) > 0.25
@@ -49,7 +49,7 @@ def _high_power(stamps: np.ndarray) -> np.ndarray:
 
 
 def two_sample(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
-    """Kolmogorov and Smirnov's largest distance of the distributions, its level (asymptotic), and the medians."""
+    """Returns Kolmogorov and Smirnov's distance of the distributions, its level (asymptotic), and the medians."""
     one, two = np.sort(one[np.isfinite(one)]), np.sort(two[np.isfinite(two)])
     every = np.concatenate([one, two])
     steps = [np.searchsorted(part, every, "right") / len(part) for part in (one, two)]
@@ -61,13 +61,12 @@ def two_sample(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
 
 
 def pqmass(data: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
-    """PQMass (Lemos et al. 2024, arXiv:2402.04355) of stamps (N, C, P, P): chi-square a degree of freedom, 1 if both
-    are of one distribution, the mean over REPEATS tessellations.
+    """Computes PQMass (Lemos et al. 2024, arXiv:2402.04355) of stamps (N, C, P, P): chi-square a degree of freedom,
+    the mean over REPEATS tessellations; 1 if both have one distribution.
 
     Each cuts the space into the cells nearest to CELLS of the stamps, which are then left out, and compares how many of
-    either set fall into each. Distances are those along the first COMPONENTS principal components of both sets (of one
-    alone they would follow its noise), in units of their square roots: all pixels as they are would be the brightest
-    ones' alone.
+    either set fall into each. Distances are along the first COMPONENTS principal components of both sets (of one
+    alone they would follow its noise), in units of their square roots: else the brightest pixels would decide.
     """
     flat = np.concatenate([x.reshape(len(x), -1) for x in (data, samples)]).astype(np.float64)
     flat -= flat.mean(0)
@@ -88,6 +87,6 @@ def pqmass(data: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
 
 
 def _chi2(counts: np.ndarray) -> float:
-    """A degree of freedom, of a table of counts (2, M) whose rows should be alike."""
+    """Returns chi-square a degree of freedom of counts (2, M) whose rows should be alike."""
     expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
     return float(((counts - expected) ** 2 / expected).sum() / (counts.shape[1] - 1))

@@ -75,8 +75,7 @@ def deblend(args: argparse.Namespace) -> int:
 
 
 def simulate(args: argparse.Namespace) -> int:
-    from tfdeblend.simulation.production import Production
-    from tfdeblend.simulation.simulated_files import SceneFiles, StampFiles
+    from tfdeblend.simulation.production import Production, SceneFiles, StampFiles
 
     files = StampFiles if args.stamps else SceneFiles
     production = Production(

@@ -75,6 +75,8 @@ def is_result(path: Path) -> bool:
 
 def observation(observed: Observation) -> dict[str, Any]:
     """Shape, bands, PSF width, noise and masks."""
+    from tfdeblend.data.psf import fwhm
+
     valid, scale = observed.weights > 0, observed.pixel_scale
     noise = [np.median(w[v] ** -0.5) if v.any() else None for w, v in zip(observed.weights, valid, strict=True)]
     return {
@@ -83,21 +85,8 @@ def observation(observed: Observation) -> dict[str, Any]:
         "unit": observed.unit,
         "zeropoints": observed.zeropoints,
         "pixel_scale": scale,
-        "psf_fwhm": [fwhm(psf) * (scale or 1) for psf in observed.psf],
+        "psf_fwhm": fwhm(observed.psf) * (scale or 1),
         "psf_fwhm_unit": "arcsec" if scale else "pixel",
         "noise": noise,
         "masked": 1 - valid.mean(),
     }
-
-
-def fwhm(psf: np.ndarray) -> float:
-    """Full width at half maximum of (h, w), in pixels: of the circle as large as the area above half the maximum.
-
-    Interpolated by zero-padding its Fourier transform, or the area would come in whole pixels.
-    """
-    fine = 8
-    spectrum = np.fft.fftshift(np.fft.fft2(psf))
-    before = [fine * side // 2 - side // 2 for side in psf.shape]
-    padding = [(b, (fine - 1) * side - b) for b, side in zip(before, psf.shape, strict=True)]
-    image = np.fft.ifft2(np.fft.ifftshift(np.pad(spectrum, padding))).real
-    return float(2 * np.sqrt((image > image.max() / 2).sum() / np.pi) / fine)

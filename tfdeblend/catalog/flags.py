@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdeblend.data.psf import psf_fwhm
+from tfdeblend.data.psf import fwhm
 
 if TYPE_CHECKING:
     from tfdeblend.catalog.result import View
@@ -43,7 +43,7 @@ def from_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
         row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
         masked[:, own] &= (view.observation.weights[:, row, column] <= 0).T | (beyond[:, None] & (number > 0))
         if view.observation.saturated is not None:
-            radius = np.full(count, psf_fwhm(view.observation.psf).max())
+            radius = np.full(count, fwhm(view.observation.psf).max())
             saturated |= _near(view.positions, view.observation.saturated, radius).any(1)
         if view.undeclared is not None and len(view.undeclared):
             y = np.clip(np.round(np.asarray(view.undeclared["y"])).astype(int), 0, height - 1)
@@ -60,7 +60,7 @@ def unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.
     """
     nowhere = np.ones((len(size), len(bands)), bool)
     for view in views:
-        radius = np.nan_to_num(size) * view.scale + psf_fwhm(view.observation.psf).max()
+        radius = np.nan_to_num(size) * view.scale + fwhm(view.observation.psf).max()
         own = [bands.index(band) for band in view.observation.bands]
         nowhere[:, own] &= ~_near(view.positions, view.observation.valid, radius)
     return nowhere

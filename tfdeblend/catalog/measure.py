@@ -17,7 +17,7 @@ from tfdeblend.catalog import flags
 from tfdeblend.catalog.flags import BAD_FIT, BEYOND_PRIOR, EDGE, MASKED, NOT_CONVERGED, TRUNCATED, UNSEEN
 from tfdeblend.catalog.result import Deblended, positions_in_views
 from tfdeblend.data.photometry import band_scales
-from tfdeblend.data.psf import choose_model_sigma, psf_fwhm
+from tfdeblend.data.psf import choose_model_sigma, fwhm
 from tfdeblend.forward.shapes import fit_size
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments
 
@@ -205,7 +205,7 @@ def describe_scene(scene: Scene) -> dict[str, float]:
     """The noise and the PSF's width in each band of the first observation, for a result's header."""
     header: dict[str, float] = {}
     observation = scene.observation
-    for index, (noise, width) in enumerate(zip(band_scales(observation), psf_fwhm(observation.psf), strict=True)):
+    for index, (noise, width) in enumerate(zip(band_scales(observation), fwhm(observation.psf), strict=True)):
         header[f"noise{index}"], header[f"fwhm{index}"] = float(noise), float(width)
     return header
 
@@ -232,7 +232,7 @@ def _flags(result: Deblended, flux: np.ndarray) -> np.ndarray:
     raised = np.where(is_truncated(result.stamps[:, own], flux[:, own]), TRUNCATED, 0)
     y, x = view.positions.T
     away = np.min([y, x, height - 1 - y, width - 1 - x], axis=0)
-    return raised | np.where(away < psf_fwhm(view.observation.psf).max(), EDGE, 0)
+    return raised | np.where(away < fwhm(view.observation.psf).max(), EDGE, 0)
 
 
 LARGER_STAMPS = (96, 128, 160, 192)  # pixels a side, where a galaxy needs them; what is larger still is cut

@@ -67,6 +67,13 @@ class View:
         data = self.observation.images - self.background[:, np.newaxis, np.newaxis]
         return np.where(shared, data * positive / np.where(total > 0, total, 1), 0).astype(np.float32)
 
+    def __repr__(self) -> str:
+        """One line: of which observation, bands and pixels, and how well it is described."""
+        height, width = self.model.shape[1:]
+        undeclared = "" if self.undeclared is None else f", {len(self.undeclared)} undeclared"
+        what = f"{' '.join(self.observation.bands)}, {height} x {width} pixels"
+        return f"View of {self.observation.name}: {what}, chi2/pixel {self.chi2:.2f}{undeclared}"
+
     @property
     def _chi2_sum(self) -> float:
         return float(np.nansum(self.observation.weights * self.residual**2))
@@ -210,14 +217,8 @@ class Deblended:
     def __repr__(self) -> str:
         """A few lines: the scene, its observations, how it was deblended and how well."""
         count, header = len(self.stamps), self.header
-        lines = [f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"]
-        for view in self.views:
-            height, width = view.model.shape[1:]
-            undeclared = "" if view.undeclared is None else f", {len(view.undeclared)} undeclared"
-            bands = " ".join(view.observation.bands)
-            lines.append(
-                f"  {view.observation.name}: {bands}, {height} x {width}, chi2/pixel {view.chi2:.2f}{undeclared}"
-            )
+        title = f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"
+        lines = [title, *(f"  {view!r}" for view in self.views)]
         facts = [
             f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged", "walltime") if key in header
         ]

@@ -18,8 +18,7 @@ class Sample(NamedTuple):
     models: E times (C_e,H,W), backgrounds included. sources: E times (K,C_e,H,W). backgrounds: E times (C_e,).
     stamps: (K,C,P,P). flux: (K,C). prior_variance: (K,C,P,P) of the stamps' pixels, 0 where there is no learned prior.
     beyond_prior: (K,) galaxies that the prior does not know. summary: (K,5) y and x from the stamps' pixel P // 2,
-    size, e1, e2; None: these are measured on the stamps. log_evidence: of whitened data, and log_scale: (K,) of the
-    fluxes, see `evidence`.
+    size, e1, e2; None: these are measured on the stamps.
     """
 
     models: Sequence[np.ndarray]
@@ -30,8 +29,6 @@ class Sample(NamedTuple):
     prior_variance: np.ndarray
     beyond_prior: np.ndarray
     summary: np.ndarray | None = None
-    log_evidence: float = np.nan
-    log_scale: np.ndarray | None = None
 
 
 class Sums:
@@ -41,7 +38,8 @@ class Sums:
         self.count, self.total, self.squares = 0, np.array(0.0), np.array(0.0)
 
     def add(self, values: np.ndarray) -> None:
-        self.count, self.total, self.squares = self.count + 1, self.total + values, self.squares + values**2.0
+        values = np.asarray(values, float)
+        self.count, self.total, self.squares = self.count + 1, self.total + values, self.squares + values**2
 
     @property
     def mean(self) -> np.ndarray:
@@ -75,8 +73,6 @@ class SampleStatistics:
     shapes: list[np.ndarray] = field(init=False, default_factory=list)  # (5,K) each: y, x, size, e1, e2
     chi2: list[float] = field(init=False, default_factory=list)  # a pixel of the first observation
     local_chi2: list[np.ndarray] = field(init=False, default_factory=list)  # (K,) each, in the first observation
-    log_evidence: list[float] = field(init=False, default_factory=list)
-    log_scale: list[np.ndarray | None] = field(init=False, default_factory=list)
     beyond_prior: np.ndarray = field(init=False)  # (K,): in any sample
 
     def __post_init__(self) -> None:
@@ -99,8 +95,6 @@ class SampleStatistics:
         residual = np.where(observation.valid, observation.images - sample.models[0], 0)
         self.chi2.append(float(np.sum(observation.weights * residual**2.0) / max(observation.valid.sum(), 1)))
         self.local_chi2.append(measure.local_chi2(sample.sources[0], residual, observation.weights))
-        self.log_evidence.append(float(sample.log_evidence))
-        self.log_scale.append(sample.log_scale)
         self.beyond_prior |= sample.beyond_prior
         if self.keep:
             self.samples.append(sample.stamps.astype(np.float32))

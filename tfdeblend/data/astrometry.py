@@ -1,4 +1,4 @@
-"""Where the pixels of one observation lie among those of another, by their WCS."""
+"""AffineMap: where the pixels of one observation lie among those of another, by their WCS."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from tfdeblend.errors import DataError
 
-BENT = 0.02  # pixels of the model frame by which a map of pixels may depart from an affine one
+TOLERANCE = 0.02  # pixels of the model frame by which a map of pixels may depart from an affine one
 WITHOUT_WCS = "expected a WCS to join observations by, received none"
 
 
 class AffineMap(NamedTuple):
-    """p = matrix q + offset: where pixel q of an observation lies in the model frame, both (y, x).
+    """Maps pixel q of an observation to where it lies in the model frame: p = matrix q + offset, both (y, x).
 
-    matrix: (2, 2). offset: (2,).
+    matrix: (2, 2). offset: (2,), pixels of the model frame.
     """
 
     matrix: np.ndarray
@@ -24,9 +24,12 @@ class AffineMap(NamedTuple):
 
     @classmethod
     def between(cls, where: str | Path, observed: Any, model: Any, shape: tuple[int, int]) -> AffineMap:
-        """From the WCS of an observation of `shape` (H, W) to that of a model frame.
+        """Fit the map from the WCS of an observation of `shape` (H, W) to that of the model frame.
 
-        Raises: DataError where a sky position has no pixel, or the map departs from an affine one by more than BENT.
+        Args:
+          where: the observation's name, for messages. observed, model: WCS.
+
+        Raises: DataError where a sky position has no pixel, or an affine map is off by more than TOLERANCE somewhere.
         """
         from astropy.wcs.utils import pixel_to_pixel
 
@@ -35,23 +38,23 @@ class AffineMap(NamedTuple):
         try:
             x, y = pixel_to_pixel(observed, model, q[:, 1], q[:, 0])
         except Exception as error:  # of astropy, its kind depending on frames and projections
-            raise DataError(where, "wcs", f"expected one that the model frame can follow, received {error}") from error
+            raise DataError(where, "wcs", f"expected one that maps to the model frame, received {error}") from error
         p = np.stack([y, x], 1)
         if not np.isfinite(p).all():
             raise DataError(where, "wcs", "expected a sky that the model frame's WCS reaches, received one beyond it")
         terms = np.column_stack([q, np.ones(len(q))])
         solution = np.linalg.lstsq(terms, p, rcond=None)[0]
-        bent = float(np.abs(terms @ solution - p).max())
-        if bent > BENT:
-            expected = f"expected pixels that map affinely to within {BENT} of the model frame's"
-            raise DataError(where, "wcs", f"{expected}, received {bent:.3g} over {shape}: cut the image smaller")
+        worst = float(np.abs(terms @ solution - p).max())
+        if worst > TOLERANCE:
+            expected = f"expected pixels that map affinely to within {TOLERANCE} of the model frame's"
+            raise DataError(where, "wcs", f"{expected}, received {worst:.3g} over {shape}", "cut the image smaller")
         return cls(solution[:2].T, solution[2])
 
     @property
     def area(self) -> float:
-        """Of the observation's pixels in pixels of the model frame."""
+        """The area of one of the observation's pixels, in pixels of the model frame."""
         return float(abs(np.linalg.det(self.matrix)))
 
     def points(self, shape: tuple[int, int]) -> np.ndarray:
-        """(H, W, 2): where the pixels of an image of that shape lie in the model frame."""
+        """Map all pixels of an image of `shape` (H, W): (H, W, 2) of (y, x) in the model frame."""
         return np.moveaxis(np.indices(shape), 0, -1) @ self.matrix.T + self.offset

@@ -10,7 +10,7 @@ import numpy as np
 from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.noise_correlation import convolved
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.psf import psf_fwhm
+from tfdeblend.data.psf import fwhm
 from tfdeblend.data.validation import sky_sigma
 from tfdeblend.errors import DataError
 
@@ -115,7 +115,7 @@ def _detect_in_each(observations: Sequence[Observation], threshold: float) -> Ta
         if one.wcs is None:
             raise DataError(one.name, "wcs", WITHOUT_WCS)
         pixels = AffineMap.between(one.name, one.wcs, first.wcs, one.shape[1:])
-        parts.append((float(psf_fwhm(one.psf).mean()) * pixels.area**0.5, one, pixels))
+        parts.append((float(fwhm(one.psf).mean()) * pixels.area**0.5, one, pixels))
     found: list[tuple[float, float, float, str]] = []
     for width, one, pixels in sorted(parts, key=lambda part: part[0]):
         table = detect(_with_sky_correlation(one), threshold)

@@ -1,13 +1,13 @@
-"""Stationary correlated noise: its correlation function, from empty sky or a power spectrum; draws; what whitens it.
+"""Correlated noise: its correlation function, estimated or from a power spectrum, drawing it, and whitening it.
 
 Noise of pixel variances 1 / w is n = c / sqrt(w), c Gaussian of variance 1 and correlation function rho(d): one number
-for each offset d between two pixels. A pixel is predicted from those before it, row by row, within `reach` pixels:
+for each offset d between two pixels. Each pixel is predicted from those before it, row by row, within `reach` pixels:
 
     z_p = (c_p - sum_d b_d c_(p + d)) / s,
 
-b the best linear prediction, s^2 the variance of what it leaves. All z have variance 1 and are nearly independent, so
-that log p(n) is that of white noise, with log s for the determinant (Vecchia 1988). Beside an edge or a masked pixel
-the prediction is from the pixels that are there: nothing is filled in, nothing wraps around, and chi-square per pixel
+where b is the best linear prediction and s^2 the variance that it leaves. All z have variance 1 and are nearly
+independent, so that log p(n) is that of white noise, with log s for the determinant (Vecchia 1988). Beside an edge or a
+masked pixel, only the pixels that exist predict: nothing is filled in, nothing wraps around, and chi-square per pixel
 is 1 whatever the reach. White noise has b = 0 and s = 1.
 """
 
@@ -21,22 +21,23 @@ import numpy as np
 from tfdeblend.data.validation import numbers
 from tfdeblend.errors import DataError
 
-REACHES = (0, 2, 4, 6)  # pixels; the shortest is taken that predicts as well as the longest
-AS_WELL = 1.02  # ratio of two variances that counts as equal
+REACHES = (0, 2, 4, 6)  # pixels; the shortest that predicts as well as the longest is taken
+SAME_VARIANCE = 1.02  # ratio of two variances up to which they count as equal
 FLOOR = 1e-7  # of the variance: no combination of neighbouring pixels is quieter
-NEGATIVE = -0.05  # smallest eigenvalue of neighbours' covariance that the error of an estimate excuses
-ROUNDING = 1e-3  # of a correlation that is given
+NEGATIVE = -0.05  # an eigenvalue of neighbours' covariance may be as low, by the error of an estimate
+ROUNDING = 1e-3  # by which a given correlation may be off
 WINDOW = 12  # pixels: the longest offset that is estimated, twice the longest reach
-APODISATION = (8, 4, 2, 0)  # pixels over which the sky fades at its edges; the widest that leaves LEFT of it
-LEFT = 0.3
-FEWEST = 400  # pixels of sky
-AT_ONCE = 2000  # patterns of masked neighbours solved together
+APODISATION = (8, 4, 2, 0)  # pixels over which the sky fades at its edges; the widest that keeps KEPT of it is taken
+KEPT = 0.3
+LEAST_SKY = 400  # pixels of sky that an estimate needs
+AT_ONCE = 2000  # patterns of masked neighbours that are solved together
 
 
 def as_correlation(where: str | Path, correlation: Any, bands: tuple[str, ...]) -> np.ndarray | None:
-    """(C,h,w) correlation functions, 1 in the middle, of noise that there can be; None for white noise.
+    """Convert `Observation.noise_correlation` to (C,h,w), a correlation function a band; None is white noise.
 
-    Raises: DataError, as all checks of an Observation's fields.
+    Raises: DataError, about `where`, for what is no correlation function: another shape, values beyond 1 or not 1 in
+    the middle, other values at opposite offsets, negative power.
     """
     field = "noise_correlation"
     if correlation is None:
@@ -64,13 +65,13 @@ def as_correlation(where: str | Path, correlation: Any, bands: tuple[str, ...]) 
 
 
 def stencil(reach: int) -> np.ndarray:
-    """(M, 2) offsets (y, x): 0, and the pixels before it within `reach`, M = 1 + 2 reach (reach + 1)."""
+    """List the offsets (M, 2), (y, x), of a pixel and those before it within `reach`: M = 1 + 2 reach (reach + 1)."""
     before = [(-y, x) for y in range(reach + 1) for x in range(-reach, reach + 1) if y > 0 or x < 0]
     return np.array([(0, 0), *before])
 
 
 def neighbour_covariance(correlation: np.ndarray, reach: int) -> np.ndarray:
-    """(M, M) of the pixels of a stencil, from a correlation function (h, w); 0 beyond its window."""
+    """The covariance (M, M) of the pixels of a stencil, from a correlation function (h, w), 0 beyond its window."""
     offsets = stencil(reach)
     half = np.array(correlation.shape) // 2
     place = offsets[:, None] - offsets + half
@@ -80,19 +81,24 @@ def neighbour_covariance(correlation: np.ndarray, reach: int) -> np.ndarray:
 
 
 def reach_of(correlation: np.ndarray | None) -> int:
-    """The shortest of REACHES from which each band (C, h, w) is predicted as well as from the longest; white: 0."""
+    """Choose the shortest of REACHES from which each band (C, h, w) is predicted as well as from the longest.
+
+    None, white noise, has 0.
+    """
     if correlation is None:
         return 0
-    left = [[_left(_positive(neighbour_covariance(band, reach))) for band in correlation] for reach in REACHES]
-    enough = [reach for reach, own in zip(REACHES, left, strict=True) if (np.divide(own, left[-1]) < AS_WELL).all()]
-    return enough[0]
+    covariances = [[_positive(neighbour_covariance(band, reach)) for band in correlation] for reach in REACHES]
+    left = np.array([[_unexplained(covariance) for covariance in bands] for bands in covariances])
+    return REACHES[int(np.argmax((left < SAME_VARIANCE * left[-1]).all(axis=1)))]
 
 
 def whitening(correlation: np.ndarray | None, valid: np.ndarray, reach: int) -> np.ndarray:
-    """(C, M, H, W) rows of the matrix that whitens c: z_p = sum_i rows_i c_(p + stencil_i); 0 where not valid.
+    """Solve for the matrix that whitens c, by its rows (C, M, H, W): z_p = sum_i rows_i c_(p + stencil_i).
+
+    Rows are 0 where pixels are not valid.
 
     Args:
-      correlation: (C, h, w), or None for white noise. valid: (C, H, W) bool. reach: if 0, M = 0 and c is white.
+      correlation: (C, h, w), or None for white noise. valid: (C, H, W) bool. reach: pixels; if 0, M = 0 and c is white.
     """
     bands, height, width = valid.shape
     if reach == 0:
@@ -102,7 +108,10 @@ def whitening(correlation: np.ndarray | None, valid: np.ndarray, reach: int) -> 
 
 
 def whitening_transfer(correlation: np.ndarray | None, reach: int, ky: np.ndarray, kx: np.ndarray) -> np.ndarray:
-    """(C or 1, ...): what `whitening` does to frequencies (...) in radian / pixel where all neighbours are there."""
+    """The transfer function (C or 1, ...) of `whitening` where no pixel is masked.
+
+    ky, kx: (...) frequencies, radian / pixel.
+    """
     if reach == 0 or correlation is None:
         return np.ones((1, 1, 1))
     offsets, present = stencil(reach), np.ones((1, len(stencil(reach))), bool)
@@ -112,7 +121,10 @@ def whitening_transfer(correlation: np.ndarray | None, reach: int, ky: np.ndarra
 
 
 def from_power(power: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """(C, h, w) the correlation function of power spectra (C, n, m) on FFT grids, up to `window` pixels; no unit."""
+    """Transform power spectra (C, n, m), in any unit, on FFT grids to correlation functions (C, h, w).
+
+    window: pixels of the longest offset.
+    """
     covariance = np.fft.ifft2(power).real
     half = [min(window, (size - 1) // 2) for size in power.shape[1:]]
     rows, columns = (np.arange(-n, n + 1) for n in half)
@@ -121,19 +133,19 @@ def from_power(power: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def from_sky(noise: np.ndarray, sky: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """(2 window + 1, 2 window + 1) the correlation function of one band, from where there is nothing but noise.
+    """Estimate the correlation function (2 window + 1, 2 window + 1) of one band from its empty sky.
 
-    The ratio of the autocorrelations of noise and of what was seen of it. The sky fades at its edges: steps there
-    would leak into frequencies at which smooth noise has no power.
+    It is the autocorrelation of the noise over that of the sky's pixels. The sky fades at its edges: steps there would
+    leak into frequencies at which smooth noise has no power.
 
     Args:
       noise: (H, W) in units of its standard deviation. sky: (H, W) bool. window: pixels.
 
-    Raises: ValueError for less than FEWEST pixels of sky.
+    Raises: ValueError for less than LEAST_SKY pixels of sky.
     """
-    if sky.sum() < FEWEST:
-        raise ValueError(f"expected at least {FEWEST} pixels of empty sky, received {int(sky.sum())}")
-    seen = next(faded for width in APODISATION if (faded := _fade(sky, width)).sum() >= LEFT * sky.sum() or not width)
+    if sky.sum() < LEAST_SKY:
+        raise ValueError(f"expected at least {LEAST_SKY} pixels of empty sky, received {int(sky.sum())}")
+    seen = next(faded for width in APODISATION if (faded := _fade(sky, width)).sum() >= KEPT * sky.sum() or not width)
     values = np.where(sky, noise, 0)
     values = seen * (values - (seen * values).sum() / seen.sum())
     products, pairs = (_autocorrelation(image, window) for image in (values, seen))
@@ -142,7 +154,13 @@ def from_sky(noise: np.ndarray, sky: np.ndarray, window: int = WINDOW) -> np.nda
 
 
 def draw(correlation: np.ndarray, weights: np.ndarray, seed: int | np.random.Generator) -> np.ndarray:
-    """(C, H, W) noise of variance 1 / weights, 0 where masked: a cut of a periodic field twice the window larger."""
+    """Draw noise (C, H, W) of variance 1 / weights, 0 where masked.
+
+    It is cut from a periodic field that is larger by the window, so that opposite edges are independent.
+
+    Args:
+      correlation: (C, h, w). weights: (C, H, W), inverse variance. seed: of the random numbers.
+    """
     rng = np.random.default_rng(seed)
     noise = np.zeros(weights.shape)
     for band, rho in enumerate(correlation):
@@ -160,26 +178,26 @@ def draw(correlation: np.ndarray, weights: np.ndarray, seed: int | np.random.Gen
 
 
 def convolved(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """(H,W) through a kernel of odd sides, with zeros around it."""
+    """Convolve an image (H,W), with zeros around it, with a kernel of odd sides."""
     side = tuple(np.add(image.shape, kernel.shape).tolist())
     full = np.fft.irfft2(np.fft.rfft2(image, side) * np.fft.rfft2(kernel, side), side)
     y, x = (size // 2 for size in kernel.shape)
     return full[y : y + image.shape[0], x : x + image.shape[1]]
 
 
-def _left(covariance: np.ndarray) -> float:
-    """The variance that is left of the first pixel of a stencil, the others known."""
+def _unexplained(covariance: np.ndarray) -> float:
+    """The variance of the first pixel of a stencil given the others."""
     return float(1 / np.linalg.inv(covariance)[0, 0])
 
 
 def _positive(covariance: np.ndarray) -> np.ndarray:
-    """The nearest matrix without eigenvalues below FLOOR."""
+    """The nearest covariance matrix without eigenvalues below FLOOR."""
     values, vectors = np.linalg.eigh(covariance)
     return covariance if values[0] >= FLOOR else (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
 
 def _rows(correlation: np.ndarray, valid: np.ndarray, reach: int) -> np.ndarray:
-    """`whitening` of one band: each pattern of neighbours that are there is solved once."""
+    """`whitening` of one band (M, H, W); each pattern of unmasked neighbours is solved once."""
     (height, width), offsets = valid.shape, stencil(reach)
     padded = np.pad(valid, reach)
     here = [padded[reach + y : reach + y + height, reach + x : reach + x + width] for y, x in offsets]
@@ -194,7 +212,7 @@ def _rows(correlation: np.ndarray, valid: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _predict(covariance: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """(n, M): (1, -b) / s for each pattern (n, M) of pixels that are present, the first of which always is."""
+    """The rows (1, -b) / s, (n, M), for patterns (n, M) of pixels that are present; the first of each always is."""
     known = present[:, 1:].astype(float)
     inner = covariance[1:, 1:] * known[:, :, None] * known[:, None] + (1 - known)[:, :, None] * np.eye(known.shape[1])
     cross = covariance[0, 1:] * known
@@ -204,7 +222,7 @@ def _predict(covariance: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def _fade(sky: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) 1 well inside of the sky, 0 outside, falling smoothly over `width` pixels at its edges."""
+    """A window (H, W) that is 1 well inside of the sky and 0 outside, and falls smoothly over `width` pixels."""
     t = np.arange(-width, width + 1) / (width + 1)
     radius = np.hypot(t[:, None], t)
     bump = np.where(radius < 1, np.cos(0.5 * np.pi * radius) ** 2, 0)
@@ -213,7 +231,7 @@ def _fade(sky: np.ndarray, width: int) -> np.ndarray:
 
 
 def _autocorrelation(image: np.ndarray, window: int) -> np.ndarray:
-    """(2 window + 1, 2 window + 1) sum_p image_p image_(p + d)."""
+    """The autocorrelation sum_p image_p image_(p + d), (2 window + 1, 2 window + 1) over the offsets d."""
     side = tuple(size + window for size in image.shape)
     full = np.fft.irfft2(np.abs(np.fft.rfft2(image, side)) ** 2, side)
     offsets = np.arange(-window, window + 1)

@@ -1,4 +1,4 @@
-"""Observation: one exposure or coadd in some bands: images, weights, psf, wcs."""
+"""Observation: images of the sky in some bands on one grid of pixels, with their weights, PSFs and WCS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One image of the sky in C bands on one grid of pixels; everything is converted and checked on creation.
+    """Holds one image of the sky, an exposure or a coadd, in C bands; all of it is converted and checked on creation.
 
     Args:
         images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData`
@@ -35,13 +35,13 @@ class Observation:
         unit: of the images, as astropy writes it; any other text is kept as it is.
         pixel_scale: arcsec. None: from `wcs`.
         noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
-            apart, 1 in the middle; variances are the weights' (see `tfdeblend.correlation`). None: white.
+            apart, 1 in the middle; variances are the weights' (see `tfdeblend.data.noise_correlation`). None: white.
         saturated: (C,H,W), or (H,W) for all bands, booleans: at the detector's limit. Sources that have such pixels are
-            flagged; what is masked is the weights' affair.
+            flagged; only weights say what is masked.
         notes: warnings of reading and checking, one line each.
 
     Raises:
-        DataError: naming the observation, the field, what was expected and what came.
+        DataError: naming the observation, the field, what was expected and what was received.
     """
 
     images: np.ndarray
@@ -97,7 +97,7 @@ class Observation:
         return io.read(path, psf=psf, mask_planes=mask_planes)[0]
 
     def select(self, bands: Sequence[str]) -> Observation:
-        """Some of the bands, in the order given. Raises: DataError for one that is not there."""
+        """Keep some of the bands, in the order given. Raises: DataError for one that is not there."""
         missing = [band for band in bands if band not in self.bands]
         if missing:
             expected = f"expected some of {', '.join(self.bands)}"
@@ -119,13 +119,17 @@ class Observation:
         )
 
     def sky(self, y: np.ndarray, x: np.ndarray) -> SkyCoord:
-        """ICRS of pixels (y, x); the observation needs a WCS."""
+        """Convert pixels (y, x) to ICRS coordinates; the observation needs a WCS."""
         return self.wcs.celestial.pixel_to_world(x, y).icrs
 
     def with_sky_correlation(self, sky: np.ndarray | None = None) -> Observation:
-        """The same with the `noise_correlation` of its empty sky, which is (H,W) bool; None: `detection.empty_sky`.
+        """Estimate `noise_correlation` from the empty sky, and return the observation with it.
 
-        Raises: DataError for too little of it in some band.
+        Args:
+            sky: (H,W) bool, where nothing but noise is seen. None: what `detection.empty_sky` finds.
+
+        Raises:
+            DataError: another shape, or too few pixels of sky in some band.
         """
         from tfdeblend.data.detection import empty_sky
 
@@ -134,7 +138,7 @@ class Observation:
             raise DataError(self.name, "sky", f"expected shape {self.shape[1:]}, received {empty.shape}")
         noise = self.images * np.sqrt(self.weights)
         try:
-            white = from_power(np.ones((1, 2 * WINDOW + 1, 2 * WINDOW + 1)))[0]  # of a band that is all masked
+            white = from_power(np.ones((1, 2 * WINDOW + 1, 2 * WINDOW + 1)))[0]  # for a band that is all masked
             pairs = zip(noise, self.valid, strict=True)
             found = [from_sky(band, empty & valid) if valid.any() else white for band, valid in pairs]
             return replace(self, noise_correlation=np.stack(found))
@@ -151,11 +155,11 @@ class Observation:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C,H,W)."""
+        """The shape (C,H,W) of the images."""
         bands, height, width = self.images.shape
         return bands, height, width
 
     @property
     def valid(self) -> np.ndarray:
-        """(C,H,W) bool: where the weights are positive."""
+        """Which pixels, (C,H,W) bool, have positive weights."""
         return self.weights > 0

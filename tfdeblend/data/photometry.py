@@ -1,4 +1,4 @@
-"""The scales of fluxes: the noise of each band, and what zero points make of a flux."""
+"""Scales of fluxes in each band: the noise, and the flux of a reference magnitude."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import numpy as np
 
 from tfdeblend.data.observation import Observation
 
-COADD_ZEROPOINT = 27.0  # AB: of the stamps' flux unit, as in HSC's coadds
+COADD_ZEROPOINT = 27.0  # AB magnitude of one flux unit of the stamps, as in HSC's coadds
 
 
 def band_scales(observation: Observation) -> np.ndarray:
-    """(C,) each band's typical noise: the median of 1 / sqrt(weights) over its valid pixels.
+    """Measure each band's typical noise, (C,) in the observation's unit: the median of 1 / sqrt(weights) where valid.
 
-    Of one that is all masked, the same in AB as the other bands' geometric mean; 1 if all are masked.
+    A band that is all masked gets the other bands' geometric mean, taken at the same AB magnitude; all get 1 where all
+    are masked.
     """
     weights, reference = observation.weights.astype(float), reference_flux(observation)
     seen = np.array([bool((band > 0).any()) for band in weights])
@@ -24,6 +25,6 @@ def band_scales(observation: Observation) -> np.ndarray:
 
 
 def reference_flux(observation: Observation) -> np.ndarray:
-    """(C,) of AB magnitude COADD_ZEROPOINT, in the observation's unit; 1 where its zero points are not known."""
+    """The flux of AB magnitude COADD_ZEROPOINT, (C,) in the observation's unit; 1 where zero points are not known."""
     zeropoints = observation.zeropoints
     return np.ones(observation.shape[0]) if zeropoints is None else 10 ** (0.4 * (zeropoints - COADD_ZEROPOINT))

@@ -1,4 +1,7 @@
-"""The rules an Observation obeys: each function converts one field, or raises DataError by observation and field."""
+"""The rules of an Observation's fields: each function converts one field, or raises DataError.
+
+In all of them `where` is the observation's name or file, for messages; `notes` are warnings, to which some add a line.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ ABSURD = 1e30  # no flux is larger
 ABSURD_WEIGHT = 1e70  # of noise as small as 1e-35, in W/m2/Hz; weights are float64 to hold it
 PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
 PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
+PSF_FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in float32 before, and stays as it is
 MAX_ZEROPOINT = 100.0
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
 MAD_TO_SIGMA = 1.4826  # of a Gaussian
 
 
 class Pixels(NamedTuple):
-    """What images, in whatever wrapping they came, carry with them."""
+    """Images out of whatever wrapping they came in, and what that carried with them."""
 
     images: Any
     mask: Any  # True = masked, or None
@@ -31,7 +35,10 @@ class Pixels(NamedTuple):
 
 
 def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
-    """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries."""
+    """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries.
+
+    Raises: DataError for an uncertainty of unknown type, a unit that is no text, weights of another unit.
+    """
     mask = None
     if hasattr(images, "uncertainty"):  # NDData, CCDData
         if weights is None and images.uncertainty is not None:
@@ -58,7 +65,7 @@ def _uncertainty_weights(where: str | Path, data: Any) -> Any:
         inverse = data.uncertainty.represent_as(InverseVariance).array
     except Exception as error:  # astropy's, of a kind that depends on the uncertainty
         raise DataError(where, "weights", f"expected an uncertainty of known type, received {error}") from error
-    return np.where(np.isinf(inverse), 0.0, inverse)  # zero deviation says nothing: masked
+    return np.where(np.isinf(inverse), 0.0, inverse)  # a standard deviation of 0 is no measurement: masked
 
 
 def _as_unit(where: str | Path, unit: Any) -> str | None:
@@ -82,7 +89,13 @@ def _unitless_weights(where: str | Path, weights: Any, unit: str | None) -> Any:
 
 
 def numbers(where: str | Path, field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
-    """An array of numbers, native byte order; anything else (objects, text, ragged lists) is refused."""
+    """Convert to an array of numbers in native byte order.
+
+    Args:
+        kinds: of NumPy's dtypes that count as numbers.
+
+    Raises: DataError for anything else: objects, text, ragged lists.
+    """
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -93,7 +106,7 @@ def numbers(where: str | Path, field: str, value: Any, kinds: str = "fiu") -> np
 
 
 def as_images(where: str | Path, images: Any) -> np.ndarray:
-    """(C,H,W) numbers, none of them yet looked at."""
+    """Convert images to (C,H,W) numbers, whatever their values. Raises: DataError for another shape or size."""
     if images is None:
         raise DataError(where, "images", "expected an array (bands, height, width), received none")
     array = numbers(where, "images", images)
@@ -108,6 +121,10 @@ def as_images(where: str | Path, images: Any) -> np.ndarray:
 
 
 def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
+    """Convert the names of `count` bands; where not given they are band0, band1, ...
+
+    Raises: DataError for another number of names, blank or equal ones.
+    """
     if bands is None:
         return tuple(f"band{c}" for c in range(count))
     names = [bands] if isinstance(bands, str) else list(np.atleast_1d(np.asarray(bands, dtype=object)))
@@ -123,7 +140,7 @@ def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
 
 
 def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
-    """(C,H,W) bool: finite and not masked; the non-finite are counted in `notes`."""
+    """Find the pixels, (C,H,W) bool, that are finite and not masked; those not finite are counted in `notes`."""
     finite = np.isfinite(images)
     broken = finite.size - int(finite.sum())
     if broken:
@@ -134,7 +151,7 @@ def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[s
 
 
 def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A boolean mask (True = masked) of (C,H,W), or (H,W) for all bands, broadcast to `shape`."""
+    """Broadcast a boolean mask of (C,H,W), or (H,W) for all bands, to `shape`. Raises: DataError for any other."""
     array = np.asarray(mask)
     if array.dtype.kind != "b":
         raise DataError(where, field, f"expected booleans, True = masked, received dtype {array.dtype}")
@@ -144,7 +161,10 @@ def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) ->
 
 
 def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse variance, finite and not negative, of the images' shape."""
+    """Convert weights to float64 of the images' shape (C,H,W).
+
+    Raises: DataError for another shape, and for values that are not from 0 to ABSURD_WEIGHT.
+    """
     array = numbers(where, "weights", weights)
     array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
     if array.shape != shape:
@@ -162,7 +182,10 @@ def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.nd
 def estimate_weights(
     where: str | Path, images: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], notes: list[str]
 ) -> np.ndarray:
-    """One inverse variance a band: 1 / sigma^2 of its sky."""
+    """Estimate weights (C,H,W), 1 / sigma^2 of the sky of each band, with a note.
+
+    Raises: DataError for a band whose sky is constant.
+    """
     weights = np.zeros(images.shape)
     for c, band in enumerate(bands):
         if valid[c].any():
@@ -175,13 +198,13 @@ def estimate_weights(
 
 
 def sky_sigma(pixels: np.ndarray) -> float:
-    """Standard deviation of the sky: 1.4826 MAD of a 1-D array of pixels, clipped above to take the sources out."""
+    """Estimate the standard deviation of the sky: 1.4826 MAD of pixels (n,), clipped above against sources."""
     sky = _sky(pixels)
     return MAD_TO_SIGMA * float(np.median(np.abs(sky - np.median(sky)))) or float(sky.std())
 
 
 def sky_level(pixels: np.ndarray) -> float:
-    """Median of a 1-D array of pixels, clipped above to take the sources out; 0 of none."""
+    """Estimate the level of the sky: the median of pixels (n,), clipped above against sources; 0 of none."""
     return float(np.median(_sky(pixels))) if len(pixels) else 0.0
 
 
@@ -204,7 +227,10 @@ def mask_pixels(
     bands: tuple[str, ...],
     notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float32 images without absurd values and float64 weights that are 0 where not valid; all masked is refused."""
+    """Set weights to 0 where pixels are not valid, and masked pixels of absurd values to 0: float32 and float64.
+
+    Bands without a pixel are noted. Raises: DataError where no pixel is left, or one that is has an absurd value.
+    """
     weights = np.where(valid, weights, 0).astype(float)
     empty = [band for c, band in enumerate(bands) if not (weights[c] > 0).any()]
     if len(empty) == len(bands):
@@ -219,7 +245,10 @@ def mask_pixels(
 
 
 def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
-    """(C,h,w) float32, each band divided by its sum."""
+    """Convert the PSF to (C,h,w) float32, each band divided by its sum, with a note where that is far from 1.
+
+    Raises: DataError for none, another shape, values that are not finite, a sum off by more than PSF_TOLERANCE.
+    """
     if psf is None:
         raise DataError(where, "psf", "expected an array (bands, height, width), received none")
     array = numbers(where, "psf", getattr(psf, "value", psf)).astype(float)
@@ -238,11 +267,15 @@ def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]
         raise DataError(where, "psf", f"{expected}, received {totals[worst]:.6g}")
     if abs(totals[worst] - 1) > PSF_ROUNDING:
         notes.append(f"PSF renormalised: summed to {', '.join(f'{total:.4f}' for total in totals)}")
+    totals = np.where(np.abs(totals - 1) > PSF_FLOAT32, totals, 1)
     return (array / totals[:, np.newaxis, np.newaxis]).astype(np.float32)
 
 
 def as_zeropoints(where: str | Path, zeropoints: Any, unit: str | None, count: int) -> np.ndarray | None:
-    """(C,) AB magnitudes of flux 1, from `unit` where not given and `unit` is a flux density; None where unknown."""
+    """Convert zero points to (C,) AB magnitudes of flux 1; where not given, from a `unit` of flux density; else None.
+
+    Raises: DataError for another shape, or values that are no magnitudes.
+    """
     if zeropoints is None:
         known = unit_zeropoint(unit)
         return None if known is None else np.full(count, known)
@@ -257,7 +290,7 @@ def as_zeropoints(where: str | Path, zeropoints: Any, unit: str | None, count: i
 
 
 def unit_zeropoint(unit: str | None) -> float | None:
-    """AB magnitude of one `unit`, where that is a flux density or a (nano)maggy: nJy is 31.4, nmgy is 22.5."""
+    """The AB magnitude of one `unit` of flux density: 31.4 for nJy, 22.5 for nmgy; None for another unit."""
     if unit is None:
         return None
     from astropy import units
@@ -271,7 +304,10 @@ def unit_zeropoint(unit: str | None) -> float | None:
 
 
 def as_wcs(where: str | Path, wcs: Any) -> Any:
-    """The celestial, two-dimensional part of a WCS, or of the text of a FITS header; None stays None."""
+    """Take the celestial part of a WCS, or of the text of a FITS header; None stays None.
+
+    Raises: DataError for another type, a header that cannot be read, a WCS without a celestial part.
+    """
     if wcs is None:
         return None
     from astropy.wcs import WCS
@@ -288,7 +324,7 @@ def as_wcs(where: str | Path, wcs: Any) -> Any:
 
 
 def parse_wcs(where: str | Path, header: Any) -> Any:
-    """A WCS from a FITS header or its text (with or without line breaks)."""
+    """Parse a WCS from a FITS header or its text (with or without line breaks). Raises: DataError for a broken one."""
     import warnings
 
     from astropy.io import fits
@@ -305,7 +341,10 @@ def parse_wcs(where: str | Path, header: Any) -> Any:
 
 
 def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[str]) -> float | None:
-    """Side of a pixel in arcsec; from the WCS (root of the pixel's area) where not given."""
+    """Convert the side of a pixel, in arcsec; where not given it is the root of the pixel's area in the WCS, or None.
+
+    A given one that is 1% off the WCS's is noted. Raises: DataError for anything but one positive number.
+    """
     known = None
     if wcs is not None:
         from astropy.wcs.utils import proj_plane_pixel_area

@@ -1,30 +1,26 @@
-"""tf.data pipelines of stamps for training. What a step sees is a pure function of the seed and the step's number.
+"""tf.data pipelines of stamps for training, in which a step's batch is a pure function of the seed and the step.
 
-A training that was killed thus goes on with the very data that it would have seen.
+A training that was killed thus continues with the data that it would have seen.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.schedules import LogNormalNoise
-from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.operators import Shift
-from tfdeblend.forward.shapes import BatchShape, scene_shape
 
-FLOOR = 0.03  # of pixels' deviations, over the root of their mean variance: pixels without light have some, too
+FLOOR = 0.03  # least deviation of a pixel, over the root of the mean variance
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a stamp at random.
+    """Random changes of a stamp.
 
     flips: the eight flips and rotations about pixel P // 2, each as likely. shift: largest shift in pixels along each
     axis, for stamps that are all centred alike. scale_jitter: spread of the log of a factor.
@@ -36,9 +32,9 @@ class Augmentation:
 
 
 def read_stamps(folder: Path, pattern: str = "*") -> np.ndarray:
-    """(N, C, P, P) float32: stamps of a folder's files whose names fit, in the order of their names.
+    """Reads stamps (N, C, P, P) float32 from the files of a folder that fit a pattern, in the order of names.
 
-    Files are .npy arrays, .npz archives (`stamps`) or TFRecord shards (`stamp`), as `tfdeblend.stamps` writes them.
+    Files are .npy arrays, or what `tfdeblend simulate --stamps` writes: .npz (`stamps`) or TFRecord files (`stamp`).
 
     Raises: FileNotFoundError where no file fits, ValueError where stamps differ in shape.
     """
@@ -68,7 +64,7 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def read_records(path: Path) -> np.ndarray:
-    """The stamps (N, C, P, P) of one TFRecord file; (0,) where there are none."""
+    """Reads the stamps (N, C, P, P) of one TFRecord file; (0,) where there are none."""
 
     def parse(record: tf.Tensor) -> tf.Tensor:
         features = tf.io.parse_single_example(record, {"stamp": tf.io.FixedLenFeature([], tf.string)})
@@ -81,11 +77,11 @@ READERS = {".npy": _read_npy, ".npz": _read_npz, ".tfrecord": read_records}
 
 
 def batch_indices(step: tf.Tensor, batch: int, number: int, seed: int) -> tf.Tensor:
-    """[batch] int64: which of `number` examples step `step` sees. Every pass over all is a permutation of its own."""
+    """Returns which of `number` examples a step sees, [batch] int64. Every epoch is a permutation of its own."""
     position = step * batch + tf.range(batch, dtype=tf.int64)
-    lap = position // number
-    seeds = tf.stack([tf.fill([batch], tf.constant(seed, tf.int64)), lap, tf.zeros_like(lap)], 1)
-    # The raw operation, since the public one pads a batch of seeds along the wrong axis too.
+    epoch = position // number
+    seeds = tf.stack([tf.fill([batch], tf.constant(seed, tf.int64)), epoch, tf.zeros_like(epoch)], 1)
+    # The raw operation, since the public one pads a batch of seeds along the wrong axis.
     last = tf.constant(number - 1, tf.int64)
     return tf.raw_ops.RandomIndexShuffle(index=position % number, seed=seeds, max_index=last, rounds=4)
 
@@ -96,7 +92,7 @@ def flip(x: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def augment(x: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:
-    """Stamps [B, C, P, P], each flipped, transposed, shifted and scaled at random; pure in `seed` [2]."""
+    """Flips, transposes, shifts and scales each stamp of [B, C, P, P] at random; pure in `seed` [2]."""
     batch = x.shape[0]
     if augmentation.flips:
         bits = tf.random.stateless_uniform([3, batch, 1, 1, 1], seed, 0, 2, tf.int32, "philox") > 0
@@ -114,7 +110,7 @@ def augment(x: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Ten
 
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
-    """A new seed [2] from a seed and a number."""
+    """Makes a new seed [2] of a seed and a number."""
     return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
@@ -127,7 +123,7 @@ def noised_batches(
     augmentation: Augmentation = Augmentation(),
     first_step: int | tf.Variable = 0,
 ) -> tf.data.Dataset:
-    """Endless ((x_t, sigma), x, weight) from step `first_step` on, as `fit` takes them.
+    """Makes an endless dataset of ((x_t, sigma), x, weight) from step `first_step` on, as `fit` takes them.
 
     Args:
       stamps: (N, C, P, P) at unit scale. weight: of the squared error at noise levels, [B] -> [B].
@@ -153,9 +149,9 @@ def noised_batches(
 
 
 def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = FLOOR) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (C, P, P) of augmented stamps, without drawing any: flips are averaged over, jitter is known.
+    """Computes mean and variance (C, P, P) of augmented stamps in closed form.
 
-    Shifts are left out: sub-pixel ones hardly change either.
+    Flips are averaged over; sub-pixel shifts are neglected, as they hardly change either.
     The variance is at least `floor`^2 times the mean variance, so that dividing by it is harmless where no light falls.
     """
     chunks = np.array_split(stamps, max(1, len(stamps) // 500))
@@ -170,38 +166,7 @@ def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = FLOOR
 
 
 def _symmetrize(image: np.ndarray) -> np.ndarray:
-    """(C, P, P) averaged over the eight flips and rotations about pixel P // 2."""
+    """Averages an image (C, P, P) over the eight flips and rotations about pixel P // 2."""
     for axis in (1, 2):
         image = (image + np.roll(np.flip(image, axis), 1, axis)) / 2
     return (image + image.swapaxes(1, 2)) / 2
-
-
-def blend_batches(
-    scenes: Sequence[Scene], stamp: int, blends: int, seed: int, lap: int = 0
-) -> list[tuple[BatchShape, tf.data.Dataset]]:
-    """Scenes as padded batches of plain tensors, a dataset for each shape: what a lap over real blends goes through.
-
-    The order is a pure function of (seed, lap). Batches are padded where they are made, one ahead of the consumer.
-
-    Args:
-      stamp: P of the sources. blends: B.
-    Returns:
-      (shape, dataset) pairs; a dataset yields `BlendBatch.tensors`, with "index" [B] of each scene in `scenes`, -1
-      where a row is padding, and "band_scale" [B, C], the noise by which each band was divided.
-    """
-    buckets: dict[BatchShape, list[int]] = defaultdict(list)
-    for index in np.random.default_rng([seed, lap]).permutation(len(scenes)):
-        buckets[scene_shape(scenes[index], stamp)._replace(blends=blends)].append(int(index))
-    return [(shape, _bucket(scenes, members, shape)) for shape, members in sorted(buckets.items())]
-
-
-def _bucket(scenes: Sequence[Scene], members: list[int], shape: BatchShape) -> tf.data.Dataset:
-    def pad(first: int) -> dict[str, tf.Tensor]:
-        chunk = members[first : first + shape.blends]
-        batch = BlendBatch.build([scenes[index] for index in chunk], shape)
-        index = tf.constant(chunk + [-1] * (shape.blends - len(chunk)), tf.int32)
-        return {**batch.tensors, "index": index, "band_scale": tf.constant(batch.band_scale)}
-
-    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), pad(0))
-    starts = range(0, len(members), shape.blends)
-    return tf.data.Dataset.from_generator(lambda: map(pad, starts), output_signature=signature).prefetch(1)

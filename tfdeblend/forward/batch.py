@@ -77,10 +77,12 @@ class Tensors(NamedTuple):
             raise ValueError(f"expected rows of one blend of several exposures, received {rows}")
 
         def taken(one: ExposureTensors) -> ExposureTensors:
-            return ExposureTensors(*(
-                tf.gather(tensor, rows[:1] if several and name in SHARED else rows)
-                for name, tensor in zip(one._fields, one, strict=True)
-            ))
+            return ExposureTensors(
+                *(
+                    tf.gather(tensor, rows[:1] if several and name in SHARED else rows)
+                    for name, tensor in zip(one._fields, one, strict=True)
+                )
+            )
 
         rest = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self._replace(exposures=()))
         return rest._replace(exposures=tuple(taken(one) for one in self.exposures))
@@ -149,7 +151,9 @@ def stamp_corners(scene: Scene, stamp: int) -> np.ndarray:
 def _arrays(scene: Scene, shape: BatchShape) -> tuple[Tensors, np.ndarray]:
     """One blend's padded arrays, in float64, and its band scales."""
     scale = scene_scales(scene)
-    band_unit = np.ones(shape.bands) if scene.zeropoints is None else 10 ** (0.4 * (scene.zeropoints - scene.zeropoints.max()))
+    band_unit = (
+        np.ones(shape.bands) if scene.zeropoints is None else 10 ** (0.4 * (scene.zeropoints - scene.zeropoints.max()))
+    )
     band_unit = band_unit / scale
     corners = stamp_corners(scene, shape.stamp)
     missing = ((0, shape.sources - len(corners)), (0, 0))

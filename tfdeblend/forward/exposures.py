@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +10,7 @@ from tfdeblend.forward.noise import GaussianNoise
 from tfdeblend.forward.operators import Convolve, Place
 from tfdeblend.forward.resample import Resample, Shifted
 from tfdeblend.forward.shapes import WINGS, BatchShape
+from tfdeblend.linalg.blocks import gather_bands, scatter_bands
 from tfdeblend.linalg.operator import LinearOperator
 
 
@@ -47,15 +46,11 @@ class Exposure:
 
     def of(self, x: tf.Tensor) -> tf.Tensor:
         """[B, C, ...] -> [B, C_e, ...]: its own bands; one band that stands for all stays one."""
-        every = self.bands == tuple(range(self.shape.bands))
-        return x if every or x.shape[1] == 1 < self.shape.bands else tf.gather(x, self.bands, axis=1)
+        return x if x.shape[1] == 1 < self.shape.bands else gather_bands(x, self.bands)
 
     def among_all(self, own: tf.Tensor) -> tf.Tensor:
         """[B, C_e, ...] -> [B, C, ...], 0 in the bands that it lacks."""
-        if self.bands == tuple(range(self.shape.bands)):
-            return own
-        parts, nothing = dict(zip(self.bands, tf.unstack(own, axis=1), strict=True)), tf.zeros_like(own[:, 0])
-        return tf.stack([parts.get(band, nothing) for band in range(self.shape.bands)], 1)
+        return scatter_bands(own, self.bands, self.shape.bands)
 
     def projection(self, points: tf.Tensor, kernel: tf.Tensor | None = None, step: int = 1) -> LinearOperator:
         """Frames -> images at `points` or every `step`-th of them, through `kernel` or its own, with its gain."""
@@ -150,16 +145,3 @@ def every_second(weights: tf.Tensor) -> tf.Tensor:
     share[t, 2 * t], share[t, 2 * t + 1], share[t[1:], 2 * t[1:] - 1], share[-1, -1] = 1, 0.5, 0.5, 1
     matrix = tf.constant(share, weights.dtype)
     return tf.einsum("iy,jx,bcqyx->bcqij", matrix, matrix, weights)
-
-
-def flatten(images: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Images [B, C_e, S_e, S_e] of each exposure -> [B, n]."""
-    rows = [tf.reshape(one, [-1, one.shape[1] * one.shape[2] * one.shape[3]]) for one in images]
-    return rows[0] if len(rows) == 1 else tf.concat(rows, 1)
-
-
-def unflatten(row: tf.Tensor, exposures: Sequence[Exposure]) -> list[tf.Tensor]:
-    """The inverse of `flatten`."""
-    shapes = [exposure.image_shape for exposure in exposures]
-    parts = tf.split(row, [c * height * width for c, height, width in shapes], 1) if len(shapes) > 1 else [row]
-    return [tf.reshape(part, [-1, *shape]) for part, shape in zip(parts, shapes, strict=True)]

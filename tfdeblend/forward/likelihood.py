@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tfdeblend.forward.batch import Tensors
-from tfdeblend.forward.exposures import Exposure, flatten, unflatten
+from tfdeblend.forward.exposures import Exposure
 from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import BatchShape
+from tfdeblend.linalg.blocks import flatten, split
 from tfdeblend.linalg.operator import LinearOperator
 
 Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
@@ -18,31 +20,43 @@ Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
 class ForwardOperator(LinearOperator):
     """A: stamps of B blends, K sources each -> whitened pixels of all their exposures in a row.
 
-    (A x)_e = Sigma_e^-1/2 g_e M_e R_e sum_i T_i s_i x_i, with T_i the placement of a stamp in the frame, R_e convolution
-    and resampling, M_e the mask, g_e the gain.
+    (A x)_e = Sigma_e^-1/2 g_e M_e R_e sum_i T_i s_i x_i, with T_i the placement of a stamp in the frame, R_e the
+    convolution and resampling, M_e the mask, g_e the gain.
 
     Args:
-      place: sum_i T_i. exposures: what sees the frame. scale: s [B, K, C, 1, 1], or 1.
+      place: sum_i T_i. exposures: what sees the frame. scale: s [B, K, C, 1, 1] or of every pixel,
+      from unit scale to flux.
     """
 
-    def __init__(self, place: Place, exposures: Sequence[Exposure], scale: tf.Tensor | float = 1.0):
+    def __init__(self, place: Place, exposures: Sequence[Exposure], scale: tf.Tensor):
         self.place, self.exposures, self.scale = place, tuple(exposures), scale
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
         """[B, K, C, P, P] -> [B, n]."""
-        return self.see(self.place.forward(self.scale * x))
+        return self.observe(self.place.forward(self.scale * x))
 
     def transpose(self, y: tf.Tensor) -> tf.Tensor:
         """[B, n] -> [B, K, C, P, P]."""
-        return self.scale * self.place.transpose(self.unsee(y))
+        return self.scale * self.place.transpose(self.observe_transpose(y))
 
-    def see(self, frames: tf.Tensor) -> tf.Tensor:
+    def observe(self, frames: tf.Tensor) -> tf.Tensor:
         """[B, C, F, F] -> [B, n]: frames as observed, whitened."""
         return flatten([one.observe.forward(one.of(frames)) for one in self.exposures])
 
-    def unsee(self, y: tf.Tensor) -> tf.Tensor:
-        """The adjoint of `see`."""
-        pairs = zip(self.exposures, unflatten(y, self.exposures), strict=True)
+    def at(self, place: Place) -> ForwardOperator:
+        """A of stamps that lie elsewhere."""
+        moved = copy.copy(self)
+        moved.place = place
+        return moved
+
+    def images(self, stamps: tf.Tensor) -> list[tf.Tensor]:
+        """Q images of each source, each alone: [B, K, Q, C, P, P] -> [B, C_e, K Q, S_e, S_e] of each exposure."""
+        frames = placed_each(self.place, self.scale[:, :, None] * stamps)
+        return [one.observe.forward(one.of(frames)) for one in self.exposures]
+
+    def observe_transpose(self, y: tf.Tensor) -> tf.Tensor:
+        """The adjoint of `observe`."""
+        pairs = zip(self.exposures, split(y, [one.image_shape for one in self.exposures]), strict=True)
         return tf.add_n([one.among_all(one.observe.transpose(image)) for one, image in pairs])
 
 
@@ -67,7 +81,8 @@ class Likelihood:
     @property
     def operator(self) -> ForwardOperator:
         """Stamps in flux -> whitened pixels of all exposures."""
-        return ForwardOperator(self.place, self.exposures)
+        unit = tf.ones([1, 1, 1, 1, 1], self.place.dtype)
+        return ForwardOperator(self.place, self.exposures, unit)
 
     def render(self, unit: tf.Tensor, flux: tf.Tensor) -> Images:
         """Stamps of unit flux [B, K, C or 1, P, P] with fluxes [B, K, C] as images, without their constants."""
@@ -83,7 +98,7 @@ class Likelihood:
 
         It is not differentiable: one band's transform is shared by all, which the operators' adjoints do not know of.
         """
-        frames = tf.stop_gradient(self._each(stamps))
+        frames = tf.stop_gradient(placed_each(self.place, stamps))
         return tuple(one.project.forward(one.of(frames)) for one in self.exposures)
 
     def sources(self, stamps: tf.Tensor) -> Images:
@@ -96,7 +111,7 @@ class Likelihood:
         The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, whitened.
         """
         own = all(one.own.on_model_pixels for one in self.exposures)
-        frames = None if own else self._each(stamps)
+        frames = None if own else placed_each(self.place, stamps)
         return tf.add_n([one.among_all(one.gram(stamps, frames, self.corners)) for one in self.exposures])
 
     def pull(self, model: Images) -> tf.Tensor:
@@ -123,7 +138,7 @@ class Likelihood:
         return tf.add_n(parts)
 
     def tolerant(self, error: float, model: Images) -> Images:
-        """The weights with an error of the model added, a fraction of the data's light above the constants of `model`."""
+        """The weights with an error of the model added, a fraction of the data's light above its constants."""
         pairs = zip(self.exposures, self.constants(model), strict=True)
         return tuple(one.tolerant(error, constant) for one, constant in pairs)
 
@@ -162,17 +177,18 @@ class Likelihood:
         Whitened images are without the constants, so that no draw has used it.
         """
         parts = []
-        for one, free in zip(self.exposures, unflatten(normals, self.exposures), strict=True):
+        for one, free in zip(self.exposures, split(normals, [one.image_shape for one in self.exposures]), strict=True):
             along = tf.reduce_sum(one.noise.constant * free, [2, 3])
             parts.append(tf.math.divide_no_nan(along, one.constant_norm))
         return tuple(parts)
 
-    def _each(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[B, K, Q, C or 1, P, P] -> frames [B, C or 1, K Q, F, F]."""
-        _, sources, images, bands, side, _ = stamps.shape
-        placed = self.place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
-        placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
-        return tf.transpose(placed, [0, 2, 1, 3, 4])
+
+def placed_each(place: Place, stamps: tf.Tensor) -> tf.Tensor:
+    """Stamps [B, K, Q, C or 1, P, P], each alone in a frame: [B, C or 1, K Q, F, F]."""
+    _, sources, images, bands, side, _ = stamps.shape
+    placed = place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
+    placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
+    return tf.transpose(placed, [0, 2, 1, 3, 4])
 
 
 def with_constants(model: Images, constants: Images) -> Images:

@@ -25,10 +25,6 @@ STEEPNESS = 2.30 * TAPS  # (Barnett, Magland and af Klinteberg 2019)
 EVALUATION_ERROR = 1e-6  # of the largest value; measured
 
 
-
-
-
-
 class Resample(LinearOperator):
     """The light of a frame, through a PSF, at points anywhere: f(p), F[f] = F[x] kernel, without wrap-around.
 

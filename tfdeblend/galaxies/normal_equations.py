@@ -66,9 +66,7 @@ def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
     return rows(tf.linalg.matrix_transpose(rows(gram)))
 
 
-def assemble(
-    gram: tf.Tensor, flux: tf.Tensor, used: tf.Tensor, size: int, stiffness: tf.Tensor
-) -> NormalEquations:
+def assemble(gram: tf.Tensor, flux: tf.Tensor, used: tf.Tensor, size: int, stiffness: tf.Tensor) -> NormalEquations:
     """Normal equations from whitened images: curvature J^T J (Gauss-Newton) and the prior's.
 
     Args:
@@ -114,8 +112,8 @@ class Factors(NamedTuple):
 
 
 def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The latents' curvature [B, L, L] with the fluxes at their best, linear^-1 mixed^T [B, C, K, L], and the fluxes' own
-    curvature [B, C, K, K], its prior included."""
+    """The latents' curvature [B, L, L] with the fluxes at their best, linear^-1 mixed^T [B, C, K, L], and the curvature
+    of the fluxes themselves [B, C, K, K], its prior included."""
     linear = system.linear + tf.linalg.diag(fluxes.curvature(system.now))
     gain = tf.linalg.cholesky_solve(tf.linalg.cholesky(linear), tf.linalg.matrix_transpose(system.mixed))
     return system.latent - tf.reduce_sum(tf.matmul(system.mixed, gain), 1), gain, linear

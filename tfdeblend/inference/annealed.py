@@ -12,7 +12,7 @@ that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tensorflow as tf
 
@@ -38,7 +38,7 @@ class AnnealingOptions:
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
-    solver: ConjugateGradients = ConjugateGradients(rtol=0.0, max_steps=25)
+    solver: ConjugateGradients = field(default_factory=lambda: ConjugateGradients(rtol=0.0, max_steps=25))
 
 
 class AnnealedFit:

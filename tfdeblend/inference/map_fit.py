@@ -46,7 +46,7 @@ class MapOptions:
 class MapResult(NamedTuple):
     """What a fit found, as tensors, in whitened units.
 
-    state: see MapState. model: of each exposure [B, C_e, S_e, S_e], constants included; constants: of each [B, C_e].
+    state: see MapState. models: of each exposure [B, C_e, S_e, S_e], constants included; constants: of each [B, C_e].
     sources: of each [B, K, C_e, S_e, S_e] as observed. stamps [B, K, C, P, P]. chi2 [B]. distance [B] to the maximum in
     standard deviations. steps [B]. covariance: the Laplace approximation. summary [B, K, 5] and its covariance
     [B, K, 5, 5]: see `GalaxyPrior.summary`. beyond_prior [B, K]: galaxies that a learned prior, if there was one, could
@@ -54,7 +54,7 @@ class MapResult(NamedTuple):
     """
 
     state: MapState
-    model: Images
+    models: Images
     constants: Images
     sources: Images
     stamps: tf.Tensor
@@ -71,7 +71,7 @@ def seen(likelihood: Likelihood, stamps: tf.Tensor, model: Images) -> dict[str, 
     """What a `MapResult` says of stamps in flux [B, K, C, P, P] that give a model without constants."""
     constants = likelihood.constants(model)
     return {
-        "model": with_constants(model, constants),
+        "models": with_constants(model, constants),
         "constants": constants,
         "sources": likelihood.sources(stamps),
         "stamps": stamps,

@@ -103,9 +103,7 @@ class NonparametricFit:
         fall = tf.maximum(light - outer, 1e-7 * tf.reduce_max(light, [2, 3], keepdims=True))
         return tf.reshape(fall, [*light.shape[:2], -1])
 
-    def _unit(
-        self, z: tf.Tensor, start: tf.Tensor, profile: tf.Tensor, shift: Shift, is_point: tf.Tensor
-    ) -> tf.Tensor:
+    def _unit(self, z: tf.Tensor, start: tf.Tensor, profile: tf.Tensor, shift: Shift, is_point: tf.Tensor) -> tf.Tensor:
         """[B, K, 1, P, P] of unit flux: the monotonic image of coefficients z, or the profile of a point source."""
         side = self.shape.stamp
         stamps = tf.reshape(tf.matmul(start * tf.exp(self.options.scatter * z), self.basis), [*z.shape[:2], side, side])

@@ -174,11 +174,9 @@ class NutsSampler:
             sources=sources,
             flux=flux,
             constants=constants,
-            model=with_constants(whole, constants),
+            models=with_constants(whole, constants),
             prior_variance=tf.zeros_like(stamps),
             large=none > 0,
             summary=self.fit.prior.summary(state.latent, posterior.frame),
-            log_evidence=none[:, 0] + np.nan,
-            log_scale=none,
             unit=stamps[..., :0, :0],
         )

@@ -9,11 +9,11 @@ import abc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfdeblend.data.psf import LARGEST_GAIN
 from tfdeblend.data.scene import Scene
@@ -188,14 +188,18 @@ class LearnedPrior(Prior):
 
     def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
         options = run.sampling
-        facts: Facts = options.facts()
+        facts: Facts = {
+            "steps": options.steps,
+            "sampler": options.step.__name__,
+            "covar": options.conditioning.__name__,
+        }
         for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
             for depth, some in _by_depth(run, shape, members).items():
                 rows = rows_at_once(shape, len(some) * run.samples)
                 narrow = shape._replace(blends=rows)
                 sampler = compiled.get(
                     ("diffusion", self.name, narrow, options, depth),
-                    partial(PosteriorSampler, narrow, self.denoiser, options, depth),
+                    partial(PosteriorSampler, narrow, self.denoiser, options, depth=depth),
                 )
                 names = [scene.name for scene in run.scenes]
                 draw = by_diffusion(sampler, run.tensors, InitialFit.of(run.found), names, run.samples, run.seed)

@@ -67,9 +67,7 @@ def by_chains(sampler: NutsSampler, tensors: Tensors, found: NutsResult, seed: t
     return draw
 
 
-def in_turn(
-    draw: Draw, shape: BatchShape, members: Sequence[int], samples: int
-) -> Iterator[tuple[list[int], Samples]]:
+def in_turn(draw: Draw, shape: BatchShape, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Samples]]:
     """All samples of the batch's blends `members`, as many rows at a time as `shape` has blends.
 
     Samples of several exposures are drawn blend by blend, since they share what shows the exposures.

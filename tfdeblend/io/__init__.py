@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdeblend.data.observation import Observation
-from tfdeblend.errors import DataError
 from tfdeblend.io import images, npz, psfs
 from tfdeblend.io.catalogs import read_catalog
 from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
@@ -61,18 +60,12 @@ def read(
         DataError: in one line by file and field, whatever is wrong with the file.
     """
     path = Path(path)
-    contents = (npz if content(path) == "npz" else images).load(path, mask_planes)
-    fields = contents.fields
-    if psf is None and fields["psf"] is None:
+    contents = (npz if content(path) == "npz" else images).load(path)
+    if psf is None and contents.parts["psf"] is None:
         psf = psf_companion(path)
     if isinstance(psf, str | Path):
-        psf = psfs.read_psf(Path(psf), fields["images"].shape[1:])
-    if psf is not None:
-        fields["psf"] = psf
-    try:
-        return Observation(name=scene_name(path), notes=tuple(contents.notes), **fields), contents.catalog
-    except DataError as error:
-        raise error.at(path, contents.names.get(error.field or "")) from error
+        psf = psfs.read_psf(Path(psf), contents.parts["images"].shape[1:])
+    return contents.observation(psf, mask_planes), contents.catalog
 
 
 def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:

@@ -6,27 +6,12 @@ import glob
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tfdeblend.errors import DataError
 
-if TYPE_CHECKING:
-    from astropy.table import Table
-
 SUFFIXES = (".npz", ".fits", ".fit", ".fits.gz", ".fits.fz")
 COMPANION = "_psf"
-
-
-@dataclass
-class Contents:
-    """What one file holds: the fields of an Observation, a catalogue, and what this file calls the fields."""
-
-    fields: dict[str, Any]
-    catalog: Table | None
-    names: dict[str, str]  # of an Observation's field in this file, for messages
-    notes: list[str]
 
 
 def scene_name(path: str | Path) -> str:

@@ -16,29 +16,26 @@ from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.catalogs import as_catalog, source_table
-from tfdeblend.io.files import Contents, parsing
-from tfdeblend.io.masks import LAST_BIT, PLANES, masked_pixels, saturated_pixels, variance_weights
+from tfdeblend.io.contents import Contents
+from tfdeblend.io.files import parsing
+from tfdeblend.io.masks import LAST_BIT, PLANES
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
 
 SCIENCE = ("SCI", "IMAGE")
-VARIANCE = ("VAR", "VARIANCE")
-WEIGHTS = ("WHT", "WEIGHTS")
-OTHERS = (*VARIANCE, *WEIGHTS, "MASK", "PSF", "CATALOG", "NOISECORR", "SATURATED")
+EXTENSIONS = {
+    "weights": ("WHT", "WEIGHTS"),
+    "variance": ("VAR", "VARIANCE"),
+    "mask": ("MASK",),
+    "psf": ("PSF",),
+    "noise_correlation": ("NOISECORR",),
+    "saturated": ("SATURATED",),
+}
+NAMES = {"psf": "PSF", "bands": "FILTER", "zeropoints": "MAGZERO", "unit": "BUNIT", "pixel_scale": "PIXSCALE"}
 IMAGE_HDUS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
 TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
-NAMES = {
-    "weights": "WHT",
-    "psf": "PSF",
-    "bands": "FILTER",
-    "zeropoints": "MAGZERO",
-    "unit": "BUNIT",
-    "pixel_scale": "PIXSCALE",
-    "noise_correlation": "NOISECORR",
-    "saturated": "SATURATED",
-}
 SHORT = {"truth_model": "TRUTHMOD", "noise_kernel": "NOISEKER", "model_sigma": "MODELSIG"}  # of a simulation's arrays
 
 
@@ -89,31 +86,27 @@ def pixels(path: Path, hdu: Any) -> Any:
         return hdu.data
 
 
-def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
-    """Read a scene from a FITS file; arguments and errors are those of `tfdeblend.io.read`."""
+def load(path: Path) -> Contents:
+    """Read what a FITS file holds of a scene. Raises: DataError for a file that is broken or has no image."""
     notes: list[str] = []
     with opened(path) as hdus:
         science = _science(path, hdus, notes)
-        name = science.name
-        images = _as_cube(path, name, pixels(path, science))
-        masked, saturated = _masked(path, find(hdus, ("MASK",)), images.shape, mask_planes)
-        if (plane := find(hdus, ("SATURATED",))) is not None:
-            saturated = pixels(path, plane) > 0
-        header = _header(path, science, hdus[0])
-        wcs = celestial_wcs(path, science.header, hdus[0].header)
-        fields = {
-            "images": images if masked is None else np.ma.MaskedArray(images, masked),
-            "weights": _weights(path, hdus, masked, images.shape, notes),
-            "psf": pixels(path, find(hdus, ("PSF",))),
-            "bands": band_names(header, len(images)),
-            "wcs": wcs,
-            "zeropoints": _per_band(header, ("MAGZERO", "ZP"), len(images)),
+        found = {field: find(hdus, names) for field, names in EXTENSIONS.items()}
+        parts = {field: pixels(path, hdu) for field, hdu in {"images": science, **found}.items()}
+        if parts["saturated"] is not None:
+            parts["saturated"] = parts["saturated"] > 0
+        header, wcs = _header(path, science, hdus[0]), celestial_wcs(path, science.header, hdus[0].header)
+        count = len(parts["images"]) if parts["images"].ndim == 3 else 1
+        parts |= {
+            "bands": band_names(header, count),
+            "zeropoints": _per_band(header, ("MAGZERO", "ZP"), count),
             "unit": header.get("BUNIT"),
+            "wcs": wcs,
             "pixel_scale": _pixel_scale(header) if wcs is None else None,
-            "noise_correlation": pixels(path, find(hdus, ("NOISECORR",))),
-            "saturated": saturated,
         }
-        return Contents(fields, _catalog(path, hdus), {**NAMES, "images": name}, notes)
+        names = {field: hdu.name for field, hdu in {"images": science, **found}.items() if hdu is not None}
+        planes = _planes(path, found["mask"])
+        return Contents(path, parts, {**NAMES, **names}, _catalog(path, hdus), planes, tuple(notes))
 
 
 def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
@@ -121,19 +114,13 @@ def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
     named = [hdu for hdu in hdus if hdu.name.upper() in SCIENCE and isinstance(hdu, IMAGE_HDUS)]
     if len(named) > 1:
         notes.append(f"{len(named)} image extensions {named[0].name}: the first is read")
-    unnamed = [hdu for hdu in hdus if isinstance(hdu, IMAGE_HDUS) and hdu.name.upper() not in OTHERS]
+    others = {"CATALOG", *(name for names in EXTENSIONS.values() for name in names)}
+    unnamed = [hdu for hdu in hdus if isinstance(hdu, IMAGE_HDUS) and hdu.name.upper() not in others]
     for hdu in (*named, *unnamed):
         if hdu.header.get("NAXIS", 0) > 0:
             return hdu
     received = ", ".join(hdu.name or "no name" for hdu in hdus[:20])
     raise DataError(path, "SCI", f"expected an image in the primary, SCI or IMAGE, received extensions {received}")
-
-
-def _as_cube(path: Path, name: str, data: Any) -> np.ndarray:
-    try:
-        return validation.as_images(path, data)
-    except DataError as error:
-        raise error.at(path, name) from error
 
 
 def _header(path: Path, science: Any, primary: Any) -> dict[str, Any]:
@@ -192,30 +179,13 @@ def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
     return None
 
 
-def _masked(
-    path: Path, hdu: Any, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Which pixels are masked, and which are saturated: both (C,H,W) bool, or None where the file does not say."""
-    if hdu is None:
-        return None, None
-    named = {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
+def _planes(path: Path, hdu: Any) -> Mapping[str, int]:
+    """The bit of each plane of a mask, by the MP_ keys of its header, or those of the HSC and LSST pipelines."""
+    named = {} if hdu is None else {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
     if not all(type(bit) is int and 0 <= bit <= LAST_BIT for bit in named.values()):
         expected = f"expected the number of a bit up to {LAST_BIT} under each MP_ key of the header"
-        raise DataError(path, "MASK", f"{expected}, received {', '.join(map(str, named.values()))}")
-    mask, planes = pixels(path, hdu), named or PLANES
-    masked = masked_pixels(path, "MASK", mask, shape, mask_planes, planes)
-    return masked, saturated_pixels(path, "MASK", mask, shape, planes)
-
-
-def _weights(
-    path: Path, hdus: fits.HDUList, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]
-) -> Any:
-    variance, weights = find(hdus, VARIANCE), find(hdus, WEIGHTS)
-    if variance is not None and weights is not None:
-        raise DataError(path, variance.name, f"expected either a variance or weights, received {weights.name} too")
-    if variance is None:
-        return pixels(path, weights)
-    return variance_weights(path, variance.name, pixels(path, variance), masked, shape, notes)
+        raise DataError(path, hdu.name, f"{expected}, received {', '.join(map(str, named.values()))}")
+    return named or PLANES
 
 
 def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:
@@ -269,7 +239,7 @@ def _hdu(name: str, data: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
 
 def _cards(scene: Scene) -> dict[str, Any]:
     """What the header of SCI says of the observation, besides its WCS."""
-    observation, cards = scene.observation, {}
+    observation, cards = scene.observation, dict[str, Any]()
     if any(re.search(r"[\s,;]", band) for band in observation.bands):
         cards.update({f"FILTER{c + 1}": band for c, band in enumerate(observation.bands)})
     else:

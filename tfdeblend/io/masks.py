@@ -30,16 +30,15 @@ LAST_BIT = 62
 
 def masked_pixels(
     path: Path,
-    field: str,
     mask: Any,
     shape: tuple[int, ...],
-    chosen: Sequence[str | int] | None = None,
-    planes: Mapping[str, int] = PLANES,
+    chosen: Sequence[str | int] | None,
+    planes: Mapping[str, int],
 ) -> np.ndarray:
     """Make a mask (C,H,W) of booleans, True = masked, from booleans or bit planes of shape (C,H,W) or (H,W).
 
     Args:
-        path, field: for messages.
+        path: for messages.
         mask: booleans (True = masked) or integers (bit planes).
         shape: (C,H,W) of the images.
         chosen: names or bits of the planes to mask. None: BAD, SAT, EDGE, SUSPECT and NO_DATA, as far as they exist.
@@ -48,24 +47,21 @@ def masked_pixels(
     Raises:
         DataError: a mask of another shape or type, an unknown plane.
     """
-    array = validation.numbers(path, field, mask, kinds="biu")
+    array = validation.numbers(path, "mask", mask, kinds="biu")
     if array.dtype.kind != "b":
         bits = [planes[name] for name in MASKED if name in planes] if chosen is None else _bits(path, chosen, planes)
         array = array.astype(np.int64) & sum(1 << bit for bit in set(bits)) != 0
-    return validation.as_mask(path, field, array, shape)
+    return validation.as_mask(path, "mask", array, shape)
 
 
-def saturated_pixels(
-    path: Path, field: str, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int] = PLANES
-) -> np.ndarray | None:
+def saturated_pixels(path: Path, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int]) -> np.ndarray | None:
     """Find the saturated pixels, (C,H,W) bool, in the plane SAT of a mask; None where it has no such plane.
 
     Arguments and errors are those of `masked_pixels`.
     """
-    integer = validation.numbers(path, field, mask, kinds="biu").dtype.kind != "b"
-    if not integer or SATURATED not in planes:
+    if np.asarray(mask).dtype.kind == "b" or SATURATED not in planes:
         return None
-    return masked_pixels(path, field, mask, shape, [SATURATED], planes)
+    return masked_pixels(path, mask, shape, [SATURATED], planes)
 
 
 def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) -> list[int]:
@@ -80,31 +76,30 @@ def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) ->
 
 
 def variance_weights(
-    path: Path, field: str, variance: Any, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]
+    path: Path, variance: Any, masked: np.ndarray, shape: tuple[int, ...], notes: list[str]
 ) -> np.ndarray:
     """Invert a variance (C,H,W), or (H,W) of one band, into weights: 0 where it is masked, infinite or 0.
 
     Unmasked pixels of zero variance are counted in `notes`.
 
     Args:
-        path, field: for messages.
-        masked: (C,H,W) bool, True = masked; None: no pixel is.
+        path: for messages.
+        masked: (C,H,W) bool, True = masked.
         shape: (C,H,W) of the images.
 
     Raises:
         DataError: a variance of another shape or type, NaN or a negative value in an unmasked pixel.
     """
-    array = validation.numbers(path, field, variance)
+    array = validation.numbers(path, "variance", variance)
     array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
     if array.shape != shape:
-        raise DataError(path, field, f"expected shape {shape} as images, received {array.shape}")
-    used = np.ones(shape, bool) if masked is None else ~masked
+        raise DataError(path, "variance", f"expected shape {shape} as images, received {array.shape}")
     for wrong, what in ((np.isnan(array), "NaN"), (array < 0, "negative")):
-        count = int((wrong & used).sum())
+        count = int((wrong & ~masked).sum())
         if count:
-            raise DataError(path, field, f"expected positive values, received {count} {what} in unmasked pixels")
-    zeros = int((used & (array == 0)).sum())
+            raise DataError(path, "variance", f"expected positive values, received {count} {what} in unmasked pixels")
+    zeros = int((~masked & (array == 0)).sum())
     if zeros:
         notes.append(f"{zeros} pixels of zero variance masked")
-    known = used & (array > 0)
+    known = ~masked & (array > 0)
     return np.where(known, 1 / np.where(known, array, 1).astype(float), 0)

@@ -1,8 +1,8 @@
-"""NPZ archives, read without unpickling and written whole, and scenes in them: the keys are listed in `tfdeblend.io`."""
+"""NPZ archives, never unpickled and always written whole, and scenes in them, by the keys that `tfdeblend.io` lists."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,28 @@ from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.catalogs import source_table
-from tfdeblend.io.files import Contents, parsing
-from tfdeblend.io.masks import masked_pixels, saturated_pixels, variance_weights
+from tfdeblend.io.contents import Contents
+from tfdeblend.io.files import parsing
+from tfdeblend.io.masks import PLANES
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
 
-NAMES = {"psf": "psfs", "bands": "filters"}
+KEYS = {  # of the parts of `Contents`
+    "images": "images",
+    "weights": "weights",
+    "variance": "variance",
+    "mask": "mask",
+    "footprint": "footprint",
+    "psf": "psfs",
+    "bands": "filters",
+    "zeropoints": "zeropoints",
+    "unit": "unit",
+    "wcs": "wcs",
+    "pixel_scale": "pixel_scale",
+    "noise_correlation": "noise_correlation",
+    "saturated": "saturated",
+}
 
 
 class Archive:
@@ -38,11 +53,14 @@ class Archive:
         self._file.close()
 
     def get(self, key: str) -> Any:
-        """Read the array under `key`; None where there is none. Raises: DataError for a broken one."""
+        """Read the array under `key`; None where there is none. Raises: DataError for what is no whole array."""
         if key not in self.keys:
             return None
         with parsing(self.path, key):
-            return self._file[key]
+            array = self._file[key]
+        if not isinstance(array, np.ndarray):  # a member of the archive that no array was saved as
+            raise DataError(self.path, key, "expected an array, received other content")
+        return array
 
     def need(self, key: str) -> Any:
         """Read the array under `key`. Raises: DataError where there is none, or a broken one."""
@@ -52,51 +70,12 @@ class Archive:
         return self.get(key)
 
 
-def load(path: Path, mask_planes: Sequence[str | int] | None) -> Contents:
-    """Read a scene's arrays from an NPZ file; arguments and errors are those of `tfdeblend.io.read`."""
-    notes: list[str] = []
+def load(path: Path) -> Contents:
+    """Read what an NPZ file holds of a scene. Raises: DataError where it is broken, or lacks images or bands' names."""
     with Archive(path) as archive:
-        images = validation.as_images(str(path), archive.need("images"))
-        masked = _masked(archive, images.shape, mask_planes)
-        fields = {
-            "images": images if masked is None else np.ma.MaskedArray(images, masked),
-            "weights": _weights(archive, masked, images.shape, notes),
-            "psf": archive.get("psfs"),
-            "bands": archive.need("filters"),
-            "wcs": archive.get("wcs"),
-            "zeropoints": archive.get("zeropoints"),
-            "noise_correlation": archive.get("noise_correlation"),
-            "unit": archive.get("unit"),
-            "saturated": _saturated(archive, images.shape),
-            "pixel_scale": archive.get("pixel_scale"),
-        }
-        return Contents(fields, _catalog(archive), NAMES, notes)
-
-
-def _masked(archive: Archive, shape: tuple[int, ...], mask_planes: Sequence[str | int] | None) -> np.ndarray | None:
-    mask, footprint = archive.get("mask"), archive.get("footprint")
-    parts = []
-    if mask is not None:
-        parts.append(masked_pixels(archive.path, "mask", mask, shape, mask_planes))
-    if footprint is not None:
-        parts.append(validation.as_mask(str(archive.path), "footprint", footprint, shape))
-    return np.any(parts, axis=0) if parts else None
-
-
-def _saturated(archive: Archive, shape: tuple[int, ...]) -> np.ndarray | None:
-    saturated, mask = archive.get("saturated"), archive.get("mask")
-    if saturated is None and mask is not None:
-        return saturated_pixels(archive.path, "mask", mask, shape)
-    return saturated
-
-
-def _weights(archive: Archive, masked: np.ndarray | None, shape: tuple[int, ...], notes: list[str]) -> Any:
-    weights, variance = archive.get("weights"), archive.get("variance")
-    if weights is not None and variance is not None:
-        raise DataError(archive.path, "variance", "expected either weights or variance, received both")
-    if variance is None:
-        return weights
-    return variance_weights(archive.path, "variance", variance, masked, shape, notes)
+        parts = {field: archive.need(KEYS[field]) for field in ("images", "bands")}
+        parts |= {field: archive.get(key) for field, key in KEYS.items() if field not in parts}
+        return Contents(path, parts, KEYS, _catalog(archive), PLANES)
 
 
 def _catalog(archive: Archive) -> Table | None:
@@ -128,23 +107,12 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
     """The arrays of a scene by their keys in an archive, such that `load` gives the scene back."""
-    observation = scene.observation
-    optional = {
-        "zeropoints": observation.zeropoints,
-        "unit": observation.unit,
-        "wcs": None if observation.wcs is None else observation.wcs.to_header_string(relax=True),
-        "pixel_scale": observation.pixel_scale,
-        "noise_correlation": observation.noise_correlation,
-        "saturated": observation.saturated,
-    }
-    return {
-        "images": observation.images,
-        "weights": as_float32(observation.weights),
-        "psfs": observation.psf,
-        "filters": np.array(observation.bands),
-        "catalog": source_table(scene).as_array(),
-        **{key: np.asarray(value) for key, value in optional.items() if value is not None},
-    }
+    values = {key: getattr(scene.observation, field, None) for field, key in KEYS.items()}
+    values["weights"] = as_float32(scene.observation.weights)
+    values["catalog"] = source_table(scene).as_array()
+    if values["wcs"] is not None:
+        values["wcs"] = values["wcs"].to_header_string(relax=True)
+    return {key: np.asarray(value) for key, value in values.items() if value is not None}
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class Galaxies:
         return len(self.kind)
 
     def take(self, rows: slice | np.ndarray) -> Galaxies:
-        """Some of the galaxies."""
+        """Returns some of the galaxies."""
         return Galaxies(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     @property
@@ -57,7 +57,7 @@ class Galaxies:
         return self.kind == KINDS.index("star")
 
     def components(self, row: int) -> list[Component]:
-        """The parts of one galaxy or star that have light."""
+        """Returns the components of one galaxy or star that have light."""
         import galsim
 
         flux = self.flux[row]
@@ -81,7 +81,7 @@ class Galaxies:
         return Component(profile, self.flux[row, part], float(major * (3 + index)))
 
     def catalog(self, bands: tuple[str, ...]) -> np.ndarray:
-        """(N,) structured array: what a user wants to know of each.
+        """Returns a structured array (N,) of magnitudes, shapes and fluxes.
 
         `radius` and `g1`, `g2` are means of bulge and disk (with its knots), weighted with their i-band light, or the
         band next to it; `flux_<band>` are total fluxes.
@@ -99,15 +99,12 @@ class Galaxies:
             "g2": (share * self.shear[..., 1]).sum(1),
             **{f"flux_{band}": total[:, b] for b, band in enumerate(bands)},
         }
-        table = np.empty(len(self), [(name, values.dtype) for name, values in columns.items()])
-        for name, values in columns.items():
-            table[name] = values
-        return table
+        return structured(columns)
 
 
 @dataclass(frozen=True)
 class Population:
-    """Which galaxies there are.
+    """Draws galaxies and stars.
 
     Args:
         bright, faint: limits of the i-band AB magnitude.
@@ -135,9 +132,9 @@ class Population:
     def draw(
         self, rng: np.random.Generator, number: int, colors: Colors, zeropoints: np.ndarray, bands: Sequence[str] = ()
     ) -> Galaxies:
-        """`number` galaxies, with fluxes in units of which `zeropoints` (C,) are the AB magnitudes.
+        """Draws `number` galaxies and stars, with fluxes in units of which `zeropoints` (C,) are the AB magnitudes.
 
-        The names of the bands matter to real galaxies only, see `tfdeblend.real_galaxies`.
+        The names of the bands matter to real galaxies only, see `real_galaxies.RealPopulation`.
         """
         magnitude = self._magnitudes(rng, number)
         redshift = np.clip(rng.gamma(3, np.maximum(0.0417 * magnitude - 0.744, 0.05)), 0.01, 3.5)
@@ -162,8 +159,16 @@ class Population:
         return np.log10(drawn) / self.slope if self.slope else drawn
 
 
+def structured(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns a structured array of columns (N,) by name."""
+    table = np.empty(len(next(iter(columns.values()))), [(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    return table
+
+
 def _with_stars(galaxies: Galaxies, is_star: np.ndarray, starlight: np.ndarray) -> Galaxies:
-    """The galaxies with some replaced by stars: all their light in a "bulge" of no extent."""
+    """Replaces some galaxies by stars: all their light in a "bulge" of no extent."""
     star = {field.name: getattr(galaxies, field.name).copy() for field in fields(galaxies)}
     star["kind"][is_star] = KINDS.index("star")
     star["flux"][is_star] = 0
@@ -176,7 +181,7 @@ def _with_stars(galaxies: Galaxies, is_star: np.ndarray, starlight: np.ndarray) 
 def _structure(
     rng: np.random.Generator, magnitude: np.ndarray, early: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Radii (N,2), shears (N,2,2) and Sersic indices (N,2) of bulge and disk."""
+    """Draws radii (N,2), shears (N,2,2) and Sersic indices (N,2) of bulge and disk."""
     number = len(magnitude)
     median = np.exp(-1.145 - 0.269 * (magnitude - 23))
     length = np.clip(median * 10 ** rng.normal(0, 0.22, number), 0.04, 4.0)
@@ -199,14 +204,14 @@ def _rounded(values: np.ndarray, step: float) -> np.ndarray:
 
 
 def _disk_ellipticity(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Miller et al. 2013, equation for disks: (a - b) / (a + b) up to 0.804."""
+    """Draws (a - b) / (a + b) up to 0.804 by the equation for disks of Miller et al. 2013."""
     e = np.linspace(0, 0.804, 1000)
     density = e * (1 - np.exp((e - 0.804) / 0.2539)) / ((1 + e) * np.hypot(e, 0.0256))
     return _inverse(rng, e, density, number)
 
 
 def _bulge_ellipticity(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Miller et al. 2013, equation for bulges."""
+    """Draws (a - b) / (a + b) by the equation for bulges of Miller et al. 2013."""
     e = np.linspace(0, 0.804, 1000)
     return _inverse(rng, e, e * np.exp(-2.368 * e - 6.691 * e**2), number)
 
@@ -217,7 +222,7 @@ def _inverse(rng: np.random.Generator, x: np.ndarray, density: np.ndarray, numbe
 
 
 def _shares(rng: np.random.Generator, early: np.ndarray) -> np.ndarray:
-    """(N,3) shares of bulge, disk and knots of the i-band light."""
+    """Draws the shares (N,3) of bulge, disk and knots in the i-band light."""
     number = len(early)
     bulge = np.where(early, rng.uniform(0.7, 1, number), np.minimum(np.abs(rng.normal(0, 0.1, number)), 0.5))
     clumpy = ~early & (rng.random(number) < 0.7)
@@ -228,7 +233,7 @@ def _shares(rng: np.random.Generator, early: np.ndarray) -> np.ndarray:
 def relative_magnitudes(
     rng: np.random.Generator, colors: Colors, magnitude: np.ndarray, redshift: np.ndarray, early: np.ndarray
 ) -> np.ndarray:
-    """(N,3,C) magnitudes of bulge, disk and knots minus their i-band magnitude.
+    """Draws magnitudes (N,3,C) of bulge, disk and knots minus their i-band magnitude.
 
     Disks are the bluer the fainter, and everything is bluer than today's templates where it was younger.
     """
@@ -246,7 +251,7 @@ def relative_magnitudes(
 def _knots(
     rng: np.random.Generator, radius: np.ndarray, shear: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares (N,J), offsets (N,J,2) and sigmas (N,J) of knots strewn over the disk; in half of the galaxies on arms."""
+    """Draws shares (N,J), offsets (N,J,2) and sigmas (N,J) of knots over the disk; in half of the galaxies on arms."""
     number = len(radius)
     shape = (number, MAX_KNOTS)
     used = np.arange(MAX_KNOTS) < rng.integers(6, MAX_KNOTS + 1, number)[:, None]

@@ -1,4 +1,4 @@
-"""Simulations as files in a folder: by several processes, resumable, with a manifest of what is there."""
+"""Scenes and stamps drawn into a folder of files: by several processes, resumable, with a manifest."""
 
 from __future__ import annotations
 
@@ -9,33 +9,135 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
+from tfdeblend.data.photometry import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
-from tfdeblend.io import json_values
+from tfdeblend.io import json_values, npz, tfrecords
 from tfdeblend.io.atomic import sha256, temporary_name, written_whole
-from tfdeblend.simulation.simulated_files import Part, SceneFiles, StampFiles
+from tfdeblend.simulation.scenes import SceneConfig, Simulator
+from tfdeblend.simulation.stamps import CHUNK, StampConfig
 from tfdeblend.version import __version__
 
 MANIFEST = "manifest.json"
 REMEDY = "give --overwrite or another --out"
 TASK = 16  # scenes that a process draws before it reports
+SHARD = 100  # scenes in a TFRecord file
+
+
+class Part(NamedTuple):
+    """A file and the range of scenes or stamps that it holds."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class SceneFiles:
+    """Writes scenes as NPZ or FITS, a file each, or as TFRecord, 100 a file. Raises: DataError for another format."""
+
+    config: SceneConfig
+    format: str = "npz"
+    kind: ClassVar[str] = "scenes"
+
+    def __post_init__(self) -> None:
+        _check_format(self.format, ("npz", "fits", "tfrecord"))
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        return Simulator(self.config)
+
+    def plan(self, number: int) -> list[Part]:
+        """Lists the files of the first `number` scenes."""
+        if self.format == "tfrecord":
+            return _plan("scenes_{:05d}.tfrecord", SHARD, number)
+        return _plan(f"scene_{{:06d}}.{self.format}", 1, number)
+
+    def write(self, part: Part, folder: Path) -> str:
+        """Writes one file and returns its SHA-256."""
+        path, scenes = folder / part.name, map(self.simulator.scene, range(part.start, part.stop))
+        if self.format == "tfrecord":
+            tfrecords.write(path, (simulated.arrays() for simulated in scenes))
+        else:
+            simulated = next(scenes)
+            simulated.scene.write(path, **simulated.truth_arrays())
+        return sha256(path)
+
+    def counts(self, parts: Sequence[Part]) -> dict[str, int]:
+        """Counts the scenes and sources in some files."""
+        numbers = [i for part in parts for i in range(part.start, part.stop)]
+        return {"scenes": len(numbers), "sources": sum(self.config.start(i)[1] for i in numbers)}
+
+
+@dataclass(frozen=True, eq=False)
+class StampFiles:
+    """Writes stamps as NPZ or TFRecord, 500 a file. Raises: DataError for another format."""
+
+    config: StampConfig
+    format: str = "npz"
+    kind: ClassVar[str] = "stamps"
+
+    def __post_init__(self) -> None:
+        _check_format(self.format, ("npz", "tfrecord"))
+
+    def plan(self, number: int) -> list[Part]:
+        """Lists the files of the first `number` stamps."""
+        return _plan(f"stamps_{{:05d}}.{self.format}", CHUNK, number)
+
+    def write(self, part: Part, folder: Path) -> str:
+        """Writes one file and returns its SHA-256."""
+        path, bands = folder / part.name, self.config.survey.bands
+        images, catalog = (values[: part.size] for values in self.config.chunk(part.start // CHUNK))
+        if self.format == "tfrecord":
+            rows = zip(images, catalog, strict=True)
+            tfrecords.write(path, ({"stamp": image, "catalog": row} for image, row in rows))
+            return sha256(path)
+        arrays = {
+            "stamps": images,
+            "catalog": catalog,
+            "filters": np.array(bands),
+            "zeropoints": np.full(len(bands), COADD_ZEROPOINT),
+            "pixel_scale": np.array(self.config.survey.pixel_scale),
+            "model_sigma": np.array(self.config.model_sigma),
+        }
+        npz.write(path, arrays)
+        return sha256(path)
+
+    def counts(self, parts: Sequence[Part]) -> dict[str, int]:
+        """Counts the stamps in some files."""
+        return {"stamps": sum(part.size for part in parts)}
+
+
+def _plan(name: str, size: int, number: int) -> list[Part]:
+    return [Part(name.format(k), s, min(s + size, number)) for k, s in enumerate(range(0, number, size))]
+
+
+def _check_format(format: str, known: Sequence[str]) -> None:
+    if format not in known:
+        raise DataError("simulate", "format", f"expected {' or '.join(known)}, received {format!r}")
 
 
 @dataclass(frozen=True)
 class Production:
-    """Scenes or stamps of one configuration as files in the folder `out`.
+    """Draws scenes or stamps of one configuration into files in the folder `out`.
 
     Args:
         files: what to draw, and in which format.
         number: how many scenes or stamps.
         out: folder; created where missing.
-        workers: processes. What is drawn does not depend on it.
-        overwrite: do all again, whatever is there.
+        workers: processes, which do not change what is drawn.
+        overwrite: draw everything again.
         quiet: no progress bar.
 
     Raises:
@@ -55,7 +157,7 @@ class Production:
                 raise DataError("simulate", field, f"expected a positive number, received {getattr(self, field)}")
 
     def go(self) -> dict[str, Any]:
-        """Draws what is not there yet and returns the manifest.
+        """Draws the files that are missing and returns the manifest.
 
         Raises:
             DataError: `out` holds files of another configuration, or a damaged manifest. OSError: it cannot be written.
@@ -65,7 +167,7 @@ class Production:
         todo = [part for part in plan if part.name not in done]
         self.out.mkdir(parents=True, exist_ok=True)
         self._remove(todo)
-        self._write_manifest({}, complete=False)  # so that what a killed run leaves is known for this configuration's
+        self._write_manifest({}, complete=False)  # a killed run leaves files that belong to it
         with self._bar(sum(part.size for part in todo)) as bar:
             for written, drawn in self._draw(todo):
                 done |= written
@@ -73,7 +175,7 @@ class Production:
         return self._write_manifest(done, complete=True)
 
     def _done(self) -> dict[str, str]:
-        """SHA-256 by name of whole files that are there. Raises: DataError where they are another configuration's."""
+        """Returns the SHA-256 by name of complete files. Raises: DataError where they have another configuration."""
         manifest, plan = read_manifest(self.out), self.files.plan(self.number)
         if manifest is None:
             unlisted = [part.name for part in plan if (self.out / part.name).exists()]
@@ -98,7 +200,7 @@ class Production:
             raise DataError(where, "number", problem, REMEDY)
 
     def _remove(self, todo: Sequence[Part]) -> None:
-        """Removes files that are drawn again, and with `overwrite` all that an earlier manifest lists."""
+        """Removes the files to be drawn, and with `overwrite` all that an earlier manifest lists."""
         names = {part.name for part in todo}
         if self.overwrite:
             try:
@@ -111,7 +213,7 @@ class Production:
                 half_written.unlink(missing_ok=True)
 
     def _description(self) -> dict[str, Any]:
-        """What must agree for files to be kept, in the types that JSON gives back."""
+        """Returns what must be equal for files to be kept, in the types that JSON gives back."""
         files = self.files
         document = {"kind": files.kind, "format": files.format, "version": __version__, "config": asdict(files.config)}
         return json.loads(json_values.dumps(document))
@@ -130,7 +232,7 @@ class Production:
         return manifest
 
     def _draw(self, todo: Sequence[Part]) -> Iterator[tuple[dict[str, str], int]]:
-        """SHA-256 by name of the files written, and how many scenes or stamps they hold, as they come."""
+        """Yields the SHA-256 by name of files as they are written, and their number of scenes or stamps."""
         size = max(1, TASK // todo[0].size) if todo else 1
         tasks = [todo[start : start + size] for start in range(0, len(todo), size)]
         if self.workers == 1 or len(tasks) < 2:
@@ -150,12 +252,12 @@ class Production:
 
 
 def write_parts(files: SceneFiles | StampFiles, parts: Sequence[Part], folder: Path) -> tuple[dict[str, str], int]:
-    """SHA-256 by name of the files written, and how many scenes or stamps they hold."""
+    """Writes files; returns their SHA-256 by name and their number of scenes or stamps."""
     return {part.name: files.write(part, folder) for part in parts}, sum(part.size for part in parts)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None. Raises: DataError for one that is damaged."""
+    """Reads the manifest of a folder, None where there is none. Raises: DataError for a damaged one."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         return None
@@ -171,7 +273,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
+    """Joins nested keys by dots."""
     found: dict[str, Any] = {}
     for key, value in document.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -179,7 +281,7 @@ def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """A worker ends when its parent is killed; by itself it would wait for work for ever."""
+    """Ends a worker when its parent is killed: otherwise it would wait for work for ever."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()

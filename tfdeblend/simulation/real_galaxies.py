@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfdeblend.errors import DataError
-from tfdeblend.simulation.parametric import DISK, relative_magnitudes
+from tfdeblend.simulation.parametric import DISK, relative_magnitudes, structured
 from tfdeblend.simulation.rendering import Component
 from tfdeblend.simulation.spectra import Colors
 
@@ -26,7 +26,7 @@ MAGNITUDES = "HSC_"
 
 @dataclass(frozen=True, eq=False)
 class RealGalaxies:
-    """N drawn galaxies, turned and mirrored at random: the same methods as `tfdeblend.galaxies.Galaxies`."""
+    """N drawn galaxies, rotated and mirrored at random, with the methods of `parametric.Galaxies`."""
 
     catalogue: Any  # galsim.RealGalaxyCatalog
     rows: np.ndarray  # (N,) of the catalogue
@@ -48,7 +48,7 @@ class RealGalaxies:
         return np.zeros(len(self), bool)
 
     def components(self, row: int) -> list[Component]:
-        """The one part of a galaxy: its image, deconvolved, noise included."""
+        """Returns the one component of a galaxy: its deconvolved image, noise included."""
         import galsim
 
         noise = (
@@ -61,7 +61,7 @@ class RealGalaxies:
         return [Component(profile, self.flux[row], float(np.pi / profile.stepk))]
 
     def catalog(self, bands: tuple[str, ...]) -> np.ndarray:
-        """(N,) structured array: identity, magnitude, redshift, radius and total fluxes."""
+        """Returns a structured array (N,): identity, magnitude, redshift, radius and total fluxes."""
         columns = {
             "type": np.array(["real"] * len(self)),
             "ident": np.asarray(self.catalogue.ident)[self.rows].astype(str),
@@ -70,26 +70,24 @@ class RealGalaxies:
             "radius": self.radius * self.shrinking,
             **{f"flux_{band}": self.flux[:, b] for b, band in enumerate(bands)},
         }
-        table = np.empty(len(self), [(name, values.dtype) for name, values in columns.items()])
-        for name, values in columns.items():
-            table[name] = values
-        return table
+        return structured(columns)
 
 
 @dataclass(frozen=True)
 class RealPopulation:
-    """The galaxies of a folder, F814W AB magnitudes from `bright` to `faint`.
+    """Draws from the galaxies of a folder with F814W AB magnitudes from `bright` to `faint`.
 
     Args:
         folder: see above.
         bright, faint: AB magnitudes.
         split: "train" or "test", by the hash of each galaxy's name: 35 and 15 of 50; or "all".
-        padding: arcsec: fill the surroundings of each image with the like of its noise, so that no edge shows in images
-            nearly as sharp as HST's. 0: none, as for images from the ground, where that noise is far below theirs.
+        padding: arcsec around each image filled with noise like its own, so that no edge shows in images nearly as
+            sharp as HST's. 0: none, as for images from the ground, whose noise is far above it.
         shrink: least and largest factor of the galaxies' sizes. Where stamps are to be as sharp as the images, the
-            deconvolved noise is brighter than most galaxies, and far less so once these are half as large.
+            deconvolved noise is brighter than most galaxies, and far less so in galaxies half as large.
 
-    Errors, when galaxies are drawn: DataError.
+    Raises:
+        DataError: a wrong split or factor; when drawing, a folder without a catalogue or such galaxies.
     """
 
     folder: str
@@ -108,7 +106,7 @@ class RealPopulation:
     def draw(
         self, rng: np.random.Generator, number: int, colors: Colors, zeropoints: np.ndarray, bands: Sequence[str]
     ) -> RealGalaxies:
-        """`number` galaxies, any of them as often as chance has it; see `tfdeblend.galaxies.Population.draw`.
+        """Draws `number` galaxies with replacement, see `parametric.Population.draw`.
 
         Bands without a column `HSC_<band>` get the colours of a random disk galaxy.
         """
@@ -144,7 +142,7 @@ class RealPopulation:
         )
 
     def _chosen(self, catalogue: Any) -> np.ndarray:
-        """(number of galaxies,) bool: those of the split."""
+        """Returns which galaxies of the catalogue (N,) belong to the split."""
         if self.split == "all":
             return np.ones(catalogue.nobjects, bool)
         hashes = [hashlib.sha256(str(ident).encode()).hexdigest() for ident in catalogue.ident]
@@ -153,7 +151,7 @@ class RealPopulation:
 
 
 def read_catalogue(folder: str) -> Any:
-    """The `galsim.RealGalaxyCatalog` of a folder. Raises: DataError."""
+    """Reads the `galsim.RealGalaxyCatalog` of a folder. Raises: DataError where there is none."""
     import galsim
 
     path = Path(folder)
@@ -170,7 +168,7 @@ def read_catalogue(folder: str) -> Any:
 
 
 def read_extra(folder: str, catalogue: Any) -> dict[str, np.ndarray]:
-    """Columns of `*_fits.fits` by name, a row for each galaxy of the catalogue, NaN where it has none; {} if absent."""
+    """Reads columns of `*_fits.fits`, a row for each galaxy of the catalogue, NaN where it has none; {} if absent."""
     from astropy.table import Table
 
     found = sorted(Path(folder).glob("*catalog*_fits.fits"))

@@ -1,8 +1,8 @@
-"""Fast pictures of galaxies: every component is drawn once in Fourier space, whatever the number of bands.
+"""Fast images of galaxies: every component is drawn once in Fourier space, whatever the number of bands.
 
 A source is a sum of components c with fluxes f_cb in band b and PSF P_b, so that its image is the inverse transform of
 P_b(k) sum_c f_cb S_c(k): one S_c(k) a component, by GalSim, and one inverse transform a band. Grids lie around the
-source and are as large as a component's light reaches: what wraps around or is left out stays below 1e-3 of the peak.
+source and are as large as its light reaches: what wraps around or is left out is below 1e-3 of the peak.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIDES = (32, 48, 64, 80, 96, 128, 144, 160, 192, 256, 320, 384, 512, 768, 1024)
 
 
 class Knots(NamedTuple):
-    """Round Gaussians: shares (J,), offsets (J,2) of (y, x) and sigmas (J,) in arcsec."""
+    """Round Gaussians with shares (J,), offsets (J,2) of (y, x) and sigmas (J,) in arcsec."""
 
     share: np.ndarray
     offset: np.ndarray
@@ -51,7 +51,7 @@ class Grid:
         return 2 * np.pi * np.fft.fftfreq(number, spacing), 2 * np.pi * np.fft.rfftfreq(number, spacing)
 
     def spectrum(self, profile: Any) -> np.ndarray:
-        """(F, F/2 + 1) complex64: the transform of a profile centred on the first pixel."""
+        """Returns the transform (F, F/2 + 1) complex64 of a profile centred on the first pixel."""
         if isinstance(profile, Knots):
             return self._knots(profile)
         number = self.side * self.oversampling
@@ -60,13 +60,13 @@ class Grid:
         return np.fft.ifftshift(profile.drawKImage(image=image, recenter=False).array, axes=0)
 
     def phase(self, y: float, x: float) -> np.ndarray:
-        """(F, F/2 + 1) complex64 that moves a spectrum by (y, x) pixels."""
+        """Returns the factor (F, F/2 + 1) complex64 that moves a spectrum by (y, x) pixels."""
         ky, kx = self.frequencies
         rows, columns = np.exp(-1j * self.scale * y * ky), np.exp(-1j * self.scale * x * kx)
         return rows.astype(np.complex64)[:, None] * columns.astype(np.complex64)
 
     def image(self, spectrum: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-        """(..., rows, columns) flux in some of the pixels, from (..., F, F/2 + 1)."""
+        """Returns the flux (..., rows, columns) in some of the pixels of a spectrum (..., F, F/2 + 1)."""
         f, s = self.side * self.oversampling, self.oversampling
         folded = spectrum.reshape(*spectrum.shape[:-2], s, self.side, f // 2 + 1).sum(-3) if s > 1 else spectrum
         kept = np.fft.ifft(folded, axis=-2)[..., rows, :]
@@ -92,27 +92,27 @@ class Camera:
 
     @classmethod
     def of_survey(cls, survey: Any) -> Camera:
-        """A survey's PSFs, averaged over its pixels."""
+        """Makes the camera of a survey: its PSFs, averaged over its pixels."""
         pixel = galsim.Pixel(survey.pixel_scale)
         return cls([galsim.Convolve(psf, pixel) for psf in survey.psfs()], survey.pixel_scale)
 
     @classmethod
     def of_model(cls, sigma: float, scale: float) -> Camera:
-        """A Gaussian of `sigma` pixels sampled at pixel centres: the frame in which sources are modelled."""
+        """Makes the camera of the model frame: a Gaussian of `sigma` pixels, sampled at pixel centres."""
         return cls([galsim.Gaussian(sigma=sigma * scale)], scale)
 
     @cached_property
     def reach(self) -> float:
-        """arcsec: the radius beyond which GalSim leaves a PSF's light away."""
+        """The radius in arcsec beyond which GalSim neglects a PSF's light."""
         return max(np.pi / psf.stepk for psf in self.psfs)
 
     @cached_property
     def oversampling(self) -> int:
-        """How many times Nyquist's frequency the PSFs reach."""
+        """The multiple of Nyquist's frequency that the PSFs reach."""
         return max(_oversampling(psf, self.scale) for psf in self.psfs)
 
     def grid(self, reach: float) -> Grid:
-        """The grid for a source whose light reaches that many arcsec."""
+        """Returns the grid for a source whose light reaches so many arcsec."""
         pixels = 2 * (reach + MARGIN * self.reach) / self.scale
         side = next((side for side in SIDES if side >= pixels), SIDES[-1])
         if side not in self._grids:
@@ -120,13 +120,13 @@ class Camera:
         return self._grids[side]
 
     def spectra(self, grid: Grid) -> np.ndarray:
-        """(number of PSFs, F, F/2 + 1)."""
+        """Returns the transforms (number of PSFs, F, F/2 + 1) of the PSFs."""
         if grid.side not in self._spectra:
             self._spectra[grid.side] = np.stack([grid.spectrum(psf) for psf in self.psfs])
         return self._spectra[grid.side]
 
     def draw(self, components: Sequence[Component], y: float, x: float, shape: tuple[int, int]) -> np.ndarray:
-        """(C, *shape) noiseless image of one source at pixel (y, x), in the flux unit of its components."""
+        """Draws the noiseless image (C, *shape) of one source at pixel (y, x), in the flux unit of its components."""
         grid = self.grid(max(component.reach for component in components))
         top, rows, place_y = _window(grid.side, y, shape[0])
         left, columns, place_x = _window(grid.side, x, shape[1])
@@ -143,12 +143,12 @@ class Camera:
 
 
 def _mixed(flux: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """(C, ...) sums of parts (N, ...) with fluxes (N, C)."""
+    """Sums parts (N, ...) with fluxes (N, C) to (C, ...)."""
     return np.sum([f[:, None, None] * part for f, part in zip(flux, parts, strict=True)], axis=0)
 
 
 def _window(side: int, position: float, size: int) -> tuple[int, slice, float]:
-    """Where a grid of `side` pixels around a position falls in an image of `size` pixels.
+    """Finds where a grid of `side` pixels around a position falls in an image of `size` pixels.
 
     Returns the image's first pixel in the grid, the grid's pixels in the image, and the position in the grid.
     """
@@ -158,7 +158,7 @@ def _window(side: int, position: float, size: int) -> tuple[int, slice, float]:
 
 
 def _oversampling(psf: Any, scale: float) -> int:
-    """The smallest multiple of Nyquist's frequency beyond which LEAK of the PSF's amplitude is left."""
+    """Finds the smallest multiple of Nyquist's frequency beyond which less than LEAK of the amplitude is left."""
     side, most = 32, 6
     k = 2 * np.pi / (side * scale)
     amplitude = np.abs(psf.drawKImage(nx=side * most, ny=side * most, scale=k).array)

@@ -1,4 +1,4 @@
-"""Blends with their truth: scene number i of a configuration, drawn by GalSim profiles through a survey's PSFs."""
+"""Blends with their truth: scene number i of a configuration, GalSim's profiles seen through a survey's PSFs."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ NOISE_REACH = 3  # pixels of that kernel
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Everything that scenes depend on besides their number.
+    """Everything that scenes depend on, except their number.
 
     Args:
         survey, population: what is seen, and of what.
-        sources: least and most, 1 to 30; every number between is as likely.
+        sources: least and most, 1 to 30; all numbers between are equally likely.
         positions: "uniform" over the image, or "clustered" around one source near its centre.
         noise: "white": Gaussian with the variance of sky, readout and the sources' own light; "correlated": the same
             variance, smoothed as by the resampling of a coadd.
         size: pixels, side.
-        model_sigma: pixels of a Gaussian model PSF: also give the truth in that frame; None: do not.
+        model_sigma: pixels, of the Gaussian model PSF for `truth_model`; None: no `truth_model`.
         seed: of the random numbers.
 
     Raises:
-        DataError: one line, by field.
+        DataError: a field that cannot be used.
     """
 
     survey: Survey
@@ -70,7 +70,7 @@ class SceneConfig:
             raise DataError("simulate", "seed", f"expected a number from 0, received {self.seed}")
 
     def start(self, number: int) -> tuple[np.random.Generator, int]:
-        """The random stream of scene `number` and the count of its sources, which is drawn from it first."""
+        """Returns the random stream of scene `number` and the number of its sources, drawn from it first."""
         rng = np.random.default_rng([self.seed, number])
         return rng, int(rng.integers(*self.sources, endpoint=True))
 
@@ -85,7 +85,7 @@ class SimulatedScene:
     weights: np.ndarray  # (C,H,W) float32, inverse of the true variance
     psfs: np.ndarray  # (C,43,43) float32
     truth: np.ndarray  # (K,C,H,W) float32, each source as observed, noiseless
-    catalog: np.ndarray  # (K,) structured: x, y in pixels, is_star, true total fluxes and what else is known
+    catalog: np.ndarray  # (K,) structured: x, y in pixels, is_star, true total fluxes, magnitudes, shapes
     truth_model: np.ndarray | None  # (K,C,H,W) float32, each source in the model frame
 
     @property
@@ -94,7 +94,7 @@ class SimulatedScene:
 
     @property
     def scene(self) -> Scene:
-        """What a deblender sees: true positions, no truth."""
+        """The observation with the true positions: what a deblender is given."""
         survey = self.config.survey
         observation = Observation(
             self.images,
@@ -124,7 +124,7 @@ class SimulatedScene:
 
 @dataclass(frozen=True, eq=False)
 class Simulator:
-    """Draws the scenes of one configuration; keeps the PSFs' transforms, so make one and draw many."""
+    """Draws the scenes of one configuration; one simulator draws many, as it keeps the PSFs' transforms."""
 
     config: SceneConfig
 
@@ -151,7 +151,7 @@ class Simulator:
         return (psfs / psfs.sum((1, 2), keepdims=True)).astype(np.float32)
 
     def scene(self, number: int) -> SimulatedScene:
-        """Scene `number`, from 0: it depends on the configuration and this number only."""
+        """Draws scene `number`, from 0, which depends on the configuration and this number alone."""
         config = self.config
         survey, shape = config.survey, (config.size, config.size)
         rng, count = config.start(number)
@@ -175,12 +175,12 @@ class Simulator:
 
 
 def _draw(camera: Camera, parts: list[list[Component]], places: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(K,C,H,W) noiseless images of the sources, each with its components and its place."""
+    """Draws noiseless images (K,C,H,W) of sources with their components and places."""
     return np.stack([camera.draw(part, y, x, shape) for part, (y, x) in zip(parts, places, strict=True)])
 
 
 def draw_positions(rng: np.random.Generator, number: int, config: SceneConfig) -> np.ndarray:
-    """(number,2) of (y, x) in pixels, SEPARATION apart; the range widens when there is no room."""
+    """Draws positions (number,2) of (y, x) in pixels, SEPARATION apart, over a range that widens to make room."""
     low, high = MARGIN * (config.size - 1), (1 - MARGIN) * (config.size - 1)
     center = (config.size - 1) / 2
     spread = 2.0 * max(config.survey.psf_fwhm) / config.survey.pixel_scale * np.sqrt(max(number, 3) / 3)
@@ -200,7 +200,7 @@ def draw_positions(rng: np.random.Generator, number: int, config: SceneConfig) -
 
 
 def noise_kernel() -> np.ndarray:
-    """(7,7) whose squares sum to 1: white noise convolved with it is the correlated noise of unit variance."""
+    """Returns a kernel (7,7) by which white noise of unit variance becomes correlated noise of unit variance."""
     t = np.arange(-NOISE_REACH, NOISE_REACH + 1)
     line = np.exp(-0.5 * (t / NOISE_SIGMA) ** 2)
     kernel = line[:, None] * line
@@ -208,7 +208,7 @@ def noise_kernel() -> np.ndarray:
 
 
 def unit_noise(rng: np.random.Generator, shape: tuple[int, ...], noise: str) -> np.ndarray:
-    """(C,H,W) Gaussian noise of unit variance, "white" or "correlated"."""
+    """Draws Gaussian noise (C,H,W) of unit variance, "white" or "correlated"."""
     if noise == "white":
         return rng.normal(size=shape)
     kernel, reach = noise_kernel(), NOISE_REACH

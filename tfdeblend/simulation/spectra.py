@@ -25,7 +25,7 @@ class Colors:
 
     @classmethod
     def of(cls, throughputs: Sequence[str]) -> Colors:
-        """For C transmission curves, as `Survey.throughputs`. Raises: DataError for one that cannot be read."""
+        """Makes the table for C transmission curves, see `Survey`. Raises: DataError for one that cannot be read."""
         import galsim
 
         curves = [_curve(name) for name in (*throughputs, REFERENCE)]
@@ -37,7 +37,7 @@ class Colors:
         return cls(table[..., :-1] - table[..., -1:], centers[:-1], float(centers[-1]))
 
     def galaxy(self, template: np.ndarray, redshift: np.ndarray) -> np.ndarray:
-        """(..., C) magnitudes minus the reference's.
+        """Returns magnitudes (..., C) of galaxies minus that in the reference band.
 
         Args:
             template: 0 (elliptical) to 3 (irregular), any number between. redshift: 0 to 4.
@@ -50,16 +50,16 @@ class Colors:
         return (1 - ft) * low + ft * high
 
     def tilt(self, slope: np.ndarray) -> np.ndarray:
-        """(..., C) magnitudes that redden a spectrum by `slope` magnitudes for each factor e in wavelength."""
+        """Returns magnitudes (..., C) that redden a spectrum by `slope` magnitudes for each factor e in wavelength."""
         return -np.asarray(slope)[..., None] * np.log(self.wavelengths / self.reference)
 
     def scatter(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """(*shape, C) magnitudes of each band's own scatter, 0.03: a round choice; none in the reference band."""
+        """Draws each band's scatter of 0.03 magnitudes (*shape, C), a round choice; none in the reference band."""
         drawn = rng.normal(0, 0.03, (*shape, len(self.wavelengths)))
         return np.where(np.isclose(self.wavelengths, self.reference), 0, drawn)
 
     def star(self, r_minus_i: np.ndarray) -> np.ndarray:
-        """(..., C) magnitudes minus the i band's of stars of that r - i, interpolated in wavelength.
+        """Returns magnitudes (..., C) minus the i band's of stars of that r - i, interpolated in wavelength.
 
         g - r: the median locus of Juric et al. 2008 (equation 4). i - z and z - y as 0.55 and 0.3 times r - i, and
         u - g as 0.9 + 1.2 times g - r above 0.3: round choices that follow the locus of main-sequence stars.
@@ -75,7 +75,7 @@ class Colors:
 
 
 def _curve(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Wavelengths in nm and transmission of one band."""
+    """Returns wavelengths in nm and transmissions of one band."""
     import galsim
 
     low, dash, high = name.partition("-")
@@ -92,7 +92,7 @@ def _curve(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _magnitudes(sed, waves: np.ndarray, through: np.ndarray) -> np.ndarray:
-    """AB magnitudes (redshifts,), up to a constant that all bands share at each redshift."""
+    """Returns AB magnitudes (redshifts,), up to a constant that all bands share at each redshift."""
     rest = waves / (1 + REDSHIFTS[:, None])
     inside = np.clip(rest, sed.blue_limit, sed.red_limit)
     photons = (sed(inside.ravel()).reshape(rest.shape) * through).sum(1)

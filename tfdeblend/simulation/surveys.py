@@ -1,4 +1,4 @@
-"""Surveys: bands, pixels, PSFs, depth. Every number says where it is from; a survey of one's own comes as a JSON file.
+"""Surveys: bands, pixels, PSFs and depth, each number with its source; other surveys are read from JSON files.
 
 Sources of the numbers below:
 
@@ -33,7 +33,7 @@ PROFILES = ("moffat", "kolmogorov", "gaussian", "airy")
 
 @dataclass(frozen=True)
 class Survey:
-    """One survey's images, in electrons: C bands on one grid of pixels.
+    """The images of a survey, in electrons: C bands on one grid of pixels.
 
     Args:
         name: in lower case.
@@ -82,7 +82,7 @@ class Survey:
 
     @classmethod
     def find(cls, name: str) -> Survey:
-        """The survey of that name in `SURVEYS`, or of a JSON file whose keys are the arguments above.
+        """Returns the survey of that name in `SURVEYS`, or of a JSON file whose keys are the arguments above.
 
         Raises:
             DataError: an unknown name; a key that is unknown, missing or of the wrong kind.
@@ -96,7 +96,7 @@ class Survey:
 
     @classmethod
     def read(cls, path: str | Path) -> Survey:
-        """The survey of a JSON file. Raises: DataError, as `find`."""
+        """Reads the survey of a JSON file. Raises: DataError, as `find`."""
         try:
             document = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ class Survey:
         return tuple(10 ** (0.4 * (zero - sky)) * self.pixel_scale**2 + self.read_noise**2 for zero, sky in rows)
 
     def psfs(self) -> list[Any]:
-        """(C) GalSim profiles of the PSFs, in arcsec, without the pixel."""
+        """Returns the C PSFs as GalSim profiles, in arcsec, without the pixel."""
         import galsim
 
         make = {

@@ -1,0 +1,116 @@
+"""Laws of the builder: what a fit or samples of one observation or several become, from made-up arrays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import make_deblended, make_joint
+
+from tfdeblend.catalog import flags
+from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples
+from tfdeblend.catalog.measure import Shapes
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.statistics import Sample, SampleStatistics
+
+FACTS: Facts = {"method": "map", "prior": "sersic", "seed": 0, "walltime": 0.03}
+
+
+def fit_of(result: Deblended, shift: np.ndarray | float = 0.0) -> Fit:
+    """The fit whose result this is. shift: of the first observation off the model frame."""
+    y, x = (result.views[0].positions + shift).T
+    one = np.ones(len(y))
+    return Fit(
+        models=[view.model for view in result.views],
+        sources=[view.sources for view in result.views],
+        backgrounds=[view.background for view in result.views],
+        stamps=result.stamps,
+        corners=result.corners,
+        flux=result.flux,
+        flux_cov=result.flux_cov,
+        shapes=Shapes(y, x, 3 * one, 0.1 * one, -0.2 * one, np.full((len(y), 5), 0.01)),
+        converged=True,
+        beyond_prior=np.zeros(len(y), bool),
+        calibration=result.calibration,
+    )
+
+
+def sample_of(result: Deblended, factor: float, summary: np.ndarray | None = None) -> Sample:
+    """A sample of brighter sources."""
+    return Sample(
+        models=[view.model + (factor - 1) * view.sources.sum(0) for view in result.views],
+        sources=[factor * view.sources for view in result.views],
+        backgrounds=[view.background + factor for view in result.views],
+        stamps=factor * result.stamps,
+        flux=factor * result.flux,
+        prior_variance=np.ones(result.stamps.shape),
+        beyond_prior=np.arange(len(result.stamps)) == (factor > 1),
+        summary=summary,
+    )
+
+
+@pytest.mark.parametrize("make", [make_deblended, make_joint])
+def test_fits_come_back_as_results(make) -> None:
+    given = make()
+    shift = 0.0 if given.calibration is None else given.calibration.shift[0]
+    result = build(given.scene, fit_of(given, shift), FACTS)
+    for one, other in zip(result.views, given.views, strict=True):
+        np.testing.assert_array_equal(one.model, other.model)
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-9)
+        assert one.scale == pytest.approx(other.scale) and one.undeclared is not None
+    np.testing.assert_allclose(result.flux, given.flux)
+    np.testing.assert_allclose(np.stack([result.catalog["y"], result.catalog["x"]], 1), given.scene.positions)
+    np.testing.assert_allclose(result.catalog["runtime_ms"], 10)
+    assert result.header["converged"] and result.header["chi2"] == result.views[0].chi2
+    assert {"version", "temperature", "noise0", "fwhm1", "walltime"} <= set(result.header)
+
+
+def test_a_fit_that_the_prior_does_not_know_or_that_did_not_converge_is_flagged() -> None:
+    given = make_deblended()
+    fit = replace(fit_of(given), converged=False, beyond_prior=np.array([False, True, False]))
+    raised = np.asarray(build(given.scene, fit, FACTS).catalog["flags"])
+    np.testing.assert_array_equal(raised & flags.BEYOND_PRIOR > 0, fit.beyond_prior)
+    assert (raised & flags.NOT_CONVERGED > 0).all()
+
+
+@pytest.mark.parametrize("make", [make_deblended, make_joint])
+def test_samples_become_means_deviations_and_covariances(make) -> None:
+    given, factors = make(), np.array([0.9, 1.0, 1.3])
+    statistics = SampleStatistics(given.scene, given.corners, 1.0, keep=True)
+    for factor in factors:
+        statistics.add(sample_of(given, factor))
+    result = build_from_samples(statistics, FACTS | {"method": "sample"}, calibration=given.calibration)
+    mean, deviation = factors.mean(), factors.std(ddof=1)
+    for one, other in zip(result.views, given.views, strict=True):
+        np.testing.assert_allclose(one.sources, mean * other.sources, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.sources_std, deviation * np.abs(other.sources), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(one.background, other.background + mean)
+    np.testing.assert_allclose(result.flux, mean * given.flux)
+    np.testing.assert_allclose(result.flux_err, deviation * given.flux)
+    np.testing.assert_allclose(result.stamps, mean * given.stamps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.prior_share, (deviation * given.stamps) ** 2, rtol=1e-4, atol=1e-6)
+    assert result.samples.shape == (3, *given.stamps.shape)
+    assert (result.header["samples"], result.header["modelsig"]) == (3, 1.0)
+    np.testing.assert_array_equal(result.catalog["flags"] & flags.BEYOND_PRIOR > 0, [True, True, False])
+
+
+def test_positions_of_samples_are_those_in_the_first_observation() -> None:
+    """Summaries count from the stamp's middle in the model frame, off which the first observation is shifted."""
+    given = make_joint()
+    statistics = SampleStatistics(given.scene, given.corners, 1.0)
+    for move in (-0.5, 0.5):
+        statistics.add(sample_of(given, 1.0, np.array([[move, 2 + move, 3, 0.1, 0.2]] * 3)))
+    result = build_from_samples(statistics, FACTS, calibration=given.calibration)
+    expected = given.corners + given.stamps.shape[-1] // 2 + [0, 2] - np.array([0.1, -0.2])
+    np.testing.assert_allclose(np.stack([result.catalog["y"], result.catalog["x"]], 1), expected)
+    np.testing.assert_allclose(result.catalog["y_err"], 0.5**0.5)
+    assert result.samples is None
+
+
+def test_one_sample_has_no_spread() -> None:
+    given = make_deblended()
+    statistics = SampleStatistics(given.scene, given.corners, 1.0)
+    statistics.add(sample_of(given, 1.0))
+    result = build_from_samples(statistics, FACTS)
+    assert np.isnan(result.sources_std).all() and np.isnan(result.flux_err).all()
