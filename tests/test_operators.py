@@ -1,4 +1,4 @@
-"""Laws of the linear operators: adjoints, gradients, placement, shifts; and the likelihood that they make up."""
+"""Laws of the linear operators: adjoints, gradients, placement, shifts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tensorflow as tf
-from fields import two_observations
-from helpers import gaussian, make_scene, smooth_correlation
+from helpers import gaussian, smooth_correlation
+from likelihoods import mixed_exposures, one_exposure, several_exposures
 
 import tfdeblend
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.noise_correlation import whitening
 from tfdeblend.data.psf import gaussian_psf, transfer_function
-from tfdeblend.data.scene import Scene
-from tfdeblend.forward.batch import Batch
-from tfdeblend.forward.exposures import flatten
+from tfdeblend.diffusion.initial import StampWindow
 from tfdeblend.forward.likelihood import ForwardOperator, Likelihood
 from tfdeblend.forward.noise import Whiten, WithoutConstant
 from tfdeblend.forward.operators import Convolve, Place, Shift
 from tfdeblend.forward.resample import Resample, Shifted
-from tfdeblend.forward.shapes import BatchShape, kept_frequencies, resampled_transfer, scene_shape
+from tfdeblend.forward.shapes import kept_frequencies, resampled_transfer
 from tfdeblend.linalg.operator import Adjoint, Composition, LinearOperator
 
 Case = tuple[LinearOperator, list[int], list[int]]  # the operator, the shapes of its input and of its output
@@ -123,47 +121,7 @@ def composition(dtype: tf.DType) -> Case:
 
 def window(dtype: tf.DType) -> Case:
     """Stamps put into larger ones."""
-    from tfdeblend.diffusion.initial import StampWindow
-
     return StampWindow(tf.constant([[[0, 3], [2, 1], [4, 4]]] * 2), 6, 10), [2, 3, 2, 6, 6], [2, 3, 2, 10, 10]
-
-
-def one_exposure(dtype: tf.DType) -> Likelihood:
-    """Of two scenes of different sizes, with masked pixels, padding and an empty blend."""
-    scenes = [make_scene(bands="gr", shape=(20, 24))[0], make_scene(bands="gr", shape=(32, 17), sources=2, seed=1)[0]]
-    return likelihood_of(scenes, scene_shape(scenes[0], 16)._replace(blends=3), dtype)
-
-
-def several_exposures(dtype: tf.DType, background: bool = False) -> Likelihood:
-    """Of two fields and an empty one: one exposure on the model's pixels but for a shift, one on coarser, turned ones
-    in correlated noise, which lacks a band; each with a gain."""
-    scenes = [two_observations(seed=seed, correlation=smooth_correlation(0.5)) for seed in range(2)]
-    return likelihood_of(scenes, scene_shape(scenes[0], 16, background=background)._replace(blends=3), dtype)
-
-
-def mixed_exposures(dtype: tf.DType) -> Likelihood:
-    """As `several_exposures` with a background, the first exposure on the model's own pixels."""
-    scene = two_observations()
-    return likelihood_of([scene], on_model_pixels(scene_shape(scene, 16, background=True)), dtype)
-
-
-def on_model_pixels(shape: BatchShape) -> BatchShape:
-    """The same with the first exposure on the model's own pixels."""
-    return shape._replace(exposures=(shape.exposures[0]._replace(kept=0), *shape.exposures[1:]))
-
-
-def likelihood_of(scenes: list[Scene], shape: BatchShape, dtype: tf.DType) -> Likelihood:
-    """With gains of 0.9 and 1.1 of several exposures."""
-    tensors = Batch.build(scenes, shape, dtype).tensors
-    if len(shape.exposures) > 1:
-        gains = zip(tensors.exposures, (0.9, 1.1), strict=True)
-        tensors = tensors._replace(
-            exposures=tuple(
-                one if own.on_model_pixels else one._replace(gain=gain * one.gain)
-                for own, (one, gain) in zip(shape.exposures, gains, strict=True)
-            )
-        )
-    return Likelihood(tensors, shape)
 
 
 def whole(make: Callable[[tf.DType], Likelihood], scaled: bool = False) -> Callable[[tf.DType], Case]:
@@ -358,81 +316,3 @@ def test_shifts_add_up_and_conserve_flux() -> None:
     np.testing.assert_allclose(twice, Shift(a + b, 15)(stamps), atol=1e-12)
     np.testing.assert_allclose(tf.reduce_sum(twice), tf.reduce_sum(stamps), atol=1e-12)
     np.testing.assert_allclose(Shift(zero, 15)(stamps), stamps, atol=1e-13)
-
-
-every_likelihood = pytest.mark.parametrize("make", [one_exposure, several_exposures], ids=["one", "several"])
-
-
-@every_likelihood
-def test_renderings_of_a_likelihood_agree(make: Callable[[tf.DType], Likelihood]) -> None:
-    """Stamps of one band seen in all, stamps band by band, source by source, and through the operator."""
-    likelihood = make(tf.float64)
-    shape, exposures = likelihood.shape, likelihood.exposures
-    unit = draw([shape.blends, shape.sources, 1, 16, 16], tf.float64, 0)
-    flux = draw([shape.blends, shape.sources, shape.bands], tf.float64, 1)
-    each_band = tf.repeat(unit, shape.bands, 2)
-    stamps = flux[..., None, None] * each_band
-    expected = [one.project(one.of(likelihood.place(stamps))) for one in exposures]
-    assert [image.shape[1:3].as_list() for image in expected] == [list(image) for image in shape.images]
-
-    def assert_all_close(found: tuple[tf.Tensor, ...], images: list[tf.Tensor]) -> None:
-        for one, image in zip(found, images, strict=True):
-            np.testing.assert_allclose(one, image, atol=1e-12)
-
-    for stamp in (unit, each_band):
-        assert_all_close(likelihood.render(stamp, flux), expected)
-    alone = likelihood.render_each(stamps[:, :, None])  # [B, C_e, K, S_e, S_e]
-    assert_all_close(tuple(tf.reduce_sum(images, 2) for images in alone), expected)
-    assert_all_close(likelihood.sources(stamps), [tf.transpose(images, [0, 2, 1, 3, 4]) for images in alone])
-    colours = [one.of(tf.linalg.matrix_transpose(flux))[..., None, None] for one in exposures]
-    of_one_band = zip(likelihood.render_each(unit[:, :, None]), colours, strict=True)
-    assert_all_close(tuple(images * colour for images, colour in of_one_band), alone)
-    twice = likelihood.render_each(tf.stack([stamps, 2 * stamps], 2))  # of each source one after the other
-    assert_all_close(tuple(images[:, :, ::2] for images in twice), alone)
-    assert_all_close(tuple(images[:, :, 1::2] for images in twice), [2 * images for images in alone])
-    whitened = flatten([one.noise.whiten(image) for one, image in zip(exposures, expected, strict=True)])
-    np.testing.assert_allclose(likelihood.operator(stamps), whitened, atol=1e-12)
-    data = flatten([one.noise.whiten(one.images) for one in exposures])
-    np.testing.assert_allclose(likelihood.data(tuple(expected)), data - whitened, atol=1e-11)
-
-
-@every_likelihood
-def test_noise_of_a_likelihood(make: Callable[[tf.DType], Likelihood]) -> None:
-    """Chi-square is -2 log p up to a constant, and log p the sum over exposures of log N(y - model; 0, Sigma)."""
-    likelihood = make(tf.float64)
-    images = [one.images.shape.as_list() for one in likelihood.exposures]
-    models = [tuple(draw(shape, tf.float64, seed) for shape in images) for seed in range(2)]
-    log_p = [likelihood.log_prob(model).numpy() for model in models]
-    chi2 = [likelihood.chi2(model).numpy() for model in models]
-    np.testing.assert_allclose(chi2[1] - chi2[0], -2 * (log_p[1] - log_p[0]), rtol=1e-9)
-    np.testing.assert_allclose(likelihood.rise(*models), chi2[1] - chi2[0], rtol=1e-9, atol=1e-9)
-    pairs = zip(likelihood.exposures, models[0], strict=True)
-    each = [one.noise.log_prob(one.images - model).numpy() for one, model in pairs]
-    np.testing.assert_allclose(log_p[0], np.sum(each, 0), rtol=1e-12)
-    np.testing.assert_allclose(likelihood.log_normalisation(), log_p[0] + 0.5 * chi2[0], rtol=1e-9)
-
-
-def test_white_noise_of_a_likelihood_is_that_of_independent_pixels() -> None:
-    """Masked ones are left out."""
-    likelihood = one_exposure(tf.float64)
-    (exposure,) = likelihood.exposures
-    model = draw(exposure.images.shape.as_list(), tf.float64, 0)
-    residual, weights = (exposure.images - model).numpy(), exposure.weights.numpy()
-    each = weights * residual**2 + np.log(2 * np.pi / np.where(weights > 0, weights, 1))
-    expected = -0.5 * np.where(weights > 0, each, 0).sum((1, 2, 3))
-    np.testing.assert_allclose(likelihood.log_prob((model,)), expected, rtol=1e-9)
-
-
-def test_own_pixels_are_the_shifted_ones_without_a_shift() -> None:
-    """An exposure on the model's own pixels is seen as one that is aligned with them, but for frequencies at Nyquist's,
-    and so is its curvature."""
-    scene = two_observations()
-    shape = scene_shape(scene, 16)
-    aligned, own = (Likelihood(Batch.build([scene], s, tf.float64).tensors, s) for s in (shape, on_model_pixels(shape)))
-    y, x = np.indices((16, 16)) - 8
-    stamps = tf.constant(np.broadcast_to(np.exp(-(y**2 + x**2) / 8), (1, shape.sources, 3, 16, 16)))
-    flux = tf.ones([1, shape.sources, 3], tf.float64)
-    for one, other in zip(aligned.render(stamps, flux), own.render(stamps, flux), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
-    one, other = (likelihood.gram(stamps[:, :, None]).numpy() for likelihood in (aligned, own))
-    np.testing.assert_allclose(other, one, atol=0.02 * np.abs(one).max())
