@@ -11,6 +11,7 @@ from simulations import simulate
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.forward.batch import Batch
+from tfdeblend.forward.likelihood import placed_each
 from tfdeblend.forward.shapes import scene_shape
 from tfdeblend.galaxies import normal_equations
 from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
@@ -105,7 +106,7 @@ def test_curvature_at_every_second_pixel_is_that_of_all(background: bool) -> Non
         images = posterior.tangents(tf.zeros([1, 3, posterior.prior.size], F64))[0]
         likelihood = posterior.likelihood
         for exposure, seen in zip(likelihood.exposures, likelihood.render_each(images), strict=True):
-            frames = likelihood._each(images)
+            frames = placed_each(likelihood.place, images)
             gram = exposure.gram(images, frames, likelihood.corners)[0].numpy()
             whitened = exposure.noise.whiten.forward(seen)[0].numpy()
             exact = np.einsum("cnyx,cmyx->cnm", whitened, whitened)

@@ -12,9 +12,10 @@ from likelihoods import on_model_pixels, one_exposure, several_exposures
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.forward.batch import Batch
-from tfdeblend.forward.exposures import flatten, unflatten
-from tfdeblend.forward.likelihood import Likelihood, with_constants
+from tfdeblend.forward.likelihood import ForwardOperator, Likelihood, with_constants
+from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import scene_shape
+from tfdeblend.linalg.blocks import flatten, split
 
 
 def draw(shape: list[int], dtype: tf.DType, seed: int) -> tf.Tensor:
@@ -100,10 +101,30 @@ def test_own_pixels_are_the_shifted_ones_without_a_shift() -> None:
 
 
 def test_images_in_a_row_come_back() -> None:
-    likelihood = several_exposures(tf.float64)
-    images = [draw(one.images.shape.as_list(), tf.float64, 0) for one in likelihood.exposures]
-    for one, other in zip(unflatten(flatten(images), likelihood.exposures), images, strict=True):
+    exposures = several_exposures(tf.float64).exposures
+    images = [draw(one.images.shape.as_list(), tf.float64, 0) for one in exposures]
+    again = split(flatten(images), [one.image_shape for one in exposures])
+    for one, other in zip(again, images, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@every_likelihood
+def test_parts_of_the_operator_make_it_up(make: Callable[..., Likelihood]) -> None:
+    """Of sources one by one; of their sum in the frame, with its adjoint; of stamps that lie elsewhere."""
+    likelihood = make(tf.float64)
+    shape, place = likelihood.shape, likelihood.place
+    scale = draw([shape.blends, shape.sources, shape.bands, 1, 1], tf.float64, 1)
+    operator = ForwardOperator(place, likelihood.exposures, scale)
+    stamps = draw([shape.blends, shape.sources, shape.bands, 16, 16], tf.float64, 0)
+    seen = operator.forward(stamps)
+    each = operator.images(stamps[:, :, None])
+    np.testing.assert_allclose(flatten([tf.reduce_sum(images, 2) for images in each]), seen, atol=1e-11)
+    np.testing.assert_allclose(operator.observe(place(scale * stamps)), seen, atol=1e-11)
+    np.testing.assert_allclose(scale * place.adjoint(operator.observe_transpose(seen)), operator.adjoint(seen))
+    elsewhere = Place(place.corners + 2, 16, shape.frame, tf.float64)
+    moved = operator.at(elsewhere)
+    np.testing.assert_allclose(moved.forward(stamps), operator.observe(elsewhere(scale * stamps)), atol=1e-11)
+    np.testing.assert_array_equal(operator.forward(stamps), seen)
 
 
 def test_several_exposures_are_the_sum_of_each() -> None:

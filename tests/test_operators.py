@@ -17,6 +17,7 @@ from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.noise_correlation import whitening
 from tfdeblend.data.psf import gaussian_psf, transfer_function
 from tfdeblend.diffusion.initial import StampWindow
+from tfdeblend.diffusion.linear_gaussian import SourceOperator
 from tfdeblend.forward.likelihood import ForwardOperator, Likelihood
 from tfdeblend.forward.noise import Whiten, WithoutConstant
 from tfdeblend.forward.operators import Convolve, Place, Shift
@@ -139,6 +140,14 @@ def whole(make: Callable[[tf.DType], Likelihood], scaled: bool = False) -> Calla
     return build
 
 
+def sources_at_unit_scale(dtype: tf.DType) -> Case:
+    """As a learned prior sees them: some of their amplitudes are unknown, which leaves A what it is."""
+    operator, inputs, outputs = whole(several_exposures, scaled=True)(dtype)
+    assert isinstance(operator, ForwardOperator)
+    amplitude = draw(inputs, dtype, 6)
+    return SourceOperator(operator.place, operator.exposures, operator.scale, amplitude), inputs, outputs
+
+
 OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "place odd stamps": place(INSIDE, 7),
     "place even stamps": place(INSIDE, 6),
@@ -172,6 +181,7 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "one exposure": whole(one_exposure),
     "several exposures": whole(several_exposures),
     "several exposures with constants, scaled": whole(lambda dtype: several_exposures(dtype, True), scaled=True),
+    "several exposures, of sources at unit scale": sources_at_unit_scale,
     "several exposures, one on the model's own pixels": whole(mixed_exposures),
 }
 
