@@ -26,7 +26,7 @@ from tfdeblend import em
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.initial import InitialFit
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import BatchShape, by_count
 from tfdeblend.inference.evidence import STEPS, EvidenceSampler, estimate
 from tfdeblend.inference.sample_batches import rows_at_once
@@ -47,7 +47,7 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
     for index in np.flatnonzero(~two):
         observation = made[index].scene.observation
         without = replace(observation, images=observation.images - made[index].sources[1])
-        made[index] = replace(made[index], scene=Scene(without, made[index].scene.sources))
+        made[index] = replace(made[index], scene=Scene((without,), made[index].scene.sources))
     return made, two
 
 
@@ -56,17 +56,17 @@ class Evidences:
 
     def __init__(self, prior: str, steps: int, samples: int, seed: int):
         self.denoiser, self.steps, self.samples, self.seed = registry.find(prior).load(), steps, samples, seed
-        self.first_fits = em.Seeding()
+        self.initial_fits = em.InitialFits()
         self.samplers: dict[BatchShape, EvidenceSampler] = {}
 
     def __call__(self, scenes: Sequence[Scene]) -> list[tuple[float, float]]:
         found: dict[int, tuple[float, float]] = {}
         for shape, members in em.plan(scenes, self.denoiser.stamp_shape[1], self.denoiser.model_sigma):
-            shard = self.first_fits([scenes[index] for index in members], shape)
+            shard = self.initial_fits([scenes[index] for index in members], shape)
             for own, rows in by_count(shape, shard.scenes, range(len(members))).items():
                 some = [shard.scenes[row] for row in rows]
-                batch = BlendBatch.build(some, shape._replace(blends=len(some)))
-                fit = InitialFit(*(tf.constant(part[rows]) for part in shard.fit))
+                batch = Batch.build(some, shape._replace(blends=len(some)))
+                fit = InitialFit(*(tf.constant(part[rows]) for part in shard.initial))
                 own = own._replace(blends=rows_at_once(own, len(some) * self.samples))
                 if own not in self.samplers:
                     self.samplers[own] = EvidenceSampler(own, self.denoiser, self.steps)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evidences = Evidences(options.prior, options.steps, options.samples, options.seed)
     for first in range(len(found), len(made), AT_ONCE):
         some = [blend.scene for blend in made[first : first + AT_ONCE]]
-        several = evidences([*(Scene(scene.observation, scene.sources[:1]) for scene in some), *some])
+        several = evidences([*(Scene((scene.observation,), scene.sources[:1]) for scene in some), *some])
         for index in range(len(some)):
             one, both = (several[index + k * len(some)] for k in range(2))
             found.append(

@@ -1,4 +1,4 @@
-"""Bucket: the one shape of blends that an exported model takes, and the names and shapes of its inputs."""
+"""Defines the one shape of blends that an exported model takes, and the names and shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from tfdeblend.data.psf import MODEL_SIGMA
 from tfdeblend.diffusion import registry
-from tfdeblend.forward.shapes import IMAGE_SIDES, SMALLEST_REACH, SOURCE_COUNTS, BatchShape, fast_fourier_size
+from tfdeblend.forward.shapes import (
+    IMAGE_SIDES,
+    SMALLEST_REACH,
+    SOURCE_COUNTS,
+    BatchShape,
+    ExposureShape,
+    fast_fourier_size,
+)
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.transport import SAMPLES, STEPS
 
@@ -20,7 +27,7 @@ STAMPS = ((32, 48), (64, 64), (80, 80))  # image side, stamp side of closed-form
 
 @dataclass(frozen=True)
 class Bucket:
-    """Blends of up to `sources` sources on images of up to `side` pixels a side.
+    """Holds blends of up to `sources` sources on images of up to `side` pixels a side.
 
     Args:
       prior: a closed-form or a learned one. bands: C names; None: the learned prior's, else grizy.
@@ -78,15 +85,18 @@ class Bucket:
         if self.is_learned:
             prior = registry.find(self.prior)
             stamp, sigma = max(stamp, 16 * int(np.ceil((prior.side + 2) / 16))), prior.model_sigma
+        margin = reach * 5 // 16
+        exposure = ExposureShape(tuple(range(self.channels)), self.side, kept=0, reach=0, aligned=True)
         return BatchShape(
             blends=1,
             sources=self.sources,
             bands=self.channels,
-            side=self.side,
-            margin=reach * 5 // 16,
+            frame=self.side + 2 * margin,
+            margin=margin,
             fourier=fast_fourier_size(self.side + reach),
             stamp=stamp,
             model_sigma=sigma,
+            exposures=(exposure,),
         )
 
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_training import NETWORK
 from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
-from tfdeblend.em import SAMPLING, Stamps
+from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.io import npz
 from tfdeblend.training import train_em
-from tfdeblend.training.config import FitConfig
+from tfdeblend.training.config import FitConfig, NetworkConfig
 from tfdeblend.training.em_blends import split_of
 from tfdeblend.training.em_config import EMConfig, SamplingConfig, StartConfig
 from tfdeblend.training.em_evaluation import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
+NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)
 FIT = FitConfig(steps=4, epoch=2, batch=8, warmup=1, ema=0.9)
 
 
@@ -164,7 +164,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
 def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
     document = json.loads(CONFIGS[0].read_text())
     (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
-    assert EMConfig.read(tmp_path / "em.json").sampling.options() == dataclasses.replace(SAMPLING, steps=5)
+    assert EMConfig.read(tmp_path / "em.json").sampling == SamplingConfig(steps=5)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,6 @@ def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
         ({"validation": 0.6, "test": 0.5}, "expected less than all blends"),
         ({"start": {"kind": "prior"}}, "expected a prior for kind"),
         ({"start": {"kind": "hst"}}, "expected gaussian, fits, prior"),
-        ({"sampling": {"step": "heun"}}, "sampling.step: expected one of moment_matched"),
-        ({"sampling": {"conditioning": "mmps"}}, "expected one that draws no x_0 with MMPS"),
         ({"evaluation_samples": 2}, "evaluation_samples: expected at least 4"),
         ({"iteration": 3}, "received iteration"),
     ],

@@ -70,23 +70,24 @@ class Shard:
         return Batch.build(self.scenes, self.shape._replace(blends=len(self.scenes)))
 
     def signal(self) -> np.ndarray:
-        """Returns the norms (B, K) of the initial fits in units of the noise."""
+        """(B, K): norms of the initial fits in units of the noise."""
         return flux_scale(self.initial.stamps)
 
     def write(self, path: Path) -> None:
-        """Writes an .npz archive, without the scenes."""
-        arrays = {"names": np.array(self.names), "shape": np.array(json.dumps(self.shape)), **self.initial._asdict()}
+        """As an .npz archive, without the scenes."""
+        shape = json.dumps(self.shape._asdict())
+        arrays = {"names": np.array(self.names), "shape": np.array(shape), **self.initial._asdict()}
         npz.write(path, arrays)
 
     @classmethod
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
         """Reads what `write` wrote; scenes: by name."""
         with np.load(path) as archive:
-            sizes = dict(zip(BatchShape._fields, json.loads(str(archive["shape"])), strict=True))
-            own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in sizes["exposures"])
+            sizes = json.loads(str(archive["shape"]))
+            exposures = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in sizes.pop("exposures"))
             initial = InitialFit(*(archive[name] for name in InitialFit._fields))
             scenes_of = tuple(scenes[name] for name in archive["names"].tolist())
-            return cls(scenes_of, BatchShape(**sizes | {"exposures": own}), initial)
+            return cls(scenes_of, BatchShape(**sizes, exposures=exposures), initial)
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:

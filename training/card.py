@@ -50,7 +50,7 @@ def losses(
         error, v = x - mean, DiagonalPlusLowRank(diagonal, factor)
         v0 = prior.prior_variance(level)
         single = prior.mean + prior.variance / (prior.variance + sigma**2) * (x + sigma * noise - prior.mean)
-        alone = DiagonalPlusLowRank.of_diagonal(v0).log_prob(x - single)
+        alone = DiagonalPlusLowRank(v0, 0 * v0[:, None]).log_prob(x - single)
         ratio = (error**2 / v.variance).numpy()[x > BRIGHT * x.max((1, 2, 3), keepdims=True)]
         sums = tf.reduce_sum(diagonal, (1, 2, 3)) + tf.reduce_sum(tf.reduce_sum(factor, (2, 3, 4)) ** 2, 1)
         flux = tf.reduce_sum(error, (1, 2, 3)) / tf.sqrt(sums)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tfdeblend import em
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.registry import PriorFile
 from tfdeblend.errors import DataError
 from tfdeblend.inference.priors import mismatch
 from tfdeblend.io import find_inputs
@@ -38,13 +38,13 @@ def read_scenes(config: EMConfig) -> list[Scene]:
 
     Raises: DataError where none is.
     """
-    prior = registry.PriorFile(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
+    about = PriorFile(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
     found, refused = [], []
     for path in progress(find_inputs(list(config.blends)), "reading"):
         try:
             scene = Scene.read(path)
-            scene = replace(scene, observations=(scene.observation.select(config.bands),))
-            problem = mismatch(prior, scene)
+            scene = Scene((scene.observation.select(config.bands),), scene.sources)
+            problem = mismatch(about, scene)
         except DataError as error:
             problem = str(error)
         if problem is None:

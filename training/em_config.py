@@ -8,19 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
-from tfdeblend.diffusion.conditioning import MMPS, ConvolvedLikelihood, GaussianConditioning, PosteriorDenoiser
-from tfdeblend.diffusion.steps import ancestral, euler_maruyama, moment_matched
+from tfdeblend.diffusion.conditioning import CONDITIONINGS
+from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
 STARTS = ("gaussian", "fits", "prior")
-CONDITIONINGS: dict[str, type[PosteriorDenoiser]] = {
-    "gaussian": GaussianConditioning,
-    "mmps": MMPS,
-    "convolved": ConvolvedLikelihood,
-}
-STEPS = {"moment_matched": moment_matched, "ancestral": ancestral, "euler_maruyama": euler_maruyama}
 
 
 @dataclass(frozen=True)
@@ -46,14 +40,14 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How an E-step samples; what is not listed here is as in `em.SAMPLING`.
+    """How an iteration samples, in words that JSON can hold: number of steps, conditioning and step, by name.
 
-    steps: network evaluations of a sample. conditioning: a key of CONDITIONINGS. step: a key of STEPS.
+    All other settings are those of `em.SAMPLING`.
     """
 
     steps: int = em.SAMPLING.steps
-    conditioning: str = "gaussian"
-    step: str = "moment_matched"
+    conditioning: str = "head"
+    step: str = "moment-matched"
 
     def __post_init__(self) -> None:
         for name, known in (("conditioning", CONDITIONINGS), ("step", STEPS)):
@@ -63,7 +57,7 @@ class SamplingConfig:
         self.options()
 
     def options(self) -> SampleOptions:
-        """Returns the sampler's settings. Raises: ValueError for a step that the conditioning cannot do."""
+        """Returns them as the sampler takes them."""
         conditioning, step = CONDITIONINGS[self.conditioning], STEPS[self.step]
         return dataclasses.replace(em.SAMPLING, steps=self.steps, conditioning=conditioning, step=step)
 
@@ -101,7 +95,7 @@ class EMConfig:
     iterations: int = 8
     samples: int = 1
     share: float = 1.0
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1

@@ -53,26 +53,30 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         with precision(config.precision):
             return start.without_optimizer()
     augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
+    if config.base_rank:
+        base = gaussian(stamps, augmentation, config.base_rank, config.seed)
+        mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
+    else:
+        base, (mean, variance) = None, moments(stamps, augmentation)
     bands = len(config.bands)
     with precision(config.precision):
         network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
         head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
-    facts: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "bands": config.bands,
         "pixel_scale": config.pixel_scale,
         "model_sigma": config.model_sigma,
+        "sigma_data": float(np.sqrt(variance.mean())),
         "scale_jitter": config.scale_jitter,
         "name": config.name.replace("-", "_"),
     }
-    if config.base_rank:
-        base = gaussian(stamps, augmentation, config.base_rank, config.seed)
-        parts = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance, base.prior.factor))
-        residual = ResidualDenoiser(network, head, base_rank=config.base_rank, **facts)
-        residual.set_gaussian(*parts)
-        return residual
-    denoiser = NeuralDenoiser(network, head, **facts)
-    denoiser.set_moments(*moments(stamps, augmentation))
-    return denoiser
+    if base is None:
+        denoiser = NeuralDenoiser(network, head, **settings)
+        denoiser.set_moments(mean, variance)
+        return denoiser
+    residual = ResidualDenoiser(network, head, base_rank=config.base_rank, **settings)
+    residual.set_gaussian(mean, variance, keras.ops.convert_to_numpy(base.prior.factor))
+    return residual
 
 
 def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> GaussianDenoiser:

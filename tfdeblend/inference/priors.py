@@ -170,20 +170,18 @@ class LearnedPrior(Prior):
         return self._denoiser or self.file.load()
 
     def problem(self, scene: Scene) -> str | None:
-        """Why not, see `mismatch`. Raises: DataError for a damaged file."""
-        self.denoiser  # noqa: B018  so that a damaged file is an error of the scene
-        return mismatch(self.file, scene)
+        """Why not: `mismatch`. Raises: DataError for a missing or damaged file, so that it is an error of the scene."""
+        if problem := mismatch(self.file, scene):
+            return problem
+        self.denoiser  # noqa: B018
+        return None
 
     def fit(self, initial: MapFit) -> Refinement:
         return AnnealedFit(initial, self.denoiser)
 
     def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
         options = run.sampling
-        facts: Facts = {
-            "steps": options.steps,
-            "sampler": options.step.__name__,
-            "covar": options.conditioning.__name__,
-        }
+        facts: Facts = dict(options.facts())
         for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
             for depth, some in _by_depth(run, shape, members).items():
                 rows = rows_at_once(shape, len(some) * run.samples)
@@ -198,7 +196,7 @@ class LearnedPrior(Prior):
 
 
 def mismatch(prior: PriorFile, scene: Scene) -> str | None:
-    """Says why a prior's stamps cannot model a scene; one without a pixel scale is taken to have the prior's."""
+    """Why a learned prior is not for a scene, or None; one without a pixel scale is taken to have the prior's."""
     scale = scene.observation.pixel_scale
     if scene.bands != prior.bands:
         in_order = "" if len(scene.observations) == 1 else ", in this order"
