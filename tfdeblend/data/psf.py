@@ -62,7 +62,7 @@ def psf_fwhm(psf: np.ndarray) -> np.ndarray:
 
 def _full_width(profile: np.ndarray) -> float:
     fine = np.linspace(0, len(profile) - 1, 50 * len(profile))
-    return float((np.interp(fine, np.arange(len(profile)), profile) > 0.5 * profile.max()).mean() * len(profile))
+    return float((np.interp(fine, np.arange(len(profile)), profile) > 0.5 * profile.max()).mean() * (len(profile) - 1))
 
 
 def pixels_per_arcsec(scene: Scene) -> float:
