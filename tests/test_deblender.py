@@ -311,7 +311,7 @@ def test_wrong_arguments_are_refused_in_one_line(deblender: Deblender) -> None:
         deblender.deblend("blend.npz")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"received a PosixPath; read files with Scene.read"):
         deblender.deblend([scene, Path("blend.npz")])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="scenes: expected .* received a ndarray"):
+    with pytest.raises(TypeError, match=r"scenes: expected .* received a ndarray"):
         deblender.deblend(scene.observation.images)  # type: ignore[call-overload]
 
 

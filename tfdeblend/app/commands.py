@@ -262,7 +262,7 @@ def describe_observation(observed: Observation) -> dict[str, Any]:
     """Shape, bands, PSF width, noise and masks."""
     import numpy as np
 
-    from tfdeblend.data.psf import psf_fwhm
+    from tfdeblend.data.psf import fwhm
 
     valid, scale = observed.valid, observed.pixel_scale
     noise = [np.median(w[v] ** -0.5) if v.any() else None for w, v in zip(observed.weights, valid, strict=True)]
@@ -272,7 +272,7 @@ def describe_observation(observed: Observation) -> dict[str, Any]:
         "unit": observed.unit,
         "zeropoints": observed.zeropoints,
         "pixel_scale": scale,
-        "psf_fwhm": psf_fwhm(observed.psf) * (scale or 1),
+        "psf_fwhm": fwhm(observed.psf) * (scale or 1),
         "psf_fwhm_unit": "arcsec" if scale else "pixel",
         "noise": noise,
         "masked": 1 - valid.mean(),

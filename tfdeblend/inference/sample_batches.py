@@ -43,7 +43,8 @@ def by_diffusion(
     """Draws of the reverse diffusion that starts from an initial fit.
 
     Args:
-      sampler: a compiled `PosteriorSampler`, or what has its shape and is called like it. names: of the blends, by which their random numbers differ. seed: the user's.
+      sampler: a compiled `PosteriorSampler`, or what has its shape and is called like it. names: of the blends, by
+        which their random numbers differ. seed: the user's.
     """
     sources = sampler.shape.sources
     tensors, initial = tensors.first_sources(sources), initial.first(sources)
