@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import galsim
@@ -10,6 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.scene import Scene
 
 # Offset (east, north) in arcsec, flux in g, Sersic index, half-light radius in arcsec, shear.
 GALAXIES = (
@@ -67,6 +69,19 @@ def places(first: Observation) -> np.ndarray:
 def positions(first: Observation) -> np.ndarray:
     """(K, 2) of (x, y), rounded as detections are."""
     return np.round(places(first))
+
+
+def two_observations(
+    name: str = "first", seed: int = 0, degrees: float = 30.0, correlation: np.ndarray | None = None
+) -> Scene:
+    """A small field in g and r, a corner of it masked, and on coarser, turned pixels in r and i, in noise of a
+    correlation."""
+    first = expose(name, shape=(20, 24), seed=2 * seed)
+    coarse = expose(f"{name}, coarse", 0.3, (16, 15), degrees, seeing=0.9, bands="ri", seed=2 * seed + 1)
+    weights = first.weights.copy()
+    weights[:, :3, :5] = 0
+    first, coarse = replace(first, weights=weights), replace(coarse, noise_correlation=correlation)
+    return Scene.from_catalog((first, coarse), positions(first))
 
 
 def away(wcs: WCS) -> WCS:

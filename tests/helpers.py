@@ -23,6 +23,15 @@ def gaussian(shape: tuple[int, int], y: float, x: float, sigma: float) -> np.nda
     return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
 
 
+def elliptical(side: int, y: float, x: float, covariance: tuple[float, float, float]) -> np.ndarray:
+    """(side, side) Gaussian of unit flux with covariance yy, yx, xx."""
+    yy, yx, xx = covariance
+    rows, columns = np.indices((side, side))
+    dy, dx, determinant = rows - y, columns - x, yy * xx - yx**2
+    quadratic = (xx * dy**2 - 2 * yx * dy * dx + yy * dx**2) / determinant
+    return np.exp(-0.5 * quadratic) / (2 * np.pi * np.sqrt(determinant))
+
+
 def smooth_correlation(sigma: float, window: int = 12) -> np.ndarray:
     """(2 window + 1, 2 window + 1) of white noise smoothed by SciPy with a Gaussian of `sigma` pixels; 0: not."""
     point = np.zeros((2 * window + 41, 2 * window + 41))

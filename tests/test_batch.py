@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import gaussian, make_scene
+from fields import two_observations
+from helpers import gaussian, make_scene, smooth_correlation
 
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import pixels_per_arcsec
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS, BatchShape, fast_fourier_size, fit_size, scene_shape
-from tfdeblend.galaxies import profiles
-from tfdeblend.galaxies.priors import Frame, SersicPrior
+from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
+from tfdeblend.galaxies.priors import SersicPrior
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 
 STAMP = 32
@@ -87,7 +87,7 @@ def test_scale_of_the_prior_without_a_pixel_scale() -> None:
     """Seeing of 0.7 arcsec is assumed; with a pixel scale that is used."""
     scene = simulate()
     assert pixels_per_arcsec(scene) == 5
-    bare = replace(scene, observation=replace(scene.observation, pixel_scale=None))
+    bare = Scene(replace(scene.observation, pixel_scale=None), scene.sources)
     fwhm = 2.3548 * 1.6
     assert pixels_per_arcsec(bare) == pytest.approx(fwhm / 0.7, rel=0.01)
 
@@ -96,23 +96,25 @@ def test_batch_holds_the_scene() -> None:
     """Images come back in their own units; positions, kinds and padding are where they should be."""
     scene = simulate()
     shape = scene_shape(scene, STAMP)._replace(blends=2)
-    batch = BlendBatch.build([scene], shape, tf.float64)
-    height, width = scene.observation.shape[1:]
+    batch = Batch.build([scene], shape, tf.float64)
+    tensors, height, width = batch.tensors, *scene.observation.shape[1:]
+    images, weights = (tensor.numpy() for tensor in tensors.exposures[0][:2])
     scale = batch.band_scale[0][:, None, None]
+    np.testing.assert_allclose(batch.flux_unit(0, scene, 0), batch.band_scale[0])
     valid = scene.observation.valid
-    np.testing.assert_allclose(batch.images[0, :, :height, :width] * scale * valid, scene.observation.images * valid)
-    np.testing.assert_allclose(batch.weights[0, :, :height, :width] / scale**2, scene.observation.weights)
-    np.testing.assert_allclose(np.median(batch.weights[0].numpy()[:, :height, :width][valid]), 1)
+    np.testing.assert_allclose(images[0, :, :height, :width] * scale * valid, scene.observation.images * valid)
+    np.testing.assert_allclose(weights[0, :, :height, :width] / scale**2, scene.observation.weights)
+    np.testing.assert_allclose(np.median(weights[0, :, :height, :width][valid]), 1)
     real = np.zeros((2, 2, shape.side, shape.side), bool)
     real[0, :, :height, :width] = valid
-    assert not batch.weights.numpy()[~real].any() and not batch.images.numpy()[~real].any()
-    places = batch.corners.numpy() + shape.stamp // 2 - shape.margin + batch.centers.numpy()
+    assert not weights[~real].any() and not images[~real].any()
+    places = tensors.corners.numpy() + shape.stamp // 2 - shape.margin + tensors.centers.numpy()
     np.testing.assert_allclose(places[0, :3], scene.positions)
-    centers, corners = batch.centers.numpy()[0, :3], batch.corners.numpy()[0, :3] - shape.margin
+    centers, corners = tensors.centers.numpy()[0, :3], batch.first_pixels(0)[:3]
     assert ((centers >= -0.5) & (centers < 1.5)).all() and (corners % 2 == 0).all()
     first = np.arange(2 * shape.sources).reshape(2, -1)
-    np.testing.assert_array_equal(batch.is_source, first < 3)
-    np.testing.assert_array_equal(batch.is_point, first == 2)
+    np.testing.assert_array_equal(tensors.is_source, first < 3)
+    np.testing.assert_array_equal(tensors.is_point, first == 2)
 
 
 # -- the law of padding: the same blend alone, among others, and in a larger bucket
@@ -122,14 +124,18 @@ def larger(shape: BatchShape) -> BatchShape:
     """The next buckets of image and sources, and room for more blends."""
     side = fit_size(shape.side + 1, IMAGE_SIDES)
     return shape._replace(
-        blends=3, sources=2 * shape.sources, side=side, fourier=fast_fourier_size(shape.fourier + side - shape.side)
+        blends=3,
+        sources=2 * shape.sources,
+        frame=side + 2 * shape.margin,
+        fourier=fast_fourier_size(shape.fourier + side - shape.side),
+        exposures=(shape.exposures[0]._replace(side=side),),
     )
 
 
-def settings() -> dict[str, tuple[list[Scene], int, BatchShape]]:
+def settings(background: bool = False) -> dict[str, tuple[list[Scene], int, BatchShape]]:
     """Batches that hold the scene: its scenes, its row, the shape."""
     scene, others = simulate(), [simulate(shape=(31, 22), seed=1), simulate(shape=(18, 18), seed=2)]
-    alone = scene_shape(scene, STAMP)
+    alone = scene_shape(scene, STAMP, background=background)
     return {
         "alone": ([scene], 0, alone),
         "among others": ([others[0], scene, others[1]], 1, alone._replace(blends=3)),
@@ -137,53 +143,68 @@ def settings() -> dict[str, tuple[list[Scene], int, BatchShape]]:
     }
 
 
-def loss(
-    batch: BlendBatch, prior: SersicPrior, latent: tf.Tensor, flux: tf.Tensor, background: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(loss [B], model images): half of chi-square and of |z|^2."""
-    like = tf.ones_like(batch.is_point)
-    frame = Frame(batch.centers, batch.arcsec[:, None] * like, batch.is_point, batch.shape.model_sigma * like)
-    unit = profiles.render(prior.mixture(latent, frame), batch.shape.stamp)
-    likelihood = Likelihood(batch.tensors, batch.shape)
-    model = likelihood.render(unit, flux * batch.is_source[..., None], background)
-    return 0.5 * (likelihood.chi2(model) + tf.reduce_sum(latent**2, [1, 2])), model
-
-
-def evaluate(scenes: list[Scene], row: int, shape: BatchShape, dtype: tf.DType) -> dict[str, np.ndarray]:
-    """Loss, image and gradients of one scene at fixed parameters, everything else in its batch at random ones."""
-    prior = SersicPrior(shape.bands, dtype=dtype)
-    batch = BlendBatch.build(scenes, shape, dtype)
-    fixed, free = np.random.default_rng(1), np.random.default_rng(2)
-    latent = free.normal(size=(shape.blends, shape.sources, prior.size))
-    flux = free.uniform(100, 1000, (shape.blends, shape.sources, shape.bands))
-    background = free.normal(size=(shape.blends, shape.bands))
-    latent[row] = 0
-    latent[row, :3], flux[row, :3] = fixed.normal(size=(3, prior.size)), fixed.uniform(1000, 3000, (3, shape.bands))
-    background[row] = 0.1
-    values = [tf.constant(value, dtype) for value in (latent, flux, background)]
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        total, model = loss(batch, prior, *values)
-    d_latent, d_flux, d_background = tape.gradient(total, values)
-    height, width = scenes[row].observation.shape[1:]
-    np.testing.assert_array_equal(d_flux[row, 3:], 0)
-    np.testing.assert_array_equal(d_latent[row, 3:], latent[row, 3:].astype(d_latent.dtype.as_numpy_dtype))
+def fields(background: bool = False) -> dict[str, tuple[list[Scene], int, BatchShape]]:
+    """The same of fields of two observations, turned differently in each."""
+    one, two, three = (
+        two_observations(f"field{seed}", seed, degrees, smooth_correlation(0.5))
+        for seed, degrees in enumerate((30.0, 50.0, -40.0))
+    )
+    alone = scene_shape(one, STAMP, 1.0, background)
+    assert alone == scene_shape(two, STAMP, 1.0, background) == scene_shape(three, STAMP, 1.0, background)
     return {
-        "loss": total[row].numpy(),
-        "model": model[row, :, :height, :width].numpy(),
-        "latent": d_latent[row, :3].numpy(),
-        "flux": d_flux[row, :3].numpy(),
-        "background": d_background[row].numpy(),
+        "alone": ([one], 0, alone),
+        "first of two": ([one, two], 0, alone._replace(blends=2)),
+        "last of two": ([two, one], 1, alone._replace(blends=2)),
+        "with more sources": ([three, one], 1, alone._replace(blends=3, sources=8)),
     }
 
 
+def evaluate(scenes: list[Scene], row: int, shape: BatchShape, dtype: tf.DType) -> dict[str, np.ndarray]:
+    """Loss, images, constants and gradients of one scene at fixed parameters, all else in its batch at random ones."""
+    prior = SersicPrior(shape.bands, dtype=dtype)
+    posterior = GalaxyPosterior(prior, shape, Batch.build(scenes, shape, dtype).tensors)
+    fixed, free = np.random.default_rng(1), np.random.default_rng(2)
+    latent = free.normal(size=(shape.blends, shape.sources, prior.size))
+    flux = free.uniform(100, 1000, (shape.blends, shape.sources, shape.bands))
+    latent[row] = 0
+    latent[row, :3], flux[row, :3] = fixed.normal(size=(3, prior.size)), fixed.uniform(1000, 3000, (3, shape.bands))
+    state = MapState(tf.constant(latent, dtype), tf.constant(flux, dtype))
+    with tf.GradientTape() as tape:
+        tape.watch(state)
+        model = posterior.model(state)
+        total = posterior.loss(state)
+    d_latent, d_flux = tape.gradient(total, state)
+    np.testing.assert_array_equal(d_flux[row, 3:], 0)
+    np.testing.assert_array_equal(d_latent[row, 3:], latent[row, 3:].astype(d_latent.dtype.as_numpy_dtype))
+    observations = enumerate(scenes[row].observations)
+    images = {f"model {e}": model[e][row, :, : one.shape[1], : one.shape[2]].numpy() for e, one in observations}
+    constants = posterior.likelihood.constants(model)
+    return images | {
+        "loss": total[row].numpy(),
+        "latent": d_latent[row, :3].numpy(),
+        "flux": d_flux[row, :3].numpy(),
+        "constants": np.concatenate([each[row] for each in constants]),
+    }
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
 @pytest.mark.parametrize("setting", ["among others", "in a larger bucket"])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
-def test_padding_changes_neither_images_nor_gradients(setting: str, dtype: tf.DType) -> None:
-    cases = settings()
+def test_padding_changes_neither_images_nor_gradients(setting: str, dtype: tf.DType, background: bool) -> None:
+    cases = settings(background)
     alone, padded = (evaluate(*cases[name], dtype) for name in ("alone", setting))
     for name, value in alone.items():
         np.testing.assert_allclose(padded[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
+@pytest.mark.parametrize("setting", ["first of two", "last of two", "with more sources"])
+def test_fields_in_a_batch_do_not_see_each_other(setting: str, background: bool) -> None:
+    """Two fields of two observations together give what each gives alone."""
+    cases = fields(background)
+    alone, together = (evaluate(*cases[name], tf.float64) for name in ("alone", setting))
+    for name, value in alone.items():
+        np.testing.assert_allclose(together[name], value, atol=1e-9 * np.abs(value).max(), err_msg=name)
 
 
 OPTIONS = MapOptions(rounds=20, tolerance=1e-6)
@@ -191,19 +212,17 @@ OPTIONS = MapOptions(rounds=20, tolerance=1e-6)
 
 def fit(scenes: list[Scene], row: int, shape: BatchShape) -> dict[str, np.ndarray]:
     """One scene's fit in float64, cut out of its batch, in whitened units."""
-    batch = BlendBatch.build(scenes, shape, tf.float64)
-    result: MapResult = MapFit(SersicPrior(shape.bands, dtype=tf.float64), shape, OPTIONS)(batch)
-    count, (bands, height, width) = len(scenes[row].sources), scenes[row].observation.shape
+    batch = Batch.build(scenes, shape, tf.float64)
+    result: MapResult = MapFit(SersicPrior(shape.bands, dtype=tf.float64), shape, OPTIONS)(batch.tensors)
+    count, bands = len(scenes[row].sources), shape.bands
     size = result.state.latent.shape[-1]
     number = shape.sources * size
     covariance = result.covariance.latent[row].numpy().reshape(shape.sources, size, shape.sources, size)
     linear = result.covariance.linear[row].numpy()[:, :count]
     assert covariance.size == number**2
-    return {
+    found = {
         "flux": result.state.flux[row, :count].numpy(),
         "latent": result.state.latent[row, :count].numpy(),
-        "model": result.model[row, :, :height, :width].numpy(),
-        "sources": result.sources[row, :count, :, :height, :width].numpy(),
         "stamps": result.stamps[row, :count].numpy(),
         "chi2": result.chi2[row].numpy(),
         "covariance": covariance[:count, :, :count],
@@ -212,6 +231,12 @@ def fit(scenes: list[Scene], row: int, shape: BatchShape) -> dict[str, np.ndarra
         "summary covariance": result.summary_covariance[row, :count].numpy(),
         "distance": result.distance[row].numpy(),
     }
+    for e, one in enumerate(scenes[row].observations):
+        cut = np.s_[..., : one.shape[1], : one.shape[2]]
+        found[f"model {e}"] = result.model[e][row].numpy()[cut]
+        found[f"sources {e}"] = result.sources[e][row, :count].numpy()[cut]
+        found[f"constants {e}"] = result.constants[e][row].numpy()
+    return found
 
 
 def assert_same_fit(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float) -> None:
@@ -229,23 +254,81 @@ def test_padding_does_not_change_the_fit() -> None:
         assert_same_fit(alone, fit(*cases[name]), 1e-5)
 
 
+@pytest.mark.slow
+def test_fields_are_fitted_in_a_batch_as_alone() -> None:
+    cases = fields(background=True)
+    alone = fit(*cases["alone"])
+    assert alone["distance"] < 1e-5
+    assert_same_fit(alone, fit(*cases["last of two"]), 1e-5)
+
+
 def in_units(scene: Scene, factor: float) -> Scene:
     """The same data with another unit of flux."""
-    seen = scene.observation
-    images, weights = seen.images.astype(float) * factor, seen.weights.astype(float) / factor**2
-    return replace(scene, observation=replace(seen, images=images, weights=weights))
+    return Scene(tuple(rescaled(one, factor) for one in scene.observations), scene.sources)
+
+
+def rescaled(one: Observation, factor: float) -> Observation:
+    return replace(one, images=one.images.astype(float) * factor, weights=one.weights.astype(float) / factor**2)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9, 1e-14, 1e18])
 def test_units_of_flux_stay_outside_of_a_batch(factor: float) -> None:
     """Whitened images, weights and operators are the same; only the scale of the bands carries the unit."""
+    for scene in (simulate(), two_observations()):
+        shape = scene_shape(scene, STAMP)
+        one, other = (Batch.build([s], shape, tf.float64) for s in (scene, in_units(scene, factor)))
+        np.testing.assert_allclose(other.band_scale, one.band_scale * factor, rtol=1e-5)
+        assert_same_tensors(other.tensors, one.tensors, 1e-6)
+
+
+def assert_same_tensors(found: Tensors, expected: Tensors, tolerance: float) -> None:
+    tf.nest.assert_same_structure(found, expected)
+    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=tolerance * float(np.abs(other).max(initial=0)))
+
+
+def test_zero_points_bring_observations_to_one_unit() -> None:
+    """Of two observations in other units the same is fitted, and their results are in their own."""
+    scene = two_observations()
+    first, second = (replace(one, zeropoints=27.0) for one in scene.observations)
+    faint = replace(rescaled(second, 10), zeropoints=29.5)
+    one, same = (Scene((first, other), scene.sources) for other in (second, faint))
+    shape = scene_shape(one, STAMP)
+    built, again = (Batch.build([each], shape) for each in (one, same))
+    for found, expected in zip(again.tensors.exposures, built.tensors.exposures, strict=True):
+        np.testing.assert_allclose(found.images, expected.images, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-5)
+    np.testing.assert_allclose(again.flux_unit(0, same, 1), 10 * built.flux_unit(0, one, 1))
+
+
+def test_one_observation_in_a_tuple_is_the_same_as_alone() -> None:
+    """Shape and tensors, bit by bit."""
     scene = simulate()
+    same = Scene((scene.observation,), scene.sources)
     shape = scene_shape(scene, STAMP)
-    one, other = (BlendBatch.build([s], shape, tf.float64) for s in (scene, in_units(scene, factor)))
-    np.testing.assert_allclose(other.band_scale, one.band_scale * factor, rtol=1e-5)
-    for name, value in one.tensors.items():
-        largest = float(np.abs(value).max(initial=0))
-        np.testing.assert_allclose(other.tensors[name], value, atol=1e-6 * largest, err_msg=name)
+    assert scene_shape(same, STAMP) == shape
+    one, other = (Batch.build([each], shape) for each in (scene, same))
+    assert_same_tensors(other.tensors, one.tensors, 0.0)
+
+
+def test_rows_of_a_batch_are_taken() -> None:
+    """Of one exposure any; of several those of one blend, which then share what they see by; no more sources than are
+    wanted."""
+    scenes, _, shape = settings()["among others"]
+    tensors = Batch.build(scenes, shape).tensors
+    some = tensors.take(np.array([2, 0, 2]))
+    np.testing.assert_array_equal(some.corners, tensors.corners.numpy()[[2, 0, 2]])
+    np.testing.assert_array_equal(some.exposures[0].images, tensors.exposures[0].images.numpy()[[2, 0, 2]])
+    assert some.exposures[0].kernel.shape[0] == 3
+    assert tensors.first_sources(2).centers.shape == (3, 2, 2)
+    scenes, _, shape = fields()["first of two"]
+    tensors = Batch.build(scenes, shape).tensors
+    some = tensors.take(np.array([1, 1, 1]))
+    for one, given in zip(some.exposures, tensors.exposures, strict=True):
+        assert (one.images.shape[0], one.points.shape[0], one.kernel.shape[0]) == (3, 1, 1)
+        np.testing.assert_array_equal(one.points[0], given.points[1])
+    with pytest.raises(ValueError, match="expected rows of one blend of several exposures"):
+        tensors.take(np.array([0, 1]))
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
@@ -260,10 +343,10 @@ def test_an_all_masked_band_is_no_obstacle() -> None:
     scene, _ = make_scene(bands="gr", shape=(24, 24))
     weights = scene.observation.weights.copy()
     weights[1] = 0
-    scene = replace(scene, observation=replace(scene.observation, weights=weights))
+    scene = Scene(replace(scene.observation, weights=weights), scene.sources)
     shape = scene_shape(scene, STAMP)
-    batch = BlendBatch.build([scene], shape)
-    assert all(np.isfinite(tensor).all() for tensor in batch.tensors.values())
+    batch = Batch.build([scene], shape)
+    assert all(np.isfinite(tensor).all() for tensor in tf.nest.flatten(batch.tensors))
     assert batch.band_scale[0, 1] == 1
 
 
@@ -275,11 +358,9 @@ def test_units_of_flux_do_not_matter_where_a_band_is_masked(factor: float) -> No
     weights[2] = 0
     observation = replace(scene.observation, weights=weights, zeropoints=np.array([27.0, 27.0, 25.0]))
     magnitudes = observation.zeropoints + 2.5 * np.log10(factor)
-    other = replace(in_units(replace(scene, observation=observation), factor).observation, zeropoints=magnitudes)
-    one, two = (
-        BlendBatch.build([replace(scene, observation=o)], scene_shape(scene, STAMP)) for o in (observation, other)
-    )
+    other = replace(rescaled(observation, factor), zeropoints=magnitudes)
+    one, two = (Batch.build([Scene(o, scene.sources)], scene_shape(scene, STAMP)) for o in (observation, other))
     np.testing.assert_allclose(one.band_scale[0], [1, 0.5, 0.5**0.5 * 10**-0.8])
     np.testing.assert_allclose(two.band_scale, factor * one.band_scale, rtol=1e-6)
-    np.testing.assert_allclose(two.band_unit, one.band_unit, rtol=1e-6)
-    np.testing.assert_allclose(one.band_unit[0, 2], 1, rtol=1e-6)
+    np.testing.assert_allclose(two.tensors.band_unit, one.tensors.band_unit, rtol=1e-6)
+    np.testing.assert_allclose(one.tensors.band_unit[0, 2], 1, rtol=1e-6)

@@ -9,17 +9,23 @@ from simulations import BLEND, Galaxy, simulate
 from tfdeblend.catalog import flags
 from tfdeblend.catalog.measure import side_wanted
 from tfdeblend.deblender import Deblender
-from tfdeblend.forward.shapes import BatchShape, merge_buckets
+from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets
 
 WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
 
 
+def shape_of(side: int, bands: int, fourier: int = 64, stamp: int = 48) -> BatchShape:
+    """Of one observation."""
+    own = ExposureShape(tuple(range(bands)), side, 0, 0, True)
+    return BatchShape(1, 4, bands, side + 20, 10, fourier, stamp, 0.9, (own,))
+
+
 def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
     """Every scene stays once, in a shape that holds it; what many scenes share, and what nothing holds, stays."""
-    small = BatchShape(1, 4, 5, 32, 10, 64, 48, 0.9)
-    wide, crowded = small._replace(side=48, fourier=80, stamp=64), small._replace(sources=8)
+    small = shape_of(32, 5)
+    wide, crowded = shape_of(48, 5, fourier=80, stamp=64), small._replace(sources=8)
     both = wide._replace(sources=8)
-    other, far = small._replace(bands=3), small._replace(side=192, fourier=240, stamp=96)
+    other, far = shape_of(32, 3), shape_of(192, 5, fourier=240, stamp=96)
     buckets = {small: [0], wide: [1, 2, 3, 4, 5], crowded: [6], both: [7, 8], other: [9], far: [10]}
     merged = merge_buckets(buckets)
     assert sorted(index for members in merged.values() for index in members) == list(range(11))
@@ -35,9 +41,22 @@ def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
     assert not found[0].catalog["flags"][0] & flags.TRUNCATED
     far = np.s_[:, 44:]  # rows
     np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
-    (cut,) = (result for _, result in deblender._in_batches([large], {0: 0}, final=True))
+    (cut,) = (result for _, result in deblender._in_batches([large], {0: 0}, None))
     assert cut.catalog["flags"][0] & flags.TRUNCATED
     assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
+
+
+def test_scenes_of_several_observations_join_only_the_same_images() -> None:
+    """With more sources; neither other pixels nor one observation alone."""
+    one = shape_of(32, 3)
+    own, coarse = ExposureShape((0, 1), 32, 64, 0, True), ExposureShape((1, 2), 32, 48, 0, False)
+    both = one._replace(exposures=(own, coarse))
+    crowded, turned = both._replace(sources=8), both._replace(exposures=(own, coarse._replace(kept=64)))
+    assert merge_buckets({both: [0], crowded: [1, 2], turned: [3], one: [4]}) == {
+        crowded: [1, 2, 0],
+        turned: [3],
+        one: [4],
+    }
 
 
 @pytest.mark.parametrize(

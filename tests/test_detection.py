@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fields import expose
 from helpers import gaussian, smooth_correlation, smooth_noise
 from scene_files import XY, arrays
 
@@ -92,6 +93,34 @@ def test_residual_shows_the_undeclared_source_only() -> None:
 def test_nothing_undeclared_is_an_empty_table() -> None:
     observation = field([], [])
     assert len(detection.residual_detections(observation, 0 * observation.images, np.zeros((0, 2)))) == 0
+
+
+def test_detections_of_all_are_merged() -> None:
+    """A pair that only the sharp observation tells apart stays two, at its places; a source that only the deep, coarse
+    one shows is found; one beyond the image of the first is not."""
+    seen = {"sharp": (0.05, (100, 100), 0.2, 10.0, (0.0, 0.0)), "deep": (0.2, (60, 60), 0.9, 0.3, (0.1, -0.1))}
+    places = np.array([[0.0, 0.0], [0.35, 0.0], [-1.6, 1.5], [4.0, 0.0]])  # (y, x) in arcsec about the middle
+    fluxes = np.array([9000.0, 7000.0, 20.0, 9000.0])
+    observations = []
+    for name, (scale, shape, seeing, noise, shift) in seen.items():
+        blank = expose(name, scale, shape, seeing=seeing, noise=noise, bands="g")
+        middle, sigma = (np.array(shape) - 1) / 2 + shift, seeing / 2.355 / scale
+        truth = sum(f * gaussian(shape, *(middle + at / scale), sigma) for f, at in zip(fluxes, places, strict=True))
+        noisy = truth + np.random.default_rng(1).normal(scale=noise, size=shape)
+        observations.append(replace(blank, images=noisy[None], psf=gaussian((31, 31), 15, 15, sigma)))
+    found = detection.detect(observations)
+    assert list(found["observation"]) == ["sharp", "sharp", "deep"]
+    off = np.stack([found["y"], found["x"]], 1) - (49.5 + places[:3] / 0.05)
+    assert np.abs(off[:2]).max() < 0.3 and np.abs(off[2]).max() < 5
+    with pytest.raises(DataError, match="sharp: catalog: expected sources, detected none"):
+        Scene.detect([replace(one, images=1e-5 * one.images) for one in observations])
+
+
+def test_detections_in_one_of_a_tuple_are_those_in_it() -> None:
+    one = field([150, 100], [(20.3, 30.7), (60.0, 70.5)])
+    alone, same = detection.detect(one), detection.detect((one,))
+    assert alone.colnames == same.colnames and (alone["x"] == same["x"]).all()
+    assert len(Scene.detect(one).sources) == len(Scene.detect([one]).sources) == 2
 
 
 @pytest.mark.parametrize("threshold", [0, -1, np.nan])

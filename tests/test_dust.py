@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
+from fields import expose, positions
 
 from benchmarks.dust import FLUX, LANE, SCALE, SIDE, WAVELENGTHS, alone, relative, simulate
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.dust import DTYPE, DustPrior, DustyGalaxy, calzetti, fit_dust
 from tfdeblend.errors import DataError
@@ -87,3 +89,6 @@ def test_refuses() -> None:
         fit_dust(scene, [1, 1, 1], law="slab")
     with pytest.raises(ValueError, match="prior: expected"):
         fit_dust(scene, [1, 1, 1], prior="nonparametric")
+    first, second = expose("one"), expose("two", seed=1)
+    with pytest.raises(DataError, match="one: observations: expected one observation, received 2"):
+        fit_dust(Scene.from_catalog((first, second), positions(first)), [1.0, 1.0])

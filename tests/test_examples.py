@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from epochs import FLUXES, HOST, OFF, PLACE, disk_epochs, wcs
 from fields import expose, write
-from test_transients import FLUXES, HOST, OFF, PLACE, disk_epochs, wcs
 
 from benchmarks.dust import FLUX, LANE, WAVELENGTHS, simulate
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import make_deblended, make_joint, on_sky, with_view
+from helpers import elliptical, make_deblended, make_joint, on_sky, with_view
 from simulations import simulate
-from test_initialize import elliptical
 
 from tfdeblend.catalog import flags
 from tfdeblend.catalog.measure import (

@@ -18,7 +18,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.noise import GaussianNoise
 from tfdeblend.forward.shapes import scene_shape
@@ -207,14 +207,15 @@ def test_likelihood_of_a_scene_in_correlated_noise() -> None:
     observation = Observation(given.images * 10, given.weights / 100, given.psf, given.bands, noise_correlation=rho)
     scene = type(scene)(observation, scene.sources)
     shape = scene_shape(scene, 16)
-    assert shape.reach == 4
-    likelihood = Likelihood(BlendBatch.build([scene], shape, tf.float64).tensors, shape)
+    assert shape.exposures[0].reach == 4
+    likelihood = Likelihood(Batch.build([scene], shape, tf.float64).tensors, shape)
     own = noise_of(rho, np.pad(observation.weights, ((0, 0), (0, 4), (0, 0))))
     residual = np.pad(np.where(observation.valid, observation.images, 0), ((0, 0), (0, 4), (0, 0))).astype(float)
-    model = tf.zeros_like(likelihood.images)
-    np.testing.assert_allclose(likelihood.chi2(model), own.chi2(tf.constant(residual[None])), rtol=1e-6)
+    (exposure,) = likelihood.exposures
+    model = tf.zeros_like(exposure.images)
+    np.testing.assert_allclose(likelihood.chi2((model,)), own.chi2(tf.constant(residual[None])), rtol=1e-6)
     seen = int(observation.valid.sum())
-    np.testing.assert_allclose(likelihood.noise.logdet(), own.logdet() - 2 * np.log(10) * seen, rtol=1e-9)
+    np.testing.assert_allclose(exposure.noise.logdet(), own.logdet() - 2 * np.log(10) * seen, rtol=1e-9)
 
 
 def test_whitening_is_triangular() -> None:

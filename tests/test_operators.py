@@ -1,24 +1,29 @@
-"""Laws of the linear operators: adjoints, gradients, placement, shifts; and the likelihood that they make up."""
+"""Laws of the linear operators: adjoints, gradients, placement, shifts."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import gaussian, make_scene, smooth_correlation
+from helpers import gaussian, smooth_correlation
+from likelihoods import mixed_exposures, one_exposure, several_exposures
 
+import tfdeblend
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.noise_correlation import whitening
 from tfdeblend.data.psf import gaussian_psf, transfer_function
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.diffusion.initial import StampWindow
+from tfdeblend.diffusion.linear_gaussian import SourceOperator
+from tfdeblend.forward.likelihood import ForwardOperator, Likelihood
 from tfdeblend.forward.noise import Whiten, WithoutConstant
 from tfdeblend.forward.operators import Convolve, Place, Shift
-from tfdeblend.forward.resample import Resample, Shifted, kept_frequencies, resampled_transfer
-from tfdeblend.forward.shapes import scene_shape
-from tfdeblend.linalg.operator import LinearOperator
+from tfdeblend.forward.resample import Resample, Shifted
+from tfdeblend.forward.shapes import kept_frequencies, resampled_transfer
+from tfdeblend.linalg.operator import Adjoint, Composition, LinearOperator
 
 Case = tuple[LinearOperator, list[int], list[int]]  # the operator, the shapes of its input and of its output
 
@@ -115,12 +120,32 @@ def composition(dtype: tf.DType) -> Case:
     return last @ first, shape, image
 
 
-def whole(dtype: tf.DType) -> Case:
-    """The forward operator of two scenes of different sizes, with masked pixels, padding and an empty blend."""
-    scenes = [make_scene(bands="gr", shape=(20, 24))[0], make_scene(bands="gr", shape=(32, 17), sources=2, seed=1)[0]]
-    shape = scene_shape(scenes[0], 16)._replace(blends=3)
-    likelihood = Likelihood(BlendBatch.build(scenes, shape, dtype).tensors, shape)
-    return likelihood.operator, [3, shape.sources, 2, 16, 16], [3, 2, shape.side, shape.side]
+def window(dtype: tf.DType) -> Case:
+    """Stamps put into larger ones."""
+    return StampWindow(tf.constant([[[0, 3], [2, 1], [4, 4]]] * 2), 6, 10), [2, 3, 2, 6, 6], [2, 3, 2, 10, 10]
+
+
+def whole(make: Callable[[tf.DType], Likelihood], scaled: bool = False) -> Callable[[tf.DType], Case]:
+    """The forward operator of a batch, `scaled`: of stamps in units of their own."""
+
+    def build(dtype: tf.DType) -> Case:
+        likelihood = make(dtype)
+        shape, operator = likelihood.shape, likelihood.operator
+        if scaled:
+            scale = 0.1 + draw([shape.blends, shape.sources, shape.bands, 1, 1], dtype, 5) ** 2
+            operator = ForwardOperator(likelihood.place, likelihood.exposures, scale)
+        pixels = sum(bands * side**2 for bands, side in shape.images)
+        return operator, [shape.blends, shape.sources, shape.bands, 16, 16], [shape.blends, pixels]
+
+    return build
+
+
+def sources_at_unit_scale(dtype: tf.DType) -> Case:
+    """As a learned prior sees them: some of their amplitudes are unknown, which leaves A what it is."""
+    operator, inputs, outputs = whole(several_exposures, scaled=True)(dtype)
+    assert isinstance(operator, ForwardOperator)
+    amplitude = draw(inputs, dtype, 6)
+    return SourceOperator(operator.place, operator.exposures, operator.scale, amplitude), inputs, outputs
 
 
 OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
@@ -152,7 +177,12 @@ OPERATORS: dict[str, Callable[[tf.DType], Case]] = {
     "whiten correlated noise": whiten(4),
     "whiten correlated noise with an extra axis": whiten(2, 3),
     "composition": composition,
-    "likelihood": whole,
+    "stamp in a larger one": window,
+    "one exposure": whole(one_exposure),
+    "several exposures": whole(several_exposures),
+    "several exposures with constants, scaled": whole(lambda dtype: several_exposures(dtype, True), scaled=True),
+    "several exposures, of sources at unit scale": sources_at_unit_scale,
+    "several exposures, one on the model's own pixels": whole(mixed_exposures),
 }
 
 every_operator = pytest.mark.parametrize("build", OPERATORS.values(), ids=OPERATORS.keys())
@@ -200,6 +230,31 @@ def test_gradients_are_adjoints(build: Callable[[tf.DType], Case]) -> None:
     for found, along in ((gradient, x), (second, v)):
         expected = operator.adjoint(operator(along))
         np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
+
+
+def parts(operator: LinearOperator) -> set[type]:
+    """The classes that an operator is made of."""
+    if isinstance(operator, Composition):
+        return {Composition} | parts(operator.last) | parts(operator.first)
+    return {type(operator)}
+
+
+def subclasses(of: type) -> set[type]:
+    own = set(of.__subclasses__())
+    return own.union(*(subclasses(one) for one in own))
+
+
+def test_every_operator_is_in_the_table() -> None:
+    """Whatever the package defines as a linear operator has its adjoint and its gradients tested above."""
+    for name in ("linalg", "forward", "galaxies", "diffusion", "inference"):
+        package = importlib.import_module(f"{tfdeblend.__name__}.{name}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    tested = set().union(*(parts(build(tf.float64)[0]) for build in OPERATORS.values())) | {
+        Adjoint
+    }  # by `test_adjoint`
+    missing = {f"{one.__module__}.{one.__name__}" for one in subclasses(LinearOperator) - tested}
+    assert {name for name in missing if name.startswith("tfdeblend.")} == set()
 
 
 def test_composition_is_associative_and_reverses_its_adjoint() -> None:
@@ -271,42 +326,3 @@ def test_shifts_add_up_and_conserve_flux() -> None:
     np.testing.assert_allclose(twice, Shift(a + b, 15)(stamps), atol=1e-12)
     np.testing.assert_allclose(tf.reduce_sum(twice), tf.reduce_sum(stamps), atol=1e-12)
     np.testing.assert_allclose(Shift(zero, 15)(stamps), stamps, atol=1e-13)
-
-
-def test_renderings_of_a_likelihood_agree() -> None:
-    """Stamps of one band seen in all, stamps band by band, source by source, and through the operator."""
-    scenes = [make_scene(bands="gr", shape=(20, 24), seed=seed)[0] for seed in range(2)]
-    shape = scene_shape(scenes[0], 16)._replace(blends=2)
-    likelihood = Likelihood(BlendBatch.build(scenes, shape, tf.float64).tensors, shape)
-    unit, flux = draw([2, shape.sources, 1, 16, 16], tf.float64, 0), draw([2, shape.sources, 2], tf.float64, 1)
-    background = draw([2, 2], tf.float64, 2)
-    each_band = tf.concat([unit, unit], 2)
-    stamps = flux[..., None, None] * each_band
-    expected = likelihood.convolve(likelihood.place(stamps)) + background[..., None, None]
-    for stamp in (unit, each_band):
-        np.testing.assert_allclose(likelihood.render(stamp, flux, background), expected, atol=1e-12)
-    alone = likelihood.render_each(stamps[:, :, None])  # [B, C, K, S, S]
-    np.testing.assert_allclose(tf.reduce_sum(alone, 2) + background[..., None, None], expected, atol=1e-12)
-    of_one_band = likelihood.render_each(unit[:, :, None]) * tf.linalg.matrix_transpose(flux)[..., None, None]
-    np.testing.assert_allclose(of_one_band, alone, atol=1e-12)
-    twice = likelihood.render_each(tf.stack([stamps, 2 * stamps], 2))  # of each source one after the other
-    np.testing.assert_allclose(twice[:, :, ::2], alone, atol=1e-12)
-    np.testing.assert_allclose(twice[:, :, 1::2], 2 * alone, atol=1e-12)
-    whitened = tf.sqrt(likelihood.weights) * (expected - background[..., None, None])
-    np.testing.assert_allclose(likelihood.operator(stamps), whitened, atol=1e-12)
-
-
-def test_noise_of_a_likelihood() -> None:
-    """Chi-square is -2 log p up to a constant, and log p that of independent pixels; masked ones are left out."""
-    scene, _ = make_scene(bands="gr", shape=(20, 24))
-    shape = scene_shape(scene, 16)
-    likelihood = Likelihood(BlendBatch.build([scene], shape, tf.float64).tensors, shape)
-    models = [draw([1, 2, shape.side, shape.side], tf.float64, seed) for seed in range(2)]
-    log_p = [likelihood.log_prob(model).numpy() for model in models]
-    chi2 = [likelihood.chi2(model).numpy() for model in models]
-    np.testing.assert_allclose(chi2[1] - chi2[0], -2 * (log_p[1] - log_p[0]), rtol=1e-9)
-    residual = (likelihood.images - models[0])[0].numpy()
-    weights = likelihood.weights[0].numpy()
-    each = weights * residual**2 + np.log(2 * np.pi / np.where(weights > 0, weights, 1))
-    expected = -0.5 * each[weights > 0].sum()
-    np.testing.assert_allclose(log_p[0], expected, rtol=1e-9)

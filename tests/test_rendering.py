@@ -12,7 +12,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import choose_model_sigma, transfer_function
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.operators import Convolve, Place
 from tfdeblend.forward.shapes import fast_fourier_size, scene_shape
@@ -95,13 +95,13 @@ def test_batches_leave_enough_room(pixel: tuple[int, int], psf_side: int, tolera
     observation = Observation(np.ones((1, 32, 32)), np.ones((1, 32, 32)), moffat(psf_side))
     scene = Scene(observation, (Source(*pixel),))
     shape = scene_shape(scene, 48)
-    batch = BlendBatch.build([scene], shape, tf.float64)
+    batch = Batch.build([scene], shape, tf.float64)
     resolution = shape.model_sigma
     mixture = galaxy(1, 2, (0.3, -0.3), (0, 0), resolution)
-    placed = galaxy(1, 2, (0.3, -0.3), tuple(batch.centers.numpy()[0, 0]), resolution)
+    placed = galaxy(1, 2, (0.3, -0.3), tuple(batch.tensors.centers.numpy()[0, 0]), resolution)
     unit = tf.pad(profiles.render(placed, 48)[None], [[0, 0], [0, shape.sources - 1], [0, 0], [0, 0], [0, 0]])
-    likelihood = Likelihood(batch.tensors, shape)
-    seen = likelihood.convolve(likelihood.place(unit))[0, 0].numpy()
+    (images,) = Likelihood(batch.tensors, shape).render(unit, tf.ones([1, shape.sources, 1], tf.float64))
+    seen = images[0, 0].numpy()
     far = observe(mixture, (pixel[0] + 80, pixel[1] + 80), moffat(psf_side), resolution, 192, 0, 48)[80:112, 80:112]
     np.testing.assert_allclose(seen, far, atol=tolerance * far.max())
 

@@ -15,8 +15,8 @@ from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.psf import gaussian_psf
 from tfdeblend.errors import DataError
 from tfdeblend.forward.operators import Convolve
-from tfdeblend.forward.resample import Resample, Shifted, kept_frequencies, resampled_transfer
-from tfdeblend.forward.shapes import fast_fourier_size
+from tfdeblend.forward.resample import Resample, Shifted
+from tfdeblend.forward.shapes import fast_fourier_size, kept_frequencies, resampled_transfer
 
 POINT = np.ones((1, 1, 1))  # a PSF that changes nothing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
+from fields import away, expose, positions
 from scene_files import BANDS, SHAPE, XY, arrays, celestial
 
+from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.scene import Scene, Source
+from tfdeblend.data.scene import Scene, Source, finest_first
 from tfdeblend.errors import DataError
 
 YX = XY[:, ::-1]
@@ -103,3 +106,80 @@ def test_errors_are_renamed_and_keep_the_rest() -> None:
     assert str(error.at("a.npz")) == "a.npz: psf: expected one, received two; give one"
     assert str(error.at("a.npz", "psfs")) == "a.npz: psfs: expected one, received two; give one"
     assert str(DataError("--prior", None, "expected one")) == "--prior: expected one"
+
+
+# -- several observations
+
+
+def test_one_observation_in_a_tuple_is_the_scene_of_it(observation: Observation) -> None:
+    sources = (Source(3, 4), Source(9, 9, "point"))
+    for given in (observation, (observation,), [observation]):
+        scene = Scene(given, sources)
+        assert scene.observations == (observation,) and scene.observation is observation
+        assert scene.bands == observation.bands and scene.name == "field"
+        assert scene.fitted(0) is observation and scene.covered(0).all()
+        np.testing.assert_array_equal(scene.maps[0].matrix, np.eye(2))
+        assert scene.sources == Scene(observation, sources).sources
+
+
+def test_a_scene_without_an_observation_is_refused() -> None:
+    with pytest.raises(DataError, match="observations: expected at least one, received none"):
+        Scene((), (Source(3, 4),))
+
+
+def test_bands_and_units_are_those_of_the_first_that_has_them() -> None:
+    first = replace(expose("first"), zeropoints=27.0, unit="adu")
+    other = replace(expose("other", bands="ri", seed=1), zeropoints=[25.0, 26.0], unit="electron")
+    scene = Scene.from_catalog((first, other), positions(first))
+    assert scene.bands == ("g", "r", "i")
+    assert scene.zeropoints.tolist() == [27.0, 27.0, 26.0]
+    assert scene.flux_units == ("adu", "adu", "electron")
+    assert [scene.band_indices(one) for one in scene.observations] == [(0, 1), (1, 2)]
+
+
+def test_maps_are_from_the_others_to_the_first() -> None:
+    first, other = expose("first"), expose("other", 0.3, (30, 30), 20)
+    own, pixels = Scene.from_catalog((first, other), positions(first)).maps
+    np.testing.assert_allclose(own.matrix, np.eye(2), atol=1e-9)
+    expected = AffineMap.between("x", other.wcs, first.wcs, (30, 30))
+    np.testing.assert_allclose(pixels.matrix, expected.matrix)
+    np.testing.assert_allclose(pixels.matrix @ [14.5, 14.5] + pixels.offset, [19.5, 19.5], atol=1e-6)
+
+
+def test_what_the_first_does_not_cover_is_not_fitted() -> None:
+    first, other = expose("first"), expose("other", 0.3, (40, 40), 20)
+    scene = Scene.from_catalog((first, other), positions(first))
+    covered, fitted = scene.covered(1), scene.fitted(1)
+    places = scene.maps[1].points((40, 40))
+    np.testing.assert_array_equal(covered, ((places > -0.5) & (places < 39.5)).all(-1))
+    assert 0.2 < covered.mean() < 0.8
+    np.testing.assert_array_equal(fitted.valid, other.valid & covered)
+    np.testing.assert_array_equal(fitted.images, other.images)
+
+
+def test_refuses_observations_that_do_not_join() -> None:
+    first = expose("first")
+    bad = {
+        "second: wcs: expected a WCS to join": replace(first, name="second", wcs=None),
+        "first: name: expected a name for each observation": first,
+        "first: name: expected a name for each": replace(first, name="FIRST"),
+        "second: zeropoints: expected them of all": replace(first, name="second", zeropoints=27.0),
+        "fine: wcs: expected pixels no finer than those of first": expose("fine", 0.1),
+        "far: wcs: expected unmasked pixels in the image of first": replace(first, name="far", wcs=away(first.wcs)),
+    }
+    for message, other in bad.items():
+        with pytest.raises(DataError, match=message):
+            Scene.from_catalog((first, other), positions(first))
+    nameless = replace(first, bands=None)
+    with pytest.raises(DataError, match=r"other: bands: expected names of bands, .* received none: band0, band1"):
+        Scene.from_catalog((nameless, replace(nameless, name="other")), positions(first))
+    with pytest.raises(DataError, match="first: wcs: expected a WCS to join"):
+        Scene.from_catalog((replace(first, wcs=None), replace(first, name="second")), positions(first))
+
+
+def test_the_finest_comes_first() -> None:
+    """Scales within 2% are equal, of which the first is taken; the others keep their order."""
+    coarse, one, same, other = expose("coarse", 0.3), expose("one"), expose("same", 0.199), expose("other", 0.25)
+    assert [each.name for each in finest_first([coarse, one, same, other])] == ["one", "coarse", "same", "other"]
+    with pytest.raises(DataError, match="bare: wcs: expected a WCS"):
+        finest_first([coarse, replace(one, name="bare", wcs=None)])

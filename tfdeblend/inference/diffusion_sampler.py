@@ -28,7 +28,7 @@ from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.likelihood import with_constants
 from tfdeblend.forward.shapes import BatchShape
-from tfdeblend.linalg.solvers import GMRES, ConjugateGradients
+from tfdeblend.linalg.solvers import Solver
 
 LEAST_NORM = 5.0  # in units of the noise: below, an initial fit says nothing of how bright a galaxy is
 
@@ -52,7 +52,7 @@ class SampleOptions:
     steps: int = 8
     schedule: BlendSchedule = field(default_factory=BlendSchedule)
     conditioning: type[PosteriorDenoiser] = GaussianConditioning
-    solver: ConjugateGradients | GMRES | None = None
+    solver: Solver | None = None
     step: Step = moment_matched
     unknown_scale: UnknownScale | None = field(default_factory=UnknownScale)
     recentre: bool = True
@@ -203,9 +203,8 @@ class PosteriorSampler:
 
     def posterior(self, problem: BlendProblem, galaxies: Galaxies) -> PosteriorDenoiser:
         """Conditions the prior of galaxies of these scales, with stamps that begin there, on the data."""
-        prior = problem.prior(ScaledDenoiser(self.denoiser, galaxies.scale, self.widened))
-        operator = problem.at(galaxies.begin).operator
-        return self.options.conditioning(prior, operator, problem.data, self.options.solver)
+        denoiser = ScaledDenoiser(self.denoiser, galaxies.scale, self.widened)
+        return self.options.conditioning(denoiser, problem.at(galaxies.begin), self.options.solver)
 
     def _norm(self, problem: BlendProblem) -> tf.Tensor:
         """Gives the fitted galaxies' norms in units of the noise [N, K]."""
@@ -249,7 +248,7 @@ class PosteriorSampler:
 
 
 def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:
-    """Draws from N(0, covariance) by standard normals [..., 2] and the Cholesky root of 2 x 2 matrices."""
+    """Draws from N(0, covariance) by normals [..., 2] and the Cholesky root of 2 x 2 matrices in closed form."""
     yy, yx, xx = covariance[..., 0, 0] + 1e-8, covariance[..., 1, 0], covariance[..., 1, 1] + 1e-8
     first = tf.sqrt(yy)
     along = yx / first

@@ -7,9 +7,9 @@ The divergence follows from how far the data pull the denoiser at every noise le
     KL = 1/2 int E |D_y(x_t) - D(x_t)|^2 d(1 / sigma^2),
 
 which is what Girsanov's theorem says of the two reverse diffusions (and Guo, Shamai & Verdu 2005 of Gaussian channels).
-Nothing has to be normalised, and a step costs one more solve. Of a single path the two terms scatter by the square root
+Nothing has to be normalised, and a step costs one more solve. Of a single path the terms scatter by the square root
 of the number of modes that the data determine; most of that is the noise which the path itself was driven by, and is
-taken off: its mean is zero whatever the factor. With learned priors the errors are not honest yet, see docs/sampling.md.
+taken off: its mean is zero whatever the factor. With learned priors its errors are not honest yet: docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def over_scales(log_scale: np.ndarray, jitter: float) -> float:
 
 
 def combine(paths: np.ndarray, log_scale: np.ndarray, jitter: float) -> tuple[float, float]:
-    """Gives log p(y) in nats and its standard error, from S paths (S,) and their log scales (S, K); by the jackknife."""
+    """Gives log p(y) in nats and its standard error by the jackknife, from S paths (S,), their log scales (S, K)."""
     number = len(paths)
 
     def value(rows: np.ndarray) -> float:

@@ -4,57 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import galsim
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
-from astropy.wcs import WCS
+from epochs import FLUXES, HOST, NOISE, OFF, PLACE, SEEING, SIDE, catalog, disk_epochs, host_image, observe, wcs
 from helpers import gaussian
 
-from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.light_curve import LightCurve, light_curve
-
-SIDE, SCALE = 32, 0.2  # pixels; arcsec
-HOST = {"y": 15.3, "x": 16.1, "radius": 3.0, "e1": 0.15, "e2": -0.1, "flux": 6000.0}  # radius in pixels
-PLACE = (17.2, 14.4)  # of the transient
-FLUXES = (0.0, 0.0, 900.0, 500.0)
-SEEING, NOISE = (1.7, 2.0, 1.6, 2.2), (0.8, 1.0, 1.5, 1.0)  # sigma in pixels; of a pixel
-OFF = [0, 1]
-
-
-def wcs() -> WCS:
-    sky = WCS(naxis=2)
-    sky.wcs.cd, sky.wcs.crval, sky.wcs.crpix = SCALE / 3600 * np.diag([-1, 1]), [150, 2], [SIDE / 2] * 2
-    sky.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    return sky
-
-
-def host_image(seeing: float, y: float, x: float, radius: float, e1: float, e2: float, flux: float) -> np.ndarray:
-    """(H, W) an exponential disk through a Gaussian PSF, by GalSim."""
-    disk = galsim.Exponential(half_light_radius=radius, flux=flux).shear(g1=e1, g2=e2)
-    image = galsim.ImageD(SIDE, SIDE, scale=1)
-    seen = galsim.Convolve(disk, galsim.Gaussian(sigma=seeing))
-    return seen.drawImage(image, center=galsim.PositionD(x + 1, y + 1), method="no_pixel").array
-
-
-def observe(light: np.ndarray, epoch: int, bands: str = "r", mask: slice | None = None) -> Observation:
-    """The light (C, H, W) with noise."""
-    noise, seeing = NOISE[epoch], SEEING[epoch]
-    images = light + np.random.default_rng(epoch).normal(scale=noise, size=light.shape)
-    weights = np.full(light.shape, noise**-2.0)
-    if mask is not None:
-        weights[:, mask] = 0
-    return Observation(images, weights, gaussian((25, 25), 12, 12, seeing), tuple(bands), f"epoch {epoch}", wcs())
-
-
-def disk_epochs(place: tuple[float, float] = PLACE) -> list[Observation]:
-    light = [host_image(s, **HOST) + f * gaussian((SIDE, SIDE), *place, s) for s, f in zip(SEEING, FLUXES, strict=True)]
-    return [observe(image[None], epoch) for epoch, image in enumerate(light)]
-
-
-def catalog(kind: str = "galaxy") -> dict:
-    return {"x": [HOST["x"]], "y": [HOST["y"]], "kind": [kind]}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +37,7 @@ def test_linear_case_is_generalised_least_squares() -> None:
         best, error = covariance @ (whitened @ data), np.sqrt(np.diag(covariance))
         np.testing.assert_allclose(found.flux_cov[2:, band, 2:, band], covariance[1:, 1:], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose((found.flux[2:, band] - best[1:]) / error[1:], 0, atol=0.01)
-        name = found.exposures.bands[band]
+        name = found.scene.bands[band]
         np.testing.assert_allclose(found.catalog[f"flux_{name}"][0], best[0], atol=0.01 * error[0])
         np.testing.assert_allclose(found.catalog[f"flux_err_{name}"][0], error[0], rtol=1e-3)
     np.testing.assert_allclose(found.flux_cov[:, 0, :, 1], 0, atol=1e-6)
@@ -118,7 +75,7 @@ def test_fluxes_positions_and_host_are_found(curve: LightCurve) -> None:
         assert abs(row[column] - HOST[name]) < 3.5 * row[f"{column}_err"]
     assert abs(row["flux_r"] - HOST["flux"]) < 3.5 * row["flux_err_r"]
     np.testing.assert_allclose(curve.chi2, 1, atol=0.15)
-    for one, model, host, flux in zip(curve.exposures.observations, curve.models, curve.hosts, curve.flux, strict=True):
+    for one, model, host, flux in zip(curve.scene.observations, curve.models, curve.hosts, curve.flux, strict=True):
         assert model.shape == host.shape == one.shape
         np.testing.assert_allclose((model - host).sum(), flux[0], atol=0.02 * FLUXES[2])
 

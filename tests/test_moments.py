@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import gaussian
+from helpers import elliptical, gaussian
 
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
@@ -12,15 +12,6 @@ from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments, mo
 
 SEEING = 1.5  # sigma of the PSF in pixels
 PSF = gaussian((31, 31), 15, 15, SEEING)
-
-
-def elliptical(side: int, y: float, x: float, covariance: tuple[float, float, float]) -> np.ndarray:
-    """(side, side) Gaussian of unit flux with covariance yy, yx, xx."""
-    yy, yx, xx = covariance
-    rows, columns = np.indices((side, side))
-    dy, dx, determinant = rows - y, columns - x, yy * xx - yx**2
-    quadratic = (xx * dy**2 - 2 * yx * dy * dx + yy * dx**2) / determinant
-    return np.exp(-0.5 * quadratic) / (2 * np.pi * np.sqrt(determinant))
 
 
 def seen(*sources: tuple[float, float, float, tuple[float, float, float]], noise: float = 1e-3) -> Scene:
