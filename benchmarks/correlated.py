@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scenes = [scene for scene, _ in made]
             if way == "white":
                 alike = [replace(scene.observation, noise_correlation=None) for scene in scenes]
-                scenes = [replace(scene, observations=one) for scene, one in zip(scenes, alike, strict=True)]
+                scenes = [replace(scene, observations=(one,)) for scene, one in zip(scenes, alike, strict=True)]
             results = deblender.deblend(scenes)
             flux, error = (np.array([one.catalog[f"{name}_r"] for one in results]) for name in ("flux", "flux_err"))
             pulls = (flux - np.array([truth for _, truth in made])) / error

@@ -63,7 +63,7 @@ def simulate(
 
 
 def alone(observation: Observation) -> Scene:
-    return Scene(observation, (Source((SIDE - 1) / 2, (SIDE - 1) / 2),))
+    return Scene((observation,), (Source((SIDE - 1) / 2, (SIDE - 1) / 2),))
 
 
 def relative(found: np.ndarray, truth: np.ndarray) -> float:

@@ -82,7 +82,7 @@ def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expe
                 scene = shard.scenes[blend]
                 _, height, width = scene.observation.shape
                 unit = scales[blend][:, None, None]
-                sources = drawn.sources[row, : len(scene.sources), :, :height, :width] * unit
+                sources = drawn.sources[0][row, : len(scene.sources), :, :height, :width] * unit
                 sums.setdefault(blend, []).append(sources)
         for blend, every in sums.items():
             scene = shard.scenes[blend]
@@ -149,7 +149,7 @@ def judge(options: argparse.Namespace) -> None:
     by_name = {scene.name: scene for scene in scenes}
     found = []
     for number, (shape, members) in enumerate(em.plan(scenes, first.stamp_shape[1], first.model_sigma)):
-        path = out / f"seed_{number:05d}.npz"
+        path = out / f"initial_{number:05d}.npz"
         if not path.exists():
             fit([scenes[index] for index in members], shape).write(path)
         found.append(em.Shard.read(path, by_name))

@@ -21,14 +21,14 @@ from typing import NamedTuple
 import galsim
 import numpy as np
 from astropy.wcs import WCS
-from tfdeblend.forward.field import Exposures
-from tfdeblend.joint import CalibrationOptions, deblend_together
 
 from benchmarks.transients import host_of, psf_of
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
+from tfdeblend.deblender import Deblender
 from tfdeblend.galaxies.priors import PRIORS
+from tfdeblend.inference.calibration import CalibrationOptions
 
 PSF_SIDE, STAMP = 41, {"twin": 128, "epochs": 64}
 POSITION_ERROR = 0.02  # arcsec, of the positions that are given
@@ -122,10 +122,9 @@ def coadd(observations: Sequence[Observation], places: np.ndarray) -> Observatio
     WCSs were right and its noise white."""
     from scipy.ndimage import map_coordinates
 
-    first = observations[0]
-    exposures = Exposures(Scene.from_catalog(first, places), tuple(observations[1:]))
+    first, maps = observations[0], Scene.from_catalog(observations, places).maps
     images, weights, psfs = [], [], []
-    for one, to_first in zip(observations, exposures.maps, strict=True):
+    for one, to_first in zip(observations, maps, strict=True):
         back = np.linalg.inv(to_first.matrix)
         at = np.moveaxis((np.moveaxis(np.indices(first.shape[1:]), 0, -1) - to_first.offset) @ back.T, -1, 0)
         images.append(map_coordinates(one.images[0].astype(float), at, order=5, cval=np.nan))
@@ -181,7 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    how = {"prior": options.prior, "method": options.method, "samples": 32}
+    free = CalibrationOptions() if options.what == "epochs" else KNOWN
+    deblenders = {
+        name: Deblender(options.prior, options.method, samples=32, calibration=calibration, stamp=STAMP[options.what])
+        for name, calibration in (("together", free), ("alone", KNOWN))
+    }
     found: dict[str, list[np.ndarray]] = {"together": [], "alone": []}
     seconds, unfinished, moved = {"together": 0.0, "alone": 0.0}, 0, []
     for number in range(options.number):
@@ -194,12 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bands, single = GROUND, observations[1]
         if options.what == "epochs":
             bands, single = "r", coadd(observations, pixels(galaxies, first, 0, rng))
-        ways = {"together": (observations, CalibrationOptions() if options.what == "epochs" else KNOWN),
-                "alone": ([single], KNOWN)}  # fmt: skip
-        for name, (several, calibration) in ways.items():
+        for name, several in (("together", observations), ("alone", [single])):
             places = pixels(galaxies, several[0], POSITION_ERROR, rng)
             began = time.perf_counter()
-            result = deblend_together(several, places, calibration=calibration, stamp=STAMP[options.what], **how)
+            result = deblenders[name].deblend(Scene.from_catalog(several, places))
             seconds[name] += (time.perf_counter() - began) * (number > 0)
             if options.what == "epochs" and name == "together":
                 moved.append(shift_errors(result, shifts))

@@ -18,15 +18,16 @@ import tensorflow as tf
 
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, scene_shape
+from tfdeblend.linalg.blocks import flatten
 
 Task = Callable[[], object]
 PSF_SIDE, PSF_SIGMA = 43, 1.7  # pixels
 
 
-def blends(sources: int, bands: int, side: int, stamp: int, number: int) -> BlendBatch:
+def blends(sources: int, bands: int, side: int, stamp: int, number: int) -> Batch:
     """Blends of noise with sources anywhere, exactly K = `sources` of them."""
     rng = np.random.default_rng(sources)
     t = np.arange(PSF_SIDE) - PSF_SIDE // 2
@@ -35,29 +36,29 @@ def blends(sources: int, bands: int, side: int, stamp: int, number: int) -> Blen
     observations = [Observation(image, np.ones_like(image), np.stack([psf / psf.sum()] * bands)) for image in images]
     positions = rng.uniform(0, side - 1, size=(number, sources, 2))
     scenes = [
-        Scene(observation, tuple(Source(y, x) for y, x in places))
+        Scene((observation,), tuple(Source(y, x) for y, x in places))
         for observation, places in zip(observations, positions, strict=True)
     ]
-    return BlendBatch.build(scenes, scene_shape(scenes[0], stamp)._replace(blends=number, sources=sources))
+    return Batch.build(scenes, scene_shape(scenes[0], stamp)._replace(blends=number, sources=sources))
 
 
-def tasks(batch: BlendBatch) -> dict[str, Task]:
+def tasks(batch: Batch) -> dict[str, Task]:
     """The compiled graphs by name: transforms alone, with the convolution, and all of the operator."""
     shape, tensors = batch.shape, batch.tensors
     stamps = _noise(shape.blends, shape.sources, shape.bands, shape.stamp, shape.stamp)
     fluxes = tf.abs(_noise(shape.blends, shape.sources, shape.bands))[..., None, None]
     frames = _noise(shape.blends, shape.bands, shape.frame, shape.frame)
-    images = tensors["images"]
+    images = tensors.exposures[0].images
 
     @tf.function(autograph=False)
-    def convolution(frames: tf.Tensor, images: tf.Tensor, tensors: dict[str, tf.Tensor]):
-        convolve = Likelihood(tensors, shape).convolve
-        return convolve.forward(frames), convolve.transpose(images)
+    def convolution(frames: tf.Tensor, images: tf.Tensor, tensors: Tensors):
+        project = Likelihood(tensors, shape).exposures[0].project
+        return project.forward(frames), project.transpose(images)
 
     @tf.function(autograph=False)
-    def whole(stamps: tf.Tensor, fluxes: tf.Tensor, images: tf.Tensor, tensors: dict[str, tf.Tensor]):
+    def whole(stamps: tf.Tensor, fluxes: tf.Tensor, images: tf.Tensor, tensors: Tensors):
         operator = Likelihood(tensors, shape).operator
-        return operator.forward(fluxes * stamps), fluxes * operator.transpose(images)
+        return operator.forward(fluxes * stamps), fluxes * operator.transpose(flatten([images]))
 
     return {
         "transforms": transforms(shape),

@@ -114,7 +114,7 @@ def blends(
         )
         error = np.minimum(0.5, 2 / wanted)[:, None] * rng.standard_normal((count, 2))
         places = np.clip(_centroids(own) + corners + np.clip(error, -1, 1), 0, image - 1)
-        scene = Scene(observation, tuple(Source(float(y), float(x)) for y, x in places))
+        scene = Scene((observation,), tuple(Source(float(y), float(x)) for y, x in places))
         found.append(TrueBlend(scene, own.astype(np.float32), corners, seen.astype(np.float32), wanted))
     return found
 

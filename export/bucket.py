@@ -1,4 +1,4 @@
-"""Bucket: the one shape of blends that an exported model takes, and the names and shapes of its inputs."""
+"""Defines the one shape of blends that an exported model takes, and the names and shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from tfdeblend.data.psf import MODEL_SIGMA
 from tfdeblend.diffusion import registry
-from tfdeblend.forward.shapes import IMAGE_SIDES, SMALLEST_REACH, SOURCE_COUNTS, BatchShape, fast_fourier_size
+from tfdeblend.forward.shapes import (
+    IMAGE_SIDES,
+    SMALLEST_REACH,
+    SOURCE_COUNTS,
+    BatchShape,
+    ExposureShape,
+    fast_fourier_size,
+)
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.transport import SAMPLES, STEPS
 
@@ -20,7 +27,7 @@ STAMPS = ((32, 48), (64, 64), (80, 80))  # image side, stamp side of closed-form
 
 @dataclass(frozen=True)
 class Bucket:
-    """Blends of up to `sources` sources on images of up to `side` pixels a side.
+    """Holds blends of up to `sources` sources on images of up to `side` pixels a side.
 
     Args:
       prior: a closed-form or a learned one. bands: C names; None: the learned prior's, else grizy.
@@ -59,18 +66,18 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Of the model: prior, image side, sources."""
+        """The name of the model: prior, image side, sources."""
         stem = registry.find(self.prior).name if self.is_learned else self.prior
         return f"{stem}_{self.side}x{self.sources}"
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of bands."""
         return len(self.bands or ())
 
     @property
     def shape(self) -> BatchShape:
-        """Of one blend: what `Deblender` takes for scenes of this bucket's sides."""
+        """The shape of one blend, as `Deblender` takes it for scenes of these sides."""
         half = min(self.psf // 2 + 1, self.side)
         reach = 16 * int(np.ceil(max(1.45 * half, SMALLEST_REACH) / 16))
         stamp = next((stamp for most, stamp in STAMPS if self.side <= most), 96)
@@ -78,20 +85,23 @@ class Bucket:
         if self.is_learned:
             prior = registry.find(self.prior)
             stamp, sigma = max(stamp, 16 * int(np.ceil((prior.side + 2) / 16))), prior.model_sigma
+        margin = reach * 5 // 16
+        exposure = ExposureShape(tuple(range(self.channels)), self.side, kept=0, reach=0, aligned=True)
         return BatchShape(
             blends=1,
             sources=self.sources,
             bands=self.channels,
-            side=self.side,
-            margin=reach * 5 // 16,
+            frame=self.side + 2 * margin,
+            margin=margin,
             fourier=fast_fourier_size(self.side + reach),
             stamp=stamp,
             model_sigma=sigma,
+            exposures=(exposure,),
         )
 
 
 def blend_specs(bucket: Bucket) -> dict[str, tf.TensorSpec]:
-    """What a blend is, B of them.
+    """Returns the inputs of a signature: B blends.
 
     images, weights [B, C, S, S] in the image's unit and its inverse square, weight 0 = masked or padding; psfs
     [B, C, Q, Q] of sum 1, their origin at pixel (y, x) psf_center [B, 2]; positions [B, K, 2] of (y, x) in pixels;

@@ -1,7 +1,7 @@
-"""A blend as a client sends it -> the tensors that the inference graphs take, in TensorFlow.
+"""Turns a blend as a client sends it into the tensors that the inference graphs take, in TensorFlow.
 
-What `BlendBatch.build` and `initialize.moments` do in NumPy, so that a served graph needs no client code for it. The
-two agree to the rounding of float32; a test keeps it so.
+It is what `Batch.build` and `galaxies.moments` do in NumPy, so that a served graph needs no client code for it. The two
+agree to the rounding of float32; a test keeps it so.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import tensorflow as tf
 
 from tfdeblend.data.photometry import COADD_ZEROPOINT
 from tfdeblend.data.psf import LARGEST_GAIN
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import ExposureTensors, Tensors
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
 
 BRIGHTEST = 1e7  # of a pixel, in units of its noise: beyond, float32 cannot tell the noise
 
-Tensors = dict[str, tf.Tensor]
+Named = dict[str, tf.Tensor]
 
 
-def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
-    """The batch of blends that `checked` has passed."""
+def prepare(blend: Named, shape: BatchShape) -> tuple[Tensors, tf.Tensor]:
+    """Gives the tensors of blends that `checked` has passed, and the noise [B, C] by which bands were divided."""
     images, weights = blend["images"], blend["weights"]
     scale = tf.cast(band_scales(weights, blend["zeropoints"]), images.dtype)
     unit = scale[..., None, None]
@@ -32,14 +32,17 @@ def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
     full, small = (
         transfer_function(psfs, blend["psf_center"], shape.model_sigma, side) for side in (shape.fourier, shape.window)
     )
-    batch = BlendBatch(
-        shape=shape,
-        band_scale=scale,
+    exposure = ExposureTensors(
         images=images / unit,
         weights=weights * unit**2,
         whitening=images[:, :, None][:, :, :0],
         kernel=full,
-        stamp_kernel=_low(small),
+        coarse_kernel=_low(small),
+        points=tf.zeros([tf.shape(images)[0], 0, 0, 2], images.dtype),
+        gain=tf.ones_like(scale),
+    )
+    tensors = Tensors(
+        exposures=(exposure,),
         corners=tf.cast(first, tf.int32) + shape.margin,
         centers=tf.cast(positions - first - shape.stamp // 2, images.dtype),
         is_source=is_source,
@@ -47,11 +50,11 @@ def prepare(blend: Tensors, shape: BatchShape) -> BlendBatch:
         arcsec=1 / blend["pixel_scale"],
         band_unit=band_units(blend["zeropoints"], scale),
     )
-    return batch
+    return tensors, scale
 
 
-def checked(blend: Tensors, model_sigma: float) -> tuple[Tensors, tf.Tensor]:
-    """Blends as the signatures take them, see `bucket.blend_specs`, and which [B] can be used.
+def checked(blend: Named, model_sigma: float) -> tuple[Named, tf.Tensor]:
+    """Gives blends as the signatures take them, see `bucket.blend_specs`, and which [B] can be used.
 
     model_sigma: of the bucket, pixels.
     Pixels that are not finite, or without a positive finite weight, are masked. A blend that cannot be used becomes a
@@ -74,9 +77,9 @@ def checked(blend: Tensors, model_sigma: float) -> tuple[Tensors, tf.Tensor]:
     return {name: choose(name, value) for name, value in (blend | masked).items()}, usable
 
 
-def _usable(blend: Tensors) -> tf.Tensor:
-    """[B]: whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources on
-    the image, which is no brighter than BRIGHTEST times its noise."""
+def _usable(blend: Named) -> tf.Tensor:
+    """Tells [B] whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources
+    on the image, which is no brighter than BRIGHTEST times its noise."""
     images, weights = blend["images"], blend["weights"]
     side = images.shape[-1]
     at, used = blend["positions"], blend["is_source"]
@@ -89,8 +92,8 @@ def _usable(blend: Tensors) -> tf.Tensor:
     return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1) & tf.reduce_all(within, 1)
 
 
-def _wide(blend: Tensors, model_sigma: float) -> tf.Tensor:
-    """[B]: whether PSFs are wider than the model PSF: see `batch.allows_model_sigma`."""
+def _wide(blend: Named, model_sigma: float) -> tf.Tensor:
+    """Tells [B] whether PSFs are wider than the model PSF: see `shapes.amplification`."""
     side = 64
     psfs = tf.cast(blend["psfs"], tf.float64)
     gain = tf.abs(transfer_function(psfs, blend["psf_center"], model_sigma, side))
@@ -99,7 +102,7 @@ def _wide(blend: Tensors, model_sigma: float) -> tf.Tensor:
 
 
 def band_scales(weights: tf.Tensor, zeropoints: tf.Tensor) -> tf.Tensor:
-    """[B, C, S, S], [B, C] -> [B, C] float64: see `batch.band_scales`."""
+    """Gives the noise of each band [B, C] float64, of weights [B, C, S, S]: see `photometry.band_scales`."""
     flat = tf.reshape(tf.cast(weights, tf.float64), [-1, weights.shape[1], int(np.prod(weights.shape[2:]))])
     count = tf.reduce_sum(tf.cast(flat > 0, tf.int32), -1)
     ordered = tf.sort(tf.where(flat > 0, flat, tf.constant(np.inf, tf.float64)), -1)
@@ -114,18 +117,18 @@ def band_scales(weights: tf.Tensor, zeropoints: tf.Tensor) -> tf.Tensor:
 
 
 def band_units(zeropoints: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """[B, C]: one AB flux in each band's whitened units, their geometric mean being 1."""
+    """Gives one AB flux in each band's whitened units [B, C], their geometric mean being 1."""
     log_unit = _log_reference(zeropoints) - tf.math.log(tf.cast(scale, tf.float64))
     return tf.cast(tf.exp(log_unit - tf.reduce_mean(log_unit, -1, keepdims=True)), scale.dtype)
 
 
 def _log_reference(zeropoints: tf.Tensor) -> tf.Tensor:
-    """[B, C] float64: log of `batch.reference_flux`."""
+    """Gives the log of `photometry.reference_flux` [B, C] float64."""
     return 0.4 * np.log(10) * (tf.cast(zeropoints, tf.float64) - COADD_ZEROPOINT)
 
 
 def transfer_function(psfs: tf.Tensor, center: tf.Tensor, model_sigma: float, side: int) -> tf.Tensor:
-    """F[PSF] / F[model PSF]: see `batch.transfer_function`. By products with waves, which know no whole pixels.
+    """Gives F[PSF] / F[model PSF]: see `psf.transfer_function`; by products with waves, which know no whole pixels.
 
     Args:
       psfs: [B, C, Q, Q] float64. center: [B, 2] (y, x), pixel coordinates in them of the PSFs' origin.
@@ -145,7 +148,7 @@ def transfer_function(psfs: tf.Tensor, center: tf.Tensor, model_sigma: float, si
 
 
 def _waves(center: tf.Tensor, size: int, side: int) -> tf.Tensor:
-    """[2, B, N, Q] float64: each frequency's wave over pixels, real and imaginary; 0 where the grid has no room."""
+    """Gives every frequency's wave over pixels [2, B, N, Q], real and imaginary; 0 where the grid has no room."""
     origin = tf.cast(center, tf.float64)[:, None]
     pixel = tf.range(size, dtype=tf.float64)
     keep = tf.abs(pixel - tf.floor(origin)) < min(side // 2, size)
@@ -155,13 +158,13 @@ def _waves(center: tf.Tensor, size: int, side: int) -> tf.Tensor:
 
 
 def _low(transfer: tf.Tensor) -> tf.Tensor:
-    """See `batch`."""
+    """Keeps the frequencies that every second pixel can tell: see `batch`."""
     quarter = transfer.shape[2] // 4
     return tf.concat([transfer[:, :, :quarter], transfer[:, :, -quarter:]], 2)[..., : quarter + 1] / 4
 
 
-def moments(blend: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
-    """Half-light radius in arcsec [B, K] and ellipticity [B, K, 2] to start from: see `initialize.moments`; float64."""
+def moments(blend: Named) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gives half-light radius in arcsec [B, K] and ellipticity [B, K, 2] to start from, float64: `galaxies.moments`."""
     images, weights = (tf.cast(blend[name], tf.float64) for name in ("images", "weights"))
     total = tf.reduce_sum(weights, 1)
     seen = tf.reduce_sum(weights * images, 1)
@@ -180,7 +183,7 @@ def moments(blend: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def adaptive_moments(stamps: tf.Tensor) -> tf.Tensor:
-    """[B, K, P, P] -> [B, K, 3]: see `initialize.adaptive_moments`, about pixel P // 2."""
+    """Gives the covariance [B, K, 3] of stamps [B, K, P, P] about pixel P // 2: see `galaxies.moments`."""
     side = stamps.shape[-1]
     y, x = np.indices((side, side)) - side // 2
     products = tf.constant(np.stack([y * y, y * x, x * x]).reshape(3, -1), stamps.dtype)
@@ -200,7 +203,7 @@ def adaptive_moments(stamps: tf.Tensor) -> tf.Tensor:
 
 
 def _cutouts(images: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
-    """[B, H, W] about [B, K, 2] -> [B, K, 2 HALF + 1, 2 HALF + 1], 0 beyond the images."""
+    """Cuts [B, K, 2 HALF + 1, 2 HALF + 1] out of [B, H, W] about [B, K, 2], 0 beyond the images."""
     height, width = images.shape[1:]
     padded = tf.pad(images, [[0, 0], [HALF, HALF], [HALF, HALF]])
     at = tf.clip_by_value(tf.cast(middle, tf.int32), 0, [height - 1, width - 1])
@@ -210,13 +213,13 @@ def _cutouts(images: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
 
 
 def _symmetric_cutouts(images: tf.Tensor, middle: tf.Tensor) -> tf.Tensor:
-    """Of each pair of pixels opposite to each other across the source, the fainter."""
+    """Takes the fainter of each pair of pixels opposite to each other across the source."""
     cut = _cutouts(images, middle)
     return tf.minimum(cut, cut[..., ::-1, ::-1])
 
 
 def _around_peak(psf: tf.Tensor) -> tf.Tensor:
-    """[B, Q, Q] -> [B, 2 HALF + 1, 2 HALF + 1] with the brightest pixel in the middle."""
+    """Cuts [B, 2 HALF + 1, 2 HALF + 1] out of [B, Q, Q] with the brightest pixel in the middle."""
     side = psf.shape[-1]
     peak = tf.argmax(tf.reshape(psf, [-1, side**2]), -1, output_type=tf.int32)
     return _cutouts(psf, tf.stack([peak // side, peak % side], -1)[:, None])[:, 0]

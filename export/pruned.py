@@ -26,7 +26,7 @@ def write(folder: Path, signature: str, target: Path) -> Path:
 
 
 def _reached(nodes: dict, outputs: list[str], graph) -> set[str]:
-    """Names of the nodes that outputs, and the restoring of variables, come from."""
+    """Names the nodes that outputs, and the restoring of variables, depend on."""
     saver = graph.saver_def
     pending = [*outputs, *(name.split(":")[0] for name in (saver.filename_tensor_name, saver.save_tensor_name))]
     pending.append(saver.restore_op_name)
@@ -41,7 +41,7 @@ def _reached(nodes: dict, outputs: list[str], graph) -> set[str]:
 
 
 def _functions(graph_def) -> set[str]:
-    """Names of the functions that the graph's nodes call, directly or not."""
+    """Names the functions that the graph's nodes call, directly or not."""
     library = {function.signature.name: function for function in graph_def.library.function}
     pending, found = list(graph_def.node), set()
     while pending:

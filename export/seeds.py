@@ -1,4 +1,4 @@
-"""The keys of a blend's samples from its seed, as `draws.keys` makes them, but in TensorFlow.
+"""Makes the keys of a blend's samples from its seed, as `random.keys` does, but in TensorFlow.
 
 That is NumPy's `SeedSequence([seed, name])`: a hash of 32-bit words (O'Neill's seed_seq), here in the low halves of
 64-bit integers, whose products wrap around without harm.
@@ -16,7 +16,7 @@ POOL = 4
 
 
 def keys(seeds: tf.Tensor, samples: int) -> tf.Tensor:
-    """[B, 2] int32, the user's seed and the 32 bits of the name's CRC-32 -> [B, samples] int64."""
+    """Makes [B, samples] int64 of [B, 2] int32: the user's seed and the 32 bits of the name's CRC-32."""
     words = _word(tf.cast(seeds, tf.int64))
     state = _generate(_pool(words), 2 * samples)
     low, high = state[:, 0::2], state[:, 1::2]
@@ -25,7 +25,7 @@ def keys(seeds: tf.Tensor, samples: int) -> tf.Tensor:
 
 
 def _pool(words: tf.Tensor) -> list[tf.Tensor]:
-    """The entropy of two words, mixed into four."""
+    """Mixes the entropy of two words into four."""
     constant = INIT_A
 
     def scramble(value: tf.Tensor) -> tf.Tensor:
@@ -45,7 +45,7 @@ def _pool(words: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _generate(pool: list[tf.Tensor], number: int) -> tf.Tensor:
-    """[B, number] words."""
+    """Gives words of the pool [B, number]."""
     constant, words = INIT_B, []
     for index in range(number):
         value = tf.bitwise.bitwise_xor(pool[index % POOL], tf.constant(constant, tf.int64))

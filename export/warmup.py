@@ -1,4 +1,4 @@
-"""What a server runs before it takes a model into service: one request for each signature."""
+"""Warm-up requests, one for each signature, which a server runs before it puts a model into service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGMA = 2.0  # pixels, of the PSF and the source
 
 
 def example(bucket: Bucket, blends: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Blends of one Gaussian source in noise of unit variance, as every signature of a bucket takes them."""
+    """Draws blends of one Gaussian source in noise of unit variance, as every signature of a bucket takes them."""
     rng = np.random.default_rng(seed)
     c, s, q, k = bucket.channels, bucket.side, bucket.psf, bucket.sources
     centre = rng.uniform(-0.5, 0.5, [blends, 1, 2]) + (s - 1) / 2
@@ -39,7 +39,7 @@ def example(bucket: Bucket, blends: int = 1, seed: int = 0) -> dict[str, np.ndar
 
 
 def inputs(bucket: Bucket, signatures: dict[str, tf.types.experimental.ConcreteFunction], name: str, blends: int = 1):
-    """What a signature is warmed up with: by name, arrays of `blends` blends."""
+    """Makes the inputs of a signature's warm-up by name: arrays of `blends` blends."""
     given = example(bucket, blends)
     specs = signatures[name].structured_input_signature[1]
     if "eps" in specs:
@@ -53,7 +53,7 @@ def inputs(bucket: Bucket, signatures: dict[str, tf.types.experimental.ConcreteF
 
 
 def write(folder: Path, bucket: Bucket, signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> None:
-    """The records of all signatures into the folder of a version."""
+    """Writes the requests of all signatures into the folder of a version."""
     path = folder / WARM_UP
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as records:
@@ -66,7 +66,7 @@ def write(folder: Path, bucket: Bucket, signatures: dict[str, tf.types.experimen
 
 
 def fill(request: PredictRequest, arrays: dict[str, np.ndarray]) -> None:
-    """Puts arrays into a request; one that is the same number throughout takes the room of that number."""
+    """Puts arrays into a request; one that holds the same number throughout is sent as that number."""
     for name, value in arrays.items():
         if value.size > 1 and (value == value.flat[0]).all():
             proto = tf.make_tensor_proto(value.flat[0], shape=value.shape)

@@ -13,7 +13,7 @@ from helpers import gaussian, make_deblended, result_of, write_scene
 
 from tfdeblend.app.cli import build_parser, main
 from tfdeblend.catalog import files
-from tfdeblend.diffusion import registry
+from tfdeblend.inference import priors
 
 
 class StandIn:
@@ -136,13 +136,13 @@ def test_missing_pictures_of_earlier_results_are_drawn(deblender, scenes, tmp_pa
     assert len(list(out.glob("*.png"))) == 3 and deblender.done == []
 
 
-def test_bad_scenes_among_good_ones_are_told_and_the_others_done(deblender, scenes, tmp_path, capsys):
+def test_bad_scenes_among_good_ones_are_reported_and_the_others_done(deblender, scenes, tmp_path, capsys):
     out = tmp_path / "out"
     write_scene(scenes, "cursed", seed=5)
     np.savez(scenes / "broken.npz", images=np.ones((5, 20, 20)), weights=np.ones((20, 21)))
     assert deblend(scenes, "--out", out) == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "broken.npz" in line]
-    assert len(told) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "broken.npz" in line]
+    assert len(lines) == 1
     failures = {failure["scene"]: failure for failure in json.loads((out / "failures.json").read_text())}
     assert set(failures) == {"broken", "cursed"}
     assert failures["cursed"]["error"].endswith("did not converge at all")
@@ -191,7 +191,7 @@ def test_catalogue_formats(deblender, scenes, tmp_path, form):
 
 
 def test_parquet_without_pyarrow_is_refused_before_the_work(deblender, scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tfdeblend.app.commands.find_spec", lambda name: None)
+    monkeypatch.setattr("tfdeblend.app.options.find_spec", lambda name: None)
     assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", "parquet") == 2
     assert "pyarrow" in capsys.readouterr().err and deblender.done == []
 
@@ -218,9 +218,9 @@ def test_measure_reads_results_and_writes_one_catalogue(tmp_path, capsys, monkey
     assert Table.read(tmp_path / "again.ecsv").colnames == ["scene", "id", "snr"]
     (tmp_path / "c.fits").write_bytes((tmp_path / "a.fits").read_bytes()[:20000])
     assert main(["measure", str(tmp_path / "*.fits"), "--json"]) == 1
-    told = capsys.readouterr()
-    assert "c.fits" in told.err
-    assert [len(rows) for rows in json.loads(told.out.split("\n", 1)[1])["scenes"].values()] == [3, 3]
+    printed = capsys.readouterr()
+    assert "c.fits" in printed.err
+    assert [len(rows) for rows in json.loads(printed.out.split("\n", 1)[1])["scenes"].values()] == [3, 3]
 
 
 def test_plot_draws_saved_results(tmp_path, capsys):
@@ -234,15 +234,15 @@ def test_plot_draws_saved_results(tmp_path, capsys):
 def test_info_describes_scenes_and_results(scenes, tmp_path, capsys):
     files.write(make_deblended(), tmp_path / "blend.fits")
     assert main(["info", str(scenes / "a.npz"), str(tmp_path / "blend.fits"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["a"]["content"] == "scene" and told["blend"]["content"] == "result"
-    for document in told.values():
+    found = json.loads(capsys.readouterr().out)
+    assert found["a"]["content"] == "scene" and found["blend"]["content"] == "result"
+    for document in found.values():
         assert document["shape"] == [5, 40, 50] and document["sources"] == 3
         assert document["noise"] == [1.0] * 5 and document["masked"] == pytest.approx(6 * 8 / 2000)
         np.testing.assert_allclose(document["psf_fwhm"], 1.5 * 2.3548, rtol=0.01)
 
 
-def test_archives_cut_short_and_scenes_in_place_of_results_are_told_in_one_line(scenes, tmp_path, capsys):
+def test_archives_cut_short_and_scenes_in_place_of_results_are_reported_in_one_line(scenes, tmp_path, capsys):
     whole = scenes / "a.npz"
     short = tmp_path / "short.npz"
     short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -253,10 +253,9 @@ def test_archives_cut_short_and_scenes_in_place_of_results_are_told_in_one_line(
 
 def test_info_lists_versions_and_priors(capsys):
     assert main(["info", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["packages"]["numpy"] == np.__version__
-    closed = {"auto", "sersic", "exponential", "bulge-disk", "nonparametric"}
-    assert set(told["priors"]) == closed | set(registry.shipped())
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["numpy"] == np.__version__
+    assert set(found["priors"]) == set(priors.names())
 
 
 def test_mask_planes_are_names_or_bits():

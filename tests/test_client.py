@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tests.test_export import scene
+from tests.hsc import small
 from tfdeblend.client import Client
 from tfdeblend.errors import DataError
 
@@ -57,7 +57,7 @@ def stranger(request) -> Iterator[tuple[str, str]]:
 def test_a_stranger_at_the_url_is_told_in_one_line(stranger: tuple[str, str]):
     url, told = stranger
     with pytest.raises(DataError, match=told) as raised:
-        Client(url, "exponential", timeout=10).deblend(scene())
+        Client(url, "exponential", timeout=10).deblend(small())
     assert "\n" not in str(raised.value)
 
 

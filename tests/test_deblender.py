@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import scene_shape, stamp_side
 from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import BulgeDiskPrior, GalaxyPrior, SersicPrior
+from tfdeblend.inference import priors
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 
 FLUXES = np.array([galaxy.flux for galaxy in BLEND], float)
@@ -195,16 +197,16 @@ def test_starts_do_not_matter(kind: type[GalaxyPrior]) -> None:
     """Zeros, moments and other sources' moments lead to one maximum."""
     scenes = [scene for scene, _, _ in random_blends(4, seed=1)]
     shape = scene_shape(scenes[0], stamp_side(scenes[0]))._replace(blends=4)
-    batch, fit = BlendBatch.build(scenes, shape), MapFit(kind(shape.bands), shape)
+    batch, fit = Batch.build(scenes, shape), MapFit(kind(shape.bands), shape)
     start = np.zeros((4, shape.sources, fit.prior.size), np.float32)
     for row, scene in enumerate(scenes):
         radius, ellipticity = (tf.constant(part, tf.float32) for part in moments(scene))
         start[row, : len(scene.sources)] = fit.prior.start(radius, ellipticity)
     shuffled = start.copy()
     shuffled[:, :3] = start[::-1, [2, 0, 1]]
-    results: list[MapResult] = [fit(batch, first) for first in (np.zeros_like(start), start, shuffled)]
+    results: list[MapResult] = [fit(batch.tensors, first) for first in (np.zeros_like(start), start, shuffled)]
     for other in results[1:]:
-        linear = results[0].covariance.linear.numpy()  # [B, C, Q, C, Q]
+        linear = results[0].covariance.linear.numpy()  # [B, C, K, C, K]
         for b in range(4):
             for c in range(shape.bands):
                 error = np.sqrt(np.diag(linear[b, c, :3, c, :3]))
@@ -299,6 +301,36 @@ def test_settings_are_checked() -> None:
         Deblender("sersik")
     with pytest.raises(ValueError, match="method: expected one of map, sample, received 'mcmc'"):
         Deblender(method="mcmc")
+    with pytest.raises(TypeError, match="prior: expected the name of a prior, the path of one, or a prior, received a"):
+        Deblender(3)  # type: ignore[arg-type]
+
+
+def test_wrong_arguments_are_refused_in_one_line(deblender: Deblender) -> None:
+    scene = simulate()[0]
+    with pytest.raises(TypeError, match="scenes: expected a Scene, an Observation or a list of them, received a str"):
+        deblender.deblend("blend.npz")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"received a PosixPath; read files with Scene.read"):
+        deblender.deblend([scene, Path("blend.npz")])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"scenes: expected .* received a ndarray"):
+        deblender.deblend(scene.observation.images)  # type: ignore[call-overload]
+
+
+def test_it_can_be_pickled(deblender: Deblender, blend: Deblended) -> None:
+    """With its settings, after it has compiled: workers compile again what they need."""
+    copy = pickle.loads(pickle.dumps(replace(deblender, prior="sersic", samples=5)))
+    assert copy == replace(deblender, prior="sersic", samples=5)
+    assert copy.prior_of(blend.scene).name == "sersic"
+    assert pickle.loads(pickle.dumps(deblender)) == deblender
+
+
+def test_a_prior_is_an_object(blend: Deblended) -> None:
+    """It says why it is not for a scene; a denoiser is one, too."""
+    learned = priors.find("hsc-grizy-64")
+    assert isinstance(learned, priors.LearnedPrior) and not learned.fits(blend.scene)
+    assert learned.problem(blend.scene) == "expected bands g, r, i, z, y, received g, r"
+    same = priors.find(learned.denoiser)
+    assert isinstance(same, priors.LearnedPrior) and same.denoiser is learned.denoiser
+    assert priors.find(learned) is learned and Deblender(learned).prior_of(blend.scene) is learned
 
 
 # -- non-parametric

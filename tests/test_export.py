@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_learned import SHIPPED, simulated
+from tests.hsc import SHIPPED, simulated, small
 from tfdeblend.client import blend_arrays
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
-from tfdeblend.diffusion.random import Draws
+from tfdeblend.diffusion.random import KeyedNormals
 from tfdeblend.export import normals, preparation, seeds
 from tfdeblend.export.bucket import Bucket, blend_specs
 from tfdeblend.export.warmup import example
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import scene_shape, stamp_side
 from tfdeblend.galaxies import moments
 
@@ -25,13 +25,17 @@ BUCKET = Bucket(SHIPPED, 32)
 SIGMA = BUCKET.shape.model_sigma
 
 
-def scene(index: int = 0) -> Scene:
-    return simulated(index, size=30, sources=(2, 3))[0]
-
-
 def given(one: Scene, bucket: Bucket = BUCKET) -> dict[str, tf.Tensor]:
     arrays = blend_arrays(one, bucket.side, bucket.sources, bucket.psf)
     return {name: tf.constant(arrays[name][None], spec.dtype) for name, spec in blend_specs(bucket).items()}
+
+
+def named(tensors: Tensors) -> dict[str, tf.Tensor]:
+    """Those of the batch and of its one exposure."""
+    (exposure,) = tensors.exposures
+    own = tensors._asdict()
+    del own["exposures"]
+    return own | exposure._asdict()
 
 
 def masked(one: Scene) -> Scene:
@@ -40,24 +44,24 @@ def masked(one: Scene) -> Scene:
     weights[3], weights[:, 4:9, 11] = 0, 0
     psf = np.pad(one.observation.psf, [[0, 0], [1, 0], [1, 0]])
     observation = replace(one.observation, weights=weights, psf=psf, notes=())
-    return Scene(observation, (replace(one.sources[0], kind="point"), *one.sources[1:]))
+    return Scene((observation,), (replace(one.sources[0], kind="point"), *one.sources[1:]))
 
 
 @pytest.mark.parametrize("change", [lambda one: one, masked])
 def test_preparation_is_that_of_batches(change):
-    one = change(scene())
+    one = change(small())
     bucket = replace(BUCKET, psf=max(one.observation.psf.shape[1], BUCKET.psf))
     blend, usable = preparation.checked(given(one, bucket), bucket.shape.model_sigma)
-    expected, found = BlendBatch.build([one], bucket.shape), preparation.prepare(blend, bucket.shape)
+    expected, (tensors, scale) = Batch.build([one], bucket.shape), preparation.prepare(blend, bucket.shape)
     assert usable.numpy().all()
-    np.testing.assert_allclose(found.band_scale, expected.band_scale, rtol=1e-6)
-    for name, value in expected.tensors.items():
+    np.testing.assert_allclose(scale, expected.band_scale, rtol=1e-6)
+    for name, value in named(expected.tensors).items():
         close = {"rtol": 1e-5, "atol": 1e-5 if "kernel" in name else 1e-6}
-        np.testing.assert_allclose(found.tensors[name], value, err_msg=name, **close)
+        np.testing.assert_allclose(named(tensors)[name], value, err_msg=name, **close)
 
 
-def test_moments_are_those_of_initialize():
-    one = masked(scene())
+def test_moments_are_those_of_the_library():
+    one = masked(small())
     bucket = replace(BUCKET, psf=44)
     radius, ellipticity = preparation.moments(preparation.checked(given(one, bucket), bucket.shape.model_sigma)[0])
     expected = moments.moments(one)
@@ -66,7 +70,7 @@ def test_moments_are_those_of_initialize():
 
 
 def test_a_bucket_is_what_deblender_makes_of_its_scenes():
-    one = scene()
+    one = small()
     sigma = BUCKET.shape.model_sigma
     assert scene_shape(one, stamp_side(one, 66), sigma) == BUCKET.shape
     closed = Bucket("bulge-disk", 64)
@@ -93,9 +97,9 @@ def test_blends_of_wrong_numbers_are_emptied(change: dict[str, float]):
         blend[name] = wrong
     found, usable = preparation.checked(blend, SIGMA)
     assert usable.numpy().tolist() == [True, False]
-    prepared = preparation.prepare(found, BUCKET.shape)
-    assert all(np.isfinite(np.abs(value)).all() for value in prepared.tensors.values())
-    assert not prepared.weights[1].numpy().any() and prepared.weights[0].numpy().any()
+    tensors = named(preparation.prepare(found, BUCKET.shape)[0])
+    assert all(np.isfinite(np.abs(value)).all() for value in tensors.values())
+    assert not tensors["weights"][1].numpy().any() and tensors["weights"][0].numpy().any()
 
 
 @pytest.mark.parametrize(("sigma", "used"), [(0.8, False), (1.1, True)])
@@ -125,9 +129,9 @@ def test_keys_are_those_of_the_library(seed: int):
     np.testing.assert_array_equal(seeds.keys(tf.constant(words), 16), expected)
 
 
-def test_given_normals_are_the_draws_they_were_made_of():
+def test_given_normals_are_those_they_were_made_of():
     stamps, side, steps = (2, 3, 5, 8, 8), 32, 3
-    made = Draws(tf.constant([5, 7], tf.int64), stamps, [(5, side)], 4)
+    made = KeyedNormals(tf.constant([5, 7], tf.int64), stamps, [(5, side)], 4)
     eps = normals.flatten(made, steps)
     assert eps.shape == (2, normals.size(stamps, side, 4, steps))
     found = normals.GivenNormals(eps, stamps, side, 4, steps)

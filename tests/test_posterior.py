@@ -7,8 +7,10 @@ covariance is read off unit vectors, without Monte Carlo.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +22,6 @@ from tfdeblend.diffusion.conditioning import (
     ConvolvedLikelihood,
     GaussianConditioning,
     PosteriorDenoiser,
-    SourcePrior,
 )
 from tfdeblend.diffusion.denoisers import pixels
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
@@ -54,6 +55,15 @@ class Matrix(LinearOperator):
         return tf.pad(flat, [[0, 0], [0, 0], [0, self.side - STAMP[1]], [0, 0]])
 
 
+class Problem(NamedTuple):
+    """What a posterior denoiser asks of `BlendProblem`, of galaxies alone."""
+
+    operator: ForwardOperator
+    data: tf.Tensor
+    mean: Callable
+    covariance: Callable
+
+
 @dataclass
 class World:
     """K Gaussian sources, one image, and the posterior in closed form."""
@@ -83,14 +93,14 @@ class World:
     ) -> PosteriorDenoiser:
         shape = [batch, self.sources, *STAMP]
         ones, none = tf.ones([batch, self.sources, 1, 1, 1], tf.float64), tf.zeros(shape, tf.float64)
-        prior = SourcePrior(self.denoiser, lambda x: x, lambda v: SourceCovariance(v, ones, none, none))
         corners = tf.constant([[[0, STAMP[2] * i] for i in range(self.sources)]] * batch)
         place = Place(corners, STAMP[1], STAMP[1] * self.sources, tf.float64)
         view = View((0,), Matrix(self.a, self.sources), tf.ones([batch, *IMAGE], tf.float64))
         operator = ForwardOperator(place, [view], ones, none)
         data = tf.constant(np.broadcast_to(self.y, (batch, SEEN)))
+        problem = Problem(operator, data, lambda x: x, lambda v: SourceCovariance(v, ones, none, none))
         solver = GMRES(iterations) if conditioning is MMPS else ConjugateGradients(max_steps=iterations)
-        return conditioning(prior, operator, data, solver)
+        return conditioning(self.denoiser, problem, solver)
 
     def denoised(self, x: np.ndarray, sigma: float) -> np.ndarray:
         """D_y."""
@@ -243,7 +253,7 @@ def mixture_samples(number_of_steps: int, strength: float = 0.2, number: int = 3
         return steps.moment_matched(posterior, x, *levels, draws.normals(count))[0]
 
     x = 20 * draws.normals(tf.constant(999))[1]
-    for count, (sigma, after) in enumerate(pairwise(noise_levels(20.0, 0.02, steps))):
+    for count, (sigma, after) in enumerate(pairwise(noise_levels(20.0, 0.02, number_of_steps))):
         x = advance(x, tf.constant(sigma, tf.float64), tf.constant(after, tf.float64), tf.constant(count))
     return x.numpy().reshape(number, -1) @ m / (m @ m), exact
 

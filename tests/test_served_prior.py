@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_serving import Server
+from tests.servers import Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.export import saved_model

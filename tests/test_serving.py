@@ -5,41 +5,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
-from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
-from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
-from tests.test_export import scene
+from tests.hsc import small
+from tests.servers import BUCKET, Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.client import Client
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.export import saved_model, warmup
-from tfdeblend.export.bucket import Bucket
 from tfdeblend.export.check_saved_model import check
 from tfdeblend.export.embedded import inputs
 from tfdeblend.export.embedded.refusal import Refusal
 from tfdeblend.export.layout import WARM_UP
 from tfdeblend.export.proofs.figures import INDEPENDENT, difference
-
-BUCKET = Bucket("exponential", 32)
 
 
 @pytest.fixture(scope="module")
@@ -47,37 +39,6 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     saved_model.write(BUCKET, folder)
     return folder
-
-
-class Server:
-    """The command in a process of its own."""
-
-    def __init__(self, base: Path, *options: str):
-        command = [sys.executable, "-m", "tfdeblend", "serve", str(base), "--port", "0", "--rest-port", "0", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        assert self.process.stdout
-        facts = json.loads(self.process.stdout.readline())
-        self.grpc, self.rest = f"127.0.0.1:{facts['grpc']}", f"http://127.0.0.1:{facts['rest']}"
-        channel = grpc.insecure_channel(self.grpc, [("grpc.max_receive_message_length", -1)])
-        self.predictions, self.models = PredictionServiceStub(channel), ModelServiceStub(channel)
-
-    def predict(self, arrays: dict[str, np.ndarray], model: str = BUCKET.name, signature: str = "map"):
-        request = PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = model, signature
-        warmup.fill(request, arrays)
-        return self.predictions.Predict(request, timeout=300)
-
-    def ask(self, path: str, body: object = None) -> tuple[int, dict]:
-        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            with urlopen(Request(self.rest + path, data), timeout=300) as answer:
-                return answer.status, json.load(answer)
-        except HTTPError as error:
-            return error.code, json.load(error)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +171,7 @@ def test_a_shape_takes_no_memory_before_it_is_checked():
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_client_gives_what_deblender_gives(server: Server, scheme: str):
     url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
-    one = scene()
+    one = small()
     found = Client(url, "exponential").deblend(one)
     local = Deblender("exponential").deblend(one)
     assert found.catalog.colnames == local.catalog.colnames
@@ -222,7 +183,7 @@ def test_client_gives_what_deblender_gives(server: Server, scheme: str):
 
 
 def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
-    one = scene()
+    one = small()
     one.write(tmp_path / "blend.npz")
     command = ["deblend", str(tmp_path / "blend.npz"), "--prior", "exponential", "--no-figures", "--no-report"]
     assert main([*command, "--out", str(tmp_path / "here")]) == 0
@@ -238,7 +199,7 @@ def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
 
 def test_client_tells_what_the_server_lacks(server: Server):
     with pytest.raises(DataError, match="expected a model bulge-disk_SIDExSOURCES"):
-        Client(server.rest, "bulge-disk").deblend(scene())
+        Client(server.rest, "bulge-disk").deblend(small())
     with pytest.raises(DataError, match="grpc://HOST:PORT or http://HOST:PORT"):
         Client("localhost:8500")
 

@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_training import NETWORK
 from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
-from tfdeblend.em import SAMPLING, Stamps
+from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
-from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.io import npz
 from tfdeblend.training import train_em
-from tfdeblend.training.config import FitConfig
+from tfdeblend.training.config import FitConfig, NetworkConfig
 from tfdeblend.training.em_blends import split_of
-from tfdeblend.training.em_config import EMConfig, StartConfig
+from tfdeblend.training.em_config import EMConfig, SamplingConfig, StartConfig
 from tfdeblend.training.em_evaluation import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
+NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)
 FIT = FitConfig(steps=4, epoch=2, batch=8, warmup=1, ema=0.9)
 
 
@@ -63,7 +62,7 @@ def tiny(blends: Path) -> EMConfig:
         mean_fit=FIT,
         head_fit=FIT,
         iterations=2,
-        sampling=SampleOptions(steps=2),
+        sampling=SamplingConfig(steps=2),
         validation=0.3,
         test=0.2,
         evaluation_samples=4,
@@ -165,7 +164,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
 def test_what_is_not_said_of_samples_is_as_iterations_have_it(tmp_path: Path):
     document = json.loads(CONFIGS[0].read_text())
     (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
-    assert EMConfig.read(tmp_path / "em.json").sampling == dataclasses.replace(SAMPLING, steps=5)
+    assert EMConfig.read(tmp_path / "em.json").sampling == SamplingConfig(steps=5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Client of a model server: scenes in, the results of `Deblender` out.
+"""Sends scenes to a model server, and makes the results of `Deblender` of its answers.
 
     Client("grpc://localhost:8500").deblend(scene)
 
@@ -21,12 +21,13 @@ from tfdeblend.catalog import builder, measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.psf import MODEL_SIGMA, allows_model_sigma, pixels_per_arcsec, psf_center
+from tfdeblend.data.psf import LARGEST_GAIN, MODEL_SIGMA, pixels_per_arcsec, psf_center
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
-from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS
+from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS, amplifications
+from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.inference.priors import Prior
 from tfdeblend.transport import SAMPLES, STEPS, Arrays, Model, ServerError, connect
 
 SIGNATURES = {"map": "map", "sample": f"sample_{SAMPLES}"}
@@ -58,14 +59,14 @@ class Client:
         self._finding = Lock()
 
     def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
-        """One result for one scene, a list for several; an observation's sources are detected.
+        """Gives one result for one scene, a list for several; an observation's sources are detected.
 
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
         """
         return builder.in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """(index, result) of every scene as it is done; a scene that cannot be done yields its error."""
+        """Yields (index, result) of every scene as it is done; a scene that cannot be done yields its error."""
         pool = ThreadPoolExecutor(self.at_once)
         try:
             waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
@@ -91,46 +92,43 @@ class Client:
             expected = "expected numbers that the model can take, see its card"
             raise DataError(scene.name, "server", f"{expected}, received others: the server refused the scene")
         facts: builder.Facts = {"method": self.method, "seed": self.seed, "walltime": time.perf_counter() - began}
-        facts |= {"prior": registry.find(prior).name if registry.is_learned(prior) else prior}
+        facts["prior"] = prior.name
         if self.method == "sample":
-            return self._sampled(scene, found, facts, model.model_sigma)
+            facts |= SampleOptions(steps=STEPS).facts()
+            return sampled(scene, found, facts, model.model_sigma, self.keep_samples)
         facts["modelsig"] = model.model_sigma
         return fitted(scene, found, facts)
 
-    def _sampled(self, scene: Scene, found: Arrays, facts: builder.Facts, model_sigma: float) -> Deblended:
-        facts |= {"steps": STEPS, "sampler": "moment-matched", "covar": "head"}
-        return sampled(scene, found, facts, model_sigma, self.keep_samples)
-
-    def _model(self, scene: Scene, prior: str) -> Model:
-        """The smallest model of the prior that the server has and the scene fits into."""
+    def _model(self, scene: Scene, prior: Prior) -> Model:
+        """Finds the smallest model of the prior that the server has and the scene fits into."""
         bands, height, width = scene.observation.shape
         psf, count = max(scene.observation.psf.shape[1:]), len(scene.sources)
-        known = registry.find(prior) if registry.is_learned(prior) else None
+        if (number := len(scene.observations)) > 1:
+            raise DataError(scene.name, "observations", f"expected one, which servers know alone, received {number}")
         if scene.observation.noise_correlation is not None:
             raise DataError(scene.name, "noise_correlation", "expected white noise, which servers know alone")
-        problem = known.problem(scene) if known else None
-        sigma = known.model_sigma if known else MODEL_SIGMA
-        if known is None and not allows_model_sigma(scene, sigma):
+        sigma = prior.model_sigma or MODEL_SIGMA
+        problem = prior.problem(scene)
+        if problem is None and max(amplifications(scene, sigma)) > LARGEST_GAIN:
             problem = f"expected PSFs wider than a Gaussian of sigma {sigma:g} pixel, received a narrower one"
         if problem:
-            raise DataError(scene.name, f"prior {prior}", problem)
-        stem = known.name if known else prior
+            raise DataError(scene.name, f"prior {prior.name}", problem)
         sides = [side for side in IMAGE_SIDES if side >= max(height, width)]
         counts = [number for number in SOURCE_COUNTS if number >= count]
         for side, number in sorted(((s, k) for s in sides for k in counts), key=lambda size: size[0] ** 2 * size[1]):
-            name = f"{stem}_{side}x{number}"
+            name = f"{prior.name}_{side}x{number}"
             with self._finding:
                 if name not in self._models:
                     self._models[name] = self._server.model(name, sigma)
                 model = self._models[name]
             if model and model.bands == bands and model.psf >= psf:
                 return model
-        expected = f"expected a model {stem}_SIDExSOURCES for {max(height, width)} pixels, {count} sources"
+        expected = f"expected a model {prior.name}_SIDExSOURCES for {max(height, width)} pixels, {count} sources"
         raise DataError(scene.name, "server", f"{expected}, {bands} bands, PSFs of {psf} pixels, received none")
 
 
 def blend_arrays(scene: Scene, side: int, sources: int, psf: int) -> Arrays:
-    """A scene as a model takes it, without the batch's dimension: see `export/README.md`."""
+    """Makes the arrays that a model takes of a scene, without the batch's dimension: see `export/README.md`."""
     observation, count = scene.observation, len(scene.sources)
     bands, height, width = observation.shape
     images, weights = np.zeros((2, bands, side, side), np.float32)
@@ -156,7 +154,7 @@ def blend_arrays(scene: Scene, side: int, sources: int, psf: int) -> Arrays:
 
 
 def fitted(scene: Scene, found: Arrays, facts: builder.Facts) -> Deblended:
-    """The result that a model's `map` makes of a scene."""
+    """Makes the result of what a model's `map` found."""
     count, (_, height, width) = len(scene.sources), scene.observation.shape
     own = {name: found[name][:count] for name in ("positions", "size", "ellipticity", "corners", "flux")}
     errors = [found["position_err"], found["size_err"][:, None], found["ellipticity_err"]]
@@ -179,7 +177,7 @@ def fitted(scene: Scene, found: Arrays, facts: builder.Facts) -> Deblended:
 
 
 def sampled(scene: Scene, found: Arrays, facts: builder.Facts, model_sigma: float, keep: bool) -> Deblended:
-    """The result that a model's samples make of a scene."""
+    """Makes the result of a model's samples."""
     count, (_, height, width) = len(scene.sources), scene.observation.shape
     statistics = SampleStatistics(scene, found["corners"][:count], model_sigma, keep)
     for each in range(len(found["flux"])):

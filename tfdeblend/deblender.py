@@ -66,7 +66,7 @@ class Deblender:
       kind of prior.
     """
 
-    prior: str | Path | Prior | PriorDenoiser = "auto"
+    prior: str | Path | Prior | PriorDenoiser | AutomaticPrior = "auto"
     method: str = "map"
     seed: int = 0
     background: bool = False

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import first_latents
-from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
 from tfdeblend.diffusion.schedules import BlendSchedule
@@ -75,18 +75,19 @@ class Shard:
 
     def write(self, path: Path) -> None:
         """As an .npz archive, without the scenes."""
-        arrays = {"names": np.array(self.names), "shape": np.array(json.dumps(self.shape)), **self.initial._asdict()}
+        shape = json.dumps(self.shape._asdict())
+        arrays = {"names": np.array(self.names), "shape": np.array(shape), **self.initial._asdict()}
         npz.write(path, arrays)
 
     @classmethod
     def read(cls, path: Path, scenes: Mapping[str, Scene]) -> Shard:
         """Reads what `write` wrote; scenes: by name."""
         with np.load(path) as archive:
-            *sizes, exposures, background = json.loads(str(archive["shape"]))
-            own = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in exposures)
+            sizes = json.loads(str(archive["shape"]))
+            exposures = tuple(ExposureShape(tuple(bands), *rest) for bands, *rest in sizes.pop("exposures"))
             initial = InitialFit(*(archive[name] for name in InitialFit._fields))
             scenes_of = tuple(scenes[name] for name in archive["names"].tolist())
-            return cls(scenes_of, BatchShape(*sizes, own, background), initial)
+            return cls(scenes_of, BatchShape(**sizes, exposures=exposures), initial)
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:
@@ -137,11 +138,11 @@ class Stamps(NamedTuple):
 class Expectation:
     """Samples the posterior of shards under one prior, whose weights may change: each shape is compiled once."""
 
-    def __init__(self, denoiser: Denoiser, options: SampleOptions):
+    def __init__(self, denoiser: PriorDenoiser, options: SampleOptions):
         self.denoiser, self.options = denoiser, options
         self.samplers: dict[BatchShape, PosteriorSampler] = {}
 
-    def use(self, prior: Denoiser) -> None:
+    def use(self, prior: PriorDenoiser) -> None:
         """Takes over the weights of another prior of the same kind."""
         self.denoiser.assign(prior)  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""How requests reach a model server: gRPC (`PredictionService`) or REST, with named arrays in and out."""
+"""Carries requests to a model server by gRPC (`PredictionService`) or REST, with named arrays in and out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS = {"DT_FLOAT": np.float32, "DT_DOUBLE": np.float64, "DT_INT32": np.int32, 
 
 
 class ServerError(Exception):
-    """What a server answered in place of a result, in one line."""
+    """Says what a server answered in place of a result, in one line."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A served model: side, sources, bands and psf are the sizes of its inputs; model_sigma in pixels."""
+    """Describes a served model: side, sources, bands and psf are the sizes of its inputs; model_sigma in pixels."""
 
     name: str
     side: int
@@ -38,7 +38,7 @@ class Model:
 
     @classmethod
     def of(cls, name: str, shapes: dict[str, list[int]], model_sigma: float) -> Model:
-        """From the shapes of its inputs."""
+        """Reads the sizes off the shapes of its inputs."""
         _, bands, side, _ = shapes["images"]
         return cls(name, side, shapes["positions"][1], bands, shapes["psfs"][2], model_sigma)
 
@@ -52,7 +52,7 @@ class Transport(Protocol):
 
 
 def connect(url: str, timeout: float) -> Transport:
-    """Of grpc://HOST:PORT or http(s)://HOST:PORT. Raises: DataError for another URL, or a missing package."""
+    """Connects to grpc://HOST:PORT or http(s)://HOST:PORT. Raises: DataError for another URL, or a missing package."""
     parts = urlsplit(url)
     try:
         port = parts.port

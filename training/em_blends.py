@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from tfdeblend import em
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion import registry
+from tfdeblend.diffusion.registry import PriorFile
 from tfdeblend.errors import DataError
+from tfdeblend.inference.priors import mismatch
 from tfdeblend.io import find_inputs
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.training.em_config import EMConfig
@@ -37,15 +38,13 @@ def read_scenes(config: EMConfig) -> list[Scene]:
 
     Raises: DataError where none is.
     """
-    about = registry.LearnedPrior(
-        config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma
-    )
+    about = PriorFile(config.name, Path(), config.bands, config.side, config.pixel_scale, config.model_sigma)
     found, refused = [], []
     for path in progress(find_inputs(list(config.blends)), "reading"):
         try:
             scene = Scene.read(path)
-            scene = Scene(scene.observation.select(config.bands), scene.sources)
-            problem = about.problem(scene)
+            scene = Scene((scene.observation.select(config.bands),), scene.sources)
+            problem = mismatch(about, scene)
         except DataError as error:
             problem = str(error)
         if problem is None:

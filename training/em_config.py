@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
+from tfdeblend.diffusion.conditioning import CONDITIONINGS
+from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
@@ -37,11 +39,35 @@ class StartConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How an iteration samples, in words that JSON can hold: number of steps, conditioning and step, by name.
+
+    All other settings are those of `em.SAMPLING`.
+    """
+
+    steps: int = em.SAMPLING.steps
+    conditioning: str = "head"
+    step: str = "moment-matched"
+
+    def __post_init__(self) -> None:
+        for name, known in (("conditioning", CONDITIONINGS), ("step", STEPS)):
+            if getattr(self, name) not in known:
+                expected = f"expected one of {', '.join(known)}"
+                raise ValueError(f"sampling.{name}: {expected}, received {getattr(self, name)!r}")
+        self.options()
+
+    def options(self) -> SampleOptions:
+        """Returns them as the sampler takes them."""
+        conditioning, step = CONDITIONINGS[self.conditioning], STEPS[self.step]
+        return dataclasses.replace(em.SAMPLING, steps=self.steps, conditioning=conditioning, step=step)
+
+
+@dataclass(frozen=True)
 class EMConfig:
     """What expectation-maximisation learns from, and how.
 
     By default every iteration sees all blends (Rozet et al. 2024). With a share below 1 each sees others, as in Barco
-    et al. 2024, whose sampling is {"covariance": "convolved", "sampler": "ancestral", "steps": 64}.
+    et al. 2024, whose sampling is {"conditioning": "convolved", "step": "ancestral", "steps": 64}.
 
     blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used. side,
     pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. iterations: at most; the run ends sooner when
@@ -69,7 +95,7 @@ class EMConfig:
     iterations: int = 8
     samples: int = 1
     share: float = 1.0
-    sampling: SampleOptions = em.SAMPLING
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1

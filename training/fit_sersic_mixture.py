@@ -21,7 +21,7 @@ WIDTHS = np.geomspace(0.025, 2.5, 8)
 
 
 def convolved_sersic(n: float, q: float, radii: np.ndarray) -> np.ndarray:
-    """Computes a unit-flux Sersic profile of half-light radius 1, convolved with a Gaussian of sigma q, at some radii."""
+    """Computes a unit-flux Sersic profile of half-light radius 1 convolved with a Gaussian of sigma q at radii."""
     b = gammaincinv(2 * n, 0.5)
     r = np.geomspace(1e-6, 60, 3000)
     dr = np.gradient(np.log(r)) * r

@@ -20,7 +20,7 @@ import numpy as np
 from tfdeblend import em
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records, read_stamps
-from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
@@ -70,7 +70,7 @@ class Run:
         """Returns the E-step under that iteration's prior. Graphs are kept; only the weights change."""
         prior = read_prior(self.folder(iteration))
         if type(prior) not in self._expectations:
-            self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling)
+            self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling.options())
         found = self._expectations[type(prior)]
         found.use(prior)
         return found
@@ -106,7 +106,7 @@ class Run:
         images = np.concatenate([em.initial_stamps(shard, config.side, config.least_signal) for shard in training])
         rank = max(min(config.start.rank, len(images) // 4), 1)
         prior = em.fit_gaussian(images, config, config.seed, rank)
-        expectation = em.Expectation(prior, config.sampling)
+        expectation = em.Expectation(prior, config.sampling.options())
         for iteration in progress(range(config.start.iterations), "iterations of the Gaussian prior"):
             path = folder / f"gaussian_{iteration:02d}.npz"
             if path.exists():
@@ -273,7 +273,7 @@ def prior_file(folder: Path) -> Path | None:
     return next((path for suffix in (".keras", ".npz") if (path := folder / f"prior{suffix}").exists()), None)
 
 
-def read_prior(folder: Path) -> Denoiser:
+def read_prior(folder: Path) -> PriorDenoiser:
     """Returns a copy of an iteration's prior that may be changed."""
     path = prior_file(folder)
     if path is None:

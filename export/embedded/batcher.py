@@ -17,12 +17,12 @@ Run = Callable[[str, Arrays], Arrays]  # a signature, on a batch
 
 
 class Closed(Exception):
-    """The batcher takes nothing more: another version has taken over, or the server stops."""
+    """Says that a batcher takes nothing more: another version has taken over, or the server stops."""
 
 
 @dataclass(eq=False)  # a task is itself, whatever its arrays hold
 class Task:
-    """One request on its way."""
+    """A request that waits or runs."""
 
     signature: str
     inputs: Arrays
@@ -49,7 +49,7 @@ class Batcher:
             thread.start()
 
     def submit(self, signature: str, inputs: Arrays) -> Future:
-        """The outputs to come, which may be cancelled while they wait.
+        """Queues a request; returns its outputs to come, which may be cancelled while it waits.
 
         Raises: Closed; Refusal where too many wait.
         """
@@ -66,7 +66,7 @@ class Batcher:
         return task.future
 
     def held(self) -> int:
-        """Blends that wait."""
+        """Counts the blends that wait."""
         return sum(task.blends for task in list(self._tasks) if not task.future.cancelled())
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Batcher:
             thread.join()
 
     def _take(self) -> list[Task]:
-        """The task that has waited longest, and those of its signature that fit into its batch; none at the end."""
+        """Takes the task that waited longest, and others of its signature that fit into a batch; none at the end."""
         with self._changed:
             while not self._closed or self._tasks:
                 self._changed.wait_for(lambda: self._tasks or self._closed)
@@ -102,7 +102,7 @@ class Batcher:
         return batch
 
     def _forget(self) -> None:
-        """Those that nobody waits for any more."""
+        """Drops the tasks that nobody waits for any more."""
         self._tasks = deque(task for task in self._tasks if not task.future.cancelled())
 
     def _work(self) -> None:

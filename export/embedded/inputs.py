@@ -17,7 +17,7 @@ KINDS = {"str": "text", "bool": "true or false", "NoneType": "null", "dict": "ob
 
 
 def of_protos(protos: Mapping[str, Any], specs: Specs, most: int) -> Arrays:
-    """Of a PredictRequest's inputs. most: blends in a request. Raises: Refusal."""
+    """Reads the inputs of a PredictRequest. most: blends in a request. Raises: Refusal."""
     check_names(protos, specs)
     found = {}
     for name, spec in specs.items():
@@ -38,7 +38,7 @@ def of_protos(protos: Mapping[str, Any], specs: Specs, most: int) -> Arrays:
 
 
 def of_json(body: dict[str, Any], specs: Specs, most: int) -> Arrays:
-    """Of a REST body, which came in rows (`instances`) or in columns (`inputs`). Raises: Refusal."""
+    """Reads the inputs of a REST body, in rows (`instances`) or in columns (`inputs`). Raises: Refusal."""
     if "inputs" in body:
         if not isinstance(body["inputs"], dict):
             raise invalid("inputs", "an object of named inputs", type(body["inputs"]).__name__)
@@ -79,7 +79,7 @@ def _columns(columns: dict[str, Any], specs: Specs, most: int) -> Arrays:
 
 
 def check_names(given: Iterable[str], specs: Specs) -> None:
-    """Raises: Refusal where an input is missing or unknown."""
+    """Checks the names of inputs. Raises: Refusal where one is missing or unknown."""
     missing, unknown = sorted(set(specs) - set(given)), sorted(set(given) - set(specs))
     if missing or unknown:
         received = ", ".join([f"no {name}" for name in missing] + [f"unknown {name[:40]!r}" for name in unknown][:5])
@@ -87,7 +87,7 @@ def check_names(given: Iterable[str], specs: Specs) -> None:
 
 
 def check_shape(name: str, shape: Sequence[int], spec: tf.TensorSpec, most: int) -> None:
-    """Raises: Refusal for another shape than the signature's, and for no blends or too many."""
+    """Checks a shape. Raises: Refusal where it is not the signature's, and for no blends or too many."""
     expected = [None, *spec.shape[1:]]
     given = list(shape)
     if len(given) != len(expected) or given[1:] != expected[1:]:
@@ -99,7 +99,7 @@ def check_shape(name: str, shape: Sequence[int], spec: tf.TensorSpec, most: int)
 
 
 def check_blends(arrays: Arrays) -> None:
-    """Raises: Refusal where inputs do not hold the same number of blends."""
+    """Checks that all inputs hold the same number of blends. Raises: Refusal."""
     counts = {name: len(value) for name, value in arrays.items()}
     if len(set(counts.values())) > 1:
         raise invalid(

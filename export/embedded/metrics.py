@@ -1,4 +1,4 @@
-"""What Prometheus may ask of the server."""
+"""Metrics of the server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class Metrics:
-    """Of one server."""
+    """The metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -38,21 +38,21 @@ class Metrics:
         self._version = Gauge("tfdeblend_model_version", "In service; 0: none.", ["model"], **own)
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """Returns the metrics in Prometheus' format."""
         return generate_latest(self.registry)
 
     def batches(self, model: str) -> Callable[[float], None]:
-        """To tell of each batch how many blends it has."""
+        """Returns a function that records how many blends a batch has."""
         return self._batch.labels(model).observe
 
     def serving(self, model: str, number: int, waiting: Callable[[], int]) -> None:
-        """A version has come into service. waiting: tells how many blends wait for it."""
+        """Records a version that is put into service. waiting: returns how many blends wait for it."""
         self._version.labels(model).set(number)
         self._waiting.labels(model).set_function(waiting)
 
     @contextmanager
     def request(self, api: str) -> Iterator[dict[str, str]]:
-        """Counts and times what happens within; who asks fills in `model` and `signature` once they are known."""
+        """Counts and times what happens within; the caller fills in `model` and `signature` once they are known."""
         labels = {"model": "unknown", "signature": "unknown", "api": api}  # never a name that a client made up
         began, status = time.perf_counter(), "OK"
         try:

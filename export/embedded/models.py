@@ -64,7 +64,7 @@ class Version:
 
 
 class Models:
-    """The models below `base`.
+    """Loads and serves the models below `base`.
 
     Raises: Refusal from what is asked of them; OSError for a folder that is not there.
     """
@@ -99,7 +99,7 @@ class Models:
                     break
 
     def _loaded(self, folder: Path) -> Version | None:
-        """None for a version that is being copied, or does not load."""
+        """Loads a version; returns None for one that is being copied, or does not load."""
         if not all((folder / file).exists() for file in WHOLE):
             return None
         files = [path.stat() for path in folder.rglob("*")]
@@ -114,7 +114,7 @@ class Models:
             return None
 
     def watch(self, seconds: float) -> None:
-        """Polls again and again, until `close`."""
+        """Polls until `close`."""
 
         def repeat() -> None:
             while not self._stop.wait(seconds):
@@ -127,7 +127,7 @@ class Models:
         self._poller.start()
 
     def leave(self) -> None:
-        """Looks for no more versions."""
+        """Stops polling."""
         self._stop.set()
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class Models:
         return sorted(self._served)
 
     def find(self, name: str, number: int | None = None, label: str = "") -> Version:
-        """The served version of a model. Raises: Refusal."""
+        """Finds the served version of a model. Raises: Refusal."""
         version = self._served.get(name)
         if version is None or (number is not None and version.number != number) or label:
             wanted = f" version {number}" if number is not None else f" label {label!r}" if label else ""
@@ -152,7 +152,7 @@ class Models:
         return version
 
     async def predict(self, find: Callable[[], Version], ask: Ask) -> tuple[Version, str, Arrays]:
-        """The version that answered, the signature that was asked for, and its outputs.
+        """Answers a request: returns the version that answered, the signature that was asked for, and its outputs.
 
         Raises: Refusal.
         """
@@ -181,7 +181,7 @@ class Models:
 
 
 def signature_of(version: Version, name: str) -> str:
-    """The signature that a request means. Raises: Refusal."""
+    """Finds the signature of a request. Raises: Refusal."""
     name = name or DEFAULT
     if name not in version.specs:
         known = ", ".join(sorted(version.specs))

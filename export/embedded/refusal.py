@@ -1,4 +1,4 @@
-"""What a server answers in place of a result."""
+"""Refusal: the answer to a request that gets no result."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ VERSION = MODEL + r"/versions/{version:\d{1,18}}"
 
 
 class Rest:
-    """The routes of a server, and what is at work on them."""
+    """The routes of a server, and the requests at work on them."""
 
     def __init__(self, models: Models, metrics: Metrics):
         self.models, self.metrics = models, metrics
@@ -151,7 +151,7 @@ def _plain(message: Any) -> dict[str, Any]:
 
 @web.middleware
 async def told(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Errors as TensorFlow Serving tells them; nothing else leaves the server."""
+    """Turns every error into an answer as TensorFlow Serving words it."""
     try:
         return await handler(request)
     except Refusal as refusal:
@@ -171,6 +171,6 @@ async def told(request: web.Request, handler: Any) -> web.StreamResponse:
 
 
 async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[Rest, int]:
-    """A running server and its port. largest: bytes of a request. Raises: OSError for a port that is taken."""
+    """Starts a server; returns it and its port. largest: bytes of a request. Raises: OSError for a port in use."""
     server = Rest(models, metrics)
     return server, await server.start(address, port, largest)

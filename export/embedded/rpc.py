@@ -27,13 +27,13 @@ AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
 
 def found(models: Models, spec: Any) -> Version:
-    """The version that a ModelSpec means."""
+    """Finds the version that a ModelSpec means."""
     pinned = spec.WhichOneof("version_choice") == "version"
     return models.find(spec.name, spec.version.value if pinned else None, spec.version_label)
 
 
 def answered(call):
-    """Refusals as gRPC tells them; nothing else leaves the server."""
+    """Turns every error into a status of gRPC."""
 
     async def handler(self, request, context):
         try:
@@ -50,7 +50,7 @@ def answered(call):
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; what else the service has is not implemented."""
+    """Answers Predict and GetModelMetadata; other methods are not implemented."""
 
     def __init__(self, models: Models, metrics: Metrics):
         self.models, self.metrics = models, metrics
@@ -89,7 +89,7 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
+    """Answers GetModelStatus."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -100,7 +100,7 @@ class ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
 
 
 def signature_map(version: Version):
-    """SignatureDefMap of a version."""
+    """Makes the SignatureDefMap of a version."""
     signatures = get_model_metadata_pb2.SignatureDefMap()
     for name, signature in version.signatures.items():
         signatures.signature_def[name].CopyFrom(signature)
@@ -108,7 +108,7 @@ def signature_map(version: Version):
 
 
 def status_of(version: Version):
-    """GetModelStatusResponse."""
+    """Makes the GetModelStatusResponse of a version."""
     answer = get_model_status_pb2.GetModelStatusResponse()
     status = answer.model_version_status.add(version=version.number, state=AVAILABLE)
     status.status.error_code = 0
@@ -116,7 +116,7 @@ def status_of(version: Version):
 
 
 async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[grpc.aio.Server, int]:
-    """A running server and its port. largest: bytes of a request. Raises: OSError for a port that is taken."""
+    """Starts a server; returns it and its port. largest: bytes of a request. Raises: OSError for a port in use."""
     options = [
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),

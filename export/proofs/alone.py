@@ -23,7 +23,7 @@ def main(folder: Path, work: Path) -> None:
     with tf.Graph().as_default(), v1.Session(config=config) as session:
         _compare(session, v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder)).signature_def, work)
     ours = {"tfdeblend", "export"} & set(sys.modules)
-    figures.tell("modules of this project that were loaded", float(len(ours)), 0.0)
+    figures.report("modules of this project that were loaded", float(len(ours)), 0.0)
 
 
 def _compare(session: Any, signatures: Any, work: Path) -> None:
@@ -34,17 +34,17 @@ def _compare(session: Any, signatures: Any, work: Path) -> None:
     for kept in sorted(work.glob("*.npz")):
         name, (inputs, expected) = kept.stem, figures.load(kept)
         found = run(name, inputs)
-        figures.tell(f"TensorFlow alone, {name}", figures.difference(found, expected), figures.LARGEST)
+        figures.report(f"TensorFlow alone, {name}", figures.difference(found, expected), figures.LARGEST)
         blends = len(next(iter(inputs.values())))
         last = {key: value[-1:] for key, value in inputs.items()}
         again = run(name, last)
         if name.startswith("sample"):
             same = all(again[key].tobytes() == run(name, last)[key].tobytes() for key in ("flux", "stamps"))
-            figures.tell(f"same seed, same bytes, {name}", 0.0 if same else 1.0, 0.0)
+            figures.report(f"same seed, same bytes, {name}", 0.0 if same else 1.0, 0.0)
         if blends > 1:
             own = {key: value[-1:] for key, value in found.items()}
             limit = figures.LARGEST if name == "denoise" else 0.0
-            figures.tell(f"alone and beside {blends - 1} others, {name}", figures.difference(again, own), limit)
+            figures.report(f"alone and beside {blends - 1} others, {name}", figures.difference(again, own), limit)
 
 
 if __name__ == "__main__":

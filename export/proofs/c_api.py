@@ -23,7 +23,7 @@ def main(folder: Path, work: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     library = Path(tf.__file__).parent
     if compiler is None or not (library / "libtensorflow_cc.so.2").exists():
-        return figures.tell("C API", 0.0, skipped="there is no C compiler, or no library in TensorFlow's wheel")
+        return figures.report("C API", 0.0, skipped="there is no C compiler, or no library in TensorFlow's wheel")
     program = work / "session"
     options = [f"-I{library / 'include'}", f"-L{library}", f"-Wl,-rpath,{library}"]
     libraries = ["-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
@@ -32,7 +32,7 @@ def main(folder: Path, work: Path) -> None:
     for kept in sorted(work.glob("*.npz")):
         inputs, expected = figures.load(kept)
         found = _run(program, folder, work, signatures[kept.stem], inputs, expected)
-        figures.tell(f"C API, {kept.stem}", figures.difference(found, expected), figures.LARGEST)
+        figures.report(f"C API, {kept.stem}", figures.difference(found, expected), figures.LARGEST)
 
 
 def _run(program: Path, folder: Path, work: Path, signature, inputs, expected) -> figures.Arrays:

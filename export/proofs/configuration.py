@@ -45,17 +45,17 @@ def main(folder: Path, work: Path) -> None:
     signatures = SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].signature_def
     names = [name for name in signatures if not name.startswith("__")]
     missing = [name for name in names if f"signature_def['{name}']" not in shown]
-    figures.tell("signatures that saved_model_cli does not show", float(len(missing)), 0.0)
+    figures.report("signatures that saved_model_cli does not show", float(len(missing)), 0.0)
     scalars = [n for n in names for i in (*signatures[n].inputs.values(), *signatures[n].outputs.values()) if _fixed(i)]
-    figures.tell("tensors whose first dimension is not free", float(len(scalars)), 0.0)
+    figures.report("tensors whose first dimension is not free", float(len(scalars)), 0.0)
     config = model_server_config_pb2.ModelServerConfig()
     text_format.Parse((SERVING / "models.config").read_text(), config)
     wrong = [one.name for one in config.model_config_list.config if one.base_path != f"/models/{one.name}"]
-    figures.tell("models in models.config whose folder is another's", float(len(wrong)), 0.0)
+    figures.report("models in models.config whose folder is another's", float(len(wrong)), 0.0)
     _graph(folder)
     if SAMPLE_EPS in names:
         random = {op for op in _operations(pruned.write(folder, SAMPLE_EPS, work / SAMPLE_EPS)) if "Random" in op}
-        figures.tell(f"random operations of {SAMPLE_EPS}", float(len(random)), 0.0)
+        figures.report(f"random operations of {SAMPLE_EPS}", float(len(random)), 0.0)
     _warm_up(folder, names)
 
 
@@ -67,9 +67,9 @@ def _graph(folder: Path) -> None:
     ops = _operations(folder)
     stateful = {op for op in ops if (known := op_def_registry.get(op)) and known.is_stateful}
     refused = stateful - CONTROL - WEIGHTS | ops & FORBIDDEN
-    figures.tell("operations a server refuses, or that keep a state beside the weights", float(len(refused)), 0.0)
+    figures.report("operations a server refuses, or that keep a state beside the weights", float(len(refused)), 0.0)
     compiled = any(f.attr["_XlaMustCompile"].b for f in _graph_def(folder).library.function)
-    figures.tell("functions that must be compiled by XLA", float(compiled), 0.0)
+    figures.report("functions that must be compiled by XLA", float(compiled), 0.0)
 
 
 def _graph_def(folder: Path):
@@ -89,7 +89,7 @@ def _warm_up(folder: Path, names: list[str]) -> None:
         given = {key: tf.constant(tf.make_ndarray(proto)) for key, proto in request.inputs.items()}
         model.signatures[request.model_spec.signature_name](**given)
         replayed.add(request.model_spec.signature_name)
-    figures.tell("signatures without a warm-up record that replays", float(len(set(names) - replayed)), 0.0)
+    figures.report("signatures without a warm-up record that replays", float(len(set(names) - replayed)), 0.0)
 
 
 if __name__ == "__main__":

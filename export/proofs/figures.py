@@ -1,4 +1,4 @@
-"""What proofs read and tell. NumPy alone, so that it can stand beside any runtime."""
+"""Files and figures of the proofs. Needs NumPy alone, so that any runtime can be beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ UNITS = {"distance": 1.0, "ellipticity": 1.0}  # of what is near zero by nature:
 SEPARATOR = "|"  # between "in" or "out" and a name
 
 
-def tell(name: str, figure: float | str, limit: float | None = None, skipped: str = "") -> None:
-    """One line for `check_saved_model`: a number that must be at most `limit`, or a fact."""
+def report(name: str, figure: float | str, limit: float | None = None, skipped: str = "") -> None:
+    """Prints one line for `check_saved_model`: a number that must be at most `limit`, or a fact."""
     good = True if limit is None or skipped else bool(float(figure) <= limit)
     print(json.dumps({"proof": name, "figure": figure, "limit": limit, "good": good, "skipped": skipped}), flush=True)
 
 
 def save(path: Path, inputs: Arrays, outputs: Arrays) -> None:
-    """Keeps what a signature was given, and gave."""
+    """Writes the inputs and outputs of a signature."""
     given = {f"in{SEPARATOR}{name}": value for name, value in inputs.items()}
     np.savez(path, allow_pickle=False, **given, **{f"out{SEPARATOR}{name}": value for name, value in outputs.items()})
 
@@ -36,7 +36,7 @@ def load(path: Path) -> tuple[Arrays, Arrays]:
 
 
 def difference(found: Arrays, expected: Arrays) -> float:
-    """The largest over all outputs, each in its unit or its largest value; infinite where anything else differs."""
+    """Returns the largest difference of outputs, in units of each or its largest value; infinite for other shapes."""
     worst = 0.0
     if set(found) != set(expected):
         return float("inf")

@@ -20,12 +20,12 @@ SIGNATURE = "sample_16_eps"
 def main(folder: Path, work: Path) -> None:
     name = f"OpenVINO, {SIGNATURE}"
     if not (work / f"{SIGNATURE}.npz").exists():
-        return figures.tell(name, 0.0, skipped="a closed-form prior has no such signature")
+        return figures.report(name, 0.0, skipped="a closed-form prior has no such signature")
     try:
         os.environ.setdefault("OPENVINO_TELEMETRY", "0")
         import openvino
     except ImportError:
-        return figures.tell(name, 0.0, skipped="the package openvino is not installed")
+        return figures.report(name, 0.0, skipped="the package openvino is not installed")
     inputs, expected = figures.load(work / f"{SIGNATURE}.npz")
     model = openvino.convert_model(str(pruned.write(folder, SIGNATURE, work / "single")))
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -34,7 +34,7 @@ def main(folder: Path, work: Path) -> None:
     for port, value in found.items():
         key = _name(port.get_names(), expected)
         outputs[key] = np.asarray(value).astype(expected[key].dtype)
-    figures.tell(name, figures.difference(outputs, expected), figures.INDEPENDENT)
+    figures.report(name, figures.difference(outputs, expected), figures.INDEPENDENT)
 
 
 def _name(names: set[str], known: figures.Arrays) -> str:

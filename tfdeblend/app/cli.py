@@ -68,40 +68,40 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "deblend",
         help="model every source of every scene",
         description="Deblends scenes: DIR/<scene>.fits and .png of each, DIR/catalog.ecsv and DIR/index.html of all. "
-        "An interrupted run goes on where it stopped when the same command is given again. With --observation, given "
-        "twice or more, files of one field are fitted together, each on its own pixels, into one result.",
+        "Given again, the same command goes on where an interrupted one stopped. With --observation, given twice or "
+        "more, files that show one field are fitted together, each on its own pixels, into one result: one file each "
+        "for one field; folders or globs for many fields, where files of the same name show the same field.",
     )
     _add_inputs(parser, "*")
     parser.add_argument(
         "--observation",
         action="append",
-        metavar="FILE",
-        help="one of several observations of one field, each with a WCS; the model is on the finest pixels of all",
+        metavar="PATH",
+        help="observations of one field each, or of many in a folder or glob, each with a WCS; give it once per "
+        "survey or epoch; the model is on the finest pixels",
     )
     parser.add_argument(
         "--catalog",
-        metavar="FILE",
-        help="sources for --observation: a table (.ecsv, .fits, .csv) of ra, dec, or x, y in the finest pixels",
+        metavar="PATH",
+        help="sources, as a table (.ecsv, .fits, .csv, .parquet) of ra, dec, or of x, y in the finest pixels; for "
+        "several scenes a folder with a table of each scene's name (default: as the scenes' own files have them)",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
     parser.add_argument(
         "--prior",
         default="auto",
         metavar="NAME",
-        help="galaxy model, or a .keras or .npz file of one's own (default: auto); see `tfdeblend info --priors`",
+        help="what galaxies look like, by a name of `tfdeblend info --priors` or a .keras or .npz file (default: auto)",
     )
     parser.add_argument(
         "--method",
         choices=["map", "sample"],
         default="map",
-        help="inference: the posterior's maximum, or samples of it (default: map)",
+        help="the maximum of the posterior, or samples of it (default: map)",
     )
-    parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of each scene (default: 16)")
+    parser.add_argument("--samples", type=positive, default=16, metavar="N", help="samples of each scene (default: 16)")
     parser.add_argument(
-        "--steps", type=positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
-    )
-    parser.add_argument(
-        "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
+        "--steps", type=positive, metavar="N", help="steps of a learned prior's reverse diffusion (default: 8)"
     )
     parser.add_argument(
         "--save-samples",
@@ -113,20 +113,22 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         action=argparse.BooleanOptionalAction,
         help="detect sources in every scene, or refuse those without a catalogue (default: detect where there is none)",
     )
-    parser.add_argument("--background", action="store_true", help="fit a constant background in each band")
+    parser.add_argument(
+        "--background", action="store_true", help="fit a constant background in each band of each image"
+    )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="scenes fitted together")
     parser.add_argument(
-        "--server", metavar="URL", help="let a model server do it: grpc://HOST:PORT or http://HOST:PORT"
+        "--server", metavar="URL", help="deblend on a model server: grpc://HOST:PORT or http://HOST:PORT"
     )
-    parser.add_argument("--overwrite", action="store_true", help="do all scenes again")
+    parser.add_argument("--overwrite", action="store_true", help="do all scenes, also those done before")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="write no DIR/<scene>.png")
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")
     parser.add_argument(
         "--catalog-format",
         choices=["ecsv", "parquet", "fits"],
         default="ecsv",
-        help="of the joined catalogue (default: ecsv)",
+        help="format of the joined catalogue (default: ecsv)",
     )
     return parser
 
@@ -136,7 +138,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         "simulate",
         help="draw blends with their truth",
         description="Draws blends with their truth, or with --stamps single galaxies to train on, and manifest.json. "
-        "An interrupted run goes on where it stopped when the same command is given again.",
+        "Given again, the same command goes on where an interrupted one stopped.",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
     parser.add_argument("--number", type=positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
@@ -150,21 +152,26 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         "--model-sigma",
         type=float,
         metavar="PIXELS",
-        help="of the Gaussian model PSF: of stamps (default: 1), or of truth_model in scenes (default: none)",
+        help="sigma of the Gaussian model PSF of stamps (default: 1), or of truth_model in scenes (default: none)",
     )
-    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="(default: npz)")
+    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="of files (default: npz)")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="do all again")
+    parser.add_argument("--overwrite", action="store_true", help="draw all, also those drawn before")
     return parser
 
 
 def _add_population(parser: argparse.ArgumentParser) -> None:
-    """Which sources a simulation draws, and where."""
+    """Adds the options of which sources a simulation draws, and where."""
     parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
     parser.add_argument(
-        "--positions", choices=["uniform", "clustered"], default="clustered", help="of sources (default: clustered)"
+        "--positions",
+        choices=["uniform", "clustered"],
+        default="clustered",
+        help="where sources are (default: clustered)",
     )
-    parser.add_argument("--noise", choices=["white", "correlated"], default="white", help="(default: white)")
+    parser.add_argument(
+        "--noise", choices=["white", "correlated"], default="white", help="of the images (default: white)"
+    )
     parser.add_argument("--size", type=positive, metavar="N", help="pixels a side (default: 71; stamps 64)")
     parser.add_argument(
         "--galaxies",
@@ -173,7 +180,7 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
         help="bulges, disks and knots, or the HST galaxies of a folder that galsim.RealGalaxyCatalog reads",
     )
     parser.add_argument(
-        "--split", choices=["train", "test", "all"], default="all", help="of the HST galaxies (default: all)"
+        "--split", choices=["train", "test", "all"], default="all", help="part of the HST galaxies (default: all)"
     )
     parser.add_argument(
         "--shrink",
@@ -185,9 +192,11 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bright", type=float, default=18.0, metavar="MAG", help="brightest, i band (default: 18)")
     parser.add_argument("--faint", type=float, default=25.5, metavar="MAG", help="faintest (default: 25.5)")
     parser.add_argument(
-        "--slope", type=float, default=0.31, metavar="DEX", help="of the counts, log10 a magnitude (default: 0.31)"
+        "--slope", type=float, default=0.31, metavar="DEX", help="of log10 counts, a magnitude (default: 0.31)"
     )
-    parser.add_argument("--stars", type=float, default=0.0, metavar="SHARE", help="of the sources (default: 0)")
+    parser.add_argument(
+        "--stars", type=float, default=0.0, metavar="SHARE", help="of stars among the sources (default: 0)"
+    )
 
 
 def _add_detect(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -205,8 +214,8 @@ def _add_detect(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
 def _add_measure(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "measure",
-        help="measure saved results anew",
-        description="Measures saved results anew and prints or writes a catalogue.",
+        help="measure saved results again",
+        description="Measures saved results again, and prints or writes a catalogue.",
     )
     _add_results(parser)
     parser.add_argument("--out", metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
@@ -223,8 +232,8 @@ def _add_plot(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser
 def _add_info(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "info",
-        help="say what is installed, or what a file holds",
-        description="Without a file: version, packages and priors. With files: what they hold, and reading's warnings.",
+        help="show what is installed, or what a file holds",
+        description="Without a file: version, packages and priors. With files: what they hold, and warnings.",
     )
     parser.add_argument("inputs", nargs="*", metavar="FILE", help="scene or result")
     parser.add_argument("--priors", action="store_true", help="list the priors")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,51 +17,61 @@ from tfdeblend.version import __version__
 if TYPE_CHECKING:
     from astropy.table import Table
 
+    from tfdeblend.client import Client
     from tfdeblend.data.observation import Observation
+    from tfdeblend.deblender import Deblender
 
+PACKAGES = (
+    "tensorflow",
+    "tensorflow-probability",
+    "tf-keras",
+    "keras",
+    "numpy",
+    "astropy",
+    "galsim",
+    "sep",
+    "matplotlib",
+)
 SHARP = 0.06  # arcsec a pixel, below which the noise of real galaxies shows and must have no edge
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
 def deblend(args: argparse.Namespace) -> int:
-    from tfdeblend import io
-    from tfdeblend.app.field import FieldRun
-    from tfdeblend.app.runs import Run, Sampling, Settings
+    from tfdeblend.app import inputs
+    from tfdeblend.app.runs import Run, Settings
 
-    if args.catalog_format == "parquet" and find_spec("pyarrow") is None:  # before the work, not after
-        raise DataError("--catalog-format", None, "expected the package pyarrow for parquet, which is not installed")
-    options.check_field(args)
-    options.check_prior(args.prior)
-    options.check_sampling(args)
-    if args.server:
-        options.check_server(args)
-    paths = io.find_inputs(args.observation or args.inputs)
-    if args.catalog_format == "fits" and "catalog" in map(io.scene_name, paths):
-        raise DataError(
-            "--catalog-format", None, "expected ecsv or parquet, received fits, but a scene is named catalog"
-        )
-    planes = None if args.mask_planes is None else tuple(args.mask_planes)
+    options.check(args)
     settings = Settings(
         args.prior,
         args.method,
         args.background,
         args.seed,
         args.detect,
-        planes,
+        None if args.mask_planes is None else tuple(args.mask_planes),
         args.psf,
-        Sampling.of(args) if args.method == "sample" else None,
+        args.samples if args.method == "sample" else None,
+        args.steps,
+        args.save_samples,
         args.server,
     )
-    how = {"overwrite": args.overwrite, "figures": args.figures, "quiet": args.quiet}
+    catalog = Path(args.catalog) if args.catalog else None
     if args.observation:
-        run: Run = FieldRun.of(paths, Path(args.catalog) if args.catalog else None, Path(args.out), settings, **how)
+        found = inputs.find_fields(args.observation, catalog, settings)
     else:
-        run = Run(paths, Path(args.out), settings, batch_size=args.batch_size, **how)
+        found = inputs.find(args.inputs, catalog)
+    if args.catalog_format == "fits" and "catalog" in (one.name for one in found):
+        raise DataError(
+            "--catalog-format", None, "expected ecsv or parquet, received fits, but a scene is named catalog"
+        )
+    how = {"overwrite": args.overwrite, "figures": args.figures, "quiet": args.quiet}
+    run = Run(found, Path(args.out), settings, make_deblender(args), **how)
     try:
         run.go()
     except KeyboardInterrupt:
         kept = sum(state != "failed" for state in run.status.values())
-        print(f"tfdeblend: {kept} of {len(run.paths)} scenes are done; give the same command to go on", file=sys.stderr)
+        print(
+            f"tfdeblend: {kept} of {len(run.inputs)} scenes are done; give the same command to go on", file=sys.stderr
+        )
         raise
     summary = run.finish(args.catalog_format, args.report)
     if args.json:
@@ -72,6 +83,28 @@ def deblend(args: argparse.Namespace) -> int:
             if key in summary:
                 print(f"{key}: {summary[key]}")
     return SOME_FAILED if summary["counts"]["failed"] else DONE
+
+
+def make_deblender(args: argparse.Namespace) -> Deblender | Client:
+    """The deblender of this machine, or a server's. Raises: DataError for what `options.find_prior` refuses."""
+    prior = options.find_prior(args)
+    if args.server:
+        from tfdeblend.client import Client
+
+        return Client(args.server, args.prior, args.method, args.seed, args.save_samples)
+    from tfdeblend.deblender import Deblender
+    from tfdeblend.inference.diffusion_sampler import SampleOptions
+
+    return Deblender(
+        prior,
+        args.method,
+        seed=args.seed,
+        background=args.background,
+        batch_size=args.batch_size,
+        samples=args.samples,
+        keep_samples=args.save_samples,
+        sampling=SampleOptions(args.steps) if args.steps else SampleOptions(),
+    )
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -95,7 +128,7 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def simulated_config(args: argparse.Namespace) -> Any:
-    """The configuration of what to simulate. Errors: DataError."""
+    """The configuration of what to simulate. Raises: DataError."""
     from tfdeblend.simulation.parametric import Population
     from tfdeblend.simulation.real_galaxies import RealPopulation, read_catalogue
     from tfdeblend.simulation.scenes import SceneConfig
@@ -107,7 +140,7 @@ def simulated_config(args: argparse.Namespace) -> Any:
     if args.galaxies == "parametric" and args.shrink != (1, 1):
         raise DataError("--shrink", None, "expected --galaxies DIR beside it, received parametric galaxies")
     if args.galaxies != "parametric":
-        read_catalogue(args.galaxies)  # told before work starts
+        read_catalogue(args.galaxies)  # refused before work starts, where it is none
         # Shrunk, the noise is no longer as bright as to need a continuation beyond its image.
         sharp = survey.pixel_scale < SHARP and args.shrink == (1, 1)
         padding = 2 * (args.size or 71) * survey.pixel_scale if sharp else 0.0
@@ -124,7 +157,7 @@ def detect(args: argparse.Namespace) -> int:
 
     def catalog(path: Path) -> Table:
         observation, _ = io.read(path, psf=args.psf, mask_planes=args.mask_planes)
-        tell_notes(args, observation)
+        print_notes(args, observation)
         return find_sources(observation, args.threshold)
 
     tables, code = each(io.find_inputs(args.inputs), catalog)
@@ -165,23 +198,89 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    from tfdeblend.app import describe
-
     show = print_json if args.json else print_nested
     if args.inputs:
         from tfdeblend import io
 
         reading = {"psf": args.psf, "mask_planes": args.mask_planes}
-        documents, code = each(io.find_inputs(args.inputs), lambda path: describe.file(path, **reading))
+        documents, code = each(io.find_inputs(args.inputs), lambda path: describe(path, **reading))
         show(documents)
         return code
-    packages = {} if args.priors else describe.packages()
-    show({"version": __version__, **packages, "priors": options.priors()})
+    installed = {} if args.priors else packages()
+    show({"version": __version__, **installed, "priors": options.priors()})
     return DONE
 
 
+def packages() -> dict[str, Any]:
+    """Versions, looked up without importing the packages."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {"python": platform.python_version(), "packages": {package: installed(package) for package in PACKAGES}}
+
+
+def describe(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | None = None) -> dict[str, Any]:
+    """What a scene or a result holds. Raises: DataError where it cannot be read."""
+    from tfdeblend import io
+    from tfdeblend.catalog import files
+
+    if is_result(path):
+        result = files.read(path)
+        undeclared = None if result.undeclared is None else len(result.undeclared)
+        found: dict[str, Any] = {
+            "sources": len(result.catalog),
+            "chi2": result.chi2,
+            "undeclared": undeclared,
+            **result.header,
+        }
+        first, *others = result.scene.observations
+        further = {"observations": {one.name: describe_observation(one) for one in others}} if others else {}
+        return {"file": str(path), "content": "result", **describe_observation(first), **found, **further}
+    read, catalog = io.read(path, psf=psf, mask_planes=mask_planes)
+    found = {"sources": "no catalogue" if catalog is None else len(catalog), "notes": read.notes}
+    return {"file": str(path), "content": "scene", **describe_observation(read), **found}
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file was written by `tfdeblend.catalog.files.write`."""
+    from astropy.io import fits
+
+    if path.suffix == ".npz":
+        return False
+    try:
+        with fits.open(path) as hdus:
+            return "STAMPS" in hdus
+    except OSError:
+        return False
+
+
+def describe_observation(observed: Observation) -> dict[str, Any]:
+    """Shape, bands, PSF width, noise and masks."""
+    import numpy as np
+
+    from tfdeblend.data.psf import fwhm
+
+    valid, scale = observed.valid, observed.pixel_scale
+    noise = [np.median(w[v] ** -0.5) if v.any() else None for w, v in zip(observed.weights, valid, strict=True)]
+    return {
+        "shape": observed.shape,
+        "bands": observed.bands,
+        "unit": observed.unit,
+        "zeropoints": observed.zeropoints,
+        "pixel_scale": scale,
+        "psf_fwhm": fwhm(observed.psf) * (scale or 1),
+        "psf_fwhm_unit": "arcsec" if scale else "pixel",
+        "noise": noise,
+        "masked": 1 - valid.mean(),
+    }
+
+
 def each(paths: Sequence[Path], work: Callable[[Path], Any]) -> tuple[dict[str, Any], int]:
-    """`work` of every file by scene name, and the exit code; a bad file is told in one line and the others are done."""
+    """`work` of every file by scene name, and the exit code; a bad file is reported in a line, the others are done."""
     from tfdeblend.io import scene_name
 
     results = {}
@@ -194,7 +293,7 @@ def each(paths: Sequence[Path], work: Callable[[Path], Any]) -> tuple[dict[str, 
     return results, DONE if not failed else SOME_FAILED if results else BAD_INPUT
 
 
-def tell_notes(args: argparse.Namespace, observation: Observation) -> None:
+def print_notes(args: argparse.Namespace, observation: Observation) -> None:
     if not args.quiet:
         for note in observation.notes:
             print(f"tfdeblend: {observation.name}: {note}", file=sys.stderr)

@@ -39,7 +39,7 @@ TEXT, FAINT, MARK, DARK, ALERT = "#e8eaed", "#aab2bd", "#ffffff", "#222222", "#f
 
 @dataclass(frozen=True)
 class Stretch:
-    """Maps images (C, H, W) to colours (H, W, 3) by an arcsinh of the mean intensity, hue kept (Lupton et al. 2004).
+    """Map images (C, H, W) to colours (H, W, 3) by an arcsinh of the mean intensity, hue kept (Lupton et al. 2004).
 
     `scale` (C,) brings the bands to one unit. In that unit, `softening` is the intensity where the stretch turns from
     linear to logarithmic, below which the hue, then the noise's, fades to grey; `white` is shown at full brightness.
@@ -51,7 +51,7 @@ class Stretch:
 
     @classmethod
     def fit(cls, images: np.ndarray, weights: np.ndarray, zeropoints: np.ndarray | None = None) -> Stretch:
-        """Chooses the stretch from the data: softening at 3 sigma of the sky, white at the brightest 0.3% of pixels."""
+        """Choose the stretch from the data: softening at 3 sigma of the sky, white at the brightest 0.3% of pixels."""
         bands, valid = len(images), weights > 0
         scale = np.ones(bands) if zeropoints is None else 10 ** (-0.4 * (np.asarray(zeropoints) - zeropoints[0]))
         variance = np.array([np.median(1 / w[v]) if v.any() else 0.0 for w, v in zip(weights, valid, strict=True)])
@@ -64,13 +64,13 @@ class Stretch:
 
     @staticmethod
     def groups(images: np.ndarray) -> np.ndarray:
-        """Averages the bands (C, ...), ordered from blue to red, into (red, green, blue)."""
+        """Average the bands (C, ...), ordered from blue to red, into (red, green, blue)."""
         if len(images) < 3:
             return np.stack([images[-1], images.mean(0), images[0]])
         return np.stack([part.mean(0) for part in np.array_split(images[::-1], 3)])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Colours (H, W, 3) in [0, 1] of images (C, H, W); NaN is shown as 0."""
+        """Turn images (C, H, W) into colours (H, W, 3) in [0, 1]; NaN is shown as 0."""
         colours = self.groups(np.nan_to_num(images) * self.scale[:, None, None])
         intensity = np.maximum(colours.mean(0), 1e-6 * self.softening)
         colours = intensity + (colours - intensity) * (intensity / (intensity + self.softening))
@@ -81,7 +81,7 @@ class Stretch:
 
 
 def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The residual (C, H, W) in sigma, bands combined to unit variance: sum_c r_c sqrt(w_c) / sqrt(valid bands).
+    """Combine the bands of a residual (C, H, W) to unit variance, in sigma: sum_c r_c sqrt(w_c) / sqrt(valid bands).
 
     NaN where every band is masked.
     """
@@ -91,7 +91,7 @@ def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def residual_colours(sigma: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) of a residual (H, W) in sigma: red where the data are brighter than the model, blue fainter."""
+    """Colour a residual (H, W) in sigma, red where the data are brighter than the model, blue where fainter."""
     colours = colormaps["RdBu_r"](0.5 + 0.5 * np.nan_to_num(sigma) / RESIDUAL_LIMIT)[..., :3]
     return np.where(np.isnan(sigma)[..., None], MASKED, colours)
 
@@ -107,7 +107,7 @@ class Window:
 
     @classmethod
     def around(cls, image: np.ndarray, position: np.ndarray, floor: float) -> Window:
-        """The smallest of `SIDES` to hold all pixels of a source (C, H, W) whose mean over bands is above `floor`."""
+        """Find the smallest of `SIDES` that holds all of a source (C, H, W) above `floor` in the mean over bands."""
         y, x = position
         rows, columns = np.nonzero(image.mean(0) > floor)
         reach = max(np.abs(rows - y).max(), np.abs(columns - x).max()) if len(rows) else 0
@@ -118,7 +118,7 @@ class Window:
         return cls(int(y), int(x), side, side)
 
     def cut(self, colours: np.ndarray) -> np.ndarray:
-        """(height, width, 3) of colours (H, W, 3); the page's colour beyond the image."""
+        """Cut (height, width, 3) out of colours (H, W, 3), with the page's colour beyond the image."""
         part = colours[self.y : self.y + self.height, self.x : self.x + self.width]
         window = np.broadcast_to(PAGE, (self.height, self.width, 3)).copy()
         window[: part.shape[0], : part.shape[1]] = part
@@ -151,19 +151,19 @@ class Panel:
         target[:] = as_bytes(part)[rows_at][:, columns_at]
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Canvas x and y of image positions (N, 2) = (y, x), zero-based pixel centres."""
+        """Return canvas x and y of image positions (N, 2) = (y, x), zero-based pixel centres."""
         scale = self.width / self.window.width
         y, x = positions.T
         return self.left + (x + 0.5 - self.window.x) * scale, self.bottom + (y + 0.5 - self.window.y) * scale
 
 
 def as_bytes(colours: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1] as bytes; what lies beyond is clipped."""
+    """Turn colours in [0, 1] into bytes; what lies beyond is clipped."""
     return (255 * np.clip(colours, 0, 1) + 0.5).astype(np.uint8)
 
 
 def arrange(image: Window, sources: Sequence[Window]) -> tuple[list[Panel], list[Panel], int]:
-    """Panels for three views of the image above and for each source below, and the height of the bitmap in pixels."""
+    """Place three panels of the image above and one of each source below; return them and the bitmap's height."""
     lines = math.ceil(len(sources) / 8)
     columns = max(3, math.ceil(len(sources) / max(lines, 1)))
     rows = [([image] * 3, 3)] + [(sources[i : i + columns], columns) for i in range(0, len(sources), columns)]
@@ -182,14 +182,14 @@ def arrange(image: Window, sources: Sequence[Window]) -> tuple[list[Panel], list
 
 
 class ScenePlotter:
-    """Draws scenes one after another on one Matplotlib figure."""
+    """Draw scenes one after another on one Matplotlib figure."""
 
     def __init__(self) -> None:
         self.figure = Figure(dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
 
     def draw(self, deblended: Deblended) -> np.ndarray:
-        """The picture (height, width, 3) of one scene as bytes, first row on top; its observations below each other."""
+        """Draw one scene, (height, width, 3) bytes, the first row on top; its observations stand below each other."""
         scene = deblended.scene
         positions = positions_in_views(scene, np.asarray(scene.positions, float).reshape(-1, 2), None)
         titles = [headline(deblended), *(headline_of_view(view) for view in deblended.views[1:])]
@@ -197,7 +197,7 @@ class ScenePlotter:
         return np.concatenate([self._draw_view(deblended.catalog, *each) for each in views])
 
     def _draw_view(self, catalog: Table, view: View, positions: np.ndarray, title: str) -> np.ndarray:
-        """What one observation shows. positions: (K, 2) where it should show the sources as they were declared."""
+        """Draw what one observation shows. positions: (K, 2) where the sources were declared, in its pixels."""
         observation, sources = view.observation, view.sources
         stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
         windows = [Window.around(s, p, stretch.softening / 3) for s, p in zip(sources, positions, strict=True)]
@@ -250,7 +250,7 @@ class ScenePlotter:
 
 
 def headline(deblended: Deblended) -> str:
-    """One line over the figure: name, bands, method, prior, chi2, number of sources and of undeclared detections."""
+    """Title the figure in one line: name, bands, method, prior, chi2, number of sources and undeclared detections."""
     header, count, view = deblended.header, len(deblended.sources), deblended.views[0]
     parts = [view.observation.name, " ".join(view.observation.bands)]
     parts += [str(header[key]) for key in ("method", "prior") if key in header]
@@ -259,7 +259,7 @@ def headline(deblended: Deblended) -> str:
 
 
 def headline_of_view(view: View) -> str:
-    """One line over what a further observation shows: name, bands, chi2 and number of undeclared detections."""
+    """Title what a further observation shows in one line: name, bands, chi2 and number of undeclared detections."""
     observation = view.observation
     return "   ·   ".join(
         [observation.name, " ".join(observation.bands), f"chi2/pixel {view.chi2:.2f}", *_undeclared(view)]
@@ -271,7 +271,7 @@ def _undeclared(view: View) -> list[str]:
 
 
 def captions(catalog: Table, windows: Sequence[Window]) -> list[str]:
-    """One line a source: id, kind where it is not a galaxy, signal-to-noise, side of its window."""
+    """Describe each source in one line: id, kind unless it is a galaxy, signal-to-noise, side of its window."""
     lines = []
     for row, window in zip(catalog, windows, strict=True):
         kind = "" if row["kind"] == "galaxy" else f" ({row['kind']})"
@@ -281,12 +281,12 @@ def captions(catalog: Table, windows: Sequence[Window]) -> list[str]:
 
 @cache
 def plotter() -> ScenePlotter:
-    """The one plotter of this process."""
+    """Return the one plotter of this process."""
     return ScenePlotter()
 
 
 def plot(deblended: Deblended, path: str | Path | None = None) -> Image.Image:
-    """Draw a result; `path`: also written there as a PNG, whole or not at all.
+    """Draw a result, and write the picture to `path`, where given, as a PNG, whole or not at all.
 
     Raises: OSError where the file cannot be written.
     """
@@ -343,7 +343,7 @@ def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure
 
 
 def _cut(image: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """SIDE x SIDE pixels from `first` on; zero beyond the image."""
+    """Cut SIDE x SIDE pixels out of an image, from `first` on; zero beyond the image."""
     window = np.zeros((SIDE, SIDE, *image.shape[2:]))
     low, high = np.maximum(first, 0), np.minimum(first + SIDE, image.shape[:2])
     if (high > low).all():

@@ -32,24 +32,30 @@ TILE = 96  # pixels, side of a source in a strip
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One scene of a run, without its images: header, catalogue, pictures of posterior samples; or why it failed."""
+    """One scene of a run, without its images, or why it failed.
+
+    observations: the names of those that were fitted, each with its bands. undeclared: detections on the residuals of
+    all of them. strips: pictures of posterior samples.
+    """
 
     name: str
     header: Mapping[str, Any] = field(default_factory=dict)
     catalog: Table | None = None
+    observations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     undeclared: int = 0
     strips: tuple[str, ...] = ()
     error: str | None = None
 
     @classmethod
     def of(cls, deblended: Deblended) -> Entry:
-        undeclared = 0 if deblended.undeclared is None else len(deblended.undeclared)
+        observations = {one.name: one.bands for one in deblended.scene.observations}
+        undeclared = sum(len(view.undeclared) for view in deblended.views if view.undeclared is not None)
         strips = () if deblended.samples is None else sample_strips(deblended.samples)
-        return cls(deblended.scene.name, deblended.header, deblended.catalog, undeclared, strips)
+        return cls(deblended.scene.name, deblended.header, deblended.catalog, observations, undeclared, strips)
 
     @classmethod
     def read(cls, path: Path) -> Entry:
-        """From a saved result. Errors: DataError where it is missing, broken or no result."""
+        """Reads the entry of a saved result. Raises: DataError where the file is missing, broken or no result."""
         from astropy.io import fits
         from astropy.table import Table
 
@@ -57,12 +63,15 @@ class Entry:
             header = {key.lower(): value for key, value in hdus[0].header.items()}
             catalog = Table.read(hdus["CATALOG"], format="fits", mask_invalid=False)
             catalog.convert_bytestring_to_unicode()
-            undeclared = len(hdus["UNDECLARED"].data) if "UNDECLARED" in hdus else 0
+            observations: dict[str, list[str]] = {}
+            for name, band in zip(hdus["BANDS"].data["observation"], hdus["BANDS"].data["band"], strict=True):
+                observations.setdefault(str(name), []).append(str(band))
+            undeclared = sum(len(hdu.data) for hdu in hdus if hdu.name.partition("_")[0] == "UNDECLARED")
             strips = sample_strips(hdus["SAMPLES"].data.astype(np.float32)) if "SAMPLES" in hdus else ()
-        return cls(scene_name(path), header, catalog, undeclared, strips)
+        return cls(scene_name(path), header, catalog, observations, undeclared, strips)
 
     def document(self, figure: str | None) -> dict[str, Any]:
-        """What the page knows of the scene."""
+        """What the page shows of the scene. figure: the address of its picture."""
         columns, units = [], {}
         if self.catalog is not None:
             columns = list(self.catalog.colnames)
@@ -73,6 +82,7 @@ class Entry:
             "columns": columns,
             "units": units,
             "rows": [] if self.catalog is None else [list(row.values()) for row in rows(self.catalog)],
+            "observations": [{"name": name, "bands": bands} for name, bands in self.observations.items()],
             "undeclared": self.undeclared,
             "figure": figure,
             "samples": self.strips,
@@ -83,7 +93,7 @@ class Entry:
 def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
     """Writes folder/index.html, whole or not at all, and returns its path.
 
-    Errors: OSError where it cannot be written.
+    Raises: OSError where it cannot be written.
     """
     paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.error is None}
     paths = {name: path for name, path in paths.items() if path.exists()}
@@ -99,11 +109,12 @@ def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
 
 
 def png_uri(data: bytes) -> str:
+    """The address by which a page holds a PNG in itself."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
-    """One picture a posterior sample (S, K, C, P, P): its sources side by side, all samples on one stretch.
+    """One picture of each posterior sample (S, K, C, P, P): its sources side by side, all samples on one stretch.
 
     At most `STRIPS` samples, evenly thinned.
     """

@@ -1,4 +1,4 @@
-"""A run over many scenes into one folder: what is done is kept, what failed is told, the rest goes on."""
+"""A run over many fields into one folder: what is done is kept, what failed is reported, the rest is done."""
 
 from __future__ import annotations
 
@@ -13,50 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tfdeblend import io
 from tfdeblend.app.report import Entry, write_report
 from tfdeblend.catalog import files
-from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
-from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.atomic import sha256, written_whole
 from tfdeblend.io.json_values import dumps
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
+    from tfdeblend.app.inputs import Input
     from tfdeblend.catalog.result import Deblended
     from tfdeblend.client import Client
+    from tfdeblend.data.scene import Scene
     from tfdeblend.deblender import Deblender
 
 CHUNK = 256  # scenes in memory at a time
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Of `--method sample`. steps: None is the sampler's own number."""
-
-    samples: int = 16
-    steps: int | None = None
-    keep: bool = False
-    evidence: bool = False
-
-    @classmethod
-    def of(cls, args: Any) -> Sampling:
-        """From the command line."""
-        return cls(args.samples, args.steps, args.save_samples, args.evidence)
-
-    def options(self) -> dict[str, Any]:
-        """What `Deblender` takes."""
-        from tfdeblend.inference.diffusion_sampler import SampleOptions
-
-        kind, steps = (SampleOptions.for_evidence if self.evidence else SampleOptions), self.steps
-        sampling = kind() if steps is None else kind(steps)
-        return {"samples": self.samples, "keep_samples": self.keep, "sampling": sampling}
-
-
-@dataclass(frozen=True)
 class Settings:
-    """Everything besides the scenes' own files that a result depends on."""
+    """Everything that a result depends on except the files of its field.
+
+    prior: a name or a file. samples, steps, keep_samples: of the method "sample", see `Deblender`; steps: None is the
+    sampler's own number.
+    """
 
     prior: str = "auto"
     method: str = "map"
@@ -65,51 +46,54 @@ class Settings:
     detect: bool | None = None
     mask_planes: tuple[str | int, ...] | None = None
     psf: str | None = None
-    sampling: Sampling | None = None
+    samples: int | None = None
+    steps: int | None = None
+    keep_samples: bool = False
     server: str | None = None
 
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
-        psf = digest(Path(self.psf)) if self.psf else None
+        psf = sha256(Path(self.psf)) if self.psf else None
         if registry.is_file(self.prior):
-            prior = digest(Path(self.prior))
+            prior = sha256(Path(self.prior))
         else:
             shipped = registry.shipped()
-            files = shipped if self.prior == "auto" else shipped.keys() & {self.prior}
-            prior = " ".join([self.prior, *sorted(str(shipped[name].sha256) for name in files)])
+            used = shipped if self.prior == "auto" else shipped.keys() & {self.prior}
+            prior = " ".join([self.prior, *sorted(str(shipped[name].sha256) for name in used)])
         server = "some" if self.server else None  # wherever it is
         text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior, server=server))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def read(self, path: Path) -> Scene:
-        """The checked scene of a file. Errors: DataError."""
-        return Scene.read(path, psf=self.psf, mask_planes=self.mask_planes, detect=self.detect)
-
 
 @dataclass
 class Run:
-    """Deblends files into the folder `out`; `entries` and `status` ("done", "skipped", "failed") grow by scene name."""
+    """Deblends the fields of `inputs` into the folder `out`, all of one shape together.
 
-    paths: Sequence[Path]
+    `entries` and `status` ("done", "skipped", "failed") grow by the fields' names.
+    """
+
+    inputs: Sequence[Input]
     out: Path
     settings: Settings
+    deblender: Deblender | Client
     overwrite: bool = False
     figures: bool = True
-    batch_size: int | None = None
     quiet: bool = False
     entries: dict[str, Entry] = field(default_factory=dict)
     status: dict[str, str] = field(default_factory=dict)
 
     def go(self) -> None:
-        """Checks all inputs, then deblends those not done before, writing each scene as it finishes.
+        """Checks all inputs, then deblends those not done before, writing each result as it is finished.
 
-        Errors: DataError where results in `out` come from other settings or inputs, or every input is bad; OSError
-        where `out` cannot be written. A bad scene among good ones is told on standard error and becomes a failed entry.
+        A field that cannot be done is reported on standard error and becomes a failed entry; the others are done.
+
+        Raises: DataError where results in `out` come from other settings or inputs, or no input can be used; OSError
+          where `out` cannot be written.
         """
         config = self.settings.digest()
-        todo = [path for path in self.paths if self.overwrite or not self._done_before(path, config)]
-        if len(todo) < len(self.paths):
-            self._say(f"{len(self.paths) - len(todo)} of {len(self.paths)} scenes were done before")
+        todo = [one for one in self.inputs if self.overwrite or not self._done_before(one, config)]
+        if len(todo) < len(self.inputs):
+            self._say(f"{len(self.inputs) - len(todo)} of {len(self.inputs)} scenes were done before")
         good = self._check(todo) if todo else {}
         if "skipped" not in self.status.values() and not good:
             raise DataError("inputs", None, "expected scenes, received none that can be used, for the reasons above")
@@ -119,19 +103,20 @@ class Run:
 
     def finish(self, catalog_format: str, report: bool) -> dict[str, Any]:
         """Writes what goes over all scenes: catalogue, failures.json, index.html; returns the summary for JSON."""
-        names = [io.scene_name(path) for path in self.paths]
-        catalogs = {name: self.entries[name].catalog for name in names if self.status[name] != "failed"}
+        entries = [self.entries[one.name] for one in self.inputs]
+        states = [self.status[one.name] for one in self.inputs]
+        catalogs = {entry.name: entry.catalog for entry in entries if entry.catalog is not None}
+        used = Counter(str(entry.header.get("prior")) for entry in entries if entry.catalog is not None)
         summary: dict[str, Any] = {"version": __version__, "out": str(self.out), "settings": asdict(self.settings)}
-        summary["counts"] = {state: list(self.status.values()).count(state) for state in ("done", "skipped", "failed")}
-        used = [self.entries[name].header.get("prior") for name in names if self.status[name] != "failed"]
-        summary["priors"] = dict(Counter(str(prior) for prior in used))
+        summary["counts"] = {state: states.count(state) for state in ("done", "skipped", "failed")}
+        summary["priors"] = dict(used)
         if catalogs:
             summary["catalog"] = str(self.out / f"catalog.{catalog_format}")
             files.write_catalog(catalogs, summary["catalog"])
         if report:
-            title = f"{len(names)} scene" + "s" * (len(names) != 1)
-            summary["report"] = str(write_report(self.out, [self.entries[name] for name in names], title))
-        summary["scenes"] = [self._record(path) for path in self.paths]
+            title = f"{len(entries)} scene" + "s" * (len(entries) != 1)
+            summary["report"] = str(write_report(self.out, entries, title))
+        summary["scenes"] = [self._record(one) for one in self.inputs]
         failures = [scene for scene in summary["scenes"] if scene["status"] == "failed"]
         log = self.out / "failures.json"
         if failures:
@@ -141,123 +126,102 @@ class Run:
             log.unlink(missing_ok=True)
         return summary
 
-    def _digest(self, path: Path) -> str:
-        return input_digest(path)
+    def _target(self, name: str, suffix: str = ".fits") -> Path:
+        return self.out / f"{name}{suffix}"
 
-    def _target(self, path: Path, suffix: str = ".fits") -> Path:
-        return self.out / f"{io.scene_name(path)}{suffix}"
-
-    def _done_before(self, path: Path, config: str) -> bool:
-        """Whether a whole result of these settings and this input is there. Errors: DataError where it is another's."""
-        target = self._target(path)
+    def _done_before(self, one: Input, config: str) -> bool:
+        """Whether a whole result of these settings and this input is there. Raises: DataError where it is another's."""
+        target = self._target(one.name)
         if not target.exists():
             return False
         try:
             entry = Entry.read(target)
         except DataError:
             return False  # damaged: done again
-        for key, now, what in (("config", config, "settings"), ("inputsha", self._digest(path), "input")):
+        for key, now, what in (("config", config, "settings"), ("inputsha", one.digest(), "input")):
             if entry.header.get(key) != now:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
                 raise DataError(target, key.upper(), problem, "give --overwrite or another --out")
-        if self.figures and not self._target(path, ".png").exists():
-            self._plot(files.read(target), path)
-        self._keep(path, entry, "skipped")
+        if self.figures and not self._target(one.name, ".png").exists():
+            self._plot(files.read(target), one.name)
+        self._keep(one.name, entry, "skipped")
         return True
 
-    def _check(self, paths: Sequence[Path]) -> dict[Path, Scene | None]:
+    def _check(self, inputs: Sequence[Input]) -> dict[Input, Scene | None]:
         """The scenes that can be read; the first `CHUNK` stay in memory, the others are read again when due."""
-        good: dict[Path, Scene | None] = {}
+        good: dict[Input, Scene | None] = {}
         notes: dict[str, list[str]] = defaultdict(list)
-        for path in self._progress(paths, "checking"):
-            scene = self._read(path)
+        for one in self._progress(inputs, "checking"):
+            scene = self._read(one)
             if scene is None:
                 continue
-            good[path] = scene if len(good) < CHUNK else None
-            for note in scene.observation.notes:
-                notes[note].append(scene.name)
+            good[one] = scene if len(good) < CHUNK else None
+            for number, observation in enumerate(scene.observations):
+                for note in observation.notes:
+                    notes[note].append(f"{scene.name} ({observation.name})" if number else scene.name)
         for note, names in notes.items():
             self._say(f"{', '.join(names) if len(names) < 4 else f'{len(names)} scenes'}: {note}")
         return good
 
-    def _read(self, path: Path) -> Scene | None:
+    def _read(self, one: Input) -> Scene | None:
         try:
-            return self.settings.read(path)
+            return one.read(self.settings)
         except DataError as error:
-            self._fail(path, error)
+            self._fail(one, error)
             return None
 
-    def _deblend(self, good: dict[Path, Scene | None], config: str) -> None:
-        deblender, paths = self._deblender(), list(good)
-        with self._progress(None, "deblending", len(paths)) as bar:
-            for start in range(0, len(paths), CHUNK):
-                chunk = {path: good.pop(path) or self._read(path) for path in paths[start : start + CHUNK]}
-                scenes = {path: scene for path, scene in chunk.items() if scene}
+    def _deblend(self, good: dict[Input, Scene | None], config: str) -> None:
+        inputs = list(good)
+        with self._progress(None, "deblending", len(inputs)) as bar:
+            for start in range(0, len(inputs), CHUNK):
+                chunk = {one: good.pop(one) or self._read(one) for one in inputs[start : start + CHUNK]}
+                scenes = {one: scene for one, scene in chunk.items() if scene}
                 bar.update(len(chunk) - len(scenes))
-                for index, result in deblender.iterate(list(scenes.values())):
-                    path = list(scenes)[index]
+                for index, result in self.deblender.iterate(list(scenes.values())):
+                    one = list(scenes)[index]
                     if isinstance(result, Exception):
-                        self._fail(path, result)
+                        self._fail(one, result)
                     else:
-                        self._write(path, result, config)
+                        self._write(one, result, config)
                     bar.update()
 
-    def _deblender(self) -> Deblender | Client:
-        """Of this machine, or a server's."""
-        settings = self.settings
-        if settings.server:
-            from tfdeblend.client import Client
-
-            keep = settings.sampling is not None and settings.sampling.keep
-            return Client(settings.server, settings.prior, settings.method, settings.seed, keep)
-        from tfdeblend.deblender import Deblender
-
-        return Deblender(
-            settings.prior,
-            settings.method,
-            seed=settings.seed,
-            background=settings.background,
-            batch_size=self.batch_size,
-            **(settings.sampling.options() if settings.sampling else {}),
-        )
-
-    def _write(self, path: Path, result: Deblended, config: str) -> None:
-        result = replace(result, header={**result.header, "config": config, "inputsha": self._digest(path)})
+    def _write(self, one: Input, result: Deblended, config: str) -> None:
+        result = replace(result, header={**result.header, "config": config, "inputsha": one.digest()})
         if self.figures:
-            self._plot(result, path)
-        files.write(result, self._target(path))  # last: a scene with this file is complete
-        self._keep(path, Entry.of(result), "done")
+            self._plot(result, one.name)
+        files.write(result, self._target(one.name))  # last: a scene with this file is complete
+        self._keep(one.name, Entry.of(result), "done")
 
-    def _plot(self, result: Deblended, path: Path) -> None:
+    def _plot(self, result: Deblended, name: str) -> None:
         from tfdeblend.app import plots
 
-        plots.plot(result, self._target(path, ".png"))
-        of_samples = self._target(path, ".samples.png")
+        plots.plot(result, self._target(name, ".png"))
+        of_samples = self._target(name, ".samples.png")
         if result.samples is not None:
             plots.plot_samples(result, of_samples)
         else:
             of_samples.unlink(missing_ok=True)
 
-    def _keep(self, path: Path, entry: Entry, status: str) -> None:
-        name = io.scene_name(path)
+    def _keep(self, name: str, entry: Entry, status: str) -> None:
         self.entries[name], self.status[name] = entry, status
 
-    def _fail(self, path: Path, error: Exception) -> None:
+    def _fail(self, one: Input, error: Exception) -> None:
         message = " ".join(str(error).split()) or type(error).__name__
-        if str(path) not in message:
-            message = f"{path}: {message}"
-        self._keep(path, Entry(io.scene_name(path), error=message), "failed")
+        if not any(str(file) in message for file in (*one.files, one.catalog) if file):
+            message = f"{one.files[0]}: {message}"
+        self._keep(one.name, Entry(one.name, error=message), "failed")
         tqdm.write(f"tfdeblend: {message}", file=sys.stderr)
 
-    def _record(self, path: Path) -> dict[str, Any]:
+    def _record(self, one: Input) -> dict[str, Any]:
         """One scene in the summary."""
-        name = io.scene_name(path)
-        entry, status = self.entries[name], self.status[name]
-        record: dict[str, Any] = {"scene": name, "input": str(path), "status": status}
+        entry, name = self.entries[one.name], one.name
+        record: dict[str, Any] = {"scene": name, "input": str(one.files[0]), "status": self.status[name]}
+        if len(one.files) > 1:
+            record["observations"] = [str(file) for file in one.files]
         if entry.catalog is None:
             return record | {"error": entry.error}
-        figure = self._target(path, ".png")
-        record |= {"output": str(self._target(path)), "figure": str(figure) if figure.exists() else None}
+        figure = self._target(name, ".png")
+        record |= {"output": str(self._target(name)), "figure": str(figure) if figure.exists() else None}
         record |= {"sources": len(entry.catalog), "undeclared": entry.undeclared}
         return record | {"chi2": entry.header.get("chi2")}
 
@@ -265,17 +229,6 @@ class Run:
         if not self.quiet:
             print(f"tfdeblend: {text}", file=sys.stderr)
 
-    def _progress(self, items: Iterable[Path] | None, what: str, total: int | None = None) -> tqdm:
+    def _progress(self, items: Iterable[Input] | None, what: str, total: int | None = None) -> tqdm:
         every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
         return tqdm(items, what, total, unit="scene", file=sys.stderr, disable=self.quiet, mininterval=every)
-
-
-def digest(*paths: Path, text: str = "") -> str:
-    """Hash of the files' content, and of a text."""
-    return hashlib.sha256(b"".join([text.encode(), *(path.read_bytes() for path in paths)])).hexdigest()[:16]
-
-
-def input_digest(path: Path) -> str:
-    """Hash of a scene's file and of a PSF that lies beside it."""
-    beside = (path.with_name(io.scene_name(path) + suffix) for suffix in ("_psf.fits", ".psf"))
-    return digest(path, *(companion for companion in beside if companion.exists()))

@@ -1,1 +1,1 @@
-"""Results: models, measurements and the flags of a catalogue."""
+"""Results: what they hold, how they are built, measured, flagged, written and read."""

@@ -52,7 +52,10 @@ class Fit:
 
 
 def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
-    """The result of a maximum. facts: of its header, `walltime` in seconds among them."""
+    """Build the result of a maximum: what each observation shows, what is undeclared there, catalogue and header.
+
+    facts: of the header, `walltime` in seconds among them.
+    """
     positions = positions_in_views(scene, fit.shapes.positions, fit.calibration)
     bare = Deblended(
         scene=scene,
@@ -71,7 +74,10 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
 def build_from_samples(
     statistics: SampleStatistics, facts: Facts, mixed: bool = True, calibration: Calibration | None = None
 ) -> Deblended:
-    """The result of samples. facts: as for `build`. mixed: whether chains have."""
+    """Build the result of samples: their means, with their deviations and covariances as errors.
+
+    facts: as for `build`. mixed: whether chains have; else all sources are flagged as not converged.
+    """
     scene, shapes = statistics.scene, statistics.mean_shapes()
     models, sources, backgrounds = (
         [sums.mean for sums in each] for each in (statistics.models, statistics.sources, statistics.backgrounds)
@@ -93,7 +99,7 @@ def build_from_samples(
         prior_share=statistics.prior_share(),
     )
     table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed)
-    if len(views) == 1:  # of each sample, not of their mean
+    if len(views) == 1:  # the mean of the samples' own, not that of their mean
         table["chi2"] = np.mean(statistics.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
     table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
@@ -110,7 +116,7 @@ def in_order(
     iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
     scenes: Scene | Observation | Sequence[Scene | Observation],
 ) -> Deblended | list[Deblended]:
-    """What `iterate` gives for one scene, or for several in their order; an observation's sources are detected.
+    """Return what `iterate` gives for one scene or several, in their order; sources of observations are detected.
 
     Raises: DataError of the first scene that cannot be done.
     """
@@ -127,7 +133,7 @@ def in_order(
 
 
 def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:
-    """What each observation shows. positions: E times (K,2), its own. arrays: models, sources, backgrounds."""
+    """Put together what each observation shows. positions: E times (K,2). arrays: models, sources, backgrounds."""
     views = []
     for number, (places, model, sources, background) in enumerate(zip(positions, *arrays, strict=True)):
         fitted = scene.fitted(number)

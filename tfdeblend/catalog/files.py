@@ -47,6 +47,7 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.catalogs import source_table
 from tfdeblend.io.files import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
@@ -81,7 +82,7 @@ def _primary(deblended: Deblended) -> fits.PrimaryHDU:
 
 
 def _card_value(value: Any) -> Any:
-    """FITS headers hold ASCII text and finite numbers only."""
+    """Convert a value to what FITS headers can hold: ASCII text and finite numbers."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
         return " ".join(_ascii_text(value).split())
@@ -95,6 +96,7 @@ def _ascii_text(text: str) -> str:
 
 
 def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
+    """Make the extensions that all observations share."""
     scene, first = deblended.scene, deblended.scene.observation
     unit = first.unit if set(scene.flux_units) == {first.unit} else None
     in_frame = {"STAMPS": deblended.stamps, "PRIORSHARE": deblended.prior_share, "SAMPLES": deblended.samples}
@@ -105,11 +107,10 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
     bands = Table(rows=rows, names=("observation", "band", "background", "zeropoint"))
     if scene.zeropoints is None:
         bands.remove_column("zeropoint")
-    sources = [(source.x, source.y, source.kind, source.id) for source in scene.sources]
     tables = {
         "CATALOG": deblended.catalog,
         "BANDS": bands,
-        "DECLARED": Table(rows=sources, names=("x", "y", "kind", "id")),
+        "DECLARED": source_table(scene),
         "CALIBRATION": None if deblended.calibration is None else deblended.calibration_table,
     }
     return [
@@ -121,6 +122,7 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
 
 
 def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.BinTableHDU]:
+    """Make the extensions of one observation, by its number."""
     one, view, suffix = deblended.scene.observations[number], deblended.views[number], _suffix(deblended.scene, number)
     on_sky = {
         "MODEL": view.model,
@@ -145,12 +147,12 @@ def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.Bin
 
 
 def _suffix(scene: Scene, number: int) -> str:
-    """What the names of an observation's extensions end in; nothing for the first."""
+    """Return what the names of an observation's extensions end in: nothing for the first."""
     return f"_{_ascii_text(scene.observations[number].name).upper()}" if number else ""
 
 
 def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU:
-    """An image on the sky, in `unit` but for those that have none."""
+    """Make an image on the sky, in `unit` unless its name says that it has none."""
     hdu = fits.ImageHDU(data, None if wcs is None else wcs.to_header(relax=True), name=name)
     if unit is not None and not name.startswith(WITHOUT_UNIT):
         hdu.header["BUNIT"] = _card_value(unit)
@@ -164,7 +166,7 @@ def _table(table: Table, name: str) -> fits.BinTableHDU:
 
 
 def _ascii(table: Table) -> Table:
-    """A copy without metadata, of which FITS can hold all text."""
+    """Copy a table without its metadata, its text as ASCII, which FITS can hold."""
     table = Table(table, copy=True)
     table.meta.clear()
     for name in table.colnames:
@@ -264,7 +266,7 @@ def _read_header(path: Path, primary: Any) -> dict[str, Any]:
 
 
 def _read_observation(contents: _Contents, name: str, bands: Table, suffix: str) -> Observation:
-    """One observation, whose extensions end in `suffix`. bands: its rows of BANDS."""
+    """Read one observation, whose extensions end in `suffix`. bands: its rows of BANDS."""
     primary, weights = contents.hdus[0].header, contents.hdu(f"WEIGHTS{suffix}")
     first = suffix == ""
     notes, saturated = contents.table_if_there(f"NOTES{suffix}"), contents.image_if_there(f"SATURATED{suffix}")
@@ -285,7 +287,7 @@ def _read_observation(contents: _Contents, name: str, bands: Table, suffix: str)
 
 
 def _read_calibration(contents: _Contents, rows: Sequence[np.ndarray]) -> Calibration:
-    """rows: of each observation, among those of BANDS, whose order CALIBRATION has."""
+    """Read shifts and gains. rows: of each observation in BANDS, whose order CALIBRATION has."""
     names = ("shift_y", "shift_x", "shift_y_err", "shift_x_err", "gain")
     table = contents.table("CALIBRATION", names)
     if len(table) != len(rows[0]):

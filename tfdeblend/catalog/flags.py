@@ -29,10 +29,10 @@ FLAG_NAMES = {
 
 
 def from_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
-    """(K,) the bits MASKED, UNDECLARED and SATURATED of each source.
+    """Raise (K,) the bits MASKED, UNDECLARED and SATURATED of each source.
 
-    A source is masked if it is in some band in all views that have the band; it is saturated, or has an undeclared
-    source on it, if it does in any view.
+    A source is masked if, in some band, all views that have the band mask it; it is saturated, or an undeclared source
+    shines on it, if some view shows so.
     """
     count = len(views[0].positions)
     masked, undeclared, saturated = np.ones((count, len(bands)), bool), np.zeros(count, bool), np.zeros(count, bool)
@@ -54,7 +54,7 @@ def from_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
 
 
 def unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.ndarray:
-    """(K, C): which source has no unmasked pixel in which band within its half-light radius and a PSF's width.
+    """Tell (K, C) which source has no unmasked pixel in which band within its half-light radius and a PSF's width.
 
     size: (K,) half-light radii in pixels of the first observation.
     """
@@ -67,7 +67,7 @@ def unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.
 
 
 def _near(positions: np.ndarray, pixels: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """(K, C): whether some of `pixels` (C, H, W) bool lies within `radius` (K,) pixels, at least 1, of a position."""
+    """Tell (K, C) whether some of `pixels` (C, H, W) bool is within `radius` (K,) pixels, at least 1, of a position."""
     y, x = np.indices(pixels.shape[1:])
     pairs = zip(positions, radius, strict=True)
     return np.array([pixels[:, np.hypot(y - row, x - column) < max(most, 1)].any(1) for (row, column), most in pairs])

@@ -66,14 +66,16 @@ def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def is_truncated(stamps: np.ndarray, flux: np.ndarray) -> np.ndarray:
-    """(K,): whether more than TRUNCATED_SHARE of the fluxes (K, C) is missing from the stamps (K, C, P, P)."""
+    """Return (K,) whether more than TRUNCATED_SHARE of the fluxes (K, C) is missing from the stamps (K, C, P, P)."""
     return np.abs(stamps.sum((1, 2, 3), dtype=float)) < (1 - TRUNCATED_SHARE) * np.abs(flux.sum(1))
 
 
 def border_snr(observation: Observation, stamps: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """(K,) signal-to-noise of each source's light on the outermost pixels of its stamp, where the image has them.
+    """Measure (K,) the signal-to-noise of each source's light on the outermost pixels of its stamp.
 
-    Args: stamps (K, C, P, P), corners (K, 2), as of `Deblended`.
+    Pixels outside of the image do not count.
+
+    Args: stamps (K, C, P, P) in the observation's bands, corners (K, 2), see `Deblended`.
     """
     weights, side = observation.weights, stamps.shape[-1]
     inside = np.zeros((side, side), bool)
@@ -86,13 +88,16 @@ def border_snr(observation: Observation, stamps: np.ndarray, corners: np.ndarray
 
 
 def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(K,) chi-square per unmasked pixel; a pixel counts by s / (s + 1), s the source's own signal-to-noise^2 there."""
+    """Measure (K,) chi-square per unmasked pixel where each source shines.
+
+    A pixel counts by s / (s + 1), s being the source's own signal-to-noise^2 there.
+    """
     total, count = _local_chi2(sources, residual, weights)
     return total / np.where(count > 0, count, 1)
 
 
 def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(2, K): the sums of chi-square and of pixels whose ratio `local_chi2` is."""
+    """Sum (2, K) the chi-square and the pixels whose ratio is `local_chi2`."""
     power = np.maximum(sources, 0) ** 2 * weights
     share = power / (power + 1)
     count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
@@ -100,11 +105,13 @@ def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) 
 
 
 def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
-    """The catalogue of a scene, a row a source; what it tells of all observations is from the result's views.
+    """Measure the catalogue of a scene, a row a source.
 
     Args:
-      result: all but its catalogue. shapes: of which sizes and ellipticities are taken; positions are the first view's.
-      flux: (K, C) in the bands of the scene; errors are from `flux_cov`. runtime_ms: of the scene.
+      result: everything but its catalogue. What its views show of the sources becomes positions, signal-to-noise,
+        chi-square and flags; `flux_cov` the errors of the fluxes.
+      shapes: sizes, ellipticities and all errors; the positions are those of the first view.
+      flux: (K, C) in the bands of the scene. runtime_ms: of the scene. converged: else all sources are flagged.
     """
     from astropy.table import Table
 
@@ -145,7 +152,7 @@ def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: flo
 
 
 def remeasure(result: Deblended) -> Table:
-    """The catalogue of a saved result, measured on its stamps: fluxes as their sums, shapes from weighted moments.
+    """Measure the catalogue of a saved result on its stamps: fluxes as their sums, shapes from weighted moments.
 
     Errors of positions and shapes are the saved catalogue's, since stamps alone do not tell them.
     """
@@ -167,7 +174,7 @@ def remeasure(result: Deblended) -> Table:
 
 
 def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) -> Shapes:
-    """Shapes of stamps (K, C, P, P) in the model frame, summed over bands; the model PSF is taken off in quadrature.
+    """Measure stamps (K, C, P, P) in the model frame, summed over bands; the model PSF is taken off in quadrature.
 
     Positions are flux-weighted means, ellipticities adaptive moments (Bernstein and Jarvis 2002), sizes the half-light
     radius along the ellipse of these moments. Exact for Gaussians; for a Sersic profile the size is good to some 5%
@@ -202,7 +209,7 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
 
 
 def describe_scene(scene: Scene) -> dict[str, float]:
-    """The noise and the PSF's width in each band of the first observation, for a result's header."""
+    """Measure the noise and the PSF's width in each band of the first observation, for a result's header."""
     header: dict[str, float] = {}
     observation = scene.observation
     for index, (noise, width) in enumerate(zip(band_scales(observation), fwhm(observation.psf), strict=True)):
@@ -226,7 +233,7 @@ def _add_fluxes(table: Table, scene: Scene, flux: np.ndarray, error: np.ndarray)
 
 
 def _flags(result: Deblended, flux: np.ndarray) -> np.ndarray:
-    """(K,) the bits TRUNCATED and EDGE, by what the first observation shows. flux: (K, C)."""
+    """Raise (K,) the bits TRUNCATED and EDGE, by what the first observation shows. flux: (K, C)."""
     scene, view = result.scene, result.views[0]
     own, (_, height, width) = list(scene.band_indices(scene.observation)), scene.observation.shape
     raised = np.where(is_truncated(result.stamps[:, own], flux[:, own]), TRUNCATED, 0)
@@ -247,7 +254,7 @@ def side_wanted(scene: Scene, stamps: np.ndarray, corners: np.ndarray, flux: np.
     of them faint ones with a broad fit; larger stamps then change the image by less than a tenth of its noise (rms),
     for three times the time.
 
-    Args: stamps (K, C, P, P), corners (K, 2), flux (K, C), as of `Deblended`.
+    Args: stamps (K, C, P, P), corners (K, 2), flux (K, C), see `Deblended`.
     """
     side, (_, height, width) = stamps.shape[-1], scene.observation.shape
     own = list(scene.band_indices(scene.observation))

@@ -68,7 +68,7 @@ class View:
         return np.where(shared, data * positive / np.where(total > 0, total, 1), 0).astype(np.float32)
 
     def __repr__(self) -> str:
-        """One line: of which observation, bands and pixels, and how well it is described."""
+        """Tell in one line which observation, bands and pixels it is of, and how well the model describes it."""
         height, width = self.model.shape[1:]
         undeclared = "" if self.undeclared is None else f", {len(self.undeclared)} undeclared"
         what = f"{' '.join(self.observation.bands)}, {height} x {width} pixels"
@@ -96,7 +96,7 @@ class Calibration(NamedTuple):
 
 
 def positions_in_views(scene: Scene, positions: np.ndarray, calibration: Calibration | None) -> list[np.ndarray]:
-    """(K,2) pixels of each observation at which it shows what is at `positions` (K,2) of the model frame."""
+    """Return (K,2) for each observation: its pixels that show what is at `positions` (K,2) of the model frame."""
     shifts = np.zeros((len(scene.observations), 2)) if calibration is None else calibration.shift
     pairs = zip(scene.maps, shifts, strict=True)
     return [np.linalg.solve(pixels.matrix, (positions - pixels.offset - shift).T).T for pixels, shift in pairs]
@@ -148,7 +148,7 @@ class Deblended:
         files.write(self, path)
 
     def plot(self, path: str | Path | None = None) -> Image:
-        """Draw observations, models, residuals and sources; `path`: also written there, as a PNG."""
+        """Draw observations, models, residuals and sources, and write the picture to `path`, where given, as a PNG."""
         from tfdeblend.app import plots
 
         return plots.plot(self, path)
@@ -215,7 +215,7 @@ class Deblended:
         return Table(rows=rows, names=names)
 
     def __repr__(self) -> str:
-        """A few lines: the scene, its observations, how it was deblended and how well."""
+        """Tell in a few lines which scene it is, what its observations show, how it was deblended and how well."""
         count, header = len(self.stamps), self.header
         title = f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"
         lines = [title, *(f"  {view!r}" for view in self.views)]
@@ -225,7 +225,7 @@ class Deblended:
         return "\n".join([*lines, "  " + ", ".join(facts)] if facts else lines)
 
     def _repr_html_(self) -> str:
-        """The text of `repr`, and the catalogue."""
+        """Show the text of `repr` and the catalogue, as notebooks do."""
         from html import escape
 
         return f"<pre>{escape(repr(self))}</pre>{self.catalog._repr_html_()}"

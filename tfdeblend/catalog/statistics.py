@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Sums:
-    """The sums of arrays and of their squares, for means and standard deviations."""
+    """Add up arrays and their squares, for means and standard deviations."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, np.array(0.0), np.array(0.0)
@@ -63,7 +63,7 @@ class SampleStatistics:
     corners: np.ndarray
     model_sigma: float
     keep: bool = False
-    models: list[Sums] = field(init=False)  # of each observation, as are
+    models: list[Sums] = field(init=False)  # one of each observation, as are the next two
     sources: list[Sums] = field(init=False)
     backgrounds: list[Sums] = field(init=False)
     stamps: Sums = field(init=False, default_factory=Sums)
@@ -80,6 +80,7 @@ class SampleStatistics:
         self.beyond_prior = np.zeros(len(self.scene.sources), bool)
 
     def add(self, sample: Sample) -> None:
+        """Take one more sample into account."""
         for every, values in (
             (self.models, sample.models),
             (self.sources, sample.sources),

@@ -167,11 +167,14 @@ class Scene:
         io.write(self, path, **more)
 
     @classmethod
-    def detect(cls, observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Scene:
+    def detect(
+        cls, observations: Observation | Sequence[Observation], threshold: float = 3.0, background: bool = False
+    ) -> Scene:
         """The scene of the sources that `tfdeblend.data.detection.detect` finds in one or several observations.
 
         Args:
             threshold: in sigma of the filtered detection image.
+            background: search the images less the levels of their sky; the scene keeps the images as they are.
 
         Raises:
             DataError: as `Scene`, and where nothing is detected.
@@ -179,7 +182,8 @@ class Scene:
         from tfdeblend.data.detection import detect
 
         several = _as_tuple(observations)
-        found = detect(several, threshold)
+        searched = [one.less(one.sky_levels()) for one in several] if background else several
+        found = detect(searched, threshold)
         if not len(found):
             raise DataError(several[0].name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
         return cls.from_catalog(several, found)

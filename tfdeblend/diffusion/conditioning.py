@@ -9,9 +9,7 @@ y whitened. Sources couple through the shared data alone. A conditioning is a ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import tensorflow as tf
 
@@ -25,22 +23,21 @@ from tfdeblend.diffusion.linear_gaussian import (
     general_step,
 )
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
-from tfdeblend.linalg.solvers import GMRES, ConjugateGradients
+from tfdeblend.linalg.solvers import GMRES, ConjugateGradients, Solver
 
 TO_THE_END = ConjugateGradients(rtol=1e-5, max_steps=80)
 FEW_STEPS = GMRES(max_steps=5)
 
 
-@dataclass(frozen=True)
-class SourcePrior:
-    """What is known of all sources before the data: a denoiser for galaxies, and Gaussians for all others.
+class Problem(Protocol):
+    """y = A x + n, and what is known of all sources but for the galaxies; see `BlendProblem`."""
 
-    mean: extends D of the galaxies [B, K, C, P, P] to all sources. covariance: extends V likewise.
-    """
+    operator: SourceOperator
+    data: tf.Tensor
 
-    denoiser: PriorDenoiser
-    mean: Callable[[tf.Tensor], tf.Tensor]
-    covariance: Callable[[Covariance], SourceCovariance]
+    def mean(self, denoised: tf.Tensor) -> tf.Tensor: ...
+
+    def covariance(self, galaxies: Covariance) -> SourceCovariance: ...
 
 
 class PosteriorDenoiser(Denoiser):
@@ -49,16 +46,16 @@ class PosteriorDenoiser(Denoiser):
     Its score is that of the posterior, grad log p(x_t | y).
 
     Args:
-      prior: see `SourcePrior`. operator: A. data: y, whitened [B, n].
-      solver: of the linear system; None: the class's own, `default_solver`.
+      denoiser: the prior of the galaxies. problem: A, y, and other sources. solver: of the linear system; None: the
+        class's own, `default_solver`.
     """
 
-    default_solver: ClassVar[ConjugateGradients | GMRES] = TO_THE_END
+    default_solver: ClassVar[Solver] = TO_THE_END
     has_draws: ClassVar[bool] = False
 
-    def __init__(self, prior: SourcePrior, operator: SourceOperator, data: tf.Tensor, solver=None):
-        self.prior, self.operator, self.data = prior, operator, data
-        self.solver = self.default_solver if solver is None else solver
+    def __init__(self, denoiser: PriorDenoiser, problem: Problem, solver: Solver | None = None):
+        self.denoiser, self.problem, self.operator, self.data = denoiser, problem, problem.operator, problem.data
+        self.solver = solver or self.default_solver
 
     def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> tf.Tensor:
         """Draws from p(x | x_t, y). Raises: TypeError for a conditioning that has no draws."""
@@ -87,8 +84,8 @@ class GaussianConditioning(PosteriorDenoiser):
         return drawn + gaussian_step(self.operator, covariance, residual, self.solver)
 
     def _gaussian(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, SourceCovariance]:
-        mean, covariance = self.prior.denoiser.posterior(x, sigma)
-        return self.prior.mean(mean), self.prior.covariance(covariance)
+        mean, covariance = self.denoiser.posterior(x, sigma)
+        return self.problem.mean(mean), self.problem.covariance(covariance)
 
 
 class Jacobian:
@@ -113,8 +110,8 @@ class MMPS(PosteriorDenoiser):
     default_solver = FEW_STEPS
 
     def denoise(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        mean = self.prior.mean(self.prior.denoiser.denoise(x, sigma))
-        covariance = self.prior.covariance(Jacobian(self.prior.denoiser, x, sigma))
+        mean = self.problem.mean(self.denoiser.denoise(x, sigma))
+        covariance = self.problem.covariance(Jacobian(self.denoiser, x, sigma))
         return mean + general_step(self.operator, covariance, self.data - self.operator.forward(mean), self.solver)
 
 
@@ -125,7 +122,15 @@ class ConvolvedLikelihood(PosteriorDenoiser):
     """
 
     def denoise(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        mean = self.prior.mean(self.prior.denoiser.denoise(x, sigma))
+        mean = self.problem.mean(self.denoiser.denoise(x, sigma))
         noise = DiagonalPlusLowRank.of_diagonal(pixels(sigma) ** 2 * tf.ones_like(x))
-        residual = self.data - self.operator.forward(self.prior.mean(x))
-        return mean + gaussian_step(self.operator, self.prior.covariance(noise), residual, self.solver)
+        residual = self.data - self.operator.forward(self.problem.mean(x))
+        return mean + gaussian_step(self.operator, self.problem.covariance(noise), residual, self.solver)
+
+
+# By the names that files and command lines know them by.
+CONDITIONINGS: dict[str, type[PosteriorDenoiser]] = {
+    "head": GaussianConditioning,
+    "mmps": MMPS,
+    "convolved": ConvolvedLikelihood,
+}

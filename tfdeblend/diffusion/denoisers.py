@@ -188,6 +188,7 @@ class NeuralDenoiser(keras.Model, PriorDenoiser):
         seen = (x - self.mean) / ops.sqrt(self._total_variance(sigma))
         found = (denoised - self.mean) / ops.sqrt(self.variance)
         both = _bands_last(ops.concatenate([seen, found], 1))
+        assert self.head is not None
         out = _bands_first(self.head((both, ops.log(sigma) / 4)))
         out = ops.reshape(out, (-1, 1 + self.head_rank, *self.stamp_shape))
         return out[:, 0], out[:, 1:]
@@ -252,8 +253,8 @@ class ResidualDenoiser(NeuralDenoiser):
 
         D = D_C + c_out F(c_in (x_t - m), c_noise),  V = diag(d' exp(a)) + L' L'^T + L L^T,  L = sqrt(V0) b,
 
-    with D_C, diag(d') + L' L'^T the Gaussian's own mean and covariance given x_t. So what has hardly been fitted is that
-    Gaussian. V's directions are those of the Gaussian, then those of the head.
+    with D_C, diag(d') + L' L'^T the Gaussian's own mean and covariance given x_t. So what has hardly been fitted is
+    that Gaussian. V's directions are those of the Gaussian, then those of the head.
 
     Args:
       base_rank: directions of C. The rest: see `NeuralDenoiser`.

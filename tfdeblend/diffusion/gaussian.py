@@ -17,7 +17,7 @@ STAMPS = ("bands", "pixel_scale", "model_sigma", "scale_jitter")  # what the fil
 
 
 class GaussianDenoiser(PriorDenoiser):
-    """The denoiser of x ~ N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
+    """The prior N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
 
     Args:
       mean, diagonal: m, d, [C, P, P]; d > 0. factor: F, [R, C, P, P]. All of one dtype, in which all is computed.

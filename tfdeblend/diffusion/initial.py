@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
 
-from tfdeblend.diffusion.conditioning import SourcePrior
 from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.linear_gaussian import Covariance, SourceCovariance, SourceOperator
 from tfdeblend.forward.batch import Tensors
@@ -131,10 +130,6 @@ class BlendProblem:
     def offset_from_fit(self, begin: tf.Tensor) -> tf.Tensor:
         """Gives how far the middle of stamps that begin there is from the fit's position, in pixels [B, K, 2]."""
         return tf.cast(begin - (self.shape.stamp // 2 - self.side // 2), self.fit.offset.dtype) - self.fit.offset
-
-    def prior(self, denoiser: PriorDenoiser) -> SourcePrior:
-        """Extends the prior of galaxies to all sources."""
-        return SourcePrior(denoiser, self.mean, self.covariance)
 
     def mean(self, denoised: tf.Tensor) -> tf.Tensor:
         """Extends D of the galaxies [B, K, C, P, P] to all sources."""

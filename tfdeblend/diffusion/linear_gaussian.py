@@ -18,7 +18,7 @@ from tfdeblend.forward.exposures import Exposure
 from tfdeblend.forward.likelihood import ForwardOperator
 from tfdeblend.forward.operators import Place
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
-from tfdeblend.linalg.solvers import GMRES, ConjugateGradients
+from tfdeblend.linalg.solvers import Solver
 
 
 class Normals(NamedTuple):
@@ -113,7 +113,7 @@ class SourceOperator(ForwardOperator):
 
 
 def gaussian_step(
-    operator: SourceOperator, covariance: SourceCovariance, residual: tf.Tensor, solver: ConjugateGradients
+    operator: SourceOperator, covariance: SourceCovariance, residual: tf.Tensor, solver: Solver
 ) -> tf.Tensor:
     """Gives V A^T (I + A V A^T)^-1 residual [B, K, C, P, P], by which the data move D to the posterior's maximum.
 
@@ -140,7 +140,7 @@ def gaussian_step(
 
 
 def general_step(
-    operator: SourceOperator, covariance: SourceCovariance, residual: tf.Tensor, solver: GMRES
+    operator: SourceOperator, covariance: SourceCovariance, residual: tf.Tensor, solver: Solver
 ) -> tf.Tensor:
     """Gives the same as `gaussian_step` for a V that need not be symmetric: solves (I + A V A^T) v = residual."""
 

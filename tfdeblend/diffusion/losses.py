@@ -57,7 +57,7 @@ def apertures(side: int) -> np.ndarray:
 
 
 def aperture_unlikelihood(x: Tensor, packed: Tensor) -> Tensor:
-    """Gives -log N(w.x; w.D, w.V w) [B], the mean over windows w of `apertures`, in each band and in all bands together.
+    """Gives -log N(w.x; w.D, w.V w) [B], the mean over windows w of `apertures`, in each band and in all together.
 
     The likelihood of thousands of pixels hardly cares how large the few directions of L are, only where they point: 20
     times too large costs 20 nats of 10^4. What depends on their size is the error of a sum of pixels.

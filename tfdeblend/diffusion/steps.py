@@ -56,3 +56,9 @@ def euler_maruyama_vp(posterior: PosteriorDenoiser, x, sigma, after, normals: St
     z, score = x / wide, wide * posterior.score(x, sigma)
     z += beta_dt * (z / 2 + score) + tf.sqrt(beta_dt) * normals.back
     return narrow * z, None
+
+
+# By the names that files and command lines know them by.
+STEPS: dict[str, Step] = {
+    step.__name__.replace("_", "-"): step for step in (moment_matched, ancestral, euler_maruyama, euler_maruyama_vp)
+}

@@ -62,6 +62,6 @@ class UnknownScale:
     widened: bool = True
 
     def draw(self, x0: tf.Tensor, jitter: float, normals: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
-        """Draws r ~ p(r | x_0) [B, K], a log-normal of the jitter about |x_0|, from normals [B, K]; at least `least`."""
+        """Draws r ~ p(r | x_0) [B, K], a log-normal of the jitter about |x_0|, not below `least`."""
         scale = flux_scale(x0) * tf.exp(jitter * normals)
         return tf.clip_by_value(scale, tf.maximum(least, 1 / LARGEST), LARGEST)

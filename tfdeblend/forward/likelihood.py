@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Self
 
 import tensorflow as tf
 
@@ -43,7 +44,7 @@ class ForwardOperator(LinearOperator):
         """[B, C, F, F] -> [B, n]: frames as observed, whitened."""
         return flatten([one.observe.forward(one.of(frames)) for one in self.exposures])
 
-    def at(self, place: Place) -> ForwardOperator:
+    def at(self, place: Place) -> Self:
         """A of stamps that lie elsewhere."""
         moved = copy.copy(self)
         moved.place = place

@@ -18,17 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion import centres
-from tfdeblend.diffusion.conditioning import GaussianConditioning, PosteriorDenoiser
+from tfdeblend.diffusion.conditioning import CONDITIONINGS, GaussianConditioning, PosteriorDenoiser
 from tfdeblend.diffusion.denoisers import PriorDenoiser, pixels
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
 from tfdeblend.diffusion.random import KeyedNormals, RandomNumbers
 from tfdeblend.diffusion.schedules import BlendSchedule
-from tfdeblend.diffusion.steps import Step, moment_matched
+from tfdeblend.diffusion.steps import STEPS, Step, moment_matched
 from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.likelihood import with_constants
 from tfdeblend.forward.shapes import BatchShape
-from tfdeblend.linalg.solvers import GMRES, ConjugateGradients
+from tfdeblend.linalg.solvers import Solver
 
 LEAST_NORM = 5.0  # in units of the noise: below, an initial fit says nothing of how bright a galaxy is
 
@@ -52,7 +52,7 @@ class SampleOptions:
     steps: int = 8
     schedule: BlendSchedule = field(default_factory=BlendSchedule)
     conditioning: type[PosteriorDenoiser] = GaussianConditioning
-    solver: ConjugateGradients | GMRES | None = None
+    solver: Solver | None = None
     step: Step = moment_matched
     unknown_scale: UnknownScale | None = field(default_factory=UnknownScale)
     recentre: bool = True
@@ -63,6 +63,12 @@ class SampleOptions:
         if self.step is moment_matched and not self.conditioning.has_draws:
             expected = f"expected one that draws no x_0 with {self.conditioning.__name__}, which has no draws"
             raise ValueError(f"step: {expected}, received moment_matched")
+
+    def facts(self) -> dict[str, int | str]:
+        """Gives what a result's header says of them."""
+        conditioning = next((name for name, kind in CONDITIONINGS.items() if kind is self.conditioning), "other")
+        step = next((name for name, step in STEPS.items() if step is self.step), "other")
+        return {"steps": self.steps, "sampler": step, "covar": conditioning}
 
 
 class Samples(NamedTuple):
@@ -197,9 +203,8 @@ class PosteriorSampler:
 
     def posterior(self, problem: BlendProblem, galaxies: Galaxies) -> PosteriorDenoiser:
         """Conditions the prior of galaxies of these scales, with stamps that begin there, on the data."""
-        prior = problem.prior(ScaledDenoiser(self.denoiser, galaxies.scale, self.widened))
-        operator = problem.at(galaxies.begin).operator
-        return self.options.conditioning(prior, operator, problem.data, self.options.solver)
+        denoiser = ScaledDenoiser(self.denoiser, galaxies.scale, self.widened)
+        return self.options.conditioning(denoiser, problem.at(galaxies.begin), self.options.solver)
 
     def _norm(self, problem: BlendProblem) -> tf.Tensor:
         """Gives the fitted galaxies' norms in units of the noise [N, K]."""
@@ -243,7 +248,7 @@ class PosteriorSampler:
 
 
 def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:
-    """Draws from N(0, covariance) by standard normals [..., 2] and the Cholesky root of 2 x 2 matrices."""
+    """Draws from N(0, covariance) by normals [..., 2] and the Cholesky root of 2 x 2 matrices in closed form."""
     yy, yx, xx = covariance[..., 0, 0] + 1e-8, covariance[..., 1, 0], covariance[..., 1, 1] + 1e-8
     first = tf.sqrt(yy)
     along = yx / first

@@ -7,9 +7,9 @@ The divergence follows from how far the data pull the denoiser at every noise le
     KL = 1/2 int E |D_y(x_t) - D(x_t)|^2 d(1 / sigma^2),
 
 which is what Girsanov's theorem says of the two reverse diffusions (and Guo, Shamai & Verdu 2005 of Gaussian channels).
-Nothing has to be normalised, and a step costs one more solve. Of a single path the two terms scatter by the square root
+Nothing has to be normalised, and a step costs one more solve. Of a single path the terms scatter by the square root
 of the number of modes that the data determine; most of that is the noise which the path itself was driven by, and is
-taken off: its mean is zero whatever the factor. With learned priors the errors are not honest yet, see docs/sampling.md.
+taken off: its mean is zero whatever the factor. With learned priors its errors are not honest yet: docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit
 from tfdeblend.diffusion.schedules import BlendSchedule
 from tfdeblend.diffusion.steps import bridge, moment_matched
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.inference import sample_batches
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
@@ -98,11 +98,11 @@ class EvidenceSampler:
         self.sampler, self.shape, self.denoiser = PosteriorSampler(shape, denoiser, options), shape, denoiser
         self._run = tf.function(self._follow, autograph=False)
 
-    def __call__(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
+    def __call__(self, tensors: Tensors, fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
         """Follows one path a row: a pure function of the row and its key ([N] int64, see `random.keys`)."""
         return self._run(tensors, fit, keys)
 
-    def _follow(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
+    def _follow(self, tensors: Tensors, fit: InitialFit, keys: tf.Tensor) -> PathEvidence:
         sampler, random, steps = self.sampler, self.sampler.normals(keys), self.sampler.options.steps
         problem = BlendProblem(tensors, self.shape, fit, self.denoiser.stamp_shape[1], sampler.least_norm)
         first = random.normals(tf.constant(0))
@@ -142,17 +142,18 @@ def log_likelihood(problem: BlendProblem, x: tf.Tensor) -> tf.Tensor:
 
 
 def estimate(
-    sampler: EvidenceSampler, scenes: Sequence[Scene], batch: BlendBatch, fit: InitialFit, samples: int, seed: int = 0
+    sampler: EvidenceSampler, scenes: Sequence[Scene], batch: Batch, fit: InitialFit, samples: int, seed: int = 0
 ) -> list[tuple[float, float]]:
     """Gives log p(y) of each scene in nats, y in the scene's units, and its standard error over the samples.
 
     Args:
       scenes: of `batch`, in its order. fit: their initial fit. samples: paths of each, better 8 or more.
     """
-    draw = sample_batches.learned(sampler, batch.tensors, fit, scenes, samples, seed)
+    names = [scene.name for scene in scenes]
+    draw = sample_batches.by_diffusion(sampler, batch.tensors, fit, names, samples, seed)
     paths: list[list[float]] = [[] for _ in scenes]
     scales: list[list[np.ndarray]] = [[] for _ in scenes]
-    for blends, found in sample_batches.in_turn(draw, sampler.shape.blends, range(len(scenes)), samples):
+    for blends, found in sample_batches.in_turn(draw, sampler.shape, range(len(scenes)), samples):
         for row, blend in enumerate(blends):
             paths[blend].append(float(found.log_evidence[row]))
             scales[blend].append(found.log_scale[row, : len(scenes[blend].sources)])
@@ -183,7 +184,7 @@ def over_scales(log_scale: np.ndarray, jitter: float) -> float:
 
 
 def combine(paths: np.ndarray, log_scale: np.ndarray, jitter: float) -> tuple[float, float]:
-    """Gives log p(y) in nats and its standard error, from S paths (S,) and their log scales (S, K); by the jackknife."""
+    """Gives log p(y) in nats and its standard error by the jackknife, from S paths (S,), their log scales (S, K)."""
     number = len(paths)
 
     def value(rows: np.ndarray) -> float:

@@ -170,17 +170,10 @@ class LearnedPrior(Prior):
         return self._denoiser or self.file.load()
 
     def problem(self, scene: Scene) -> str | None:
-        """Why not; a scene without a pixel scale is taken to have the prior's."""
-        prior, scale = self.file, scene.observation.pixel_scale
-        if scene.bands != prior.bands:
-            in_order = "" if len(scene.observations) == 1 else ", in this order"
-            return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
-        if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
-            return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
-        if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
-            wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
-            return f"expected PSFs wider than {wide}, received a narrower one"
-        self.denoiser  # noqa: B018  so that a damaged file is an error of the scene
+        """Why not: `mismatch`. Raises: DataError for a missing or damaged file, so that it is an error of the scene."""
+        if problem := mismatch(self.file, scene):
+            return problem
+        self.denoiser  # noqa: B018
         return None
 
     def fit(self, initial: MapFit) -> Refinement:
@@ -188,11 +181,7 @@ class LearnedPrior(Prior):
 
     def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
         options = run.sampling
-        facts: Facts = {
-            "steps": options.steps,
-            "sampler": options.step.__name__,
-            "covar": options.conditioning.__name__,
-        }
+        facts: Facts = dict(options.facts())
         for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
             for depth, some in _by_depth(run, shape, members).items():
                 rows = rows_at_once(shape, len(some) * run.samples)
@@ -204,6 +193,20 @@ class LearnedPrior(Prior):
                 names = [scene.name for scene in run.scenes]
                 draw = by_diffusion(sampler, run.tensors, InitialFit.of(run.found), names, run.samples, run.seed)
                 yield SampleGroup(narrow, some, draw, lambda row: facts)
+
+
+def mismatch(prior: PriorFile, scene: Scene) -> str | None:
+    """Why a learned prior is not for a scene, or None; one without a pixel scale is taken to have the prior's."""
+    scale = scene.observation.pixel_scale
+    if scene.bands != prior.bands:
+        in_order = "" if len(scene.observations) == 1 else ", in this order"
+        return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
+    if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
+        return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
+    if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
+        wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
+        return f"expected PSFs wider than {wide}, received a narrower one"
+    return None
 
 
 def _by_depth(run: SampleRun, shape: BatchShape, members: Sequence[int]) -> dict[float, list[int]]:

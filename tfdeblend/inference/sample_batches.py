@@ -7,6 +7,7 @@ when its last sample is, and holds no memory then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.operators import MOST_ONE_BY_ONE
 from tfdeblend.forward.shapes import BatchShape
-from tfdeblend.inference.diffusion_sampler import PosteriorSampler, Samples
+from tfdeblend.inference.diffusion_sampler import Samples
 from tfdeblend.inference.nuts import NutsResult, NutsSampler
 
 # Of the Fourier grids of all bands of the stamps that a graph holds. With V's directions its arrays are then of some
@@ -25,7 +26,7 @@ from tfdeblend.inference.nuts import NutsResult, NutsSampler
 PIXELS_AT_ONCE = 750_000
 
 # The samples (by number) of some blends of a batch (by row).
-Draw = Callable[[np.ndarray, np.ndarray], Samples]
+Draw = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def rows_at_once(shape: BatchShape, total: int) -> int:
@@ -37,12 +38,13 @@ def rows_at_once(shape: BatchShape, total: int) -> int:
 
 
 def by_diffusion(
-    sampler: PosteriorSampler, tensors: Tensors, initial: InitialFit, names: Sequence[str], samples: int, seed: int
+    sampler: Any, tensors: Tensors, initial: InitialFit, names: Sequence[str], samples: int, seed: int
 ) -> Draw:
     """Draws of the reverse diffusion that starts from an initial fit.
 
     Args:
-      names: of the blends, by which their random numbers differ. seed: the user's.
+      sampler: a compiled `PosteriorSampler`, or what has its shape and is called like it. names: of the blends, by
+        which their random numbers differ. seed: the user's.
     """
     sources = sampler.shape.sources
     tensors, initial = tensors.first_sources(sources), initial.first(sources)
@@ -67,7 +69,7 @@ def by_chains(sampler: NutsSampler, tensors: Tensors, found: NutsResult, seed: t
     return draw
 
 
-def in_turn(draw: Draw, shape: BatchShape, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Samples]]:
+def in_turn(draw: Draw, shape: BatchShape, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Any]]:
     """All samples of the batch's blends `members`, as many rows at a time as `shape` has blends.
 
     Samples of several exposures are drawn blend by blend, since they share what shows the exposures.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdeblend.data.observation import Observation
+from tfdeblend.errors import DataError
 from tfdeblend.io import images, npz, psfs
 from tfdeblend.io.catalogs import read_catalog
 from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
@@ -80,9 +81,12 @@ def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:
             called `catalog`, structured, takes the place of the table of the scene's sources.
 
     Raises:
-        DataError: text that FITS cannot hold. OSError: the file cannot be written.
+        DataError: a scene of several observations, as a file holds one; text that FITS cannot hold. OSError: the file
+            cannot be written.
     """
-    path = Path(path)
+    path, count = Path(path), len(scene.observations)
+    if count > 1:
+        raise DataError(scene.name, "observations", f"expected one, as a file holds one, received {count}")
     if path.suffix.lower() == ".npz":
         npz.write(path, {**npz.scene_arrays(scene), **more})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,12 @@ TINY = 1e-30
 def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Multiplies system by system: [B, ...] -> [B, 1, ...], to scale vectors with."""
     return tf.reduce_sum(a * b, list(range(1, len(a.shape))), keepdims=True)
+
+
+class Solver(Protocol):
+    """Solves S x = b for x [B, ...], of which S is given by the function that multiplies by it."""
+
+    def solve(self, apply: Apply, right: tf.Tensor) -> tf.Tensor: ...
 
 
 @dataclass(frozen=True)

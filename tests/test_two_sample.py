@@ -1,4 +1,4 @@
-"""Two sets of stamps of one distribution, and of two."""
+"""Two-sample tests: they accept stamps of one distribution and find those of another."""
 
 from __future__ import annotations
 
