@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.generation import Generator
 from tfdeblend.diffusion.schedules import BlendSchedule, LogNormalNoise, noise_levels
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.networks import UNet
+from tfdeblend.training.generation import Generator
 
 SHAPE, RANK = (2, 4, 4), 3
 PIXELS = 32

@@ -18,7 +18,7 @@ from fields import away, expose, positions, write
 from tfdeblend.app import inputs
 from tfdeblend.app.cli import main
 from tfdeblend.app.runs import Settings
-from tfdeblend.catalog import files, flags
+from tfdeblend.catalog import files, measure
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 
@@ -121,7 +121,7 @@ def test_catalogue_has_all_bands_and_the_sky(fields) -> None:
             np.testing.assert_allclose(rows[axis], given[axis], atol=0.2 / 3600)
         assert np.isfinite(rows["flux_g"]).all() and np.isfinite(rows["flux_r"]).all()
         np.testing.assert_array_equal(np.isnan(rows["flux_i"]), [False, True, False])
-        np.testing.assert_array_equal(rows["flags"] & flags.UNSEEN > 0, [False, True, False])
+        np.testing.assert_array_equal(rows["flags"] & measure.UNSEEN > 0, [False, True, False])
     assert {"flux_err_i", "size", "snr", "blendedness", "chi2"} <= set(catalog.colnames)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdeblend.linalg.blocks import gather_bands, scatter_bands, split
+from tfdeblend.linalg.operator import gather_bands, scatter_bands, split
 
 Tensor = Any  # of the Keras backend
 
