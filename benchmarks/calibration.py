@@ -27,10 +27,10 @@ from tfdeblend.catalog import flags
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.deblender import Deblender
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.conditioning import METHODS
+from tfdeblend.diffusion.conditioning import CONDITIONINGS
 from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.generation import Generator
-from tfdeblend.diffusion.steps import SAMPLERS
+from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.simulation.surveys import SURVEYS
 
@@ -42,7 +42,6 @@ BINS = {
 }
 BATCH = 32
 LEAST_SAMPLES = 4
-GMRES_ITERATIONS = 5  # of MMPS, each of which costs a gradient of the network
 AT_ONCE = 60  # blends: what a stopped run loses, at most
 
 
@@ -208,23 +207,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sources", type=int, nargs=2, default=(1, 6), metavar=("A", "B"))
     parser.add_argument("--snr", type=float, nargs=2, default=(5, 500), metavar=("A", "B"))
     parser.add_argument("--steps", type=int, nargs="+", default=[SampleOptions.steps])
-    parser.add_argument("--covariance", choices=METHODS, nargs="+", default=[SampleOptions.covariance])
-    parser.add_argument("--sampler", choices=SAMPLERS, nargs="+", default=[SampleOptions.sampler])
+    parser.add_argument("--conditioning", choices=CONDITIONINGS, nargs="+", default=["head"])
+    parser.add_argument("--step", choices=STEPS, nargs="+", default=["moment-matched"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.samples < LEAST_SAMPLES:
         expected = f"expected at least {LEAST_SAMPLES} (z-scores of fewer have no finite spread)"
         parser.error(f"--samples: {expected}, received {options.samples}")
     methods: dict[str, SampleOptions] = {}
-    for covariance, sampler, steps in itertools.product(options.covariance, options.sampler, options.steps):
-        iterations = GMRES_ITERATIONS if covariance == "mmps" else SampleOptions.iterations
-        name = f"{covariance}-{sampler}-{steps}"
+    for conditioning, step, steps in itertools.product(options.conditioning, options.step, options.steps):
+        name = f"{conditioning}-{step}-{steps}"
         try:
-            methods[name] = SampleOptions(steps, covariance, sampler, iterations)
+            methods[name] = SampleOptions(steps, conditioning=CONDITIONINGS[conditioning], step=STEPS[step])
         except ValueError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
     if not methods:
-        parser.error("--covariance, --sampler, --steps: expected a possible combination, received none")
+        parser.error("--conditioning, --step, --steps: expected a possible combination, received none")
     most = options.number * options.sources[1]
     stamps = truths(options, min(most, 1024))
     denoiser = registry.find(options.prior).load()

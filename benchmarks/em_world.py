@@ -93,7 +93,7 @@ def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expe
                 scene = shard.scenes[blend]
                 _, height, width = scene.observation.shape
                 unit = scales[blend][:, None, None]
-                sources = drawn.sources[row, : len(scene.sources), :, :height, :width] * unit
+                sources = drawn.sources[0][row, : len(scene.sources), :, :height, :width] * unit
                 sums.setdefault(blend, []).append(sources)
         for blend, every in sums.items():
             scene = shard.scenes[blend]

@@ -1,7 +1,7 @@
 """One source or two? `python -m benchmarks.one_or_two --out DIR [--number 150]`.
 
 Every case is a galaxy drawn from the prior, and a place beside it where there is a second one in every other case. The
-scene is sampled with one source and with two; the evidences (`tfdeblend.evidence`) give the probability of two. If it
+scene is sampled with one source and with two; the evidences (`inference.evidence`) give the probability of two. If it
 is what it says, of all cases told to have probability p a share p has two: the reliability diagram, with the Brier
 score, the log score and the share of right answers by the second galaxy's signal-to-noise. A run that was stopped goes
 on where it was.
@@ -18,13 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from benchmarks import worlds
 from benchmarks.calibration import claim, truths
+from tfdeblend import em
 from tfdeblend.data.scene import Scene
-from tfdeblend.deblender import Deblender
 from tfdeblend.diffusion import registry
-from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.diffusion.initial import InitialFit
+from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.shapes import BatchShape, by_count
+from tfdeblend.inference.evidence import STEPS, EvidenceSampler, estimate
+from tfdeblend.inference.sample_batches import rows_at_once
 from tfdeblend.simulation.surveys import SURVEYS
 
 EDGES = (0, 0.1, 0.3, 0.7, 0.9, 1)
@@ -44,6 +49,30 @@ def cases(options: argparse.Namespace) -> tuple[list[worlds.TrueBlend], np.ndarr
         without = replace(observation, images=observation.images - made[index].sources[1])
         made[index] = replace(made[index], scene=Scene(without, made[index].scene.sources))
     return made, two
+
+
+class Evidences:
+    """Estimates log p(y) of scenes and its error; each shape is compiled once."""
+
+    def __init__(self, prior: str, steps: int, samples: int, seed: int):
+        self.denoiser, self.steps, self.samples, self.seed = registry.find(prior).load(), steps, samples, seed
+        self.first_fits = em.Seeding()
+        self.samplers: dict[BatchShape, EvidenceSampler] = {}
+
+    def __call__(self, scenes: Sequence[Scene]) -> list[tuple[float, float]]:
+        found: dict[int, tuple[float, float]] = {}
+        for shape, members in em.plan(scenes, self.denoiser.stamp_shape[1], self.denoiser.model_sigma):
+            shard = self.first_fits([scenes[index] for index in members], shape)
+            for own, rows in by_count(shape, shard.scenes, range(len(members))).items():
+                some = [shard.scenes[row] for row in rows]
+                batch = BlendBatch.build(some, shape._replace(blends=len(some)))
+                fit = InitialFit(*(tf.constant(part[rows]) for part in shard.fit))
+                own = own._replace(blends=rows_at_once(own, len(some) * self.samples))
+                if own not in self.samplers:
+                    self.samplers[own] = EvidenceSampler(own, self.denoiser, self.steps)
+                values = estimate(self.samplers[own], some, batch, fit, self.samples, self.seed)
+                found |= {members[row]: value for row, value in zip(rows, values, strict=True)}
+        return [found[index] for index in range(len(scenes))]
 
 
 def probability(one: float, two: float, snr: tuple[float, float], error: float = 0.0) -> float:
@@ -106,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--truth", default="prior", help="'prior', or a folder of held-out stamps")
     parser.add_argument("--number", type=int, default=150)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=SampleOptions.for_evidence().steps)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--snr", type=float, nargs=2, default=(5, 100), metavar=("A", "B"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -114,19 +143,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claim(options.out, options)
     path = options.out / "cases.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    sampling = SampleOptions.for_evidence(options.steps)
-    deblender = Deblender(options.prior, "sample", options.seed, samples=options.samples, sampling=sampling)
+    evidences = Evidences(options.prior, options.steps, options.samples, options.seed)
     for first in range(len(found), len(made), AT_ONCE):
         some = [blend.scene for blend in made[first : first + AT_ONCE]]
-        several = deblender.deblend([*(Scene(scene.observation, scene.sources[:1]) for scene in some), *some])
+        several = evidences([*(Scene(scene.observation, scene.sources[:1]) for scene in some), *some])
         for index in range(len(some)):
-            one, both = (several[index + k * len(some)].header for k in range(2))
+            one, both = (several[index + k * len(some)] for k in range(2))
             found.append(
                 {
                     "truth": bool(two[first + index]),
                     "snr": float(made[first + index].snr[1]),
-                    **{"one": one["logevid"], "one_error": one["logevide"]},
-                    **{"two": both["logevid"], "two_error": both["logevide"]},
+                    **{"one": one[0], "one_error": one[1]},
+                    **{"two": both[0], "two_error": both[1]},
                 }
             )
         unfinished = path.with_suffix(".part")

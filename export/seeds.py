@@ -1,4 +1,4 @@
-"""The keys of a blend's samples from its seed, as `draws.keys` makes them, but in TensorFlow.
+"""The keys of a blend's samples from its seed, as `random.keys` makes them, but in TensorFlow.
 
 That is NumPy's `SeedSequence([seed, name])`: a hash of 32-bit words (O'Neill's seed_seq), here in the low halves of
 64-bit integers, whose products wrap around without harm.

@@ -16,8 +16,8 @@ from export import normals, preparation, seeds
 from export.bucket import SAMPLES, STEPS, Bucket, blend_specs
 from tfdeblend.deblender import CONVERGED, SEED
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.initial import Seed
-from tfdeblend.diffusion.random import NormalDraws
+from tfdeblend.diffusion.initial import InitialFit
+from tfdeblend.diffusion.random import RandomNumbers
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.inference.annealed import ScoreFit
@@ -91,22 +91,22 @@ class Inference:
 
     def _start(self, blend: Tensors) -> Tensors:
         _, usable, _, found = self._fitted(blend)
-        seed = Seed.of(found)._asdict()
-        return {f"start_{name}": value for name, value in seed.items()} | {"usable": usable}
+        fit = InitialFit.of(found)._asdict()
+        return {f"start_{name}": value for name, value in fit.items()} | {"usable": usable}
 
     def _sample(self, blend: Tensors) -> Tensors:
         keys = tf.reshape(seeds.keys(blend.pop("seed"), SAMPLES), [SAMPLES])
         _, usable, batch, found = self._fitted(blend)
-        drawn = self._drawn(batch, Seed.of(found), self.sampler.draws_of(keys))
+        drawn = self._drawn(batch, InitialFit.of(found), self.sampler.normals(keys))
         return _of_usable(self._samples(batch, drawn), usable)
 
     def _sample_eps(self, blend: Tensors) -> Tensors:
-        seed = Seed(**{name: blend.pop(f"start_{name}") for name in Seed._fields})
+        fit = InitialFit(**{name: blend.pop(f"start_{name}") for name in InitialFit._fields})
         eps = tf.reshape(blend.pop("eps"), [SAMPLES, -1])
         blend, usable = preparation.checked(blend, self.shape.model_sigma)
         batch = preparation.prepare(blend, self.shape)
-        given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.sampler.prior.rank, STEPS)
-        return _of_usable(self._samples(batch, self._drawn(batch, seed, given)), usable)
+        given = normals.GivenNormals(eps, self._stamps(), self.shape.side, self.sampler.rank, STEPS)
+        return _of_usable(self._samples(batch, self._drawn(batch, fit, given)), usable)
 
     def _denoise(self, inputs: Tensors) -> Tensors:
         """E[x | x_t] and the pixels' variances of stamps at unit scale x [B, C, P, P] with noise of sigma [B]."""
@@ -151,13 +151,13 @@ class Inference:
             "ellipticity_err": errors[..., 3:],
         }
 
-    def _drawn(self, batch: BlendBatch, seed: Seed, draws: NormalDraws) -> Samples:
+    def _drawn(self, batch: BlendBatch, fit: InitialFit, random: RandomNumbers) -> Samples:
         def rows(tensor: tf.Tensor) -> tf.Tensor:
             """One for each sample; transfer functions serve all."""
             return tensor if tensor.dtype.is_complex else tf.repeat(tensor, SAMPLES, 0)
 
-        tensors, seed = tf.nest.map_structure(rows, (batch.tensors, seed))
-        return self.sampler.sample(tensors, seed, draws)
+        tensors, fit = tf.nest.map_structure(rows, (batch.tensors, fit))
+        return self.sampler.sample(tensors, fit, random)
 
     def _samples(self, batch: BlendBatch, drawn: Samples) -> Tensors:
         """[1, S, ...] each."""
@@ -167,10 +167,10 @@ class Inference:
         offset = (flux - tf.reduce_mean(flux, 0)) / (SAMPLES - 1) ** 0.5
         of_all = {
             "stamps": drawn.stamps * unit[:, None],
-            "sources": drawn.sources * unit[:, None],
+            "sources": drawn.sources[0] * unit[:, None],
             "flux": flux,
-            "background": drawn.background * scale,
-            "model": drawn.model * unit,
+            "background": drawn.constants[0] * scale,
+            "model": drawn.models[0] * unit,
         }
         together = {
             "corners": (batch.corners - self.shape.margin)[0],
@@ -185,7 +185,7 @@ class Inference:
         return SAMPLES, self.shape.sources, *self.denoiser.stamp_shape
 
     def _eps_spec(self) -> Specs:
-        number = normals.size(self._stamps(), self.shape.side, self.sampler.prior.rank, STEPS)
+        number = normals.size(self._stamps(), self.shape.side, self.sampler.rank, STEPS)
         return {"eps": tf.TensorSpec([None, SAMPLES, number], tf.float32, "eps")}
 
     def _start_specs(self, blend: Specs) -> Specs:

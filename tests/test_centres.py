@@ -1,4 +1,4 @@
-"""Laws of drawing the pixel of a galaxy's centre anew."""
+"""Laws of drawing the pixel of a galaxy's centre."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def blobs(*places: tuple[float, float]) -> tf.Tensor:
 PLACES = (0.3, -1.2), (-0.4, 0.1), (0.0, 0.5), (2.0, 1.0)
 
 
-def shares(centroid: tuple[float, float], axis: int, stray: float = 0.0, variance: float = 0.0) -> np.ndarray:
-    """How often it moves by -1, 0 and 1 pixel along an axis, when it strays along that."""
+def shares(centroid: tuple[float, float], axis: int, from_fit: float = 0.0, variance: float = 0.0) -> np.ndarray:
+    """How often it moves by -1, 0 and 1 pixel along an axis, when it is off along that."""
     number = 2000
     normals = tf.math.ndtri((tf.range(number, dtype=tf.float32) + 0.5) / number)
     x = tf.repeat(tf.constant(blob(*centroid), tf.float32)[None, None], number, 0)
     one = tf.one_hot(axis, 2)
-    move = centres.moves(x, stray * one[None, None], variance * one[None, None], normals[:, None, None] * one)
+    move = centres.pixel_shift(x, from_fit * one[None, None], variance * one[None, None], normals[:, None, None] * one)
     return np.array([(move[:, 0, axis].numpy() == step).mean() for step in (-1, 0, 1)])
 
 
@@ -63,15 +63,15 @@ def test_a_stamp_about_another_pixel_is_the_same_image():
 @pytest.mark.parametrize("axis", [0, 1])
 def test_half_way_between_two_pixels_both_are_as_likely(axis: int):
     place = (0.5, 0.0) if axis == 0 else (0.0, 0.5)
-    below, stays, above = shares(place, axis, stray=-0.5)
+    below, stays, above = shares(place, axis, from_fit=-0.5)
     assert below == 0
     np.testing.assert_allclose([stays, above], 0.5, atol=1e-3)
 
 
-def test_centres_stay_near_the_seed_as_far_as_its_error_allows():
-    """A centroid half a pixel off is no reason to stray further, one of two pixels is, until it is too far away."""
+def test_centres_stay_near_the_fit_as_far_as_its_error_allows():
+    """A centroid half a pixel off is no reason to go further, one of two pixels is, until it is too far away."""
     place = (0.5, 0.0)
-    assert shares(place, 0, stray=1.0)[2] < 0.25 < shares(place, 0, stray=1.0, variance=100.0)[2]
+    assert shares(place, 0, from_fit=1.0)[2] < 0.25 < shares(place, 0, from_fit=1.0, variance=100.0)[2]
     assert shares((2.0, 0.0), 0)[2] > 0.99
-    assert shares((2.0, 0.0), 0, stray=1.5, variance=100.0)[2] == 0
-    assert shares((-2.0, 0.0), 0, stray=4.0)[0] > 0.99
+    assert shares((2.0, 0.0), 0, from_fit=1.5, variance=100.0)[2] == 0
+    assert shares((-2.0, 0.0), 0, from_fit=4.0)[0] > 0.99

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.generation import Generator
-from tfdeblend.diffusion.schedules import LogNormalNoise, noise_levels
-from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.diffusion.schedules import BlendSchedule, LogNormalNoise, noise_levels
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.networks import UNet
 
 SHAPE, RANK = (2, 4, 4), 3
@@ -39,11 +39,10 @@ def network(side: int = 16, channels: int = 2, outputs: int = 2, scale: float = 
 def test_covariance_against_dense_matrices():
     rng = np.random.default_rng(0)
     _, diagonal, factor = parts(rng)
-    v, matrix = DiagonalLowRank(tf.constant(diagonal), tf.constant(factor)), dense(diagonal, factor)
+    v, matrix = DiagonalPlusLowRank(tf.constant(diagonal), tf.constant(factor)), dense(diagonal, factor)
     e = rng.standard_normal(SHAPE)
     np.testing.assert_allclose(v.matvec(e), (matrix @ e.ravel()).reshape(SHAPE), rtol=1e-12)
     np.testing.assert_allclose(v.solve(e), np.linalg.solve(matrix, e.ravel()).reshape(SHAPE), rtol=1e-9)
-    np.testing.assert_allclose(v.logdet(), np.linalg.slogdet(matrix)[1], rtol=1e-12)
     np.testing.assert_allclose(np.ravel(v.variance), np.diag(matrix), rtol=1e-12)
     noise = np.array([1e-6, 0.3, 1e6])[:, None, None, None]
     smooth, given = v.smooth(tf.constant(noise), tf.constant(e)), v.given(tf.constant(noise))
@@ -60,7 +59,7 @@ def test_draws_have_the_covariance():
     """A draw is linear in its normals, so its covariance is that of the unit vectors' images: no Monte Carlo."""
     _, diagonal, factor = parts(np.random.default_rng(1))
     unit = np.eye(PIXELS + RANK)
-    v = DiagonalLowRank(*(tf.constant(np.broadcast_to(a, (len(unit), *a.shape))) for a in (diagonal, factor)))
+    v = DiagonalPlusLowRank(*(tf.constant(np.broadcast_to(a, (len(unit), *a.shape))) for a in (diagonal, factor)))
     drawn = v.draw(tf.constant(unit[:, :PIXELS].reshape(-1, *SHAPE)), tf.constant(unit[:, PIXELS:]))
     columns = drawn.numpy().reshape(len(unit), -1)
     np.testing.assert_allclose(columns.T @ columns, dense(diagonal, factor), rtol=1e-12)
@@ -83,7 +82,6 @@ def test_gaussian_denoiser_is_exact(sigma: float):
     expected = mean + (j @ (x - mean).ravel()).reshape(SHAPE)
     np.testing.assert_allclose(d, expected, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(denoiser.denoise(tf.constant(x), level), d)
-    np.testing.assert_allclose(denoiser.jacobian(level, tf.constant(e)), (j @ e.ravel()).reshape(SHAPE), rtol=1e-8)
     np.testing.assert_allclose(np.ravel(v.matvec(tf.constant(e))), sigma**2 * j @ e.ravel(), rtol=1e-8)
     score = np.linalg.solve(c + sigma**2 * np.eye(PIXELS), (mean - x).ravel())  # of N(m, C + s^2 I)
     np.testing.assert_allclose(np.ravel(denoiser.score(tf.constant(x), level)), score, rtol=1e-6, atol=1e-12)
@@ -109,7 +107,7 @@ def test_factor_analysis_finds_the_covariance():
     mean, diagonal, factor = parts(rng)
     root = np.linalg.cholesky(dense(diagonal, factor))
     x = mean + (rng.standard_normal((20_000, PIXELS)) @ root.T).reshape(-1, *SHAPE)
-    fitted = GaussianDenoiser.fit(x, RANK, laps=100)
+    fitted = GaussianDenoiser.fit(x, RANK, iterations=100)
     c = dense(fitted.prior.diagonal.numpy(), fitted.prior.factor.numpy())
     ratio = np.linalg.solve(dense(diagonal, factor), c)
     kl = 0.5 * (np.trace(ratio) - PIXELS - np.linalg.slogdet(ratio)[1])
@@ -143,13 +141,13 @@ def test_preconditioning_without_network_is_the_pixelwise_gaussian():
     np.testing.assert_allclose(w.diagonal, v.diagonal, rtol=1e-5)
 
 
-def test_a_base_without_networks_is_its_gaussian():
+def test_a_residual_without_networks_is_its_gaussian():
     rng = np.random.default_rng(12)
     mean, diagonal = rng.standard_normal((2, 16, 16)), np.exp(rng.standard_normal((2, 16, 16)))
     factor = rng.standard_normal((5, 2, 16, 16)) * np.array([3, 2, 1, 0.5, 0.2])[:, None, None, None]
     silent = network(channels=4, outputs=6, scale=0.0)
-    denoiser = NeuralDenoiser(network(scale=0.0), silent, base_rank=5)
-    denoiser.set_moments(mean, diagonal + (factor**2).sum(0), factor)
+    denoiser = ResidualDenoiser(network(scale=0.0), silent, base_rank=5)
+    denoiser.set_gaussian(mean, diagonal + (factor**2).sum(0), factor)
     x, sigma = rng.standard_normal((3, 2, 16, 16)).astype("float32"), np.array([0.01, 1, 100], "float32")
     exact = GaussianDenoiser(mean, diagonal, factor)
     expected, v = exact.posterior(tf.constant(x, tf.float64), tf.constant(sigma, tf.float64))
@@ -159,12 +157,10 @@ def test_a_base_without_networks_is_its_gaussian():
     np.testing.assert_allclose(w.diagonal, v.diagonal, rtol=1e-3)
     np.testing.assert_allclose(w.factor[:, :5], v.factor, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(w.factor[:, 5:], 0, atol=1e-6)
-    alone = NeuralDenoiser(network(scale=0.0), base_rank=5)
-    alone.set_moments(mean, diagonal + (factor**2).sum(0), factor)
+    alone = ResidualDenoiser(network(scale=0.0), base_rank=5)
+    alone.set_gaussian(mean, diagonal + (factor**2).sum(0), factor)
     whole = alone.posterior(tf.constant(x), tf.constant(sigma))[1]
     np.testing.assert_allclose(whole.factor, v.factor, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="expected directions for a base, of rank 5"):
-        alone.set_moments(mean, diagonal)
 
 
 def test_preconditioning_limits():
@@ -215,13 +211,20 @@ def test_leading_axes():
 @pytest.mark.parametrize("base_rank", [0, 3])
 def test_keras_file_holds_all(tmp_path, base_rank: int):
     settings = {"bands": ("g", "r"), "pixel_scale": 0.168, "model_sigma": 1.0, "sigma_data": 0.02, "scale_jitter": 0.2}
-    settings |= {"base_rank": base_rank}
-    denoiser = NeuralDenoiser(network(), network(channels=4, outputs=6), **settings)
+    kind = NeuralDenoiser
+    if base_rank:
+        kind, settings = ResidualDenoiser, settings | {"base_rank": base_rank}
+    denoiser = kind(network(), network(channels=4, outputs=6), **settings)
     rng = np.random.default_rng(9)
-    factor = 0.3 * rng.standard_normal((base_rank, 2, 16, 16)) if base_rank else None
-    denoiser.set_moments(rng.standard_normal((2, 16, 16)), rng.uniform(1, 2, (2, 16, 16)), factor)
+    factor = 0.3 * rng.standard_normal((base_rank, 2, 16, 16))
+    moments = rng.standard_normal((2, 16, 16)), rng.uniform(1, 2, (2, 16, 16))
+    if base_rank:
+        denoiser.set_gaussian(*moments, factor)
+    else:
+        denoiser.set_moments(*moments)
     denoiser.save(tmp_path / "prior.keras")
     again = keras.saving.load_model(tmp_path / "prior.keras")
+    assert type(again) is kind
     assert {name: getattr(again, name) for name in settings} == settings
     x, sigma = tf.random.stateless_normal([2, 2, 16, 16], (0, 0)), tf.constant([0.1, 1.0])
     for one, two in zip(denoiser.posterior(x, sigma), again.posterior(x, sigma), strict=True):
@@ -256,6 +259,23 @@ def test_noise_levels_are_edm_s():
 def test_training_levels():
     drawn = np.log(LogNormalNoise(0.1, 1.5).sample(tf.constant([1, 2]), 20_000))
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [np.log(0.1), 1.5], atol=0.04)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("vague", [None, 1.5])
+def test_levels_fall_and_faint_galaxies_wait(steps: int, vague: float | None):
+    """Of a galaxy of norm 100 beside one of 10, both given right by the first draw."""
+    schedule, norm = BlendSchedule(vague=vague), np.array([[100.0, 10.0]])
+    levels = [schedule.level(tf.constant(i), steps, tf.constant(norm), tf.ones_like(norm)) for i in range(steps)]
+    levels = np.concatenate(levels)
+    assert (np.diff(levels, axis=0) <= 0).all()
+    if steps > 2 or (steps == 2 and vague is None):
+        np.testing.assert_allclose(levels[-1] * norm[0], schedule.smallest)
+    if vague is None:
+        np.testing.assert_allclose(levels[0], schedule.largest)
+    elif steps > 2:
+        np.testing.assert_allclose(levels[0], vague)
+        np.testing.assert_allclose(levels[1], [schedule.largest, vague])
 
 
 def test_generated_stamps_have_the_prior_s_moments():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,18 +11,19 @@ import tensorflow as tf
 from tfdeblend import em
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
+from tfdeblend.diffusion.conditioning import TO_THE_END
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.initial import Seed, SeededBlends
-from tfdeblend.diffusion.linear_gaussian import Unknowns
+from tfdeblend.diffusion.initial import BlendProblem, InitialFit
+from tfdeblend.diffusion.schedules import BlendSchedule
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import scene_shape
-from tfdeblend.inference.diffusion_sampler import NEAR, SampleOptions
+from tfdeblend.inference.diffusion_sampler import LEAST_NORM, SampleOptions
 
 SIDE, RANK, SIGMA = 8, 3, 1.0
 PIXELS = SIDE**2
-SCALE = 20.0  # of the seeds, in units of the noise
-EXACT = SampleOptions(steps=4, iterations=200, largest=30.0, rescale=False)
+SCALE = 20.0  # of the initial fits, in units of the noise
+EXACT = SampleOptions(4, BlendSchedule(largest=30.0), solver=replace(TO_THE_END, max_steps=200), unknown_scale=None)
 
 
 def moments(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,7 @@ class World:
             np.stack([one.T @ one for one in a]),
             np.stack([one.T @ two for one, two in zip(a, y, strict=True)]),
         )
-        return cls(em.Shard(tuple(seen), shape, seeds(seen, shape)), gram, pulled, (y**2).sum(1))
+        return cls(em.Shard(tuple(seen), shape, initial_fits(seen, shape)), gram, pulled, (y**2).sum(1))
 
     def posteriors(self, mu: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means (B, 2, PIXELS) and covariances (B, 2, PIXELS, PIXELS) of each source."""
@@ -95,7 +96,7 @@ class World:
         return total
 
 
-def seeds(scenes: list[Scene], shape) -> Seed:
+def initial_fits(scenes: list[Scene], shape) -> InitialFit:
     """Of norm SCALE, at the sources' whole pixels, which are taken to be right."""
     number, q = len(scenes), shape.stamp
     batch = BlendBatch.build(scenes, shape._replace(blends=number))
@@ -105,17 +106,17 @@ def seeds(scenes: list[Scene], shape) -> Seed:
         for k in range(2):
             stamps[b, k, 0, q // 2 + offset[b, k, 0], q // 2 + offset[b, k, 1]] = SCALE
     nothing = np.zeros((number, 2, 2, 2), np.float32)
-    return Seed(stamps, stamps.sum((3, 4)), np.zeros((number, 1), np.float32), offset.astype(np.float32), nothing)
+    return InitialFit(stamps, stamps.sum((3, 4)), offset.astype(np.float32), nothing)
 
 
 def matrix(scene: Scene, shape) -> np.ndarray:
     """(n, 2 PIXELS): the operator that samplers see, one unit vector after another."""
     many = shape._replace(blends=2 * PIXELS)
-    one = BlendBatch.build([scene], shape._replace(blends=1)).tensors, seeds([scene], shape)
-    tensors, seed = tf.nest.map_structure(lambda t: tf.repeat(tf.constant(t), 2 * PIXELS, 0), one)
-    blends = SeededBlends(tensors, many, seed, SIDE, NEAR)
+    one = BlendBatch.build([scene], shape._replace(blends=1)).tensors, initial_fits([scene], shape)
+    tensors, fit = tf.nest.map_structure(lambda t: tf.repeat(tf.constant(t), 2 * PIXELS, 0), one)
+    problem = BlendProblem(tensors, many, fit, SIDE, LEAST_NORM)
     unit = tf.constant(np.eye(2 * PIXELS, dtype=np.float32).reshape(-1, 2, 1, SIDE, SIDE))
-    seen = blends.blend(Unknowns(unit, tf.zeros([2 * PIXELS, 1])))
+    seen = problem.operator.forward(unit)
     return seen.numpy().reshape(2 * PIXELS, -1).T.astype(float)
 
 
@@ -268,7 +269,7 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
     thinned = [em.thin(scene, 3) for scene in world.shard.scenes]
     scenes = [one.scene for one in thinned]
     halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
-    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.seed)
+    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.fit)
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
     found = {scene.name: one[:4] for scene, one in em.score(expectation, shard, halves, 8, 0)}
     values = np.array(list(found.values()))

@@ -10,26 +10,25 @@ import tensorflow as tf
 from scipy.stats import multivariate_normal
 from test_posterior import IMAGE, RANK, STAMP, World
 
-from tfdeblend.diffusion.random import Draws, keys
+from tfdeblend.diffusion.random import KeyedNormals, keys
 from tfdeblend.diffusion.schedules import noise_levels
-from tfdeblend.diffusion.steps import Noise, bridge, moment_matched
+from tfdeblend.diffusion.steps import bridge, moment_matched
 from tfdeblend.inference.evidence import Path, combine, over_scales
 
 
 def paths(world: World, steps: int, number: int) -> np.ndarray:
     """(number,) estimates of log p(y)."""
     posterior = world.posterior(number, iterations=40)
-    draws = Draws(
+    draws = KeyedNormals(
         tf.constant(keys(0, ["evidence"], number)), (number, world.sources, *STAMP), [IMAGE[:2]], RANK, tf.float64
     )
 
     @tf.function(autograph=False)
     def advance(x, sigma, after, count, path, last):
-        normals, back, _ = draws.normals(count)
         here, there = (tf.fill([number, world.sources], level) for level in (sigma, after))
-        mean, gain = posterior.mean_and_gain(x, here)
-        moved, x0 = moment_matched(posterior, x, here, there, Noise(normals, back))
-        expected = tf.where(last, mean, bridge(x, mean, here, there, 0.0))
+        mean, gain = posterior.denoise_with_gain(x, here)
+        moved, x0 = moment_matched(posterior, x, here, there, draws.normals(count))
+        expected = tf.where(last, mean + gain, bridge(x, mean + gain, here, there, 0.0))
         moved = tf.where(last, x0, moved)
         return moved, path.step(gain, moved - expected, here, there, count == 0)
 
@@ -60,6 +59,6 @@ def test_scales_integrate_as_gaussians():
     jitter, error, f, s = 0.2, 0.1, 0.3, 0.15
     weight = jitter**2 / (jitter**2 + error**2)
     posterior = s + weight * (f - s), jitter * (1 - weight) ** 0.5
-    at_seed = np.exp(-0.5 * (f - s) ** 2 / (jitter**2 + error**2)) / np.sqrt(2 * np.pi * (jitter**2 + error**2))
+    at_fit = np.exp(-0.5 * (f - s) ** 2 / (jitter**2 + error**2)) / np.sqrt(2 * np.pi * (jitter**2 + error**2))
     samples = np.random.default_rng(0).normal(*posterior, 100000)[:, None] - s
-    assert over_scales(samples, jitter) == pytest.approx(-np.log(at_seed), abs=0.02)
+    assert over_scales(samples, jitter) == pytest.approx(-np.log(at_fit), abs=0.02)

@@ -16,7 +16,7 @@ from tests.test_learned import SHIPPED, simulated
 from tfdeblend.client import blend_arrays
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
-from tfdeblend.diffusion.random import Draws
+from tfdeblend.diffusion.random import KeyedNormals
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import scene_shape, stamp_side
 from tfdeblend.galaxies import moments
@@ -127,7 +127,7 @@ def test_keys_are_those_of_the_library(seed: int):
 
 def test_given_normals_are_the_draws_they_were_made_of():
     stamps, side, steps = (2, 3, 5, 8, 8), 32, 3
-    made = Draws(tf.constant([5, 7], tf.int64), stamps, [(5, side)], 4)
+    made = KeyedNormals(tf.constant([5, 7], tf.int64), stamps, [(5, side)], 4)
     eps = normals.flatten(made, steps)
     assert eps.shape == (2, normals.size(stamps, side, 4, steps))
     found = normals.GivenNormals(eps, stamps, side, 4, steps)

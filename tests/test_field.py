@@ -151,7 +151,6 @@ TWINS = ["--observation", "first.fits", "--observation", "again/first.fits"]
         (TWINS, "expected a different name"),
         (["first.fits", *TWO], "INPUT: expected none beside --observation"),
         (["first.fits", "--catalog", "bad.csv"], "--catalog: expected --observation"),
-        ([*TWO, "--method", "sample", "--evidence"], "--evidence: expected none beside --observation"),
         ([*TWO, "--method", "sample", "--steps", "4"], "--steps: expected a learned prior beside it, received 'auto'"),
         ([*TWO, "--prior", "hsc-grizy-64"], "--prior: expected auto or a closed-form prior"),
         ([*TWO, "--server", "grpc://localhost:1"], "--server: expected none"),

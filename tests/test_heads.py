@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.test_denoisers import PIXELS, SHAPE, dense, network, parts
 from tfdeblend.diffusion.denoisers import LEAST_OPEN, NeuralDenoiser
-from tfdeblend.diffusion.gaussian import GaussianDenoiser, factor_analysis_lap
+from tfdeblend.diffusion.gaussian import GaussianDenoiser, factor_analysis_step
 from tfdeblend.diffusion.losses import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
 
 
@@ -20,7 +20,7 @@ def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:
     variance = np.diag(covariance)
     diagonal = np.maximum(variance - (factor**2).sum(0), 1e-3)
     for _ in range(laps):
-        factor, diagonal = factor_analysis_lap(root, variance, factor, diagonal, 1e-9)
+        factor, diagonal = factor_analysis_step(root, variance, factor, diagonal, 1e-9)
     return expected_nats(covariance, np.diag(diagonal) + factor.T @ factor)
 
 

@@ -21,7 +21,6 @@ from tfdeblend.errors import DataError
 from tfdeblend.forward.field import Exposures
 from tfdeblend.forward.joint_likelihood import JointLikelihood
 from tfdeblend.inference import joint_sampling
-from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.joint import CalibrationOptions, deblend_together
 from training import fit_gaussian
 
@@ -166,8 +165,6 @@ def test_refuses(prior: str) -> None:
         deblend_together([one], positions(one), method="sample", samples=1)
     with pytest.raises(ValueError, match="stamp: expected at least 26 pixels for prior"):
         deblend_together([one], positions(one), prior, stamp=24, method="sample")
-    with pytest.raises(ValueError, match="sampling: expected options without evidence"):
-        deblend_together([one], positions(one), prior, method="sample", sampling=SampleOptions.for_evidence())
     with pytest.raises(ValueError, match="method: expected one of map, sample, received 'guess'"):
         deblend_together([one], positions(one), method="guess")
 

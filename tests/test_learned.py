@@ -20,8 +20,8 @@ from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
-from tfdeblend.diffusion.initial import Window, window
-from tfdeblend.diffusion.linear_gaussian import Blend, Directions, Spread, Unknowns, gaussian_step
+from tfdeblend.diffusion.initial import StampWindow, stamp_begin
+from tfdeblend.diffusion.linear_gaussian import ForwardOperator, SourceCovariance, gaussian_step
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.exposures import View
@@ -33,7 +33,8 @@ from tfdeblend.galaxies.priors import SersicPrior
 from tfdeblend.inference.annealed import ScoreFit, ScoreOptions
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.inference.sample_batches import learned
-from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
+from tfdeblend.linalg.solvers import ConjugateGradients
 from tfdeblend.networks import UNet
 from tfdeblend.simulation.parametric import Population
 from tfdeblend.simulation.scenes import SceneConfig, Simulator
@@ -71,46 +72,36 @@ def deblender() -> Deblender:
 
 @pytest.mark.parametrize(("rank", "reach", "exposures"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
 def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
-    """V A^T (1 + A V A^T)^-1 r, for galaxies, a star whose bands are free, and a background, seen in one exposure or
-    in two, the second of which has one of the bands."""
+    """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, seen in one exposure or in two, the
+    second of which has one of the bands; the first lies on a constant that is not known."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
     rows = rng.uniform(-0.2, 0.2, [1, 2, len(stencil(reach)) if reach else 0, 8, 8])
     rows[:, :, :1] = 1
-    noise = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8])), tf.constant(rows))
+    noise = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 2, 8, 8])), tf.constant(rows), on_constant=True)
     place = Place(tf.constant([[[0, 1], [2, 2]]]), 6, 8, tf.float64)
     pixels = np.zeros([1, 2, 2, 6, 6])
     pixels[:, 0] = rng.uniform(0.1, 3, [1, 2, 6, 6])
     star = np.zeros_like(pixels)
     star[:, 1] = rng.uniform(0, 1, [1, 2, 6, 6])
     ones, none = tf.ones([1, 2, 1, 1, 1], tf.float64), tf.zeros_like(star)
-    background = tf.constant([[0.7, 0.7]], tf.float64)
-    covariance = DiagonalLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
-    spread = Spread(covariance, ones, none, tf.constant(star), background)
+    galaxies = DiagonalPlusLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
+    covariance = SourceCovariance(galaxies, ones, none, tf.constant(star))
     views = [View((0, 1), noise.whiten, noise.constant)]
     if exposures == 2:
         other = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 1, 8, 8])), tf.zeros([1, 1, 0, 8, 8], tf.float64))
         views.append(View((1,), other.whiten, other.constant))
     seen = 128 + 64 * (exposures - 1)
-    blend = Blend(place, views, scale, tf.constant(star), background)
-
-    def flat(x: Unknowns) -> np.ndarray:
-        return np.concatenate([np.ravel(x.stamps), np.ravel(x.background)])
-
-    def unit(index: int) -> Unknowns:
-        one = np.zeros(146)
-        one[index] = 1
-        return Unknowns(tf.constant(one[:144].reshape(1, 2, 2, 6, 6)), tf.constant(one[144:].reshape(1, 2)))
-
-    forward = np.stack([np.ravel(blend(unit(i))) for i in range(146)], 1)
-    variance = np.stack([flat(spread(unit(i))) for i in range(146)], 1)
+    operator = ForwardOperator(place, views, scale, tf.constant(star))
+    units = [tf.constant(unit.reshape(1, 2, 2, 6, 6)) for unit in np.eye(144)]
+    forward = np.stack([np.ravel(operator.forward(unit)) for unit in units], 1)
+    variance = np.stack([np.ravel(covariance.matvec(unit)) for unit in units], 1)
     residual = rng.standard_normal([1, seen])
     inner = np.linalg.solve(np.eye(seen) + forward @ variance @ forward.T, residual.ravel())
-    found = gaussian_step(blend, spread, tf.constant(residual), 200)
-    np.testing.assert_allclose(flat(found), variance @ forward.T @ inner, atol=1e-10)
-    y = tf.constant(rng.standard_normal([1, seen]))
-    x = Unknowns(tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, 2])))
-    np.testing.assert_allclose(np.sum(blend(x) * y), x.dot(blend.transpose(y)), rtol=1e-12)
+    found = gaussian_step(operator, covariance, tf.constant(residual), ConjugateGradients(max_steps=200))
+    np.testing.assert_allclose(np.ravel(found), variance @ forward.T @ inner, atol=1e-10)
+    x, y = tf.constant(rng.standard_normal([1, 2, 2, 6, 6])), tf.constant(rng.standard_normal([1, seen]))
+    np.testing.assert_allclose(np.sum(operator.forward(x) * y), np.sum(x * operator.transpose(y)), rtol=1e-12)
 
 
 def test_evidence_of_a_bright_star_is_exact():
@@ -118,16 +109,14 @@ def test_evidence_of_a_bright_star_is_exact():
     shape = np.exp(-0.5 * ((np.indices((16, 16)) - 7.5) ** 2).sum(0) / 4)
     own = np.zeros([1, 1, 4, 16, 16], np.float32)
     own[0, 0, 0] = 10_000 * shape / np.sqrt((shape**2).sum())
-    constant = tf.ones([1, 1, 16, 16])
-    view = View((0,), GaussianNoise(constant, tf.zeros([1, 1, 0, 16, 16])).whiten, constant)
     exact = np.log1p((own.astype(float) ** 2).sum())
-    assert float(Directions([view], 1, [tf.constant(own)]).logdet()[0]) == pytest.approx(exact, abs=1e-4)
+    assert float(LowRankUpdate([(0,)], 1, [tf.constant(own)]).logdet()[0]) == pytest.approx(exact, abs=1e-4)
 
 
 def test_window_cuts_and_puts_back():
     stamps = tf.random.stateless_normal([2, 3, 1, 6, 6], [0, 1])
     begin = tf.constant([[[0, 1], [2, 2], [1, 0]]] * 2)
-    cut = Window(begin, 6, 9)
+    cut = StampWindow(begin, 6, 9)
     np.testing.assert_array_equal(cut.transpose(cut.forward(stamps)), stamps)
     assert float(tf.reduce_sum(cut.forward(stamps)[0, 0, 0, :, 0] ** 2)) == 0  # begins at column 1
 
@@ -145,8 +134,8 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     seed = fit(batch)
     score = ScoreFit(fit, denoiser, ScoreOptions(levels=2, largest=30.0, smallest=10.0, iterations=300))
     end = score(batch, seed)
-    begin = window(seed.summary[..., :2], shape.stamp, 48)
-    cut = Window(begin, 48, shape.stamp)
+    begin = stamp_begin(seed.summary[..., :2], shape.stamp, 48)
+    cut = StampWindow(begin, 48, shape.stamp)
     unit = batch.band_unit[:, None, :, None, None]
     scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(seed.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
     likelihood = Likelihood(batch.tensors, shape)

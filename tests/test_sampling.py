@@ -15,13 +15,16 @@ from tfdeblend.catalog.files import read_fits, write_fits
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.diffusion import random, registry
-from tfdeblend.diffusion.initial import Seed
+from tfdeblend.diffusion import random, registry, steps
+from tfdeblend.diffusion.conditioning import MMPS, ConvolvedLikelihood
+from tfdeblend.diffusion.initial import InitialFit
+from tfdeblend.diffusion.unknown_scale import UnknownScale
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import BatchShape, fast_fourier_size, scene_shape, stamp_side
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.evidence import EvidenceSampler, estimate
 from tfdeblend.inference.map_fit import MapFit
 
 FEW = SampleOptions(steps=3)
@@ -57,19 +60,19 @@ def test_a_blend_is_the_same_alone(pair: list[Deblended]):
     np.testing.assert_allclose(alone.samples, pair[1].samples, atol=1e-3 * spread)
 
 
-def fitted(scene: Scene) -> tuple[BatchShape, Seed]:
-    """The shape of a batch of this scene alone, and its seed."""
+def fitted(scene: Scene) -> tuple[BatchShape, InitialFit]:
+    """The shape of a batch of this scene alone, and its initial fit."""
     denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
-    return shape, Seed.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(BlendBatch.build([scene], shape)))
+    return shape, InitialFit.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(BlendBatch.build([scene], shape)))
 
 
-def drawn(scene: Scene, shape: BatchShape, seed: Seed, samples: int = 4, options: SampleOptions = FEW) -> Samples:
+def drawn(scene: Scene, shape: BatchShape, fit: InitialFit, samples: int = 4, options: SampleOptions = FEW) -> Samples:
     """Of a scene alone; rows beyond the samples are the first ones again."""
     batch = BlendBatch.build([scene] * shape.blends, shape)
-    seeds = tf.nest.map_structure(lambda t: tf.repeat(t, shape.blends, 0), seed)
+    fits = tf.nest.map_structure(lambda t: tf.repeat(t, shape.blends, 0), fit)
     keys = tf.constant(random.keys(0, [scene.name], samples)[np.arange(shape.blends) % samples])
-    return diffusion(shape, options)(batch.tensors, seeds, keys)
+    return diffusion(shape, options)(batch.tensors, fits, keys)
 
 
 @lru_cache
@@ -78,34 +81,34 @@ def diffusion(shape: BatchShape, options: SampleOptions) -> PosteriorSampler:
     return PosteriorSampler(shape, registry.find(SHIPPED).load(), options)
 
 
-@pytest.mark.parametrize(("steps", "of"), [(1, 5e-5), (3, 1e-3)])
-def test_a_blend_is_the_same_in_a_larger_bucket(steps: int, of: float):
+@pytest.mark.parametrize(("number", "of"), [(1, 5e-5), (3, 1e-3)])
+def test_a_blend_is_the_same_in_a_larger_bucket(number: int, of: float):
     """More places for sources, a larger image and rows beside it: draws belong to sources and pixels, not to shapes.
 
     One step by the largest pixel, more by the largest deviation.
     """
     scene = simulated(1)[0]
     count = len(scene.sources)
-    small, seed = fitted(scene)
+    small, fit = fitted(scene)
     large = small._replace(side=small.side + 16, fourier=fast_fourier_size(small.fourier + 16), blends=6)
     found = []
-    for shape, sources, seeds in ((small, count, seed.first(count)), (large, small.sources, seed)):
+    for shape, sources, fits in ((small, count, fit.first(count)), (large, small.sources, fit)):
         shape = shape._replace(sources=sources, blends=max(shape.blends, 4))
-        found.append(drawn(scene, shape, seeds, options=SampleOptions(steps=steps)).stamps.numpy())
+        found.append(drawn(scene, shape, fits, options=SampleOptions(steps=number)).stamps.numpy())
     assert count < small.sources
-    unit = found[0].max() if steps == 1 else found[0].std(0).max()
+    unit = found[0].max() if number == 1 else found[0].std(0).max()
     np.testing.assert_allclose(found[1][:4, :count], found[0], atol=of * unit)
     np.testing.assert_allclose(found[1][4:], found[1][:2], atol=of * unit)
 
 
-def test_a_wrong_seed_is_forgotten():
+def test_a_wrong_initial_fit_is_forgotten():
     """One that has made the galaxies five times too bright or too faint, by their samples' mean fluxes."""
     scene, samples = simulated(1)[0], 16
-    shape, seed = fitted(scene)
+    shape, fit = fitted(scene)
     count = len(scene.sources)
-    shape, seed, found = shape._replace(sources=count, blends=samples), seed.first(count), []
+    shape, fit, found = shape._replace(sources=count, blends=samples), fit.first(count), []
     for wrong in (1.0, 0.2, 5.0):
-        given = seed._replace(stamps=wrong * seed.stamps, flux=wrong * seed.flux)
+        given = fit._replace(stamps=wrong * fit.stamps, flux=wrong * fit.flux)
         found.append(drawn(scene, shape, given, samples).flux.numpy().sum(2))
     mean, error = np.mean(found, 1), np.std(found, 1) / samples**0.5
     for other in (1, 2):
@@ -114,55 +117,35 @@ def test_a_wrong_seed_is_forgotten():
 
 @pytest.mark.parametrize("recentre", [True, False])
 def test_a_wrong_pixel_is_forgotten(recentre: bool):
-    """Of a seed that lies a pixel off along y; by where the brightest galaxy's stamps begin."""
+    """Of a fit that lies a pixel off along y; by where the brightest galaxy's stamps begin."""
     scene, samples = simulated(1)[0], 16
-    shape, seed = fitted(scene)
+    shape, fit = fitted(scene)
     count = len(scene.sources)
-    shape, seed = shape._replace(sources=count, blends=samples), seed.first(count)
+    shape, fit = shape._replace(sources=count, blends=samples), fit.first(count)
     begin = []
     for off in (0.0, 1.0):
-        given = seed._replace(offset=seed.offset + tf.constant([off, 0.0]))
+        given = fit._replace(offset=fit.offset + tf.constant([off, 0.0]))
         found = drawn(scene, shape, given, samples, replace(FEW, recentre=recentre))
         begin.append((found.prior_variance.numpy().sum((2, 4)) > 0).argmax(2).mean(0))
-    brightest = seed.stamps.numpy()[0].sum((1, 2, 3)).argmax()
+    brightest = fit.stamps.numpy()[0].sum((1, 2, 3)).argmax()
     wrong = np.abs(begin[1] - begin[0])[brightest]
     assert wrong < 0.6 if recentre else wrong > 0.8
 
 
 @pytest.mark.parametrize(
-    ("options", "opens"),
+    ("options", "widened"),
     [
         (SampleOptions(), True),
-        (SampleOptions(open_scale=False), False),
-        (SampleOptions(rescale=False), False),
-        (SampleOptions(sampler="ddim"), False),
-        (SampleOptions(covariance="pixel"), False),
-        (SampleOptions.for_evidence(), False),
+        (SampleOptions(unknown_scale=UnknownScale(widened=False)), False),
+        (SampleOptions(unknown_scale=None), False),
+        (SampleOptions(step=steps.ancestral), False),
     ],
 )
-def test_scales_are_open_where_they_are_drawn(options: SampleOptions, opens: bool):
+def test_scales_are_open_where_they_are_drawn(options: SampleOptions, widened: bool):
     scene = simulated(1)[0]
     denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
-    assert PosteriorSampler(shape, denoiser, options).prior.rank == denoiser.rank + opens
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_levels_fall_and_faint_galaxies_wait(steps: int):
-    """Of a galaxy of norm 100 beside one of 10, both told right by the first draw."""
-    scene = simulated(1)[0]
-    denoiser = registry.find(SHIPPED).load()
-    shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
-    options = SampleOptions(steps=steps)
-    of = PosteriorSampler(shape, denoiser, options)
-    norm = np.array([[100.0, 10.0]])
-    levels = [of.level(tf.constant(i), tf.constant(norm), tf.ones_like(norm)).numpy()[0] for i in range(steps)]
-    assert (np.diff(levels, axis=0) <= 0).all()
-    if steps > 1:
-        np.testing.assert_allclose(levels[-1] * norm[0], options.smallest)
-    if steps > 2:
-        np.testing.assert_allclose(levels[0], options.vague)
-        np.testing.assert_allclose(levels[1], [options.largest, options.vague])
+    assert PosteriorSampler(shape, denoiser, options).rank == denoiser.rank + widened
 
 
 def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):
@@ -190,7 +173,7 @@ def test_samples_are_shown(pair: list[Deblended]):
 
 
 @pytest.mark.slow
-def test_evidence_is_told_and_leaves_the_data_unit_alone():
+def test_evidence_leaves_the_data_unit_alone():
     """In a unit k times smaller the density of n pixels is k^-n times as large."""
     scene = simulated(0)[0]
     observation, unit = scene.observation, 8.0
@@ -200,27 +183,23 @@ def test_evidence_is_told_and_leaves_the_data_unit_alone():
         weights=observation.weights / unit**2,
         zeropoints=observation.zeropoints + 2.5 * np.log10(unit),
     )
-    sampling = SampleOptions(steps=3, evidence=True)
-    deblender = Deblender(SHIPPED, "sample", samples=4, sampling=sampling)
-    one, other = deblender.deblend([scene, Scene(scaled, scene.sources)])
-    assert np.isfinite(one.header["logevid"]) and one.header["logevide"] > 0
-    expected = -observation.valid.sum() * np.log(unit)
-    assert other.header["logevid"] - one.header["logevid"] == pytest.approx(expected, abs=0.5)
-    with pytest.raises(DataError, match="expected a learned one for the evidence"):
-        Deblender("sersic", "sample", sampling=sampling).deblend(scene)
-    with pytest.raises(ValueError, match="evidence: expected the moment-matched sampler"):
-        SampleOptions(sampler="ddim", evidence=True)
+    scenes = [scene, Scene(scaled, scene.sources)]
+    shape, fit = fitted(scene)
+    fits = tf.nest.map_structure(lambda t: tf.repeat(t, 2, 0), fit)
+    sampler = EvidenceSampler(shape._replace(blends=4), registry.find(SHIPPED).load(), steps=3)
+    batch = BlendBatch.build(scenes, shape._replace(blends=2))
+    (one, error), (other, _) = estimate(sampler, scenes, batch, fits, samples=4)
+    assert np.isfinite(one) and error > 0
+    assert other - one == pytest.approx(-observation.valid.sum() * np.log(unit), abs=0.5)
 
 
 def test_refuses_what_it_cannot_sample():
     with pytest.raises(ValueError, match="samples: expected at least 2, received 1"):
         Deblender(SHIPPED, "sample", samples=1)
-    with pytest.raises(ValueError, match="sampler: expected one of moment-matched"):
-        SampleOptions(sampler="gibbs")
-    for covariance in ("mmps", "convolved", "dps"):
-        with pytest.raises(
-            ValueError, match=f"sampler: .*ddim.* with covariance {covariance}, .*received 'moment-matched'"
-        ):
-            SampleOptions(covariance=covariance)
+    with pytest.raises(ValueError, match="steps: expected at least 1, received 0"):
+        SampleOptions(steps=0)
+    for conditioning in (MMPS, ConvolvedLikelihood):
+        with pytest.raises(ValueError, match=f"step: .* with {conditioning.__name__}, .*received moment_matched"):
+            SampleOptions(conditioning=conditioning)
     with pytest.raises(DataError, match="expected a learned or closed-form one"):
         Deblender("nonparametric", "sample").deblend(simulated(0)[0])

@@ -13,14 +13,13 @@ import pytest
 from tests.test_training import NETWORK
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records
-from tfdeblend.em import SAMPLING, Stamps
+from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
-from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.io.shards import write_npz
 from training import train_em
 from training.config import FitConfig
 from training.em_blends import split_of
-from training.em_config import EMConfig, StartConfig
+from training.em_config import EMConfig, SamplingConfig, StartConfig
 from training.em_judge import rise
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs" / "em").glob("*.json"))
@@ -62,7 +61,7 @@ def tiny(blends: Path) -> EMConfig:
         mean_fit=FIT,
         head_fit=FIT,
         laps=2,
-        sampling=SampleOptions(steps=2),
+        sampling=SamplingConfig(steps=2),
         validation=0.3,
         test=0.2,
         judged=4,
@@ -162,7 +161,7 @@ def test_configurations_are_valid(path: Path, tmp_path: Path):
 def test_what_is_not_said_of_samples_is_as_laps_have_it(tmp_path: Path):
     document = json.loads(CONFIGS[0].read_text())
     (tmp_path / "em.json").write_text(json.dumps(document | {"sampling": {"steps": 5}}))
-    assert EMConfig.read(tmp_path / "em.json").sampling == dataclasses.replace(SAMPLING, steps=5)
+    assert EMConfig.read(tmp_path / "em.json").sampling == SamplingConfig(steps=5)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,5 @@ def sampled(scene: Scene, found: Arrays, facts: builder.Facts, model_sigma: floa
             found["model"][each, :, :height, :width],
             found["prior_variance"][:count],
             np.zeros((count, 0)),
-            np.array(np.nan),
-            np.zeros(count),
         )
     return builder.sampled(tally, found["beyond_prior"][:count], facts)

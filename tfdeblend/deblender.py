@@ -19,7 +19,7 @@ from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.initial import Seed, SeedOptions
+from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
@@ -27,7 +27,7 @@ from tfdeblend.galaxies import moments
 from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
 from tfdeblend.inference import sample_batches
 from tfdeblend.inference.annealed import ScoreFit
-from tfdeblend.inference.diffusion_sampler import LEAST_NORM, PosteriorSampler, SampleOptions
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 from tfdeblend.inference.nonparametric import NonparametricFit
 from tfdeblend.inference.nuts import NutsOptions, NutsSampler
@@ -119,10 +119,8 @@ class Deblender:
         Raises: DataError for a scene that cannot be done with this prior.
         """
         if not registry.is_learned(prior):
-            if self.method == "sample" and (prior not in PRIORS or self.sampling.evidence):
-                expected = (
-                    "one for the evidence" if self.sampling.evidence else f"or closed-form one ({', '.join(PRIORS)})"
-                )
+            if self.method == "sample" and prior not in PRIORS:
+                expected = f"or closed-form one ({', '.join(PRIORS)})"
                 raise DataError(scene.name, "prior", f"expected a learned {expected} to sample with, received {prior}")
             return scene_shape(scene, stamp_side(scene, least))
         known = registry.find(prior)
@@ -255,26 +253,22 @@ class Deblender:
                 lambda row: {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])},
             )
             return
-        options = self.sampling
-        facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
+        sampled: Facts = dict(self.sampling.facts())
         for shape, members in by_count(batch.shape, scenes, chosen).items():
             rows = rows_at_once(shape, len(members) * self.samples)
-            diffusion = self._sampler(shape._replace(blends=rows), prior)
-            draw = sample_batches.learned(diffusion, batch.tensors, Seed.of(found), scenes, self.samples, self.seed)
-            yield from gather(draw, rows, members, lambda row: facts)
+            diffusion, initial = self._sampler(shape._replace(blends=rows), prior), InitialFit.of(found)
+            draw = sample_batches.learned(diffusion, batch.tensors, initial, scenes, self.samples, self.seed)
+            yield from gather(draw, rows, members, lambda row: sampled)
 
     def _sampled(self, drawn: Drawn, batch: BlendBatch, milliseconds: float, prior: str, facts: Facts) -> Deblended:
         facts = self._facts(milliseconds, prior) | facts
-        if registry.is_learned(prior) and self.sampling.evidence:
-            jitter = registry.find(prior).load().scale_jitter
-            facts |= sample_batches.evidence(drawn.tally, batch.band_scale[drawn.row], jitter)
         return builder.sampled(drawn.tally, drawn.beyond, facts, not float(facts.get("rhat", 1)) > LARGEST_RHAT)
 
     def _sampler(self, shape: BatchShape, prior: str) -> PosteriorSampler:
         key = prior, shape
         if key not in self._samplers:
-            near = SeedOptions(self.background, least_norm=LEAST_NORM)
-            self._samplers[key] = PosteriorSampler(shape, registry.find(prior).load(), self.sampling, near)
+            exact = shape._replace(background=self.background)
+            self._samplers[key] = PosteriorSampler(exact, registry.find(prior).load(), self.sampling)
         return self._samplers[key]
 
     def _chains(self, fit: MapFit, prior: str) -> NutsSampler:

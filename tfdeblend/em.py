@@ -18,16 +18,18 @@ import tensorflow as tf
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import SEED, first_latents
-from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
-from tfdeblend.diffusion.initial import LARGE_SHARE, Seed, Window, window
+from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
+from tfdeblend.diffusion.schedules import BlendSchedule
+from tfdeblend.diffusion.unknown_scale import UnknownScale
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.forward.shapes import BatchShape, brightness, by_count, merge_buckets, scene_shape, stamp_side
 from tfdeblend.galaxies import moments
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.inference import sample_batches
-from tfdeblend.inference.diffusion_sampler import NEAR, PosteriorSampler, SampleOptions, Samples
+from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.inference.nonparametric import NonparametricFit
 from tfdeblend.io import shards
@@ -36,19 +38,19 @@ BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 LAPS_OF_FACTORS = 8  # of factor analysis in one of blends
 # Laps start near good fits: there, samples that stay nearer to them are the better ones, as levels and scales show.
-SAMPLING = SampleOptions(vague=0.5, open_scale=False, recentre=False)
+SAMPLING = SampleOptions(schedule=BlendSchedule(vague=0.5), unknown_scale=UnknownScale(widened=False), recentre=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
     """Blends of one shape, and the closed-form fit that seeds their samples: what an E-step does at once.
 
-    seed: `Seed` of NumPy arrays, a row for each scene.
+    fit: `InitialFit` of NumPy arrays, a row for each scene.
     """
 
     scenes: tuple[Scene, ...]
     shape: BatchShape
-    seed: Seed
+    fit: InitialFit
 
     @property
     def names(self) -> list[str]:
@@ -58,12 +60,12 @@ class Shard:
         return BlendBatch.build(self.scenes, self.shape._replace(blends=len(self.scenes)))
 
     def signal(self) -> np.ndarray:
-        """(B, K): norms of the seeds in units of the noise."""
-        return flux_scale(self.seed.stamps)
+        """Gives the norms of the fitted galaxies (B, K) in units of the noise."""
+        return flux_scale(self.fit.stamps)
 
     def write(self, path: Path) -> None:
         """As an .npz archive, without the scenes."""
-        arrays = {"names": np.array(self.names), "shape": np.array(self.shape, float), **self.seed._asdict()}
+        arrays = {"names": np.array(self.names), "shape": np.array(self.shape, float), **self.fit._asdict()}
         shards.write_whole(path, lambda temporary: shards.write_npz(temporary, arrays))
 
     @classmethod
@@ -72,8 +74,8 @@ class Shard:
         with np.load(path) as archive:
             sizes = dict(zip(BatchShape._fields, archive["shape"].tolist(), strict=True))
             shape = BatchShape(**{name: kind(sizes[name]) for name, kind in get_type_hints(BatchShape).items()})
-            seed = Seed(*(archive[name] for name in Seed._fields))
-            return cls(tuple(scenes[name] for name in archive["names"].tolist()), shape, seed)
+            fit = InitialFit(*(archive[name] for name in InitialFit._fields))
+            return cls(tuple(scenes[name] for name in archive["names"].tolist()), shape, fit)
 
 
 def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[BatchShape, list[int]]]:
@@ -105,7 +107,7 @@ class Seeding:
         result = fit(batch, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
         if self.nonparametric:
             result = refine(batch, result)
-        return Shard(tuple(scenes), shape, Seed(*(part.numpy()[: len(scenes)] for part in Seed.of(result))))
+        return Shard(tuple(scenes), shape, InitialFit(*(part.numpy()[: len(scenes)] for part in InitialFit.of(result))))
 
 
 class Stamps(NamedTuple):
@@ -124,11 +126,11 @@ class Stamps(NamedTuple):
 class Expectation:
     """Posterior samples of shards under one prior, whose weights may change between laps: a shape is compiled once."""
 
-    def __init__(self, denoiser: Denoiser, options: SampleOptions):
+    def __init__(self, denoiser: PriorDenoiser, options: SampleOptions):
         self.denoiser, self.options = denoiser, options
         self.samplers: dict[BatchShape, PosteriorSampler] = {}
 
-    def use(self, prior: Denoiser) -> None:
+    def use(self, prior: PriorDenoiser) -> None:
         """Takes over the weights of another prior of the same kind."""
         self.denoiser.assign(prior)  # type: ignore[attr-defined]
 
@@ -138,15 +140,15 @@ class Expectation:
             scenes = [shard.scenes[row] for row in members]
             rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
             if (shape := shape._replace(blends=rows)) not in self.samplers:
-                self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options, NEAR)
-            own = Seed(*(tf.constant(part[members]) for part in shard.seed))
+                self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options)
+            own = InitialFit(*(tf.constant(part[members]) for part in shard.fit))
             batch = BlendBatch.build(scenes, shard.shape._replace(blends=len(scenes)))
             draw = sample_batches.learned(self.samplers[shape], batch.tensors, own, scenes, samples, seed)
             for row, drawn in sample_batches.in_turn(draw, rows, range(len(members)), samples):
                 yield [members[i] for i in row], drawn
 
     def stamps(self, shard: Shard, samples: int, seed: int, least_signal: float = 0.0) -> Stamps:
-        """Samples of the galaxies that the prior knows and whose seed has `least_signal`, each at unit norm."""
+        """Samples of the galaxies that the prior knows and whose initial fit has `least_signal`, each at unit norm."""
         bright = shard.signal() >= least_signal
         found: list[tuple[np.ndarray, str, int]] = []
         for blends, drawn in self.draw(shard, samples, seed):
@@ -168,11 +170,11 @@ def lap_seed(seed: int, lap: int) -> int:
 
 def seed_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.ndarray:
     """(N, C, side, side) the seeds' own galaxies at unit scale, cut where a sampler would; none that is larger."""
-    stamps = tf.constant(shard.seed.stamps)
-    begin = window(tf.constant(shard.seed.offset), shard.shape.stamp, side)
-    cut = Window(begin, side, shard.shape.stamp).transpose(stamps).numpy()
+    stamps = tf.constant(shard.fit.stamps)
+    begin = stamp_begin(tf.constant(shard.fit.offset), shard.shape.stamp, side)
+    cut = StampWindow(begin, side, shard.shape.stamp).transpose(stamps).numpy()
     norm, light = flux_scale(cut), np.abs(cut).sum((2, 3, 4))
-    inside = light > (1 - LARGE_SHARE) * np.abs(shard.seed.flux).sum(2)
+    inside = light > (1 - LARGE_SHARE) * np.abs(shard.fit.flux).sum(2)
     galaxy = np.zeros(norm.shape, bool)
     for row, scene in enumerate(shard.scenes):
         galaxy[row, : len(scene.sources)] = [source.kind == "galaxy" for source in scene.sources]
@@ -257,7 +259,7 @@ def score(
     for blends, drawn in expectation.draw(shard, samples, seed):
         for row, blend in enumerate(blends):
             _, height, width = shard.scenes[blend].observation.shape
-            models[blend].append(drawn.model[row, :, :height, :width] * scales[blend][:, None, None])
+            models[blend].append(drawn.models[0][row, :, :height, :width] * scales[blend][:, None, None])
     for blend, scene in enumerate(shard.scenes):
         yield scene, judge(scene, halves[scene.name], np.stack(models[blend]), seed)
 

@@ -187,10 +187,6 @@ def deblend_together(
         raise ValueError(f"samples: expected at least 2, received {samples}")
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed: expected 0 to {2**31 - 1}, received {seed}")
-    if sampling.evidence:
-        raise ValueError(
-            "sampling: expected options without evidence, which no joint samples tell, received some with it"
-        )
     if not observations:
         raise DataError("observations", "expected at least one, received none")
     began = time.perf_counter()

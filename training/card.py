@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_stamps
-from tfdeblend.diffusion.denoisers import Denoiser, NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, PriorDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.generation import Generator
-from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from training.monitors import LEVELS, draw
 from training.two_sample import properties, two_sample
 
@@ -30,7 +30,9 @@ BRIGHT = 0.1  # of a stamp's peak: pixels whose calibration is told
 MEDIAN_CHI2 = 0.455  # of one degree of freedom
 
 
-def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int) -> dict[str, float]:
+def losses(
+    denoiser: PriorDenoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma: float, seed: int
+) -> dict[str, float]:
     """At one noise level. mean: squared error over what the best denoiser leaves that sees one pixel at a time;
     nats: log-likelihood a pixel of the covariance, and of that denoiser's variance; spread: of x - D over the
     covariance's standard deviation, where stamps are bright (of a median), and of a whole stamp's sum (rms): 1 if
@@ -42,10 +44,10 @@ def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma:
         noise = np.random.default_rng([seed, first]).standard_normal(x.shape).astype(np.float32)
         level = np.full(BATCH, sigma, np.float32)
         mean, diagonal, factor = run(x + sigma * noise, level)
-        error, v = x - mean, DiagonalLowRank(diagonal, factor)
+        error, v = x - mean, DiagonalPlusLowRank(diagonal, factor)
         v0 = prior.prior_variance(level)
         single = prior.mean + prior.variance / (prior.variance + sigma**2) * (x + sigma * noise - prior.mean)
-        alone = DiagonalLowRank(v0, 0 * v0[:, None]).log_prob(x - single)
+        alone = DiagonalPlusLowRank(v0, 0 * v0[:, None]).log_prob(x - single)
         ratio = (error**2 / v.variance).numpy()[x > BRIGHT * x.max((1, 2, 3), keepdims=True)]
         sums = tf.reduce_sum(diagonal, (1, 2, 3)) + tf.reduce_sum(tf.reduce_sum(factor, (2, 3, 4)) ** 2, 1)
         flux = tf.reduce_sum(error, (1, 2, 3)) / tf.sqrt(sums)
@@ -62,7 +64,7 @@ def losses(denoiser: Denoiser, prior: NeuralDenoiser, stamps: np.ndarray, sigma:
     return found | {"flux": found["flux"] ** 0.5}
 
 
-def _parts(mean: tf.Tensor, v: DiagonalLowRank) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _parts(mean: tf.Tensor, v: DiagonalPlusLowRank) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     return mean, v.diagonal, v.factor
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfdeblend import em
+from tfdeblend.diffusion.conditioning import CONDITIONINGS
+from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
 
@@ -36,9 +38,33 @@ class StartConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How a lap samples, in words that JSON can hold: the step and the conditioning, by name, and their number.
+
+    What else samples of laps have is `em.SAMPLING`.
+    """
+
+    steps: int = em.SAMPLING.steps
+    conditioning: str = "head"
+    step: str = "moment-matched"
+
+    def __post_init__(self) -> None:
+        for name, known in (("conditioning", CONDITIONINGS), ("step", STEPS)):
+            if getattr(self, name) not in known:
+                expected = f"expected one of {', '.join(known)}"
+                raise ValueError(f"sampling.{name}: {expected}, received {getattr(self, name)!r}")
+        self.options()
+
+    def options(self) -> SampleOptions:
+        """Gives them as the sampler takes them."""
+        conditioning, step = CONDITIONINGS[self.conditioning], STEPS[self.step]
+        return dataclasses.replace(em.SAMPLING, steps=self.steps, conditioning=conditioning, step=step)
+
+
+@dataclass(frozen=True)
 class EMConfig:
     """What `train_em` learns from, and how. Rozet's laps by default; Barco's have a share below 1, so that each sees
-    other blends, and sampling {"covariance": "convolved", "sampler": "ancestral", "steps": 64}.
+    other blends, and sampling {"conditioning": "convolved", "step": "ancestral", "steps": 64}.
 
     blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used. side,
     pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. laps: at most; it ends sooner when the held-out
@@ -65,7 +91,7 @@ class EMConfig:
     laps: int = 8
     samples: int = 1
     share: float = 1.0
-    sampling: SampleOptions = em.SAMPLING
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     least_signal: float = 10.0
     validation: float = 0.1
     test: float = 0.1

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tfdeblend.app.plots import Stretch, residual_colours, significance
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.datasets import read_stamps
-from tfdeblend.diffusion.denoisers import Denoiser, flux_scale
+from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.generation import Generator
 from tfdeblend.em import Expectation, Score, Shard, score
 from tfdeblend.io.shards import write_whole
@@ -60,7 +60,7 @@ class Judge:
         means = np.mean(list(found.values()), 0).tolist()
         return {**dict(zip(SCORES, means, strict=True)), "blends": found}, models
 
-    def population(self, denoiser: Denoiser) -> tuple[dict, np.ndarray]:
+    def population(self, denoiser: PriorDenoiser) -> tuple[dict, np.ndarray]:
         """The prior's own galaxies, and how far they are from the truth, where that is known."""
         if self.generator is None or self.generator.denoiser is not denoiser:
             self.generator = Generator(denoiser, denoiser.stamp_shape)

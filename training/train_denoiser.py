@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # before TensorFlow is loaded: convolutions are 1.3 times faster
 
@@ -21,7 +22,7 @@ import tensorflow as tf
 
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
-from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.diffusion.schedules import LogNormalNoise
@@ -59,26 +60,27 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     if config.base_rank:
         base = gaussian(stamps, augmentation, config.base_rank, config.seed)
         mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
-        directions = keras.ops.convert_to_numpy(base.prior.factor)
     else:
-        (mean, variance), directions = moments(stamps, augmentation), None
+        base, (mean, variance) = None, moments(stamps, augmentation)
     bands = len(config.bands)
     with precision(config.precision):
         network = UNet(config.side, bands, bands, **vars(config.network), gated=True)
         head = UNet(config.side, 2 * bands, (1 + config.rank) * bands, **vars(config.head), output_scale=0.1)
-    denoiser = NeuralDenoiser(
-        network,
-        head,
-        bands=config.bands,
-        pixel_scale=config.pixel_scale,
-        model_sigma=config.model_sigma,
-        sigma_data=float(np.sqrt(variance.mean())),
-        scale_jitter=config.scale_jitter,
-        base_rank=config.base_rank,
-        name=config.name.replace("-", "_"),
-    )
-    denoiser.set_moments(mean, variance, directions)
-    return denoiser
+    settings: dict[str, Any] = {
+        "bands": config.bands,
+        "pixel_scale": config.pixel_scale,
+        "model_sigma": config.model_sigma,
+        "sigma_data": float(np.sqrt(variance.mean())),
+        "scale_jitter": config.scale_jitter,
+        "name": config.name.replace("-", "_"),
+    }
+    if base is None:
+        denoiser = NeuralDenoiser(network, head, **settings)
+        denoiser.set_moments(mean, variance)
+        return denoiser
+    residual = ResidualDenoiser(network, head, base_rank=config.base_rank, **settings)
+    residual.set_gaussian(mean, variance, keras.ops.convert_to_numpy(base.prior.factor))
+    return residual
 
 
 def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: int) -> GaussianDenoiser:

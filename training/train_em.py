@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfdeblend import em
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.datasets import read_records, read_stamps
-from tfdeblend.diffusion.denoisers import Denoiser
+from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.io.shards import write_whole
@@ -71,7 +71,7 @@ class Run:
         """With the prior of that lap. Graphs are kept: one lap's prior is handed to the next's sampler."""
         prior = read_prior(self.folder(lap))
         if type(prior) not in self._expectations:
-            self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling)
+            self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling.options())
         found = self._expectations[type(prior)]
         found.use(prior)
         return found
@@ -106,7 +106,7 @@ class Run:
         images = np.concatenate([em.seed_stamps(shard, config.side, config.least_signal) for shard in training])
         rank = max(min(config.start.rank, len(images) // 4), 1)
         prior = em.fit_gaussian(images, config, config.seed, rank)
-        expectation = em.Expectation(prior, config.sampling)
+        expectation = em.Expectation(prior, config.sampling.options())
         for lap in progress(range(config.start.laps), "laps of the Gaussian prior"):
             path = folder / f"gaussian_{lap:02d}.npz"
             if path.exists():
@@ -268,7 +268,7 @@ def prior_file(folder: Path) -> Path | None:
     return next((path for suffix in (".keras", ".npz") if (path := folder / f"prior{suffix}").exists()), None)
 
 
-def read_prior(folder: Path) -> Denoiser:
+def read_prior(folder: Path) -> PriorDenoiser:
     """A copy that may be changed."""
     path = prior_file(folder)
     if path is None:

@@ -93,9 +93,6 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "--steps", type=_positive, metavar="N", help="of the reverse diffusion, by a learned prior (default: 8)"
     )
     parser.add_argument(
-        "--evidence", action="store_true", help="estimate log p(data) as well: LOGEVID in DIR/<scene>.fits"
-    )
-    parser.add_argument(
         "--save-samples",
         action="store_true",
         help="keep the samples themselves in DIR/<scene>.fits, and show some in DIR/<scene>.samples.png",

@@ -33,7 +33,7 @@ def check_sampling(args: argparse.Namespace) -> None:
     from tfdeblend.diffusion import registry
 
     if args.method == "map":
-        options = {"--steps": args.steps, "--save-samples": args.save_samples, "--evidence": args.evidence}
+        options = {"--steps": args.steps, "--save-samples": args.save_samples}
         given = [name for name, value in options.items() if value]
         if given:
             raise DataError(given[0], "expected --method sample beside it, received map")
@@ -42,9 +42,8 @@ def check_sampling(args: argparse.Namespace) -> None:
         expected = "expected auto, a learned or a closed-form prior to sample with"
         raise DataError("--prior", f"{expected}, received {args.prior!r}")
     if args.prior != "auto" and not registry.is_learned(args.prior):
-        of_diffusion = {"--steps": args.steps, "--evidence": args.evidence}
-        if given := [name for name, value in of_diffusion.items() if value]:
-            raise DataError(given[0], f"expected a learned prior beside it, received {args.prior!r}")
+        if args.steps:
+            raise DataError("--steps", f"expected a learned prior beside it, received {args.prior!r}")
     if args.samples < 2:
         raise DataError("--samples", f"expected at least 2, received {args.samples}")
 
@@ -74,8 +73,6 @@ def check_field(args: argparse.Namespace) -> None:
     if args.prior == "nonparametric" or (args.method == "map" and registry.is_learned(args.prior)):
         expected = "expected auto or a closed-form prior beside --observation, or a learned one with --method sample"
         raise DataError("--prior", f"{expected}, received {args.prior!r}")
-    if args.evidence:
-        raise DataError("--evidence", "expected none beside --observation, received it")
     if args.steps and not registry.is_learned(args.prior):
         raise DataError("--steps", f"expected a learned prior beside it, received {args.prior!r}")
 
@@ -86,7 +83,6 @@ def check_server(args: argparse.Namespace) -> None:
 
     fixed = {
         "--background": (args.background, None),
-        "--evidence": (args.evidence, None),
         "--samples": (args.method == "sample" and args.samples != SAMPLES, SAMPLES),
         "--steps": (args.steps not in (None, STEPS), STEPS),
         "--prior": (args.prior == "nonparametric", "another"),

@@ -37,19 +37,17 @@ class Sampling:
     samples: int = 16
     steps: int | None = None
     keep: bool = False
-    evidence: bool = False
 
     @classmethod
     def of(cls, args: Any) -> Sampling:
         """From the command line."""
-        return cls(args.samples, args.steps, args.save_samples, args.evidence)
+        return cls(args.samples, args.steps, args.save_samples)
 
     def options(self) -> dict[str, Any]:
         """What `Deblender` takes."""
         from tfdeblend.inference.diffusion_sampler import SampleOptions
 
-        kind, steps = (SampleOptions.for_evidence if self.evidence else SampleOptions), self.steps
-        sampling = kind() if steps is None else kind(steps)
+        sampling = SampleOptions() if self.steps is None else SampleOptions(self.steps)
         return {"samples": self.samples, "keep_samples": self.keep, "sampling": sampling}
 
 

@@ -167,9 +167,8 @@ def assembled_samples(
     variance = drawn.prior_variance * scale[:, None, None] ** 2
     # Stamps are on the model's pixels; catalogues have the first one's.
     tally = Tally(exposures.scene, corners, shape.model_sigma, keep, calibration.shift[0])
-    none = np.array(np.nan)
     for s in range(len(flux)):
-        seen = backgrounds[0][s], models[0][s], variance[s][:, own], drawn.summary[s], none, none
+        seen = backgrounds[0][s], models[0][s], variance[s][:, own], drawn.summary[s]
         tally.add(stamps[s][:, own], sources[0][s], flux[s][:, own], *seen)
     offset = flux - flux.mean(0)
     flux_cov = np.einsum("skc,slc->ckl", offset, offset) / (len(flux) - 1)

@@ -29,8 +29,6 @@ class Tally:
     chi2: list[float] = field(default_factory=list)  # a pixel, of each sample
     local_chi2: list[np.ndarray] = field(default_factory=list)  # (K,) each
     samples: list[np.ndarray] = field(default_factory=list)
-    log_evidence: list[float] = field(default_factory=list)
-    log_scale: list[np.ndarray] = field(default_factory=list)  # (K,) each
     sources: np.ndarray | float = 0.0  # sums
     sources2: np.ndarray | float = 0.0
     stamps: np.ndarray | float = 0.0
@@ -47,13 +45,10 @@ class Tally:
         model: np.ndarray,
         prior_variance: np.ndarray,
         summary: np.ndarray,
-        log_evidence: np.ndarray,
-        log_scale: np.ndarray,
     ) -> None:
         """One sample: stamps (K, C, P, P), sources (K, C, H, W), flux (K, C), background (C,), model (C, H, W).
 
         summary: (K, 5) y, x from the stamps' pixel P // 2, size, e1, e2; (K, 0): these are measured on the stamps.
-        log_evidence: of whitened data, see `evidence`. log_scale: (K,).
         """
         observation = self.scene.observation
         residual = np.where(observation.valid, observation.images - model, 0)
@@ -68,8 +63,6 @@ class Tally:
         shapes[:2] -= np.reshape(self.shift, (-1, 1))
         self.shapes.append(shapes)
         self.flux.append(flux)
-        self.log_evidence.append(float(log_evidence))
-        self.log_scale.append(log_scale)
         self.background.append(background)
         if self.keep:
             self.samples.append(stamps.astype(np.float32))

@@ -1,162 +1,136 @@
-"""Posterior denoisers: the mean of, and draws from, p(x | x_t, y), for all sources of a blend together.
+"""Posterior denoisers: the mean D_y of p(x | x_t, y), and draws from it, for all sources of a blend together.
 
-A denoiser tells D = E[x | x_t]; with a covariance V = Cov[x | x_t] of all unknowns (block by block, a source each)
+A denoiser gives D = E[x | x_t]; with a covariance V = Cov[x | x_t] of all unknowns (block by block, a source each)
 
     D_y = D + V A^T (I + A V A^T)^-1 (y - A D),
 
-y whitened. Sources couple through the shared data alone. What is chosen is V, or what stands in for the rest:
-
-=============  ======================================================================================================
-"head"         the covariance head: a diagonal and a few directions for each galaxy; needs no network gradient
-"pixel"        each pixel's variance given x_t, if pixels were independent and Gaussian
-"pigdm"        sigma^2 / (1 + sigma^2) I (Song et al. 2023)
-"tmpd"         the row sums of V = sigma^2 J, J = dD / dx_t, as a diagonal (Boys et al. 2023)
-"mmps"         V = sigma^2 J^T itself by vector-Jacobian products (Rozet et al. 2024). A learned J is neither symmetric
-               nor positive, so that the solve is GMRES, whose residual cannot grow, instead of conjugate gradients
-"convolved"    the likelihood of x_t itself: D + sigma^2 A^T (I + sigma^2 A A^T)^-1 (y - A x_t) (Barco et al. 2024)
-"dps"          D - sigma^2 grad |y - A D| (Chung et al. 2023): no covariance
-=============  ======================================================================================================
+y whitened. Sources couple through the shared data alone. A conditioning is a choice of V, or of what stands for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Protocol
 
 import tensorflow as tf
 
-from tfdeblend.diffusion.denoisers import Denoiser, pixels
-from tfdeblend.diffusion.linear_gaussian import Blend, Normals, Spread, Unknowns, gaussian_step
-from tfdeblend.linalg.low_rank import diagonal_only
+from tfdeblend.diffusion.denoisers import Denoiser, PriorDenoiser, pixels
+from tfdeblend.diffusion.linear_gaussian import (
+    Covariance,
+    ForwardOperator,
+    Normals,
+    SourceCovariance,
+    gaussian_step,
+    general_step,
+)
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
+from tfdeblend.linalg.solvers import GMRES, ConjugateGradients, Solver
 
-METHODS = ("head", "pixel", "pigdm", "tmpd", "mmps", "convolved", "dps")
-DRAWABLE = ("head", "pixel", "pigdm", "tmpd")  # those with a covariance of which draws can be made
-SMALLEST_ROW_SUM = 1e-3  # of sigma^2: TMPD's diagonal may be negative where J is a learned one
+TO_THE_END = ConjugateGradients(rtol=1e-5, max_steps=80)
+FEW_STEPS = GMRES(max_steps=5)
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What stands before the data: a denoiser for galaxies, and Gaussians for all else.
+class Problem(Protocol):
+    """y = A x + n, and what is known of all sources but for the galaxies; see `BlendProblem`."""
 
-    mean: D of galaxies [B, K, C, P, P] -> of all unknowns. spread: V of galaxies -> of all unknowns.
+    operator: ForwardOperator
+    data: tf.Tensor
+
+    def mean(self, denoised: tf.Tensor) -> tf.Tensor: ...
+
+    def covariance(self, galaxies: Covariance) -> SourceCovariance: ...
+
+
+class PosteriorDenoiser(Denoiser):
+    """Denoises all sources of B blends given x_t and the data: x_t [B, K, C, P, P], sigma [B, K].
+
+    Its score is that of the posterior, grad log p(x_t | y).
+
+    Args:
+      denoiser: the prior of the galaxies. problem: A, y, and other sources. solver: of the linear system; None: the
+        class's own, `default_solver`.
     """
 
-    denoiser: Denoiser
-    mean: Callable[[tf.Tensor], Unknowns]
-    spread: Callable[[Any], Spread]
+    default_solver: ClassVar[Solver] = TO_THE_END
+    has_draws: ClassVar[bool] = False
+
+    def __init__(self, denoiser: PriorDenoiser, problem: Problem, solver: Solver | None = None):
+        self.denoiser, self.problem, self.operator, self.data = denoiser, problem, problem.operator, problem.data
+        self.solver = solver or self.default_solver
+
+    def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> tf.Tensor:
+        """Draws from p(x | x_t, y). Raises: TypeError for a conditioning that has no draws."""
+        raise TypeError(f"expected a conditioning that has draws, received {type(self).__name__}")
+
+
+class GaussianConditioning(PosteriorDenoiser):
+    """Takes p(x | x_t) for N(D, V) with V of the covariance head; needs no gradient of a network."""
+
+    has_draws = True
+
+    def denoise(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        mean, gain = self.denoise_with_gain(x, sigma)
+        return mean + gain
+
+    def denoise_with_gain(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gives D, and D_y - D."""
+        mean, covariance = self._gaussian(x, sigma)
+        return mean, gaussian_step(self.operator, covariance, self.data - self.operator.forward(mean), self.solver)
+
+    def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> tf.Tensor:
+        """Draws from N(D, V), and moves the draw by what the data, with noise added once more, say of it."""
+        mean, covariance = self._gaussian(x, sigma)
+        drawn = mean + covariance.draw(normals)
+        residual = self.data + normals.data - self.operator.forward(drawn)
+        return drawn + gaussian_step(self.operator, covariance, residual, self.solver)
+
+    def _gaussian(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, SourceCovariance]:
+        mean, covariance = self.denoiser.posterior(x, sigma)
+        return self.problem.mean(mean), self.problem.covariance(covariance)
 
 
 class Jacobian:
-    """V = sigma^2 J^T at x_t, as a covariance that can only be applied."""
+    """The covariance V = sigma^2 J^T at x_t, J = dD / dx_t (Tweedie), which can only be multiplied by."""
 
-    def __init__(self, prior: Prior, x: tf.Tensor, sigma: tf.Tensor):
-        self.prior, self.x, self.sigma = prior, x, sigma
+    def __init__(self, denoiser: Denoiser, x: tf.Tensor, sigma: tf.Tensor):
+        self.denoiser, self.x, self.sigma = denoiser, x, sigma
 
     def matvec(self, v: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(self.x)
-            product = tf.reduce_sum(self.prior.denoiser.denoise(self.x, self.sigma) * v)
+            product = tf.reduce_sum(self.denoiser.denoise(self.x, self.sigma) * v)
         return pixels(self.sigma) ** 2 * tape.gradient(product, self.x)
 
 
-class PosteriorDenoiser:
-    """p(x | x_t, y) of B blends.
+class MMPS(PosteriorDenoiser):
+    """Takes V = sigma^2 J^T by vector-Jacobian products (moment matching, Rozet et al. 2024, arXiv:2405.13712).
 
-    Args:
-      prior: see `Prior`. blend: A. data: y, whitened [B, n]. method: one of `METHODS`.
-      iterations, tolerance: of the solve, see `gaussian_step`.
+    A learned J is neither symmetric nor positive, so that the solver is GMRES, whose residual cannot grow.
     """
 
-    def __init__(
-        self,
-        prior: Prior,
-        blend: Blend,
-        data: tf.Tensor,
-        method: str = "head",
-        iterations: int = 10,
-        tolerance: float = 0.0,
-    ):
-        if method not in METHODS:
-            raise ValueError(f"covariance: expected one of {', '.join(METHODS)}, received {method!r}")
-        self.prior, self.blend, self.data = prior, blend, data
-        self.method, self.iterations, self.tolerance = method, iterations, tolerance
+    default_solver = FEW_STEPS
 
-    def mean(self, x: tf.Tensor, sigma: tf.Tensor) -> Unknowns:
-        """D_y: x_t [B, K, C, P, P], sigma [B, K]."""
-        if self.method == "dps":
-            return self._gradient_step(x, sigma)
-        mean, spread = self._prior(x, sigma)
-        seen = self.prior.mean(x) if self.method == "convolved" else mean
-        residual = self.data - self.blend(seen)
-        if self.method == "mmps":
-            return mean + generalised_step(self.blend, spread, residual, self.iterations)
-        return mean + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
-
-    def mean_and_gain(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """D_y, and D_y - D, of the stamps [B, K, C, P, P]; with a symmetric V."""
-        mean, spread = self._prior(x, sigma)
-        gain = gaussian_step(self.blend, spread, self.data - self.blend(mean), self.iterations, self.tolerance)
-        return (mean + gain).stamps, gain.stamps
-
-    def draw(self, x: tf.Tensor, sigma: tf.Tensor, normals: Normals) -> Unknowns:
-        """One draw, if p(x | x_t) were N(D, V): one of N(D, V), moved by what the data, noised anew, say of it."""
-        if self.method not in DRAWABLE:
-            raise ValueError(
-                f"covariance: expected one of {', '.join(DRAWABLE)} to draw with, received {self.method!r}"
-            )
-        mean, spread = self._prior(x, sigma)
-        drawn = mean + spread.draw(normals)
-        residual = self.data + normals.data - self.blend(drawn)
-        return drawn + gaussian_step(self.blend, spread, residual, self.iterations, self.tolerance)
-
-    def _prior(self, x: tf.Tensor, sigma: tf.Tensor) -> tuple[Unknowns, Spread]:
-        """D and V of all unknowns."""
-        denoiser, variance = self.prior.denoiser, pixels(sigma) ** 2 * tf.ones_like(x)
-        if self.method == "head":
-            denoised, covariance = denoiser.posterior(x, sigma)
-            return self.prior.mean(denoised), self.prior.spread(covariance)
-        if self.method == "tmpd":
-            jacobian = Jacobian(self.prior, x, sigma)
-            covariance = tf.maximum(jacobian.matvec(tf.ones_like(x)), SMALLEST_ROW_SUM * variance)
-        elif self.method == "mmps":
-            return self.prior.mean(denoiser.denoise(x, sigma)), self.prior.spread(Jacobian(self.prior, x, sigma))
-        elif self.method == "pixel":
-            covariance = denoiser.prior_variance(sigma)
-        else:
-            covariance = variance / (1 + variance) if self.method == "pigdm" else variance
-        return self.prior.mean(denoiser.denoise(x, sigma)), self.prior.spread(diagonal_only(covariance))
-
-    def _gradient_step(self, x: tf.Tensor, sigma: tf.Tensor) -> Unknowns:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            mean = self.prior.mean(self.prior.denoiser.denoise(x, sigma))
-            square = tf.reduce_sum((self.data - self.blend(mean)) ** 2, 1)
-            norm = tf.sqrt(square)
-        return mean + Unknowns(-(pixels(sigma) ** 2) * tape.gradient(norm, x), tf.zeros_like(mean.background))
+    def denoise(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        mean = self.problem.mean(self.denoiser.denoise(x, sigma))
+        covariance = self.problem.covariance(Jacobian(self.denoiser, x, sigma))
+        return mean + general_step(self.operator, covariance, self.data - self.operator.forward(mean), self.solver)
 
 
-def generalised_step(blend: Blend, spread: Spread, residual: tf.Tensor, iterations: int) -> Unknowns:
-    """`gaussian_step` for a V that need not be symmetric: GMRES on (I + A V A^T) v = residual, in data space."""
+class ConvolvedLikelihood(PosteriorDenoiser):
+    """Takes the likelihood of x_t itself, N(y; A x_t, I + sigma^2 A A^T) (Barco et al. 2024):
 
-    def apply(v: tf.Tensor) -> tf.Tensor:
-        return v + blend(spread(blend.transpose(v)))
+    D_y = D + sigma^2 A^T (I + sigma^2 A A^T)^-1 (y - A x_t).
+    """
 
-    def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(a * b, 1, keepdims=True)
+    def denoise(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        mean = self.problem.mean(self.denoiser.denoise(x, sigma))
+        noise = DiagonalPlusLowRank.of_diagonal(pixels(sigma) ** 2 * tf.ones_like(x))
+        residual = self.data - self.operator.forward(self.problem.mean(x))
+        return mean + gaussian_step(self.operator, self.problem.covariance(noise), residual, self.solver)
 
-    tiny = 1e-30
-    length = tf.sqrt(dot(residual, residual))
-    basis, images = [residual / tf.maximum(length, tiny)], []
-    for _ in range(iterations):
-        image = apply(basis[-1])
-        images.append(image)
-        following = image
-        for vector in basis:  # modified Gram and Schmidt
-            following -= dot(following, vector) * vector
-        basis.append(following / tf.maximum(tf.sqrt(dot(following, following)), tiny))
-    columns = tf.stack(images, 2)  # [B, n, iterations]
-    # By its orthogonal decomposition: columns may be dependent.
-    weights = tf.linalg.lstsq(columns, residual[..., None], fast=False)
-    v = tf.add_n([w * b for w, b in zip(tf.unstack(weights, axis=1), basis[:-1], strict=True)])
-    return spread(blend.transpose(v))
+
+# By the names that files and command lines know them by.
+CONDITIONINGS: dict[str, type[PosteriorDenoiser]] = {
+    "head": GaussianConditioning,
+    "mmps": MMPS,
+    "convolved": ConvolvedLikelihood,
+}

@@ -10,14 +10,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfdeblend.diffusion.denoisers import Denoiser, Tensor, flux_scale, pixels
-from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.diffusion.denoisers import PriorDenoiser, Tensor, flux_scale, pixels
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 
 STAMPS = ("bands", "pixel_scale", "model_sigma", "scale_jitter")  # what the file says beside the arrays
 
 
-class GaussianDenoiser(Denoiser):
-    """Of x ~ N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
+class GaussianDenoiser(PriorDenoiser):
+    """The prior N(m, C), C = diag(d) + F^T F: D = m + V (x_t - m) / sigma^2 and V = sigma^2 C (C + sigma^2)^-1.
 
     Args:
       mean, diagonal: m, d, [C, P, P]; d > 0. factor: F, [R, C, P, P]. All of one dtype, in which all is computed.
@@ -34,7 +34,7 @@ class GaussianDenoiser(Denoiser):
         model_sigma: float = 1.0,
         scale_jitter: float = 0.0,
     ):
-        # Variables, so that graphs outlast a lap of expectation-maximisation.
+        # Variables, so that graphs outlast an iteration of expectation-maximisation.
         self.mean, self._diagonal, self._factor = (_variable(a) for a in (mean, diagonal, factor))
         self.bands, self.pixel_scale, self.model_sigma = tuple(bands), pixel_scale, model_sigma
         self.scale_jitter, self.stamp_shape = scale_jitter, tuple(self.mean.shape)
@@ -43,28 +43,27 @@ class GaussianDenoiser(Denoiser):
             raise ValueError(f"expected mean (C, P, P), diagonal (C, P, P) and factor (R, C, P, P), received {shapes}")
 
     @property
-    def prior(self) -> DiagonalLowRank:
-        """C."""
-        return DiagonalLowRank(ops.convert_to_tensor(self._diagonal), ops.convert_to_tensor(self._factor))
+    def prior(self) -> DiagonalPlusLowRank:
+        """Gives C."""
+        return DiagonalPlusLowRank(ops.convert_to_tensor(self._diagonal), ops.convert_to_tensor(self._factor))
 
     @property
     def rank(self) -> int:
-        """R."""
         return self._factor.shape[0]
 
     @property
     def variance(self) -> Tensor:
-        """The diagonal of C."""
+        """Gives the diagonal of C."""
         return self.prior.variance
 
     def assign(self, other: GaussianDenoiser) -> None:
-        """Takes over another one's mean and covariance, of the same shape."""
+        """Takes over the mean and covariance of another of the same shape."""
         self.mean.assign(other.mean)
         self._diagonal.assign(other._diagonal)
         self._factor.assign(other._factor)
 
-    def covariance(self, sigma: Tensor) -> DiagonalLowRank:
-        """V, which depends on no image: sigma [...]."""
+    def covariance(self, sigma: Tensor) -> DiagonalPlusLowRank:
+        """Gives V, which depends on no image: sigma [...]."""
         return self.prior.given(pixels(sigma) ** 2)
 
     def prior_variance(self, sigma: Tensor) -> Tensor:
@@ -74,22 +73,18 @@ class GaussianDenoiser(Denoiser):
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.posterior(x, sigma)[0]
 
-    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalLowRank]:
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalPlusLowRank]:
         sigma = ops.broadcast_to(sigma, ops.shape(x)[:-3])
         v = self.covariance(sigma)
         return self.mean + v.matvec(x - self.mean) / pixels(sigma) ** 2, v
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """-(C + sigma^2)^-1 (x_t - m): the same as (D - x_t) / sigma^2, without its cancellation at small sigma."""
-        total = DiagonalLowRank(pixels(sigma) ** 2 + self.prior.diagonal, self.prior.factor)
+        """Gives -(C + sigma^2)^-1 (x_t - m), which is (D - x_t) / sigma^2 without its cancellation at small sigma."""
+        total = DiagonalPlusLowRank(pixels(sigma) ** 2 + self.prior.diagonal, self.prior.factor)
         return -total.solve(x - self.mean)
 
-    def jacobian(self, sigma: Tensor, v: Tensor) -> Tensor:
-        """J v with J = dD / dx_t = V / sigma^2 (Tweedie): [..., C, P, P] -> [..., C, P, P]."""
-        return self.covariance(sigma).matvec(v) / pixels(sigma) ** 2
-
     def draw(self, number: int, seed: int) -> np.ndarray:
-        """(number, C, P, P) draws of x at unit norm."""
+        """Draws x at unit norm (number, C, P, P)."""
         rng = np.random.default_rng(seed)
         mean, diagonal, factor = (
             ops.convert_to_numpy(part).astype(float) for part in (self.mean, self._diagonal, self._factor)
@@ -99,7 +94,7 @@ class GaussianDenoiser(Denoiser):
         return x / flux_scale(x)[:, None, None, None]
 
     def save(self, path: Path) -> None:
-        """As an .npz archive."""
+        """Writes an .npz archive."""
         arrays = {"mean": self.mean, "diagonal": self._diagonal, "factor": self._factor}
         written = {name: ops.convert_to_numpy(value) for name, value in arrays.items()}
         written |= {name: np.array(getattr(self, name)) for name in STAMPS}
@@ -107,18 +102,19 @@ class GaussianDenoiser(Denoiser):
 
     @classmethod
     def load(cls, path: Path) -> GaussianDenoiser:
+        """Reads what `save` wrote."""
         with np.load(path) as archive:
             stamps = {name: archive[name].tolist() for name in STAMPS}
             return cls(archive["mean"], archive["diagonal"], archive["factor"], **stamps)
 
     @classmethod
     def fit(
-        cls, stamps: np.ndarray, rank: int, laps: int = 16, seed: int = 0, floor: float = 1e-4, **kwargs: Any
+        cls, stamps: np.ndarray, rank: int, iterations: int = 16, seed: int = 0, floor: float = 1e-4, **kwargs: Any
     ) -> GaussianDenoiser:
-        """Maximum likelihood of stamps (N, C, P, P) by expectation-maximisation (factor analysis, Rubin & Thayer 1982).
+        """Fits stamps (N, C, P, P) by expectation-maximisation (factor analysis, Rubin & Thayer 1982).
 
         Starts from principal components. The diagonal stays above `floor` times the mean variance: pixels without
-        light would else have none. kwargs: what the stamps are, see the class.
+        light would else have none. iterations: of EM. kwargs: what the stamps are, see the class.
         """
         x = stamps.reshape(len(stamps), -1)
         mean = x.mean(0)
@@ -127,8 +123,8 @@ class GaussianDenoiser(Denoiser):
         least = floor * variance.mean()
         factor = _principal(x, rank, seed)
         diagonal = np.maximum(variance - (factor**2).sum(0), least)
-        for _ in range(laps):
-            factor, diagonal = factor_analysis_lap(x, variance, factor, diagonal, least)
+        for _ in range(iterations):
+            factor, diagonal = factor_analysis_step(x, variance, factor, diagonal, least)
         shape = stamps.shape[1:]
         return cls(mean.reshape(shape), diagonal.reshape(shape), factor.reshape(rank, *shape), **kwargs)
 
@@ -137,10 +133,10 @@ def _variable(values: Any) -> keras.Variable:
     return keras.Variable(values, dtype=keras.backend.standardize_dtype(values.dtype), trainable=False)
 
 
-def factor_analysis_lap(
+def factor_analysis_step(
     x: np.ndarray, variance: np.ndarray, factor: np.ndarray, diagonal: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One lap of EM for x ~ N(0, diag(d) + F^T F): x (N, n), variance and d (n), F (R, n) -> F, d."""
+    """Takes one iteration of EM for x ~ N(0, diag(d) + F^T F): x (N, n), variance and d (n), F (R, n) -> F, d."""
     scaled = factor / diagonal
     covariance = np.linalg.inv(np.eye(len(factor), dtype=x.dtype) + scaled @ factor.T)  # of z | x
     z = (x @ scaled.T) @ covariance
@@ -150,7 +146,7 @@ def factor_analysis_lap(
 
 
 def _principal(x: np.ndarray, rank: int, seed: int) -> np.ndarray:
-    """(R, n) about the first principal components of x (N, n), as rows times their standard deviation."""
+    """Gives about the first R principal components (R, n) of x (N, n), rows times their standard deviation."""
     start = np.random.default_rng(seed).standard_normal((rank, x.shape[1])).astype(x.dtype)
     basis = np.linalg.qr(((start @ x.T) @ x).T)[0]  # one step of subspace iteration
     _, deviation, rows = np.linalg.svd((basis.T @ x.T @ x / len(x)) @ basis)

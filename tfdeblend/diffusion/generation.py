@@ -1,4 +1,4 @@
-"""Stamps from a prior alone: Heun's method on the probability-flow ODE dx / dsigma = (x - D) / sigma (EDM, Alg. 1)."""
+"""Generates stamps from a prior alone: Heun's method on dx / dsigma = (x - D) / sigma (EDM, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfdeblend.diffusion.schedules import noise_levels
 
 
 class Generator:
-    """Draws stamps at unit scale; compiled once for each number of stamps.
+    """Draws stamps at unit scale by the probability flow; compiled once for each number of stamps.
 
     Args:
       shape: (C, P, P). levels: noise levels to step through, falling; the last step goes on to its denoised mean.
@@ -22,7 +22,7 @@ class Generator:
         self._run = tf.function(self._integrate, autograph=False)
 
     def __call__(self, number: int, seed: tuple[int, int]) -> tf.Tensor:
-        """[number, C, P, P], a pure function of `seed`."""
+        """Draws stamps [number, C, P, P], a pure function of `seed`."""
         normal = tf.random.stateless_normal([number, *self.shape], seed, alg="philox")
         return self._run(self.levels[0] * normal)
 

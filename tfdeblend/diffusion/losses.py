@@ -1,4 +1,4 @@
-"""What a denoiser's covariance head is trained by: the likelihood of pixels, and of sums of them."""
+"""Covariance losses: the likelihoods of pixels, and of sums of them, that train a denoiser's covariance head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, Tensor
-from tfdeblend.linalg.low_rank import DiagonalLowRank
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.networks.layers import register
 
 
@@ -17,7 +17,7 @@ from tfdeblend.networks.layers import register
 class HeadTraining(keras.Model):
     """Trains the covariance head of a denoiser, whose mean is frozen, by `head_loss`.
 
-    (x_t, sigma) -> [B, 2 + rank, C, P, P]: D, the diagonal and the factor of V.
+    It packs D, the diagonal and the factor of V: (x_t, sigma) -> [B, 2 + rank, C, P, P].
     """
 
     def __init__(self, denoiser: NeuralDenoiser, **kwargs: Any):
@@ -43,13 +43,13 @@ class HeadTraining(keras.Model):
 
 
 def negative_log_likelihood(x: Tensor, packed: Tensor) -> Tensor:
-    """[B]: -log N(x; D, V) in nats a pixel, of what `HeadTraining` gives."""
-    v = DiagonalLowRank(packed[:, 1], packed[:, 2:])
+    """Gives -log N(x; D, V) [B] in nats a pixel, of what `HeadTraining` packs."""
+    v = DiagonalPlusLowRank(packed[:, 1], packed[:, 2:])
     return -v.log_prob(x - packed[:, 0]) / int(np.prod(x.shape[1:]))
 
 
 def apertures(side: int) -> np.ndarray:
-    """(Q, P): rows w of windows w w^T: Gaussians about pixel P // 2, each twice as wide as the one before, and the
+    """Gives rows w (Q, P) of windows w w^T: Gaussians about pixel P // 2, each twice as wide as the one before, and the
     whole stamp, whose sum is the flux."""
     widths = 2.0 ** np.arange(int(np.log2(side / 4)) + 1)
     offset = np.arange(side) - side // 2
@@ -57,7 +57,7 @@ def apertures(side: int) -> np.ndarray:
 
 
 def aperture_unlikelihood(x: Tensor, packed: Tensor) -> Tensor:
-    """[B]: -log N(w.x; w.D, w.V w), the mean over windows w of `apertures`, in each band and in all bands together.
+    """Gives -log N(w.x; w.D, w.V w) [B], the mean over windows w of `apertures`, in each band and in all together.
 
     The likelihood of thousands of pixels hardly cares how large the few directions of L are, only where they point: 20
     times too large costs 20 nats of 10^4. What depends on their size is the error of a sum of pixels.
@@ -65,7 +65,7 @@ def aperture_unlikelihood(x: Tensor, packed: Tensor) -> Tensor:
     w = ops.convert_to_tensor(apertures(x.shape[-1]), x.dtype)
 
     def sums(images: Tensor) -> Tensor:
-        """[B, N, C, P, P] -> [B, N, Q, C + 1]."""
+        """Adds up windows: [B, N, C, P, P] -> [B, N, Q, C + 1]."""
         each = ops.einsum("qy,qx,bncyx->bnqc", w, w, images)
         return ops.concatenate([each, ops.sum(each, -1, keepdims=True)], -1)
 
@@ -77,5 +77,5 @@ def aperture_unlikelihood(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def head_loss(x: Tensor, packed: Tensor) -> Tensor:
-    """[B]: of pixels and of apertures, both proper: the covariance that is right minimises either."""
+    """Adds both losses [B]. Each is proper: the covariance that is right minimises it."""
     return negative_log_likelihood(x, packed) + aperture_unlikelihood(x, packed)

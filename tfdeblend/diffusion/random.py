@@ -1,4 +1,4 @@
-"""Random numbers that depend on the blend, its sample, the step, the source and the pixel: on nothing else.
+"""Random numbers that depend on the blend, its sample, the step, the source and the pixel, and on nothing else.
 
 A blend's samples are then the same alone, in a batch, and padded to a larger bucket. Every stamp has a stream of its
 own, and images are drawn in tiles counted from their first pixel, of which those of a smaller image are the first.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion.linear_gaussian import Normals
-from tfdeblend.forward.exposures import in_a_row
+from tfdeblend.linalg.blocks import flatten
 
 TILE = 32
 ANOTHER = 0x2545F4914F6CDD1D  # added to a key for each further exposure's images
@@ -23,25 +23,32 @@ STAMPS, IMAGES, POSITIONS = range(3)
 
 
 def keys(seed: int, names: Sequence[str], samples: int) -> np.ndarray:
-    """[B * samples] int64: one for each sample of each blend, by its name."""
+    """Makes a key for each sample of each blend, by the blend's name: [B * samples] int64."""
     rows = [
         np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(samples, np.uint64) for name in names
     ]
     return (np.concatenate(rows) >> 1).astype(np.int64)
 
 
-class NormalDraws(Protocol):
-    """Standard normals, as a sampler asks for them; see `Draws`."""
+class StepNormals(NamedTuple):
+    """Standard normals of one step: of a draw of the unknowns; of the noise that is put back [B, K, C, P, P]; of the
+    flux scales [B, K]."""
 
-    dtype: tf.DType
+    draw: Normals
+    back: tf.Tensor
+    scale: tf.Tensor
 
-    def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]: ...
+
+class RandomNumbers(Protocol):
+    """Standard normals of each step, as a sampler asks for them."""
+
+    def normals(self, step: tf.Tensor) -> StepNormals: ...
 
     def positions(self, step: tf.Tensor) -> tf.Tensor: ...
 
 
-class Draws:
-    """Of a batch.
+class KeyedNormals:
+    """Standard normals that follow from a key for each sample.
 
     Args:
       keys: [B] int64. stamps: (B, K, C, P, P). images: bands and side of each exposure's. rank: R, of the covariances'
@@ -58,31 +65,30 @@ class Draws:
     ):
         self.keys, self.stamps, self.images, self.rank, self.dtype = keys, tuple(stamps), images, rank, dtype
 
-    def normals(self, step: tf.Tensor) -> tuple[Normals, tf.Tensor, tf.Tensor]:
-        """For a step: of a draw of the unknowns; of the noise put back [B, K, C, P, P]; of the scales [B, K]."""
+    def normals(self, step: tf.Tensor) -> StepNormals:
         batch, sources, bands, side, _ = self.stamps
         pixels = bands * side**2
-        sizes = [pixels, pixels, self.rank, bands, 1, bands]
+        sizes = [pixels, pixels, self.rank, bands, 1]
         flat = self._streams(self.keys, step, STAMPS, sources, sum(sizes))
-        one, two, factor, amplitude, scale, background = tf.split(flat, sizes, 2)
+        one, two, factor, amplitude, scale = tf.split(flat, sizes, 2)
         seen = [self._image(step, number, *image) for number, image in enumerate(self.images)]
         shape = [batch, sources, bands, side, side]
-        drawn = Normals(tf.reshape(one, shape), factor, amplitude, background[:, 0], in_a_row(seen))
-        return drawn, tf.reshape(two, shape), scale[..., 0]
+        drawn = Normals(tf.reshape(one, shape), factor, amplitude, flatten(seen))
+        return StepNormals(drawn, tf.reshape(two, shape), scale[..., 0])
 
     def positions(self, step: tf.Tensor) -> tf.Tensor:
-        """For a step: [B, K, 2]."""
+        """Gives the normals of the sources' positions at a step [B, K, 2]."""
         return self._streams(self.keys, step, POSITIONS, self.stamps[1], 2)
 
     def _image(self, step: tf.Tensor, number: int, bands: int, side: int) -> tf.Tensor:
-        """[B, C_e, S_e, S_e] of one exposure."""
+        """Gives the normals of one exposure's image [B, C_e, S_e, S_e]."""
         batch, tiles = self.stamps[0], -(-side // TILE)
         flat = self._streams(self.keys + number * ANOTHER % 2**63, step, IMAGES, tiles**2, bands * TILE**2)
         images = tf.transpose(tf.reshape(flat, [batch, tiles, tiles, bands, TILE, TILE]), [0, 3, 1, 4, 2, 5])
         return tf.reshape(images, [batch, bands, tiles * TILE, tiles * TILE])[..., :side, :side]
 
     def _streams(self, keys: tf.Tensor, step: tf.Tensor, stream: int, pieces: int, number: int) -> tf.Tensor:
-        """[B, pieces, number]."""
+        """Gives `number` normals of each of so many pieces [B, pieces, number]."""
         piece = shells(round(pieces**0.5)) if stream == IMAGES else np.arange(pieces)
         label = (tf.cast(step, tf.int64) * STREAMS + stream) * PIECES + tf.constant(piece, tf.int64)
         seeds = tf.stack([tf.repeat(keys, pieces), tf.tile(label, [self.stamps[0]])], 1)
@@ -96,7 +102,7 @@ class Draws:
 
 
 def shells(side: int) -> np.ndarray:
-    """(side^2,) a number for each tile of a square of `side`, row by row, that larger squares keep: their shells."""
+    """Numbers the tiles of a square of `side`, row by row (side^2,), shell by shell, as larger squares do too."""
     y, x = np.divmod(np.arange(side**2), side)
     shell = np.maximum(y, x)
     return shell**2 + np.where(y == shell, x, shell + 1 + y)

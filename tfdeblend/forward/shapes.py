@@ -89,6 +89,7 @@ class BatchShape(NamedTuple):
     stamp: int
     model_sigma: float  # pixels
     reach: int = 0  # pixels over which noise is correlated; see `correlation.reach_of`
+    background: bool = False  # whether the images lie on an unknown constant in each band
 
     @property
     def frame(self) -> int:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
-from tfdeblend.diffusion.initial import Seed, SeededBlends, SeedOptions, check_fits
-from tfdeblend.diffusion.linear_gaussian import Unknowns, gaussian_step
+from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
+from tfdeblend.diffusion.linear_gaussian import gaussian_step
 from tfdeblend.forward.batch import BlendBatch
 from tfdeblend.galaxies.posterior import MapState
 from tfdeblend.inference.map_fit import MapFit, MapResult
-from tfdeblend.linalg.low_rank import diagonal_only
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
+from tfdeblend.linalg.solvers import ConjugateGradients
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ScoreFit:
     def __init__(self, seed: MapFit, denoiser: NeuralDenoiser, options: ScoreOptions = ScoreOptions()):
         check_fits(seed.shape, denoiser)
         self.shape, self.denoiser, self.options = seed.shape, denoiser, options
-        self.near = SeedOptions(seed.options.background)
+        self.exact = seed.shape._replace(background=seed.options.background)
         self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, batch: BlendBatch, seed: MapResult) -> MapResult:
@@ -61,29 +62,31 @@ class ScoreFit:
 
     def _fit(self, tensors: dict[str, tf.Tensor], seed: MapResult) -> MapResult:
         options = self.options
-        blends = SeededBlends(tensors, self.shape, Seed.of(seed), self.denoiser.stamp_shape[1], self.near)
+        blends = BlendProblem(tensors, self.exact, InitialFit.of(seed), self.denoiser.stamp_shape[1])
+        solver = ConjugateGradients(max_steps=options.iterations)
         last = tf.clip_by_value(1 / tf.maximum(blends.norm, 1), options.faintest, options.smallest)
 
-        def anneal(count: tf.Tensor, x: Unknowns) -> tuple[tf.Tensor, Unknowns]:
+        def anneal(count: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             fraction = tf.cast(count, last.dtype) / max(options.levels - 1, 1)
             sigma = options.largest * (last / options.largest) ** fraction
-            mean = blends.mean(self.denoiser.denoise(x.stamps, sigma))
+            mean = blends.mean(self.denoiser.denoise(x, sigma))
             variance = self.denoiser.prior_variance(tf.reshape(sigma, [-1]))
-            spread = blends.spread(diagonal_only(tf.reshape(variance, x.stamps.shape)))
-            return count + 1, mean + gaussian_step(
-                blends.blend, spread, blends.data - blends.blend(mean), options.iterations
-            )
+            covariance = blends.covariance(DiagonalPlusLowRank.of_diagonal(tf.reshape(variance, x.shape)))
+            residual = blends.data - blends.operator.forward(mean)
+            return count + 1, mean + gaussian_step(blends.operator, covariance, residual, solver)
 
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), blends.start])
         stamps = blends.stamps(end)
         sources = blends.sources(stamps)
-        model = tf.reduce_sum(sources, 1) + end.background[..., None, None]
+        light = tuple(tf.reduce_sum(each, 1) for each in sources)
+        background = float(self.exact.background) * blends.likelihood.constants(light)[0]
+        model = light[0] + background[..., None, None]
         return seed._replace(
-            state=MapState(seed.state.latent, blends.flux(stamps), end.background),
+            state=MapState(seed.state.latent, blends.flux(stamps), background),
             model=model,
-            sources=sources,
+            sources=sources[0],
             stamps=stamps,
-            chi2=blends.likelihood.chi2(model),
+            chi2=blends.likelihood.chi2((model,)),
             steps=seed.steps + options.levels,
             beyond_prior=blends.large[:, :, 0, 0, 0] > 0,
         )

@@ -2,260 +2,247 @@
 
 Rows of the batch are samples: a blend with S of them is there S times. Noise levels end below the pixels' noise.
 
-Flux scales are not taken for granted, least of all the seed's. The prior of a galaxy in flux is that of r x with r
-unknown, evenly in log r; given a draw x_0 on the way, r is drawn anew from p(r | x_0), a log-normal of the denoiser's
-`scale_jitter` about |x_0| (a Gibbs step, for which levels stay what they are in flux), and V leaves it open besides.
-All begin at a level of 1.5 of their norm, where little is left of the seed, and one whose level is ahead of its
-brighter neighbours' waits there: x_0 is drawn and noised anew, forgetting x_t, until theirs has come down (were x_t
-kept, the seed's errors would be, too). Positions: each sample's stamp lies at first at the pixel where a draw from the
-seed's errors puts the source, then, given x_0, at one that is drawn anew, see `centres`.
+Flux scales are not taken for granted, least of all the initial fit's: they are drawn along with the galaxies, see
+`unknown_scale`. All galaxies then begin at a level of 1.5 of their norm, where little is left of the fit, and one whose
+level is ahead of its brighter neighbours' waits there: x_0 is drawn, and noise added to it, so that x_t is forgotten,
+until theirs has come down (were x_t kept, the fit's errors would be, too). Positions: each sample's stamp lies at first
+at the pixel where a draw from the fit's errors puts the source, then at one that is drawn given x_0, see `centres`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion import centres
-from tfdeblend.diffusion.conditioning import DRAWABLE, METHODS, PosteriorDenoiser, Prior
-from tfdeblend.diffusion.denoisers import Denoiser, flux_scale, pixels
-from tfdeblend.diffusion.initial import Seed, SeededBlends, SeedOptions, check_fits
-from tfdeblend.diffusion.random import Draws, NormalDraws
-from tfdeblend.diffusion.steps import DRAWS_X0, SAMPLERS, Noise, bridge
-from tfdeblend.diffusion.unknown_scale import OpenScale, Rescaled
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.diffusion.conditioning import CONDITIONINGS, GaussianConditioning, PosteriorDenoiser
+from tfdeblend.diffusion.denoisers import PriorDenoiser, pixels
+from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
+from tfdeblend.diffusion.random import KeyedNormals, RandomNumbers
+from tfdeblend.diffusion.schedules import BlendSchedule
+from tfdeblend.diffusion.steps import STEPS, Step, moment_matched
+from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
 from tfdeblend.forward.shapes import BatchShape
-from tfdeblend.inference.evidence import Path, log_likelihood
+from tfdeblend.linalg.solvers import Solver
 
-LEAST_NORM = 5.0  # in units of the noise: below, a seed says nothing of how bright a galaxy is
-NEAR = SeedOptions(least_norm=LEAST_NORM)
-LARGEST_RESCALING = 100.0  # of a flux scale, from the seed's
+LEAST_NORM = 5.0  # in units of the noise: below, an initial fit says nothing of how bright a galaxy is
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """steps: network evaluations of a sample. covariance: see `posterior`. sampler: see `samplers`.
+    """What a sampler is made of.
 
-    iterations, tolerance: of the solve in a step, see `gaussian_step`. Solves to the end make samples reproducible: cut
-    short, a difference of rounding becomes one of a tenth of the posterior's standard deviation.
+    steps: network evaluations of a sample. schedule: the noise levels of each galaxy.
+    conditioning: the kind of posterior denoiser. solver: of its linear system; None: the conditioning's own, which goes
+    to the end where it can. That makes samples reproducible: cut short, a difference of rounding becomes one of a tenth
+    of the posterior's standard deviation.
+    step: from one noise level to the next. Only `moment_matched` draws an x_0; with others, or with one or two steps,
+    galaxies start at the initial fit with noise of the schedule's `largest`.
+    unknown_scale: draw flux scales too; None: they are the initial fit's. recentre: draw the pixels of galaxies'
+    centres too; only where scales are, and x_0.
 
-    vague: the noise level of a first draw, in units of each galaxy's norm; fainter ones wait there. largest: the level
-    from which the brightest galaxy then goes down, in units of its norm. smallest: the last one, in units of the
-    pixels' noise; not below `faintest` of the norm. rho: of the levels' spacing.
-    rescale: draw flux scales too. Without, with one or two steps, or where `sampler` draws no x_0, there is no such
-    first draw: galaxies start at the seed with noise of the largest level. open_scale: where scales are drawn, let the
-    head's V leave them as open as the noise does, see `OpenScale`; without, they move by `scale_jitter` a step.
-    recentre: draw the pixels of galaxies' centres anew as well, see `centres`; only where scales are, and x_0.
-    evidence: estimate log p(y) as well, see `for_evidence`. Flux scales and positions are then the seed's, about which
-    the samples scatter too little: take other samples for errors.
+    Raises: ValueError for no steps, and for a step that draws x_0 with a conditioning that cannot.
     """
 
     steps: int = 8
-    covariance: str = "head"
-    sampler: str = "moment-matched"
-    iterations: int = 80
-    tolerance: float = 1e-5
-    largest: float = 0.3
-    vague: float = 1.5
-    smallest: float = 0.3
-    faintest: float = 1e-4
-    rho: float = 7.0
-    rescale: bool = True
-    open_scale: bool = True
+    schedule: BlendSchedule = field(default_factory=BlendSchedule)
+    conditioning: type[PosteriorDenoiser] = GaussianConditioning
+    solver: Solver | None = None
+    step: Step = moment_matched
+    unknown_scale: UnknownScale | None = field(default_factory=UnknownScale)
     recentre: bool = True
-    evidence: bool = False
-
-    @classmethod
-    def for_evidence(cls, steps: int = 24) -> SampleOptions:
-        """Levels that reach further: what they leave out is missing from the divergence."""
-        return cls(steps, iterations=300, largest=1.0, smallest=0.1, evidence=True)
 
     def __post_init__(self) -> None:
-        for name, known in (("covariance", METHODS), ("sampler", tuple(SAMPLERS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, received {getattr(self, name)!r}")
-        if self.sampler in DRAWS_X0 and self.covariance not in DRAWABLE:
-            others = ", ".join(sorted(set(SAMPLERS) - set(DRAWS_X0)))
-            expected = f"expected one of {others} with covariance {self.covariance}, which cannot be drawn from"
-            raise ValueError(f"sampler: {expected}, received {self.sampler!r}")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, received {self.steps}")
-        if self.evidence and (self.sampler != "moment-matched" or self.covariance not in DRAWABLE):
-            expected = f"expected the moment-matched sampler and a covariance of {', '.join(DRAWABLE)}"
-            raise ValueError(f"evidence: {expected}, received {self.sampler}, {self.covariance}")
+        if self.step is moment_matched and not self.conditioning.has_draws:
+            expected = f"expected one that draws no x_0 with {self.conditioning.__name__}, which has no draws"
+            raise ValueError(f"step: {expected}, received moment_matched")
+
+    def facts(self) -> dict[str, int | str]:
+        """Gives what a result's header says of them."""
+        conditioning = next((name for name, kind in CONDITIONINGS.items() if kind is self.conditioning), "other")
+        step = next((name for name, step in STEPS.items() if step is self.step), "other")
+        return {"steps": self.steps, "sampler": step, "covar": conditioning}
 
 
 class Samples(NamedTuple):
-    """Of N rows, in whitened units. stamps [N, K, C, Q, Q] of the seed's side; sources [N, K, C, S, S] as observed;
-    flux [N, K, C]; background [N, C]; model [N, C, S, S]; prior_variance [N, K, C, Q, Q] of stamps' pixels before the
-    data, 0 where no learned prior knows them; large [N, K] galaxies the prior does not know; summary [N, K, 5] of
-    closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others. log_evidence [N]: see `evidence`, NaN where
-    not asked for or not known; log_scale [N, K] of the samples' norms at unit scale. unit [N, K, C, P, P]: stamps of
-    the prior's side, at unit scale up to that norm; 0 of what it does not know."""
+    """Samples in N rows, in whitened units.
+
+    stamps: [N, K, C, Q, Q] of the initial fit's side. flux: [N, K, C]. sources: [N, K, C_e, S_e, S_e] as each exposure
+    observes them; models: [N, C_e, S_e, S_e] of each, with the constants [N, C_e]. prior_variance: [N, K, C, Q, Q] of
+    stamps' pixels before the data, 0 where no learned prior knows them. large: [N, K] galaxies the prior does not know.
+    summary: [N, K, 5] of closed-form galaxies, see `GalaxyPrior.summary`, [N, K, 0] of others. unit: [N, K, C, P, P]
+    stamps of the prior's side, at unit scale up to their own norm; 0 of what it does not know.
+    """
 
     stamps: tf.Tensor
-    sources: tf.Tensor
     flux: tf.Tensor
-    background: tf.Tensor
-    model: tf.Tensor
+    sources: tuple[tf.Tensor, ...]
+    models: tuple[tf.Tensor, ...]
+    constants: tuple[tf.Tensor, ...]
     prior_variance: tf.Tensor
     large: tf.Tensor
     summary: tf.Tensor
-    log_evidence: tf.Tensor
-    log_scale: tf.Tensor
     unit: tf.Tensor
 
 
+class Galaxies(NamedTuple):
+    """The state of the reverse diffusion.
+
+    x: [N, K, C, P, P] at a noise level. begin: [N, K, 2] where its stamps begin. scale: [N, K] r, of the norms.
+    first_scale: [N, K] r as the first draw of x_0 gave it, in which levels are measured.
+    """
+
+    x: tf.Tensor
+    begin: tf.Tensor
+    scale: tf.Tensor
+    first_scale: tf.Tensor
+
+
 class PosteriorSampler:
-    """Compiled for one shape, whose `blends` are rows.
+    """Draws samples; compiled for one shape, whose `blends` are rows.
 
     Args:
-      denoiser: of stamps smaller than the shape's. near: what the prior does not know stays near the seed.
-      kind: of the likelihood; of a joint one, what is an image in `Samples` is a tuple, one an exposure.
+      denoiser: of stamps smaller than the shape's.
+      least_norm: of a galaxy, in units of the noise, below which the initial fit says nothing of it.
     """
 
     def __init__(
         self,
         shape: BatchShape,
-        denoiser: Denoiser,
+        denoiser: PriorDenoiser,
         options: SampleOptions = SampleOptions(),
-        near: SeedOptions = NEAR,
-        kind: type[Likelihood] = Likelihood,
+        least_norm: float = LEAST_NORM,
     ):
         check_fits(shape, denoiser)
-        self.shape, self.denoiser, self.options, self.near, self.kind = shape, denoiser, options, near, kind
-        self.draws = options.covariance in DRAWABLE
-        self.rescales = options.rescale and not options.evidence
-        opens = options.open_scale and self.rescales and options.sampler in DRAWS_X0 and options.covariance == "head"
-        self.prior = OpenScale(denoiser) if opens else denoiser
-        several = self.rescales and options.sampler in DRAWS_X0 and options.steps > 1
-        self.recentres = options.recentre and several
-        self.begins_anew = several and options.steps > 2
+        self.shape, self.denoiser, self.options, self.least_norm = shape, denoiser, options, least_norm
+        gives_x0 = options.step is moment_matched and options.steps > 1
+        scaled = options.unknown_scale
+        self.widened = scaled is not None and scaled.widened and options.step is moment_matched
+        self.draws_first = gives_x0 and scaled is not None and options.steps > 2
+        self.recentres = gives_x0 and scaled is not None and options.recentre
+        self.schedule = options.schedule if self.draws_first else replace(options.schedule, vague=None)
         self._run = tf.function(self._keyed, autograph=False)
 
-    def __call__(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
-        """One sample a row: a pure function of the row and its key ([N] int64, see `draws.keys`)."""
-        return self._run(tensors, seed, keys)
+    def __call__(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> Samples:
+        """Draws one sample a row: a pure function of the row and its key ([N] int64, see `random.keys`)."""
+        return self._run(tensors, fit, keys)
 
-    def draws_of(self, keys: tf.Tensor) -> Draws:
-        """The random numbers of rows with these keys [N]."""
+    @property
+    def rank(self) -> int:
+        """Counts the directions of the galaxies' covariance."""
+        return self.denoiser.rank + self.widened
+
+    def normals(self, keys: tf.Tensor) -> KeyedNormals:
+        """Gives the random numbers of rows with these keys [N]."""
         shape = self.shape.blends, self.shape.sources, *self.denoiser.stamp_shape
-        return Draws(keys, shape, self.shape.images, self.prior.rank)
+        return KeyedNormals(keys, shape, self.shape.images, self.rank)
 
-    def level(self, index: tf.Tensor, norm: tf.Tensor, begun: tf.Tensor) -> tf.Tensor:
-        """[N, K]: the noise level in units of each galaxy's norm at the seed's scale.
+    def _keyed(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> Samples:
+        return self.sample(tensors, fit, self.normals(keys))
 
-        In flux all sources of a blend share one level, so that a bright one is settled before a faint one beside it
-        is; one whose largest level is below the blend's waits there.
+    def sample(self, tensors: dict[str, tf.Tensor], fit: InitialFit, random: RandomNumbers) -> Samples:
+        """Draws one sample a row from given random numbers."""
+        steps, unknown_scale = self.options.steps, self.options.unknown_scale
+        problem = self.problem(tensors, fit, random)
+        normals = random.normals(tf.constant(0))
+        galaxies = self.start(problem, normals.back, normals.scale)
 
-        Args:
-          norm: [N, K] the seeds', in units of the noise. begun: [N, K] r as the first draw of x_0 told it.
-        """
-        options, norm = self.options, tf.maximum(norm, 1e-6)
-        anew = int(self.begins_anew)
-        largest = self.largest(begun)
-        top = options.largest * tf.reduce_max(begun * norm, 1, keepdims=True)
-        first = tf.maximum(top, 2 * options.smallest)
-        ends = first ** (1 / options.rho), options.smallest ** (1 / options.rho)
-        part = tf.cast(index - anew, norm.dtype) / max(options.steps - 1 - anew, 1)
-        together = ((1 - part) * ends[0] + part * ends[1]) ** options.rho
-        own = tf.minimum(tf.maximum(together / norm, options.faintest), largest)
-        return tf.where(index < anew, largest, own)
-
-    def largest(self, begun: tf.Tensor) -> tf.Tensor:
-        """[N, K]: each galaxy's largest level, at which it waits."""
-        if self.begins_anew:
-            return max(self.options.vague, self.options.largest) * begun
-        return self.options.largest * tf.ones_like(begun)
-
-    def _keyed(self, tensors: dict[str, tf.Tensor], seed: Seed, keys: tf.Tensor) -> Samples:
-        return self.sample(tensors, seed, self.draws_of(keys))
-
-    def sample(self, tensors: dict[str, tf.Tensor], seed: Seed, draws: NormalDraws) -> Samples:
-        """One sample a row from given random numbers."""
-        options, side, step = self.options, self.denoiser.stamp_shape[1], SAMPLERS[self.options.sampler]
-        scatter = seed.offset_covariance
-        if self.recentres:
-            scatter += tf.constant(centres.AT_FIRST**2 * np.eye(2), scatter.dtype)
-        shift = correlated(scatter, draws.positions(tf.constant(0))) * float(not options.evidence)
-        blends = SeededBlends(tensors, self.shape, seed, side, self.near, shift, self.kind)
-        norm = tf.maximum(blends.galaxy[:, :, 0, 0, 0] * blends.norm, self.near.least_norm)
-
-        def posterior(rescaling: tf.Tensor, begin: tf.Tensor) -> PosteriorDenoiser:
-            prior = Prior(Rescaled(self.prior, rescaling), blends.mean, blends.spread)
-            return PosteriorDenoiser(
-                prior, blends.at(begin).blend, blends.data, options.covariance, options.iterations, options.tolerance
-            )
-
-        def advance(
-            count: tf.Tensor, x: tf.Tensor, rescaling: tf.Tensor, begun: tf.Tensor, begin: tf.Tensor, path: Path
-        ):
-            normals, back, free = draws.normals(count + 1)
-            sigma, after = self.level(count, norm, begun), self.level(count + 1, norm, begun)
-            end = posterior(rescaling, begin)
-            moved, x0 = step(end, x, sigma, after, Noise(normals, back))
-            if options.evidence:
-                mean, gain = end.mean_and_gain(x, sigma)
-                expected = bridge(x, mean, sigma, after, 0.0)
-                path = path.step(blends.galaxy * gain, moved - expected, sigma, after, count == 0)
-            if self.rescales and x0 is not None:
-                rescaling = self._rescale(x0, free, norm)
-            if self.begins_anew:
-                waits = sigma >= self.largest(begun)
-                begun = tf.where(count == 0, rescaling, begun)
-                anew = x0 + pixels(self.level(count + 1, norm, begun)) * back
-                moved = tf.where(pixels(waits), anew, moved)
+        def advance(count: tf.Tensor, galaxies: Galaxies) -> tuple[tf.Tensor, Galaxies]:
+            sigma, after = (self.level(problem, count + i, galaxies.first_scale) for i in range(2))
+            normals = random.normals(count + 1)
+            x, x0 = self.options.step(self.posterior(problem, galaxies), galaxies.x, sigma, after, normals)
+            galaxies = galaxies._replace(x=x)
+            if x0 is not None and unknown_scale is not None:
+                least = self.least_norm / tf.maximum(self._norm(problem), 1e-6)  # bright enough to have been found
+                scale = unknown_scale.draw(x0, self.denoiser.scale_jitter, normals.scale, least)
+                galaxies = galaxies._replace(scale=scale)
+            if self.draws_first:
+                galaxies = self._wait(problem, count, galaxies, sigma, x0, normals.back)
             if self.recentres:
-                variance = tf.stack([seed.offset_covariance[..., axis, axis] for axis in (0, 1)], -1)
-                move = centres.moves(x0, blends.stray(begin), variance, draws.positions(count + 1))
-                begin, before = blends.reachable(begin + move), begin
-                moved = centres.recentred(moved, begin - before)
-            return count + 1, moved, rescaling, begun, begin, path
+                galaxies = self._recentre(problem, galaxies, x0, random.positions(count + 1))
+            return count + 1, galaxies
 
-        normals, back, free = draws.normals(tf.constant(0))
-        begun = tf.ones_like(free)
-        first = self.level(tf.constant(0), norm, begun)
-        rescaling = tf.exp(self.denoiser.scale_jitter * free) if self.rescales else begun
-        start = blends.start.stamps + pixels(first) * back
-        loop = [tf.constant(0), start, rescaling, begun, blends.begin, Path.above(first)]
-        _, x, rescaling, begun, begin, path = tf.while_loop(lambda count, *_: count < options.steps - 1, advance, loop)
-        last = self.level(tf.constant(options.steps - 1), norm, begun)
-        end, blends = posterior(rescaling, begin), blends.at(begin)
-        found = end.draw(x, last, normals) if self.draws else end.mean(x, last)
-        stamps = blends.stamps(found)
-        sources = blends.sources(stamps)
-        whole = tf.nest.map_structure(lambda each: tf.reduce_sum(each, 1), sources)
-        free = blends.likelihood.left_over(normals.data)
-        model, background = blends.likelihood.on_background(whole, found.background, free)
-        large = blends.large[:, :, 0, 0, 0] > 0
-        log_evidence = tf.fill([self.shape.blends], tf.constant(np.nan, draws.dtype))
-        if options.evidence:
-            mean, gain = end.mean_and_gain(x, last)
-            path = path.step(blends.galaxy * gain, found.stamps - mean, last, last, tf.constant(options.steps == 1))
-            known = ~tf.reduce_any(large, 1)
-            log_evidence = tf.where(known, log_likelihood(blends, found.stamps) - path.end(), log_evidence)
-        before = blends.galaxy * (blends.scale * rescaling[..., None, None, None]) ** 2 * self.denoiser.variance
-        before = blends.cut.forward(before)
-        flux = blends.flux(stamps)
-        scale = flux_scale(found.stamps)
-        log_scale = tf.where(scale > 0, tf.math.log(tf.maximum(scale, 1e-30)), tf.zeros_like(scale))
-        unit = blends.galaxy * found.stamps
+        _, galaxies = tf.while_loop(lambda count, _: count < steps - 1, advance, [tf.constant(0), galaxies])
+        posterior, last = self.posterior(problem, galaxies), self.level(problem, steps - 1, galaxies.first_scale)
+        if posterior.has_draws:
+            x = posterior.draw(galaxies.x, last, normals.draw)
+        else:
+            x = posterior.denoise(galaxies.x, last)
+        return self._samples(problem, galaxies._replace(x=x), normals.draw.data)
+
+    def problem(self, tensors: dict[str, tf.Tensor], fit: InitialFit, random: RandomNumbers) -> BlendProblem:
+        """Poses the rows' problems, with the sources where a draw from the fit's errors puts them."""
+        covariance = fit.offset_covariance
+        if self.recentres:
+            covariance += tf.constant(centres.AT_FIRST**2 * np.eye(2), covariance.dtype)
+        shift = correlated(covariance, random.positions(tf.constant(0)))
+        return BlendProblem(tensors, self.shape, fit, self.denoiser.stamp_shape[1], self.least_norm, shift)
+
+    def start(self, problem: BlendProblem, noise: tf.Tensor, normals: tf.Tensor) -> Galaxies:
+        """Starts at the initial fit with noise of the first level, and scales r that are off as a prior's are."""
+        ones = tf.ones_like(normals)
+        x = problem.start + pixels(self.level(problem, 0, ones)) * noise
+        scale = ones if self.options.unknown_scale is None else tf.exp(self.denoiser.scale_jitter * normals)
+        return Galaxies(x, problem.begin, scale, ones)
+
+    def level(self, problem: BlendProblem, index: tf.Tensor | int, first_scale: tf.Tensor) -> tf.Tensor:
+        """Gives the noise level of a step [N, K]."""
+        norm = self._norm(problem)
+        return self.schedule.level(tf.convert_to_tensor(index), self.options.steps, norm, first_scale)
+
+    def posterior(self, problem: BlendProblem, galaxies: Galaxies) -> PosteriorDenoiser:
+        """Conditions the prior of galaxies of these scales, with stamps that begin there, on the data."""
+        denoiser = ScaledDenoiser(self.denoiser, galaxies.scale, self.widened)
+        return self.options.conditioning(denoiser, problem.at(galaxies.begin), self.options.solver)
+
+    def _norm(self, problem: BlendProblem) -> tf.Tensor:
+        """Gives the fitted galaxies' norms in units of the noise [N, K]."""
+        return tf.maximum(problem.galaxy[:, :, 0, 0, 0] * problem.norm, self.least_norm)
+
+    def _wait(self, problem: BlendProblem, count: tf.Tensor, galaxies: Galaxies, sigma, x0, noise) -> Galaxies:
+        """Adds noise to x_0 instead of stepping on, where a galaxy is at its largest level."""
+        waits = sigma >= self.schedule.waiting(galaxies.first_scale)
+        first_scale = tf.where(count == 0, galaxies.scale, galaxies.first_scale)
+        again = x0 + pixels(self.level(problem, count + 1, first_scale)) * noise
+        return galaxies._replace(x=tf.where(pixels(waits), again, galaxies.x), first_scale=first_scale)
+
+    def _recentre(self, problem: BlendProblem, galaxies: Galaxies, x0: tf.Tensor, normals: tf.Tensor) -> Galaxies:
+        """Draws the pixels of the galaxies' centres given x_0."""
+        begin, variance = galaxies.begin, tf.linalg.diag_part(problem.fit.offset_covariance)
+        shift = centres.pixel_shift(x0, problem.offset_from_fit(begin), variance, normals)
+        moved = problem.clipped_begin(begin + shift)
+        return galaxies._replace(x=centres.recentred(galaxies.x, moved - begin), begin=moved)
+
+    def _samples(self, problem: BlendProblem, galaxies: Galaxies, normals: tf.Tensor) -> Samples:
+        """Gives what galaxies without noise look like; normals [N, n] are those of the data in the last draw."""
+        problem = problem.at(galaxies.begin)
+        stamps = problem.stamps(galaxies.x)
+        sources = problem.sources(stamps)
+        likelihood = problem.likelihood
+        light = tuple(tf.reduce_sum(each, 1) for each in sources)
+        models, constants = likelihood.with_constants(light, likelihood.unused_normals(normals))
+        before = problem.galaxy * (problem.scale * pixels(galaxies.scale)) ** 2 * self.denoiser.variance
+        flux = problem.flux(stamps)
         return Samples(
-            stamps, sources, flux, background, model, before, large, flux[..., :0], log_evidence, log_scale, unit
+            stamps=stamps,
+            flux=flux,
+            sources=sources,
+            models=models,
+            constants=constants,
+            prior_variance=problem.cut.forward(before),
+            large=problem.large[:, :, 0, 0, 0] > 0,
+            summary=flux[..., :0],
+            unit=problem.galaxy * galaxies.x,
         )
-
-    def _rescale(self, x0: tf.Tensor, free: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
-        """r ~ p(r | x_0) [N, K]; of a galaxy bright enough to have been found."""
-        scale = flux_scale(x0) * tf.exp(self.denoiser.scale_jitter * free)
-        least = tf.maximum(self.near.least_norm / tf.maximum(norm, 1e-6), 1 / LARGEST_RESCALING)
-        return tf.clip_by_value(scale, least, LARGEST_RESCALING)
 
 
 def correlated(covariance: tf.Tensor, normals: tf.Tensor) -> tf.Tensor:
-    """N(0, covariance) from standard normals [..., 2], by the Cholesky root of the 2 x 2 matrices in closed form."""
+    """Draws from N(0, covariance) by normals [..., 2] and the Cholesky root of 2 x 2 matrices in closed form."""
     yy, yx, xx = covariance[..., 0, 0] + 1e-8, covariance[..., 1, 0], covariance[..., 1, 1] + 1e-8
     first = tf.sqrt(yy)
     along = yx / first

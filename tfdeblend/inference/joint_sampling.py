@@ -12,14 +12,12 @@ import tensorflow as tf
 
 from tfdeblend.catalog.builder import Facts
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.initial import Seed
+from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.forward.field import Exposures, JointShape
-from tfdeblend.forward.joint_likelihood import JointLikelihood
-from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.operators import MOST_ONE_BY_ONE
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.inference import sample_batches
-from tfdeblend.inference.diffusion_sampler import NEAR, PosteriorSampler, SampleOptions
+from tfdeblend.inference.diffusion_sampler import LEAST_NORM, PosteriorSampler, SampleOptions
 from tfdeblend.inference.map_fit import MapFit, MapResult
 from tfdeblend.inference.nuts import NutsOptions, NutsSampler
 from tfdeblend.inference.sample_batches import Drawing, in_turn
@@ -60,9 +58,8 @@ def drawn_by_diffusion(
     rows = rows_at_once(shape, prior.load().rank + 2, samples)  # one for an open scale
     sampler = _diffusion(prior, shape._replace(blends=rows), options, depth(exposures, shape, tensors))
     own, common = _apart(tensors)
-    draw = sample_batches.learned(sampler, own, Seed.of(found), [exposures.scene], samples, seed, common)
-    facts: Facts = {"steps": options.steps, "sampler": options.sampler, "covar": options.covariance}
-    return _gathered(exposures, draw, rows, samples), facts
+    draw = sample_batches.learned(sampler, own, InitialFit.of(found), [exposures.scene], samples, seed, common)
+    return _gathered(exposures, draw, rows, samples), dict(options.facts())
 
 
 def drawn_by_chains(
@@ -110,11 +107,9 @@ def _diffusion(
     prior: registry.LearnedPrior, shape: JointShape, options: SampleOptions, depth: float
 ) -> PosteriorSampler:
     """The sampler that serves all fields of a shape; what its thresholds are in units of is the noise of them all."""
-    options = replace(options, smallest=options.smallest / depth)
-    near = replace(NEAR, least_norm=NEAR.least_norm / depth)
-    # A joint likelihood and its shape answer to the names by which a sampler asks single ones.
-    kind, bucket = cast(type[Likelihood], JointLikelihood), cast(BatchShape, shape)
-    return PosteriorSampler(bucket, prior.load(), options, near, kind)
+    schedule = replace(options.schedule, smallest=options.schedule.smallest / depth)
+    options, bucket = replace(options, schedule=schedule), cast(BatchShape, shape)
+    return PosteriorSampler(bucket, prior.load(), options, LEAST_NORM / depth)
 
 
 @lru_cache(maxsize=4)
@@ -140,8 +135,8 @@ def _gathered(exposures: Exposures, draw: Drawing, rows: int, samples: int) -> F
                 summary=found.summary[:n, :count],
                 large=found.large[:n, :count],
                 sources=tuple(cut(each[:n, :count], side) for each, side in zip(found.sources, sides, strict=True)),
-                models=tuple(cut(each[:n], side) for each, side in zip(found.model, sides, strict=True)),
-                constants=tuple(each[:n] for each in found.background),
+                models=tuple(cut(each[:n], side) for each, side in zip(found.models, sides, strict=True)),
+                constants=tuple(each[:n] for each in found.constants),
             )
         )
     return tf.nest.map_structure(lambda *each: np.concatenate(each), *parts)

@@ -171,14 +171,12 @@ class NutsSampler:
         none = tf.zeros_like(flux[..., 0])
         return Samples(
             stamps=stamps,
-            sources=sources,
+            sources=sources if isinstance(sources, tuple) else (sources,),
             flux=flux,
-            background=background,
-            model=model,
+            constants=background if isinstance(background, tuple) else (background,),
+            models=model if isinstance(model, tuple) else (model,),
             prior_variance=tf.zeros_like(stamps),
             large=none > 0,
             summary=self.fit.prior.summary(state.latent, posterior.frame),
-            log_evidence=none[:, 0] + np.nan,
-            log_scale=none,
             unit=stamps[..., :0, :0],
         )

@@ -4,7 +4,7 @@ closed-form one by NUTS. Either way a scene is done when its last sample is, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -12,12 +12,11 @@ import tensorflow as tf
 from tfdeblend.catalog.statistics import Tally
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random
-from tfdeblend.diffusion.initial import Seed
+from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.forward.batch import PER_SOURCE, BlendBatch
 from tfdeblend.forward.operators import MOST_ONE_BY_ONE
 from tfdeblend.forward.shapes import BatchShape
-from tfdeblend.inference.diffusion_sampler import PosteriorSampler, Samples
-from tfdeblend.inference.evidence import combine
+from tfdeblend.inference.diffusion_sampler import Samples
 from tfdeblend.inference.nuts import NutsResult, NutsSampler
 
 # Of the Fourier grids of all bands of the stamps that a graph holds. With V's directions its arrays are then of some
@@ -26,7 +25,15 @@ from tfdeblend.inference.nuts import NutsResult, NutsSampler
 PIXELS_AT_ONCE = 750_000
 
 # The samples (by number) of some blends of a batch (by row).
-Drawing = Callable[[np.ndarray, np.ndarray], Samples]
+Drawing = Callable[[np.ndarray, np.ndarray], Any]
+
+
+class Sampler(Protocol):
+    """Draws samples of rows, from their initial fit and a key for each."""
+
+    shape: BatchShape
+
+    def __call__(self, tensors: dict[str, tf.Tensor], fit: InitialFit, keys: tf.Tensor) -> Any: ...
 
 
 class Drawn(NamedTuple):
@@ -46,18 +53,18 @@ def rows_at_once(shape: BatchShape, total: int) -> int:
 
 
 def learned(
-    sampler: PosteriorSampler,
+    sampler: Sampler,
     tensors: dict,
-    seed: Seed,
+    fit: InitialFit,
     scenes: Sequence[Scene],
     samples: int,
     number: int,
     common: dict | None = None,
 ) -> Drawing:
-    """Of a batch of these tensors, seeded by a fit. number: the user's seed. common: further tensors, of all rows."""
+    """Draws from a batch of these tensors about a fit. number: the user's seed. common: tensors that all rows share."""
     sources = sampler.shape.sources
     per_source = {name: tensors[name][:, :sources] for name in PER_SOURCE}
-    given = tensors | per_source, seed.first(sources)
+    given = tensors | per_source, fit.first(sources)
     keys = random.keys(number, [scene.name for scene in scenes], samples).reshape(-1, samples)
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
@@ -70,8 +77,7 @@ def learned(
 def closed_form(
     sampler: NutsSampler, tensors: dict, found: NutsResult, seed: tuple[int, int], common: dict | None = None
 ) -> Drawing:
-    """Of a batch of these tensors that was sampled already: what its states look like. seed: its chains'. common: as of
-    `learned`."""
+    """Shows states of a batch of these tensors that was sampled already. seed: its chains'. common: as of `learned`."""
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
         own = tf.nest.map_structure(lambda t: tf.gather(t, tf.constant(rows)), tensors)
@@ -83,7 +89,7 @@ def closed_form(
     return draw
 
 
-def in_turn(draw: Drawing, rows: int, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Samples]]:
+def in_turn(draw: Drawing, rows: int, members: Sequence[int], samples: int) -> Iterator[tuple[list[int], Any]]:
     """All samples of the batch's blends `members`, `rows` at a time.
 
     Yields which blend each row is of, and NumPy arrays, whose rows beyond those are to be ignored.
@@ -119,27 +125,16 @@ def gather(
                 yield Drawn(at, tallies.pop(at), large.pop(at))
 
 
-def evidence(tally: Tally, scale: np.ndarray, jitter: float) -> dict[str, float]:
-    """log p(y) in nats, y in the scene's units, and its standard error; see `evidence`."""
-    scene = tally.scene
-    galaxies = [source.kind != "point" for source in scene.sources]
-    units = float(scene.observation.valid.sum((1, 2)) @ np.log(scale))
-    log_evidence, error = combine(np.array(tally.log_evidence), np.stack(tally.log_scale)[:, galaxies], jitter)
-    return {"logevid": log_evidence - units, "logevide": error}
-
-
 def _own_units(drawn: Samples, row: int, scene: Scene, scale: np.ndarray) -> tuple[np.ndarray, ...]:
     """One sample, as `Tally.add` takes it."""
     count, (_, height, width) = len(scene.sources), scene.observation.shape
     unit = scale[:, None, None]
     return (
         drawn.stamps[row, :count] * unit,
-        drawn.sources[row, :count, :, :height, :width] * unit,
+        drawn.sources[0][row, :count, :, :height, :width] * unit,
         drawn.flux[row, :count] * scale,
-        drawn.background[row] * scale,
-        drawn.model[row, :, :height, :width] * unit,
+        drawn.constants[0][row] * scale,
+        drawn.models[0][row, :, :height, :width] * unit,
         drawn.prior_variance[row, :count] * unit**2,
         drawn.summary[row, :count],
-        drawn.log_evidence[row],
-        drawn.log_scale[row, :count],
     )

@@ -1,0 +1,78 @@
+"""Krylov solvers of many linear systems at once, of which none sees its neighbours in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+Apply = Callable[[tf.Tensor], tf.Tensor]
+TINY = 1e-30
+
+
+def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Multiplies system by system: [B, ...] -> [B, 1, ...], to scale vectors with."""
+    return tf.reduce_sum(a * b, list(range(1, len(a.shape))), keepdims=True)
+
+
+class Solver(Protocol):
+    """Solves S x = b for x [B, ...], of which S is given by the function that multiplies by it."""
+
+    def solve(self, apply: Apply, right: tf.Tensor) -> tf.Tensor: ...
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """Solves S x = b for symmetric S > 0.
+
+    Each iteration lowers x^T S x / 2 - b^T x, so that a solve may be cut short. A system is done when its residual has
+    fallen to `rtol` of b, or to rounding, whatever the others of its batch do; at the latest after `max_steps`.
+    """
+
+    rtol: float = 0.0
+    max_steps: int = 80
+
+    def solve(self, apply: Apply, right: tf.Tensor) -> tf.Tensor:
+        """Gives x, like b = `right` [B, ...]; `apply` multiplies by S."""
+        power = dot(right, right)
+        least = max(self.rtol, float(np.finfo(power.dtype.as_numpy_dtype).eps))
+        done = least**2 * power
+
+        def iterate(count, x, residual, direction, power):
+            image = apply(direction)
+            length = tf.where(power > done, power / tf.maximum(dot(direction, image), TINY), tf.zeros_like(power))
+            residual -= length * image
+            after = dot(residual, residual)
+            turn = tf.where(power > done, after / tf.maximum(power, TINY), tf.zeros_like(power))
+            return count + 1, x + length * direction, residual, residual + turn * direction, after
+
+        def unfinished(count, x, residual, direction, power):
+            return (count < self.max_steps) & tf.reduce_any(power > done)
+
+        start = [tf.constant(0), tf.zeros_like(right), right, right, power]
+        return tf.while_loop(unfinished, iterate, start)[1]
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Solves S x = b for any S, by the x with the smallest residual in the Krylov space of `max_steps` dimensions."""
+
+    max_steps: int = 10
+
+    def solve(self, apply: Apply, right: tf.Tensor) -> tf.Tensor:
+        """Gives x, like b = `right` [B, n]; `apply` multiplies by S."""
+        basis, images = [right / tf.maximum(tf.sqrt(dot(right, right)), TINY)], []
+        for _ in range(self.max_steps):
+            image = apply(basis[-1])
+            images.append(image)
+            following = image
+            for vector in basis:  # modified Gram and Schmidt
+                following -= dot(following, vector) * vector
+            basis.append(following / tf.maximum(tf.sqrt(dot(following, following)), TINY))
+        columns = tf.stack(images, 2)
+        # The least-squares fit goes by an orthogonal decomposition, since columns may be dependent.
+        weights = tf.linalg.lstsq(columns, right[..., None], fast=False)
+        return tf.add_n([w * b for w, b in zip(tf.unstack(weights, axis=1), basis[:-1], strict=True)])
