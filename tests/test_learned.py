@@ -71,8 +71,9 @@ def deblender() -> Deblender:
 
 @pytest.mark.parametrize(("rank", "reach", "exposures"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
 def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
-    """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, seen in one exposure or in two; the second
-    has one of the bands; each lies on a constant that is not known."""
+    """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, in one exposure or in two.
+
+    The second exposure has one of the bands; each lies on a constant that is not known."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
     rows = rng.uniform(-0.2, 0.2, [1, 2, len(stencil(reach)) if reach else 0, 8, 8])
