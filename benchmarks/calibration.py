@@ -23,17 +23,17 @@ import numpy as np
 
 from benchmarks import metrics, worlds
 from benchmarks.worlds import TrueBlend
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.deblender import Deblender
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.conditioning import CONDITIONINGS
-from tfdeblend.diffusion.datasets import read_stamps
-from tfdeblend.diffusion.generation import Generator
 from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.io import npz
 from tfdeblend.simulation.surveys import SURVEYS
+from tfdeblend.training.datasets import read_stamps
+from tfdeblend.training.generation import Generator
 
 BRIGHT = 0.1  # of a source's peak: pixels whose z-scores count
 BINS = {
@@ -84,7 +84,7 @@ def compare(blend: TrueBlend, result: Deblended) -> dict[str, np.ndarray]:
         "samples": flux.transpose(1, 0, 2),
         "snr": np.array(result.catalog["snr"]),
         "blendedness": np.array(result.catalog["blendedness"]),
-        "beyond": (np.array(result.catalog["flags"]) & flags.BEYOND_PRIOR) > 0,
+        "beyond": (np.array(result.catalog["flags"]) & measure.BEYOND_PRIOR) > 0,
         "pixels": np.concatenate(pixels).astype(np.float32),
         "lengths": np.array([len(p) for p in pixels]),
         "chi2": np.array(result.header["ppchi2"]),

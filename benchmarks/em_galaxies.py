@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.training import two_sample
+from tfdeblend.training.datasets import read_stamps
 
 BANDS, SIDE, PIXEL_SCALE = ("g", "r", "i"), 32, 0.168
 MODEL_SIGMA = 1.0  # pixels

@@ -21,7 +21,7 @@ from tfdeblend.data.scene import Scene, Source
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, scene_shape
-from tfdeblend.linalg.blocks import flatten
+from tfdeblend.linalg.operator import flatten
 
 Task = Callable[[], object]
 PSF_SIDE, PSF_SIGMA = 43, 1.7  # pixels

@@ -33,7 +33,7 @@ DISK_COLOURS = {"g": 0.75, "r": 0.28, "i": 0.0, "z": -0.13, "y": -0.2}
 
 
 class Galaxy(NamedTuple):
-    """A galaxy's truth; the bulge has half the disk's shear."""
+    """The truth of a galaxy, whose bulge has half the shear of its disk."""
 
     x: float  # pixels
     y: float
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate a blend, deblend it, compare with the truth.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
     parser.add_argument("--prior", default="bulge-disk", help="galaxy model (default: bulge-disk, as simulated)")
-    parser.add_argument("--seed", type=int, default=1, help="of the noise (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the noise (default: 1)")
     args = parser.parse_args()
     simulate(args.seed).write(args.out / "blend.npz")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulations import BLEND, Galaxy, simulate
 
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.measure import side_wanted
 from tfdeblend.deblender import Deblender
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets
@@ -38,11 +38,11 @@ def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
     deblender = Deblender("sersic")
     found = dict(deblender.iterate([large, small]))
     assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
-    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
+    assert not found[0].catalog["flags"][0] & measure.TRUNCATED
     far = np.s_[:, 44:]  # rows
     np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
     (cut,) = (result for _, result in deblender._in_batches([large], {0: 0}, None))
-    assert cut.catalog["flags"][0] & flags.TRUNCATED
+    assert cut.catalog["flags"][0] & measure.TRUNCATED
     assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
 
 
@@ -89,4 +89,4 @@ def test_samples_have_larger_stamps_where_needed() -> None:
     found = dict(Deblender("exponential", "sample", samples=4).iterate(scenes))
     assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
     assert all(result.header["samples"] == 4 for result in found.values())
-    assert not found[0].catalog["flags"][0] & flags.TRUNCATED
+    assert not found[0].catalog["flags"][0] & measure.TRUNCATED

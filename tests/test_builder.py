@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import make_deblended, make_joint
 
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples
 from tfdeblend.catalog.measure import Shapes
 from tfdeblend.catalog.result import Deblended
@@ -70,8 +70,8 @@ def test_a_fit_that_the_prior_does_not_know_or_that_did_not_converge_is_flagged(
     given = make_deblended()
     fit = replace(fit_of(given), converged=False, beyond_prior=np.array([False, True, False]))
     raised = np.asarray(build(given.scene, fit, FACTS).catalog["flags"])
-    np.testing.assert_array_equal(raised & flags.BEYOND_PRIOR > 0, fit.beyond_prior)
-    assert (raised & flags.NOT_CONVERGED > 0).all()
+    np.testing.assert_array_equal(raised & measure.BEYOND_PRIOR > 0, fit.beyond_prior)
+    assert (raised & measure.NOT_CONVERGED > 0).all()
 
 
 @pytest.mark.parametrize("make", [make_deblended, make_joint])
@@ -92,7 +92,7 @@ def test_samples_become_means_deviations_and_covariances(make) -> None:
     np.testing.assert_allclose(result.prior_share, (deviation * given.stamps) ** 2, rtol=1e-4, atol=1e-6)
     assert result.samples.shape == (3, *given.stamps.shape)
     assert (result.header["samples"], result.header["modelsig"]) == (3, 1.0)
-    np.testing.assert_array_equal(result.catalog["flags"] & flags.BEYOND_PRIOR > 0, [True, True, False])
+    np.testing.assert_array_equal(result.catalog["flags"] & measure.BEYOND_PRIOR > 0, [True, True, False])
 
 
 def test_positions_of_samples_are_those_in_the_first_observation() -> None:

@@ -153,6 +153,20 @@ def test_bad_scenes_among_good_ones_are_reported_and_the_others_done(deblender, 
     assert not (out / "failures.json").exists()
 
 
+def test_catalogues_beside_the_scenes_take_the_place_of_their_own(deblender, scenes, tmp_path):
+    """One file for one scene, a folder for several; one that is missing fails its scene alone."""
+    (tmp_path / "sources").mkdir()
+    for name in "ab":
+        Table({"x": [20.0], "y": [10.0], "id": [name]}).write(tmp_path / "sources" / f"{name}.csv")
+    one, several = tmp_path / "one", tmp_path / "several"
+    assert deblend(scenes / "a.npz", "--catalog", tmp_path / "sources" / "a.csv", "--out", one) == 0
+    assert deblend(scenes, "--catalog", tmp_path / "sources", "--out", several) == 1
+    assert list(Table.read(one / "catalog.ecsv")["id"]) == ["a"]
+    assert list(Table.read(several / "catalog.ecsv")["id"]) == ["a", "b"]
+    (failure,) = json.loads((several / "failures.json").read_text())
+    assert "c.ecsv: file: expected a catalogue" in failure["error"]
+
+
 @pytest.mark.parametrize("case", ["nothing", "missing", "all bad", "out is a file"])
 def test_bad_input_exits_with_2_and_one_line(deblender, scenes, tmp_path, capsys, case):
     out, inputs = tmp_path / "out", tmp_path / "other"

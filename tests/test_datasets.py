@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.diffusion.datasets import (
+from tfdeblend.diffusion.schedules import LogNormalNoise
+from tfdeblend.io import npz, tfrecords
+from tfdeblend.training.datasets import (
     Augmentation,
     augment,
     batch_indices,
@@ -14,8 +16,6 @@ from tfdeblend.diffusion.datasets import (
     noised_batches,
     read_stamps,
 )
-from tfdeblend.diffusion.schedules import LogNormalNoise
-from tfdeblend.io import npz, tfrecords
 
 NOISE = LogNormalNoise(0.1, 1.0)
 

@@ -14,7 +14,7 @@ from helpers import gaussian
 from scipy.ndimage import map_coordinates
 from simulations import BLEND, Galaxy, random_blends, simulate
 
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
@@ -219,7 +219,7 @@ def test_a_fit_that_is_cut_short_says_so() -> None:
     """Under the stiff prior of its first rounds no blend counts as done, and errors are those of the prior as it is."""
     scene, _ = simulate()
     short, whole = (Deblender(options=MapOptions(rounds=rounds)).deblend(scene) for rounds in (1, 30))
-    assert not short.header["converged"] and (np.asarray(short.catalog["flags"]) & flags.NOT_CONVERGED).all()
+    assert not short.header["converged"] and (np.asarray(short.catalog["flags"]) & measure.NOT_CONVERGED).all()
     assert whole.header["converged"]
     assert (short.catalog["size_err"] > 0.3 * whole.catalog["size_err"]).all()
 
@@ -258,7 +258,7 @@ def test_a_band_all_masked(deblender: Deblender, blend: Deblended) -> None:
         assert np.isfinite(getattr(result, name)).all()
     assert (np.abs(pulls(result, FLUXES)[:, 0]) < 5).all()
     assert np.isnan(result.catalog["flux_r"]).all() and np.isnan(result.catalog["flux_err_r"]).all()
-    assert (np.asarray(result.catalog["flags"]) & flags.MASKED).all()
+    assert (np.asarray(result.catalog["flags"]) & measure.MASKED).all()
 
 
 def test_a_source_masked_in_one_band(deblender: Deblender) -> None:
@@ -271,7 +271,7 @@ def test_a_source_masked_in_one_band(deblender: Deblender) -> None:
     result = deblender.deblend(replace(scene, observations=replace(scene.observation, weights=weights)))
     flux = fluxes(result)
     assert np.isnan(flux[2, 1]) and np.isfinite(np.delete(flux.ravel(), 5)).all()
-    assert [bool(flag & flags.UNSEEN) for flag in result.catalog["flags"]] == [False, False, True]
+    assert [bool(flag & measure.UNSEEN) for flag in result.catalog["flags"]] == [False, False, True]
     assert (np.abs(pulls(result, FLUXES))[[0, 1, 2, 0], [0, 0, 0, 1]] < 5).all()
 
 

@@ -116,6 +116,15 @@ def test_detections_of_all_are_merged() -> None:
         Scene.detect([replace(one, images=1e-5 * one.images) for one in observations])
 
 
+def test_a_constant_sky_hides_nothing_where_it_is_taken_off() -> None:
+    """The sources are those without it, and the scene keeps the images as they are."""
+    one = field([150, 100, 60], [(20.3, 30.7), (20.1, 39.2), (60.0, 70.5)])
+    bright = replace(one, images=one.images + SIGMA * 50)
+    scene = Scene.detect(bright, background=True)
+    np.testing.assert_allclose(scene.positions, Scene.detect(one).positions, atol=0.05)
+    assert scene.observation is bright
+
+
 def test_detections_in_one_of_a_tuple_are_those_in_it() -> None:
     one = field([150, 100], [(20.3, 30.7), (60.0, 70.5)])
     alone, same = detection.detect(one), detection.detect((one,))

@@ -308,7 +308,7 @@ def test_a_iteration_of_a_gaussian_prior_by_unit_stamps(world: World, expectatio
 def test_an_empty_file_of_samples_is_no_stamps(tmp_path):
     em.Stamps(np.zeros((0, 1, 8, 8), np.float32), np.array([], str), np.array([], int)).write(tmp_path / "a.tfrecord")
     with pytest.raises(FileNotFoundError, match="found none"):
-        from tfdeblend.diffusion.datasets import read_stamps
+        from tfdeblend.training.datasets import read_stamps
 
         read_stamps(tmp_path)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.test_denoisers import PIXELS, SHAPE, dense, network, parts
 from tfdeblend.diffusion.denoisers import LEAST_OPEN, NeuralDenoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser, factor_analysis_step
-from tfdeblend.diffusion.losses import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
+from tfdeblend.training.losses import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
 
 
 def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:

@@ -12,7 +12,7 @@ from astropy.io import fits
 from fields import COLOUR, FLUX, expose, places, positions, write
 
 from tfdeblend.app.cli import main
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
@@ -116,7 +116,7 @@ def test_chains_of_closed_form_galaxies() -> None:
     how = {"calibration": KNOWN, "background": True}
     fit = together([first, other], "exponential", **how)
     drawn = together([first, other], "exponential", **how, method="sample", samples=32)
-    assert not (drawn.catalog["flags"] & flags.NOT_CONVERGED).any()
+    assert not (drawn.catalog["flags"] & measure.NOT_CONVERGED).any()
     for band in "gri":
         error = np.asarray(fit.catalog[f"flux_err_{band}"])
         np.testing.assert_allclose(drawn.catalog[f"flux_err_{band}"], error, rtol=0.6)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tfdeblend.app.cli import main
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.data.noise_correlation import stencil
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
@@ -24,8 +24,7 @@ from tfdeblend.diffusion.initial import StampWindow, stamp_begin
 from tfdeblend.diffusion.linear_gaussian import ForwardOperator, SourceCovariance, gaussian_step
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.exposures import View
-from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.likelihood import Likelihood, View
 from tfdeblend.forward.noise import GaussianNoise
 from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import scene_shape
@@ -72,8 +71,9 @@ def deblender() -> Deblender:
 
 @pytest.mark.parametrize(("rank", "reach", "exposures"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
 def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
-    """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, seen in one exposure or in two, the second
-    of which has one of the bands; each lies on a constant that is not known."""
+    """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, in one exposure or in two.
+
+    The second exposure has one of the bands; each lies on a constant that is not known."""
     rng = np.random.default_rng(0)
     scale = tf.constant(rng.uniform(0.5, 2, [1, 2, 2, 6, 6]))
     rows = rng.uniform(-0.2, 0.2, [1, 2, len(stencil(reach)) if reach else 0, 8, 8])
@@ -222,7 +222,7 @@ def test_light_beyond_the_stamps_is_kept_and_flagged():
     core = np.exp(-(np.hypot(*np.mgrid[-20:21, -20:21]) ** 2) / 2 / 1.8**2)
     seen = Observation(drawn, np.full(images.shape, 1 / 9), np.tile(core / core.sum(), [5, 1, 1]), tuple("grizy"))
     result = Deblender(SHIPPED).deblend(Scene(seen, (Source(63.5, 63.5),)))
-    assert result.catalog["flags"][0] & flags.BEYOND_PRIOR
+    assert result.catalog["flags"][0] & measure.BEYOND_PRIOR
     np.testing.assert_allclose(result.sources.sum((0, 2, 3)) / images.sum((1, 2)), 1, atol=0.05)
 
 
@@ -237,7 +237,7 @@ def test_no_light_is_made_of_nothing(deblender: Deblender):
     images -= (30 * noise * np.exp(-((y - 45) ** 2 + (x - 45) ** 2) / 18)).astype(np.float32)
     empty = Scene(replace(seen, images=images, weights=weights), (Source(12.0, 12.0), Source(45.0, 45.0)))
     result = deblender.deblend(empty)
-    assert (result.catalog["flags"] & flags.BEYOND_PRIOR > 0).all()
+    assert (result.catalog["flags"] & measure.BEYOND_PRIOR > 0).all()
     assert (result.stamps.sum((2, 3)) < 1e-3 * noise).all()
 
 

@@ -15,7 +15,7 @@ from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.likelihood import ForwardOperator, Likelihood, with_constants
 from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import scene_shape
-from tfdeblend.linalg.blocks import flatten, split
+from tfdeblend.linalg.operator import flatten, split
 
 
 def draw(shape: list[int], dtype: tf.DType, seed: int) -> tf.Tensor:

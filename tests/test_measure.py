@@ -11,7 +11,7 @@ from astropy.wcs import WCS
 from helpers import elliptical, make_deblended, make_joint, on_sky, with_view
 from simulations import simulate
 
-from tfdeblend.catalog import flags
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.measure import (
     Shapes,
     border_snr,
@@ -149,23 +149,23 @@ def test_flags() -> None:
     """Each flag is raised by what it is for, on the source that it concerns."""
     result = make_deblended(shape=(60, 60))
     result = with_view(result, undeclared=None)
-    assert set(flags.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
-    assert not any(flagged(measured(result), flags.NOT_CONVERGED))
-    assert all(flagged(measured(result, converged=False), flags.NOT_CONVERGED))
-    assert flagged(moved(result, (2.0, 30.0)), flags.EDGE)[0]
-    assert not flagged(moved(result, (30.0, 30.0)), flags.EDGE)[0]
-    assert flagged(moved(result, (5.0, 5.0)), flags.MASKED)[0]
-    assert not flagged(moved(result, (30.0, 30.0)), flags.MASKED)[0]
+    assert set(measure.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert not any(flagged(measured(result), measure.NOT_CONVERGED))
+    assert all(flagged(measured(result, converged=False), measure.NOT_CONVERGED))
+    assert flagged(moved(result, (2.0, 30.0)), measure.EDGE)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), measure.EDGE)[0]
+    assert flagged(moved(result, (5.0, 5.0)), measure.MASKED)[0]
+    assert not flagged(moved(result, (30.0, 30.0)), measure.MASKED)[0]
     edge = moved(result, (2.0, 30.0))
-    assert list(edge["primary"]) == [not flag & (flags.EDGE | flags.MASKED) for flag in edge["flags"]]
+    assert list(edge["primary"]) == [not flag & (measure.EDGE | measure.MASKED) for flag in edge["flags"]]
     off = with_view(result, model=result.model + 3)
-    assert all(flagged(measured(off), flags.BAD_FIT)) and not any(flagged(measured(result), flags.BAD_FIT))
+    assert all(flagged(measured(off), measure.BAD_FIT)) and not any(flagged(measured(result), measure.BAD_FIT))
 
 
 def test_saturated_sources_are_flagged() -> None:
     result = moved_scene(make_deblended(shape=(60, 60)), saturated=(30, 32))
-    assert flagged(moved(result, (30.0, 30.0)), flags.SATURATED)[0]
-    assert not flagged(moved(result, (30.0, 45.0)), flags.SATURATED)[0]
+    assert flagged(moved(result, (30.0, 30.0)), measure.SATURATED)[0]
+    assert not flagged(moved(result, (30.0, 45.0)), measure.SATURATED)[0]
 
 
 def moved_scene(result: Deblended, saturated: tuple[int, int]) -> Deblended:
@@ -187,7 +187,7 @@ def test_a_band_that_nothing_sees_is_nan() -> None:
     shapes, flux = shapes_at(*positions.T), result.stamps.sum((2, 3), dtype=float)
     table = catalog(result, shapes, flux, 1.0, True)
     assert np.isnan(table["flux_r"][0]) and np.isnan(table["flux_err_r"][0]) and np.isfinite(table["flux_g"][0])
-    assert flagged(table, flags.UNSEEN)[0] and flagged(table, flags.MASKED)[0]
+    assert flagged(table, measure.UNSEEN)[0] and flagged(table, measure.MASKED)[0]
     other = make_deblended(name="other", bands="ri", shape=(60, 60)).views[0]
     other = replace(other, observation=replace(other.observation, wcs=on_sky(0.2)))
     for away, unseen in ((0.0, [False, False]), (100.0, [True, True])):  # beside the footprint of the other
@@ -196,8 +196,8 @@ def test_a_band_that_nothing_sees_is_nan() -> None:
         both = replace(result, scene=scene, views=(*result.views, second), flux_cov=np.stack([np.eye(3)] * 3))
         table = catalog(replace(both, stamps=np.ones((3, 3, 15, 15))), shapes, np.ones((3, 3)), 1.0, True)
         assert [np.isnan(table[f"flux_{band}"][0]) for band in "ri"] == unseen
-        assert flagged(table, flags.UNSEEN)[0] == any(unseen)
-        assert flagged(table, flags.MASKED)[0] == any(unseen)
+        assert flagged(table, measure.UNSEEN)[0] == any(unseen)
+        assert flagged(table, measure.MASKED)[0] == any(unseen)
 
 
 def test_truncated_sources_are_flagged() -> None:
@@ -206,7 +206,7 @@ def test_truncated_sources_are_flagged() -> None:
     kept = result.stamps.sum((2, 3), dtype=float)
     for factor, expected in ((1.02, False), (1.2, True)):
         table = catalog(result, shapes_at(y, x), kept * factor, 1.0, True)
-        assert flagged(table, flags.TRUNCATED) == [expected] * len(kept)
+        assert flagged(table, measure.TRUNCATED) == [expected] * len(kept)
 
 
 def test_light_on_a_stamps_border() -> None:
@@ -224,9 +224,9 @@ def test_undeclared_sources_are_flagged_on_those_they_shine_on() -> None:
     result = make_deblended(sources=2, seed=3)
     (y, x), _ = result.scene.positions
     on = with_view(result, undeclared=Table({"x": [x], "y": [y], "snr": [9.0]}))
-    assert flagged(measured(on), flags.UNDECLARED)[0]
+    assert flagged(measured(on), measure.UNDECLARED)[0]
     none = with_view(result, undeclared=Table({"x": [], "y": [], "snr": []}))
-    assert not any(flagged(measured(none), flags.UNDECLARED))
+    assert not any(flagged(measured(none), measure.UNDECLARED))
 
 
 def test_remeasured_results_agree_with_their_fit() -> None:

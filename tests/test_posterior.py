@@ -29,7 +29,7 @@ from tfdeblend.diffusion.linear_gaussian import ForwardOperator, Normals, Source
 from tfdeblend.diffusion.random import KeyedNormals, StepNormals, keys
 from tfdeblend.diffusion.schedules import noise_levels
 from tfdeblend.diffusion.steps import Step
-from tfdeblend.forward.exposures import View
+from tfdeblend.forward.likelihood import View
 from tfdeblend.forward.operators import Place
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.linalg.operator import LinearOperator

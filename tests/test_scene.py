@@ -123,8 +123,9 @@ def test_one_observation_in_a_tuple_is_the_scene_of_it(observation: Observation)
 
 
 def test_a_scene_without_an_observation_is_refused() -> None:
-    with pytest.raises(DataError, match="observations: expected at least one, received none"):
-        Scene((), (Source(3, 4),))
+    for make in (lambda: Scene((), (Source(3, 4),)), lambda: Scene.from_catalog([], XY), lambda: Scene.detect([])):
+        with pytest.raises(DataError, match="observations: expected at least one, received none"):
+            make()
 
 
 def test_bands_and_units_are_those_of_the_first_that_has_them() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.datasets import read_records
 from tfdeblend.em import Stamps
 from tfdeblend.errors import DataError
 from tfdeblend.io import npz
 from tfdeblend.training import train_em
 from tfdeblend.training.config import FitConfig, NetworkConfig
+from tfdeblend.training.datasets import read_records
 from tfdeblend.training.em_blends import split_of
 from tfdeblend.training.em_config import EMConfig, SamplingConfig, StartConfig
 from tfdeblend.training.em_evaluation import rise

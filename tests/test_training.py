@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from tfdeblend.diffusion.datasets import Augmentation, moments
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
 from tfdeblend.networks import UNet
 from tfdeblend.training import card
 from tfdeblend.training.config import DenoiserConfig, FitConfig, NetworkConfig
+from tfdeblend.training.datasets import Augmentation, moments
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 NETWORK = NetworkConfig(widths=(8,), blocks=(1,), embedding=8)

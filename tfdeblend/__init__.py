@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tfdeblend.dust import DustyGalaxy, fit_dust
     from tfdeblend.errors import DataError
     from tfdeblend.io import read
-    from tfdeblend.joint import deblend_together
     from tfdeblend.light_curve import LightCurve, light_curve
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "Scene",
     "Source",
     "__version__",
-    "deblend_together",
     "fit_dust",
     "light_curve",
     "read",
@@ -49,7 +47,6 @@ _MODULES = {
     "Observation": "data.observation",
     "Scene": "data.scene",
     "Source": "data.scene",
-    "deblend_together": "joint",
     "fit_dust": "dust",
     "light_curve": "light_curve",
     "read": "io",

@@ -26,7 +26,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch, ExposureTensors, Tensors
-from tfdeblend.forward.exposures import Exposure
+from tfdeblend.forward.likelihood import Exposure
 from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, scene_shape
 from tfdeblend.galaxies import profiles

@@ -16,11 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, PriorDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.generation import Generator
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
+from tfdeblend.training.datasets import read_stamps
+from tfdeblend.training.generation import Generator
 from tfdeblend.training.monitors import LEVELS, draw
 from tfdeblend.training.two_sample import properties, two_sample
 

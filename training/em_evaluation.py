@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 from tfdeblend.app.plots import Stretch, residual_colours, significance
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
-from tfdeblend.diffusion.generation import Generator
 from tfdeblend.em import Expectation, Score, Shard, score
 from tfdeblend.io import npz
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.training.datasets import read_stamps
 from tfdeblend.training.em_config import EMConfig
+from tfdeblend.training.generation import Generator
 from tfdeblend.training.monitors import draw
 from tfdeblend.training.two_sample import pqmass, properties, two_sample
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdeblend.diffusion.datasets import read_stamps
 from tfdeblend.diffusion.denoisers import flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.training.datasets import read_stamps
 
 
 def fit(

@@ -10,7 +10,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
-from tfdeblend.diffusion.generation import Generator
+from tfdeblend.training.generation import Generator
 
 LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 

@@ -17,14 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.diffusion.schedules import LogNormalNoise
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.networks import UNet
 from tfdeblend.training.config import DenoiserConfig, FitConfig
+from tfdeblend.training.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
+from tfdeblend.training.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.training.monitors import LossByLevel, Pictures, StartData
 
 AUGMENTED = 8000  # stamps that a base is fitted to, at most

@@ -19,11 +19,11 @@ import numpy as np
 
 from tfdeblend import em
 from tfdeblend.diffusion import registry
-from tfdeblend.diffusion.datasets import read_records, read_stamps
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.training.datasets import read_records, read_stamps
 from tfdeblend.training.em_blends import Blends, initial_fits, progress, read_scenes
 from tfdeblend.training.em_config import EMConfig
 from tfdeblend.training.em_evaluation import SCORES, Evaluator, rise

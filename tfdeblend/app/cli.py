@@ -161,7 +161,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
 
 
 def _add_population(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of which sources a simulation draws, and where."""
+    """Adds the options for the sources that a simulation draws."""
     parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
     parser.add_argument(
         "--positions",

@@ -42,17 +42,17 @@ def deblend(args: argparse.Namespace) -> int:
 
     options.check(args)
     settings = Settings(
-        args.prior,
-        args.method,
-        args.background,
-        args.seed,
-        args.detect,
-        None if args.mask_planes is None else tuple(args.mask_planes),
-        args.psf,
-        args.samples if args.method == "sample" else None,
-        args.steps,
-        args.save_samples,
-        args.server,
+        prior=args.prior,
+        method=args.method,
+        background=args.background,
+        seed=args.seed,
+        detect=args.detect,
+        mask_planes=None if args.mask_planes is None else tuple(args.mask_planes),
+        psf=args.psf,
+        samples=args.samples if args.method == "sample" else None,
+        steps=args.steps,
+        keep_samples=args.save_samples,
+        server=args.server,
     )
     catalog = Path(args.catalog) if args.catalog else None
     if args.observation:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from tfdeblend.catalog import flags, measure
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.data.detection import residual_detections
@@ -67,7 +67,7 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
         calibration=fit.calibration,
     )
     table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
-    table["flags"] |= np.where(fit.beyond_prior, flags.BEYOND_PRIOR, 0)
+    table["flags"] |= np.where(fit.beyond_prior, measure.BEYOND_PRIOR, 0)
     return replace(bare, header=_header(bare, facts) | {"converged": fit.converged}, catalog=table)
 
 
@@ -102,8 +102,8 @@ def build_from_samples(
     if len(views) == 1:  # the mean of the samples' own, not that of their mean
         table["chi2"] = np.mean(statistics.local_chi2, 0)
     off = table["chi2"] > measure.LARGE_CHI2
-    table["flags"] = (table["flags"] & ~flags.BAD_FIT) | np.where(off, flags.BAD_FIT, 0)
-    table["flags"] |= np.where(statistics.beyond_prior, flags.BEYOND_PRIOR, 0)
+    table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
+    table["flags"] |= np.where(statistics.beyond_prior, measure.BEYOND_PRIOR, 0)
     own: Facts = {
         "samples": statistics.count,
         "ppchi2": float(np.mean(statistics.chi2)),

@@ -56,7 +56,7 @@ class Scene:
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        given = (self.observations,) if isinstance(self.observations, Observation) else tuple(self.observations)
+        given = _as_tuple(self.observations)
         object.__setattr__(self, "observations", given)
         sources = tuple(source if source.id else replace(source, id=str(k)) for k, source in enumerate(self.sources))
         object.__setattr__(self, "sources", sources)
@@ -181,7 +181,7 @@ class Scene:
         """
         from tfdeblend.data.detection import detect
 
-        several = (observations,) if isinstance(observations, Observation) else tuple(observations)
+        several = _as_tuple(observations)
         searched = [one.less(one.sky_levels()) for one in several] if background else several
         found = detect(searched, threshold)
         if not len(found):
@@ -201,9 +201,7 @@ class Scene:
         Raises:
             DataError: as `Scene`, and for columns that are missing or of the wrong type.
         """
-        several = (observations,) if isinstance(observations, Observation) else tuple(observations)
-        if not several:
-            raise DataError("observations", "observations", "expected at least one, received none")
+        several = _as_tuple(observations)
         observation = several[0]
         columns = _columns(observation.name, catalog)
         x, y = _pixel_positions(observation, columns)
@@ -248,6 +246,14 @@ class Scene:
                 raise DataError(self.name, "catalog.kind", f"expected {' or '.join(KINDS)}, received {source.kind!r}")
         if len({source.id for source in self.sources}) < len(self.sources):
             raise DataError(self.name, "catalog.id", "expected a different id for each source, received duplicates")
+
+
+def _as_tuple(observations: Observation | Sequence[Observation]) -> tuple[Observation, ...]:
+    """One observation or several, as a tuple. Raises: DataError for none."""
+    several = (observations,) if isinstance(observations, Observation) else tuple(observations)
+    if not several:
+        raise DataError("observations", "observations", "expected at least one, received none")
+    return several
 
 
 def finest_first(observations: Sequence[Observation]) -> list[Observation]:

@@ -14,8 +14,7 @@ from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
-from tfdeblend.forward.exposures import Exposure
-from tfdeblend.forward.likelihood import ForwardOperator
+from tfdeblend.forward.likelihood import Exposure, ForwardOperator
 from tfdeblend.forward.operators import Place
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
 from tfdeblend.linalg.solvers import Solver

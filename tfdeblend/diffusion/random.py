@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.diffusion.linear_gaussian import Normals
-from tfdeblend.linalg.blocks import flatten
+from tfdeblend.linalg.operator import flatten
 
 TILE = 32
 ANOTHER = 0x2545F4914F6CDD1D  # added to a key for each further exposure's images

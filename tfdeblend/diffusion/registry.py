@@ -1,5 +1,6 @@
 """Learned priors: which are shipped, what they are for, and reading them: networks from `.keras` files, Gaussians from
-the `.npz` files that `GaussianDenoiser.save` writes."""
+the `.npz` files that `GaussianDenoiser.save` writes.
+"""
 
 from __future__ import annotations
 

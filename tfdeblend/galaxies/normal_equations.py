@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.galaxies import fluxes
-from tfdeblend.linalg.trust_region import trust_region_step
+from tfdeblend.linalg.solvers import trust_region_step
 
 
 class NormalEquations(NamedTuple):

@@ -16,9 +16,8 @@ from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.catalogs import as_catalog, source_table
-from tfdeblend.io.contents import Contents
+from tfdeblend.io.contents import LAST_BIT, PLANES, Contents
 from tfdeblend.io.files import parsing
-from tfdeblend.io.masks import LAST_BIT, PLANES
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:

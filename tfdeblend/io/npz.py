@@ -13,9 +13,8 @@ from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.catalogs import source_table
-from tfdeblend.io.contents import Contents
+from tfdeblend.io.contents import PLANES, Contents
 from tfdeblend.io.files import parsing
-from tfdeblend.io.masks import PLANES
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdeblend.linalg.blocks import gather_bands, scatter_bands, split
+from tfdeblend.linalg.operator import gather_bands, scatter_bands, split
 
 Tensor = Any  # of the Keras backend
 
@@ -84,18 +84,15 @@ class DiagonalPlusLowRank:
         inner = ops.linalg.solve(self.capacitance(), self._project(scaled)[..., None])[..., 0]
         return scaled - self.expand(inner) / self.diagonal
 
-    def logdet(self) -> Tensor:
-        """Gives log det V [...]."""
-        root = ops.cholesky(self.capacitance())
-        return ops.sum(ops.log(self.diagonal), (-3, -2, -1)) + _logdet_root(root)
-
     def log_prob(self, v: Tensor) -> Tensor:
         """Gives log N(v; 0, V) [...] in nats."""
         root = ops.cholesky(self.capacitance())
         scaled = v / self.diagonal
         inner = ops.solve_triangular(root, self._project(scaled)[..., None], lower=True)[..., 0]
         chi2 = ops.sum(v * scaled, (-3, -2, -1)) - ops.sum(ops.square(inner), -1)
-        logdet = ops.sum(ops.log(self.diagonal), (-3, -2, -1)) + _logdet_root(root)
+        logdet = ops.sum(ops.log(self.diagonal), (-3, -2, -1)) + 2 * ops.sum(
+            ops.log(ops.diagonal(root, axis1=-2, axis2=-1)), -1
+        )
         pixels = int(np.prod(self.diagonal.shape[-3:]))
         return -0.5 * (chi2 + logdet + pixels * float(np.log(2 * np.pi)))
 
@@ -190,8 +187,3 @@ class LowRankUpdate:
     def logdet(self) -> tf.Tensor:
         """Gives log det (I + U U^T) = log det C [B], float64."""
         return tf.reduce_sum(tf.linalg.logdet(self._among_own), 1) + tf.linalg.logdet(self._among_shared)
-
-
-def _logdet_root(root: Tensor) -> Tensor:
-    """Gives log det M of M's Cholesky root."""
-    return 2 * ops.sum(ops.log(ops.diagonal(root, axis1=-2, axis2=-1)), -1)
