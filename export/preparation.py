@@ -43,7 +43,7 @@ def prepare(blend: Named, shape: BatchShape) -> tuple[Tensors, tf.Tensor]:
     )
     tensors = Tensors(
         exposures=(exposure,),
-        corners=tf.cast(tf.where(blend["is_source"][..., None], first, 0.0), tf.int32) + shape.margin,
+        corners=tf.cast(first, tf.int32) + shape.margin,
         centers=tf.cast(positions - first - shape.stamp // 2, images.dtype),
         is_source=is_source,
         is_point=is_source * tf.cast(blend["is_point"], images.dtype),
