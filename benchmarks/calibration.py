@@ -35,7 +35,7 @@ from tfdeblend.simulation.surveys import SURVEYS
 from tfdeblend.training.datasets import read_stamps
 from tfdeblend.training.generation import Generator
 
-BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
+BRIGHT = 0.1  # of a source's peak: pixels whose z-scores count
 BINS = {
     "snr": (0, 10, 30, 100, np.inf),
     "blendedness": (-np.inf, 0.05, 0.2, 0.5, np.inf),
@@ -60,7 +60,7 @@ class Findings:
     chi2: list[float] = field(default_factory=list)  # a blend: the samples' mean
 
     def add(self, one: dict[str, np.ndarray]) -> None:
-        """A blend, as `compare` tells it."""
+        """A blend, as `compare` gives it."""
         count = len(one["truth"])
         self.truth.extend(one["truth"])
         self.samples.extend(one["samples"])

@@ -1,4 +1,4 @@
-"""The galaxies of the world that expectation-maximisation is judged in: small, blue ones, and large, red ones.
+"""Chooses the galaxies on which expectation-maximisation is tested: small, blue ones, and large, red ones.
 
     tfdeblend simulate --stamps --slope 0.22 --number 40000 --seed 101 --out stamps
     python -m benchmarks.em_galaxies --stamps stamps --out galaxies

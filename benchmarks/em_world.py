@@ -1,14 +1,14 @@
-"""How far does expectation-maximisation get? Blends with truth, and priors judged on others of the same galaxies.
+"""How far does expectation-maximisation get? Blends with truth, and priors evaluated on others of the same galaxies.
 
     python -m benchmarks.em_world make --stamps galaxies.npy --bands g r i --number 1500 --out world
     tfdeblend em --config em.json --out run               # "blends": ["world"]
-    python -m benchmarks.em_world judge --stamps held-out.npy --bands g r i --number 300 --out judged \\
-        --priors run/lap_000/prior.keras run/lap_001/prior.keras ... isolated.keras
+    python -m benchmarks.em_world evaluate --stamps held-out.npy --bands g r i --number 300 --out found \\
+        --priors run/iteration_000/prior.npz run/iteration_001/prior.keras ... isolated.keras
 
-`make` writes scenes as NPZ; stamps (N, C, P, P) are of galaxies alone, at the resolution of the model PSF. `judge`
+`make` writes scenes as NPZ; stamps (N, C, P, P) are of galaxies alone, at the resolution of the model PSF. `evaluate`
 samples held-out blends under every prior, the first of which is the start and the last one was trained on the truth,
-and tells how far between the two the others are: `judged.json`, `judged.txt`. A judging that was stopped goes on.
-With `--scenes` in place of stamps it judges by scenes with truth, as `tfdeblend simulate` writes them.
+and says how far between the two the others are: `evaluation.json`, `evaluation.txt`. A run that was stopped goes on.
+With `--scenes` in place of stamps it evaluates on scenes with truth, as `tfdeblend simulate` writes them.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from tfdeblend.io import find_inputs
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.simulation.surveys import SURVEYS
 
-BRIGHT = 0.1  # of a source's peak: pixels whose z-scores are told
+BRIGHT = 0.1  # of a source's peak: pixels whose z-scores count
 BOOTSTRAPS = 1000
 FIGURES = ("l2", "flux", "pixel_z", "peak", "chi2")
 
 
-class Judged(NamedTuple):
+class KnownBlend(NamedTuple):
     """A scene, and the truth (K, C, H, W) of its sources as observed."""
 
     scene: Scene
     sources: np.ndarray
 
 
-def read(folder: Path, number: int) -> list[Judged]:
+def read(folder: Path, number: int) -> list[KnownBlend]:
     """The first `number` scenes of a folder, without those that hold no source. Raises: ValueError without truth."""
-    found: list[Judged] = []
+    found: list[KnownBlend] = []
     for path in find_inputs([str(folder)]):
         if len(found) == number:
             break
         scene = Scene.read(path)
         if scene.sources:
-            found.append(Judged(scene, TrueScene.read(path).truth))
+            found.append(KnownBlend(scene, TrueScene.read(path).truth))
     return found
 
 
@@ -69,7 +69,7 @@ def write(blends: list[worlds.TrueBlend], out: Path) -> None:
         blend.scene.write(out / f"{blend.scene.name}.npz", truth=blend.sources)
 
 
-def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
+def compare(blends: Sequence[KnownBlend], found: list[em.Shard], expectation: em.Expectation, samples: int, seed: int):
     """(blends, 6): sums over a blend's sources of relative L2 of the mean, flux error and peak height over the truth's;
     of its bright pixels' squared z-scores and their number; and chi-square a pixel of the mean."""
     truth = {blend.scene.name: blend for blend in blends}
@@ -86,11 +86,11 @@ def judged(blends: Sequence[Judged], found: list[em.Shard], expectation: em.Expe
                 sums.setdefault(blend, []).append(sources)
         for blend, every in sums.items():
             scene = shard.scenes[blend]
-            rows[scene.name] = _compare(truth[scene.name], np.stack(every))
+            rows[scene.name] = _compare_one(truth[scene.name], np.stack(every))
     return np.array([rows[blend.scene.name] for blend in blends])
 
 
-def _compare(blend: Judged, sources: np.ndarray) -> list[float]:
+def _compare_one(blend: KnownBlend, sources: np.ndarray) -> list[float]:
     true, mean = blend.sources.astype(float), sources.mean(0, dtype=float)
     deviation = np.maximum(sources.std(0, ddof=1), 1e-30)
     z = metrics.z_scores(true, mean, deviation, len(sources))
@@ -104,7 +104,7 @@ def _compare(blend: Judged, sources: np.ndarray) -> list[float]:
 
 
 def figures(rows: np.ndarray) -> dict[str, float]:
-    """Of blends' rows, as `judged` gives them."""
+    """Summarises blends' rows, as `compare` gives them."""
     error, flux, peak, square, number, chi2 = rows.T
     spread = float(np.sqrt(square.sum() / number.sum()))
     values = float(error.mean()), float(flux.mean()), spread, float(peak.mean()), float(chi2.mean())
@@ -125,23 +125,23 @@ def progress(rows: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
         z = [abs(np.log(one["pixel_z"] / last["pixel_z"])) for one in (first, here)]
         return error, 1 - z[1] / z[0]
 
-    told: dict[str, dict] = {}
+    found: dict[str, dict] = {}
     for name in names:
         ways = np.array([way(pick, name) for pick in picks])
         low, high = np.quantile(ways[1:], (0.025, 0.975), axis=0)
-        told[name] = {
+        found[name] = {
             **figures(rows[name]),
             "way_l2": [float(ways[0, 0]), float(low[0]), float(high[0])],
             "way_pixel_z": [float(ways[0, 1]), float(low[1]), float(high[1])],
         }
-    return told
+    return found
 
 
-def judge(options: argparse.Namespace) -> None:
+def evaluate(options: argparse.Namespace) -> None:
     if options.scenes:
         blends = read(options.scenes, options.number)
     else:
-        blends = [Judged(one.scene, one.sources) for one in make(options)]
+        blends = [KnownBlend(one.scene, one.sources) for one in make(options)]
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     scenes, fit = [blend.scene for blend in blends], em.InitialFits()
@@ -163,28 +163,28 @@ def judge(options: argparse.Namespace) -> None:
                 own = loaded.without_optimizer() if isinstance(loaded, NeuralDenoiser) else loaded
                 expectations[kind] = em.Expectation(own, em.SAMPLING)
             expectations[kind].use(loaded)
-            values = judged(blends, found, expectations[kind], options.samples, options.seed)
+            values = compare(blends, found, expectations[kind], options.samples, options.seed)
             with written_whole(path) as temporary:
                 np.save(temporary, values)
         rows[f"{number} {prior}"] = np.load(path)
         print(prior, {name: round(value, 4) for name, value in figures(rows[f"{number} {prior}"]).items()}, flush=True)
-    told = progress(rows)
-    (out / "judged.json").write_text(json.dumps(told, indent=1) + "\n")
+    document = progress(rows)
+    (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     lines = ["relative L2, flux error, pixel z spread, peak, chi2; share of the way by L2 and by pixel z (95%): prior"]
-    for name, one in told.items():
+    for name, one in document.items():
         ways = [f"{a:5.2f} ({b:5.2f}, {c:5.2f})" for a, b, c in (one["way_l2"], one["way_pixel_z"])]
         lines.append("  ".join([*(f"{one[key]:6.3f}" for key in FIGURES), *ways, name]))
-    (out / "judged.txt").write_text("\n".join(lines) + "\n")
+    (out / "evaluation.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "judge"))
+    parser.add_argument("what", choices=("make", "evaluate"))
     parser.add_argument("--out", type=Path, required=True)
     galaxies = parser.add_mutually_exclusive_group(required=True)
     galaxies.add_argument("--stamps", type=Path, help=".npy of (N, C, P, P)")
-    galaxies.add_argument("--scenes", type=Path, help="folder of NPZ scenes with truth, to judge by")
+    galaxies.add_argument("--scenes", type=Path, help="folder of NPZ scenes with truth, to evaluate on")
     parser.add_argument("--survey", default="hsc")
     parser.add_argument("--bands", nargs="+", help="of the blends of stamps (default: all of the survey)")
     parser.add_argument("--model-sigma", type=float, default=1.0)
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("make: expected --stamps, received --scenes")
         write(make(options), options.out)
     else:
-        judge(options)
+        evaluate(options)
 
 
 if __name__ == "__main__":

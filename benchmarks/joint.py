@@ -5,7 +5,7 @@ ground (grizy, 0.168 arcsec), drawn by GalSim; fluxes on the ground from both to
 
 `epochs`: three galaxies in ten exposures of different seeing, turned and shifted, each off its WCS by a tenth of a
 pixel; fluxes from all together, and from their coadd on the first one's pixels, with its PSF and weights. Shifts are
-told relative to their mean, in pixels, beside the errors that are given for them. `--snr` sets the signal-to-noise of
+given relative to their mean, in pixels, beside the errors that are given for them. `--snr` sets the signal-to-noise of
 all light of an exposure. Seconds are of the fields after the first, whose graph they share.
 """
 

@@ -2,7 +2,7 @@
 
 Every case is a galaxy drawn from the prior, and a place beside it where there is a second one in every other case. The
 scene is sampled with one source and with two; the evidences (`inference.evidence`) give the probability of two. If it
-is what it says, of all cases told to have probability p a share p has two: the reliability diagram, with the Brier
+is what it says, of all cases that are given probability p a share p has two: the reliability diagram, with the Brier
 score, the log score and the share of right answers by the second galaxy's signal-to-noise. A run that was stopped goes
 on where it was.
 """

@@ -248,8 +248,8 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "tfdeblend", "serve", str(base), "--port", "0", "--rest-port", "0"]
         began = time.perf_counter()
         with (
-            log.open("w") as told,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as server,
+            log.open("w") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
             ExitStack() as end,
         ):
             end.callback(server.kill)  # whatever fails here; without effect on one that has stopped

@@ -4,7 +4,7 @@ A transient on a galaxy in 12 epochs of different seeing and depth, the first 3 
 curve by scene modelling (`tfdeblend.light_curve`, the position found by the fit), and by forced photometry on
 difference images at the true position: the template is the mean of the epochs without it, weighted by depth, and each
 of epoch and template is convolved with the other's PSF ("difference"); or, what is optimal where noise is white and
-PSFs are known, their difference is whitened besides ("proper": Zackay, Ofek and Gal-Yam 2016).
+PSFs are known, their difference is whitened, too ("proper": Zackay, Ofek and Gal-Yam 2016).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.unet_speed --work bench [--side 64 --channels 5 --batch 32 --threads 2]
 
 They take turns, several rounds each, and the best of all repeats counts: other work on the machine slows all. Ours is
-timed with bfloat16 products besides, as `training` takes them where a configuration says so.
+timed with bfloat16 products, too, as `training` takes them where a configuration says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Defines the signatures of an exported model: functions of named tensors with the blends as their first dimension.
 
 Blends are done one by one within a graph (`rowwise`): what comes out does not depend on the others of a batch, no batch
-needs padding, and no size of a batch is compiled anew. Only `denoise` is a network on all rows at once, whose sums may
+needs padding, and no size of a batch is compiled again. Only `denoise` is a network on all rows at once, whose sums may
 round differently in batches of other sizes.
 """
 
@@ -167,7 +167,7 @@ class Inference:
         return self.sampler.sample(tensors, initial, random)
 
     def _samples(self, batch: Prepared, drawn: Samples) -> Named:
-        """Gives the outputs of one blend's samples, [1, S, ...] each, and what is told of all together."""
+        """Gives the outputs of one blend's samples, [1, S, ...] each, and those of all together."""
         scale = batch.band_scale
         unit = scale[..., None, None]
         flux = drawn.flux * scale[:, None]

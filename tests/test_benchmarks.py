@@ -144,7 +144,7 @@ def test_galaxies_of_a_world_are_chosen_by_color_and_size():
     np.testing.assert_allclose(found["red"][0], wider[:, 16:48, 16:48], atol=0.01)
 
 
-def test_priors_are_judged_by_scenes_with_truth(tmp_path: Path):
+def test_priors_are_evaluated_on_scenes_with_truth(tmp_path: Path):
     content = scene_files.arrays()
     truth = np.random.default_rng(0).uniform(size=(len(content["peaks"]), *content["images"].shape))
     for name in "ab":

@@ -269,7 +269,7 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
     thinned = [em.thin(scene, 3) for scene in world.shard.scenes]
     scenes = [one.scene for one in thinned]
     halves = {scene.name: one.images for scene, one in zip(scenes, thinned, strict=True)}
-    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.fit)
+    shard = em.Shard(tuple(scenes), world.shard.shape, world.shard.initial)
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
     found = {scene.name: one[:4] for scene, one in em.score(expectation, shard, halves, 8, 0)}
     values = np.array(list(found.values()))
@@ -282,7 +282,7 @@ def test_samples_score_by_the_shard(world: World, expectation: em.Expectation):
 
 
 def test_initial_stamps_are_centred_as_samples_are(world: World):
-    """The seeds are single pixels, wherever in their stamps: at unit norm in the middle."""
+    """The initial fits are single pixels, wherever in their stamps: at unit norm in the middle."""
     found = em.initial_stamps(world.shard, SIDE)
     expected = np.zeros((1, SIDE, SIDE))
     expected[0, SIDE // 2, SIDE // 2] = 1

@@ -88,7 +88,7 @@ class Grpc:
         except self._error as error:
             if error.code() == self._grpc.StatusCode.NOT_FOUND:
                 return None
-            raise self._told(error) from error
+            raise self._error_of(error) from error
         signatures = SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
         inputs = _signature(signatures.signature_def, "map").inputs
@@ -106,10 +106,10 @@ class Grpc:
         try:
             answer = self._stub.Predict(request, timeout=self.timeout)
         except self._error as error:
-            raise self._told(error) from error
+            raise self._error_of(error) from error
         return {name: tf.make_ndarray(proto) for name, proto in answer.outputs.items()}
 
-    def _told(self, error: Any) -> Exception:
+    def _error_of(self, error: Any) -> Exception:
         if error.code() in (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED):
             received = f"received {error.code().name}: {error.details()}"
             return DataError(f"grpc://{self.address}", None, f"expected a model server that answers, {received}")
@@ -156,10 +156,10 @@ class Rest:
             return answer
         except HTTPError as error:
             try:
-                told = json.load(error)["error"]
+                reason = json.load(error)["error"]
             except (ValueError, KeyError, TypeError, HTTPException, OSError):
-                told = error.reason
-            raise ServerError(f"{error.code}: {told}") from error
+                reason = error.reason
+            raise ServerError(f"{error.code}: {reason}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(self.url, None, f"expected a model server, received another answer at {path}") from error
         except (HTTPException, OSError) as error:

@@ -61,7 +61,7 @@ class Rest:
 
     def application(self, largest: int) -> web.Application:
         """Args: largest: bytes of a request."""
-        app = web.Application(client_max_size=largest, middlewares=[self._counted, told])
+        app = web.Application(client_max_size=largest, middlewares=[self._counted, errors_as_json])
         for path in (MODEL, VERSION):
             app.router.add_post(path + ":predict", self.predict)
             app.router.add_get(path + "/metadata", self.metadata)
@@ -150,7 +150,7 @@ def _plain(message: Any) -> dict[str, Any]:
 
 
 @web.middleware
-async def told(request: web.Request, handler: Any) -> web.StreamResponse:
+async def errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
     """Turns every error into an answer as TensorFlow Serving words it."""
     try:
         return await handler(request)
