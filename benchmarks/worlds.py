@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.data.observation import Observation
-from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.observation import COADD_ZEROPOINT, Observation
 from tfdeblend.data.psf import transfer_function
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.diffusion.denoisers import flux_scale

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.observation import COADD_ZEROPOINT
 from tfdeblend.data.psf import LARGEST_GAIN
 from tfdeblend.forward.batch import ExposureTensors, Tensors
 from tfdeblend.forward.shapes import BatchShape

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdeblend.linalg.adam import BatchedAdam, Objective
+from tfdeblend.linalg.solvers import BatchedAdam, Objective
 
 CENTERS = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [-3.0, 1.0, 4.0], [0.2, 0.1, -0.1]])
 

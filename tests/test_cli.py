@@ -205,7 +205,7 @@ def test_catalogue_formats(deblender, scenes, tmp_path, form):
 
 
 def test_parquet_without_pyarrow_is_refused_before_the_work(deblender, scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tfdeblend.app.options.find_spec", lambda name: None)
+    monkeypatch.setattr("tfdeblend.app.commands.find_spec", lambda name: None)
     assert deblend(scenes, "--out", tmp_path / "out", "--catalog-format", "parquet") == 2
     assert "pyarrow" in capsys.readouterr().err and deblender.done == []
 

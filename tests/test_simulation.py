@@ -9,15 +9,14 @@ import galsim
 import numpy as np
 import pytest
 
-from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.observation import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
 from tfdeblend.simulation.parametric import Galaxies, Population
 from tfdeblend.simulation.real_galaxies import RealPopulation, read_catalogue
 from tfdeblend.simulation.rendering import Camera, Component, Knots
 from tfdeblend.simulation.scenes import NOISE_REACH, SceneConfig, Simulator, draw_positions, noise_kernel, unit_noise
-from tfdeblend.simulation.spectra import Colors
 from tfdeblend.simulation.stamps import CHUNK, StampConfig
-from tfdeblend.simulation.surveys import SURVEYS
+from tfdeblend.simulation.surveys import SURVEYS, Colors
 
 HSC = SURVEYS["hsc"]
 CONFIG = SceneConfig(HSC, Population(), sources=(1, 3), size=32)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tfdeblend.errors import DataError
-from tfdeblend.simulation.spectra import REFERENCE, TEMPLATES, Colors
-from tfdeblend.simulation.surveys import SURVEYS, Survey
+from tfdeblend.simulation.surveys import REFERENCE, SURVEYS, TEMPLATES, Colors, Survey
 
 
 @pytest.mark.parametrize("survey", SURVEYS.values(), ids=list(SURVEYS))

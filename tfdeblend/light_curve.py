@@ -286,12 +286,12 @@ class TransientFit:
     """
 
     def __init__(self, scene: Scene, transient: Source, on: np.ndarray, prior: str, stamp: int, position_sigma: float):
-        self.scene = Scene(scene.observations, (*scene.sources, transient))
-        shape = scene_shape(self.scene, stamp)._replace(sources=len(self.scene.sources))
+        self.scene = scene
+        shape = scene_shape(scene, stamp)._replace(sources=len(scene.sources) + 1)
         self.exposures = shape.exposures
         # What the compiled columns do not depend on is left out, so that more fields share them.
         self.columns = compiled(prior, shape._replace(model_sigma=0.0, exposures=()), position_sigma)
-        self.batch = Batch.build([self.scene], shape)
+        self.batch = _with_transient(scene, transient, shape)
         self.tensors = self.batch.tensors._replace(exposures=())
         self.epochs, self.model_sigma = self.batch.tensors.exposures, tf.constant(shape.model_sigma)
         self.hosts, self.bands = len(scene.sources), shape.bands
@@ -306,7 +306,7 @@ class TransientFit:
         start = np.zeros((self.hosts + 1, self.columns.prior.size))
         radius, ellipticity = moments(self.scene)
         guess = self.columns.prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
-        start[:-1] = np.where(np.isfinite(guess), guess, 0)[:-1]
+        start[:-1] = np.where(np.isfinite(guess), guess, 0)
         return start.ravel()
 
     def look(self, latent: np.ndarray) -> None:
@@ -395,6 +395,15 @@ class TransientFit:
         covariance, rows = np.zeros_like(now.curvature), np.ix_(self.free, self.free)
         covariance[rows] = _solve(now.curvature[rows], np.eye(int(self.free.sum())))
         return x, covariance, self.step(now, 0)[1]
+
+
+def _with_transient(scene: Scene, transient: Source, shape: BatchShape) -> Batch:
+    """The batch of a scene with the transient as its last source, which may lie where another one does."""
+    hosts = Batch.build([scene], shape._replace(sources=len(scene.sources)))
+    alone = Batch.build([Scene(scene.observations, (transient,))], shape._replace(sources=1, exposures=())).tensors
+    names = ("corners", "centers", "is_source", "is_point")
+    joined = {name: tf.concat([getattr(hosts.tensors, name), getattr(alone, name)], 1) for name in names}
+    return Batch(shape, hosts.tensors._replace(**joined), hosts.band_scale)
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

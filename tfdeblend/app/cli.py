@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfdeblend.app import commands, model_commands
-from tfdeblend.app.model_commands import positive
+from tfdeblend.app import commands
+from tfdeblend.app.commands import positive
 from tfdeblend.errors import DataError
 from tfdeblend.version import __version__
 
@@ -54,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON document to standard output")
         command.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
     for add, run in (
-        (model_commands.add_train, model_commands.train),
-        (model_commands.add_em, model_commands.em),
-        (model_commands.add_export, model_commands.export),
-        (model_commands.add_serve, model_commands.serve),
+        (commands.add_train, commands.train),
+        (commands.add_em, commands.em),
+        (commands.add_export, commands.export),
+        (commands.add_serve, commands.serve),
     ):
         add(subparsers).set_defaults(run=run)
     return parser

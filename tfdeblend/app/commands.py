@@ -7,10 +7,10 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdeblend.app import options
 from tfdeblend.errors import DataError
 from tfdeblend.version import __version__
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfdeblend.client import Client
     from tfdeblend.data.observation import Observation
     from tfdeblend.deblender import Deblender
+    from tfdeblend.inference.priors import AutomaticPrior, Prior
 
 PACKAGES = (
     "tensorflow",
@@ -40,7 +41,7 @@ def deblend(args: argparse.Namespace) -> int:
     from tfdeblend.app import inputs
     from tfdeblend.app.runs import Run, Settings
 
-    options.check(args)
+    check(args)
     settings = Settings(
         prior=args.prior,
         method=args.method,
@@ -86,8 +87,8 @@ def deblend(args: argparse.Namespace) -> int:
 
 
 def make_deblender(args: argparse.Namespace) -> Deblender | Client:
-    """The deblender of this machine, or a server's. Raises: DataError for what `options.find_prior` refuses."""
-    prior = options.find_prior(args)
+    """The deblender of this machine, or a server's. Raises: DataError for what `find_prior` refuses."""
+    prior = find_prior(args)
     if args.server:
         from tfdeblend.client import Client
 
@@ -207,7 +208,7 @@ def info(args: argparse.Namespace) -> int:
         show(documents)
         return code
     installed = {} if args.priors else packages()
-    show({"version": __version__, **installed, "priors": options.priors()})
+    show({"version": __version__, **installed, "priors": priors()})
     return DONE
 
 
@@ -333,3 +334,227 @@ def print_nested(document: dict[str, Any], indent: str = "") -> None:
         elif value is not None and value != []:
             values = value if isinstance(value, list) else [value]
             print(f"{indent}{key:{width}}" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+
+
+PRIORS = {
+    "auto": "the learned one for the data's bands and pixel scale, else bulge-disk",
+    "sersic": "one Sersic profile a galaxy, with its own colour",
+    "exponential": "one exponential disk a galaxy",
+    "bulge-disk": "an exponential disk and a de Vaucouleurs bulge, each with its own colour",
+    "nonparametric": "a non-negative, smooth image a galaxy, of no given shape",
+}
+
+
+def priors() -> dict[str, str]:
+    """Every prior that has a name, with one line of description."""
+    from tfdeblend.diffusion import registry
+
+    return PRIORS | {name: prior.description for name, prior in registry.shipped().items()}
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together, and a package that is missing. Raises: DataError."""
+    if args.catalog_format == "parquet" and find_spec("pyarrow") is None:
+        raise DataError("--catalog-format", None, "expected the package pyarrow for parquet, which is not installed")
+    if args.samples < 2:
+        raise DataError("--samples", None, f"expected at least 2, received {args.samples}")
+    if args.method == "map":
+        for name, value in (("--steps", args.steps), ("--save-samples", args.save_samples)):
+            if value:
+                raise DataError(name, None, "expected --method sample beside it, received map")
+    if args.catalog and args.detect:
+        raise DataError("--detect", None, "expected none beside --catalog, received both")
+    if args.observation:
+        _check_observations(args)
+    elif not args.inputs:
+        raise DataError("INPUT", None, "expected files, folders or globs, or --observation twice, received none")
+
+
+def _check_observations(args: argparse.Namespace) -> None:
+    if args.inputs:
+        raise DataError("INPUT", None, f"expected none beside --observation, received {args.inputs[0]}")
+    for name, value in (("--server", args.server), ("--psf", args.psf)):
+        if value is not None:
+            raise DataError(name, None, f"expected none beside --observation, received {value}")
+
+
+def find_prior(args: argparse.Namespace) -> Prior | AutomaticPrior:
+    """The prior of --prior, read where it is a file.
+
+    Raises: DataError for none of that name, a damaged file, and a prior that the other options do not go with.
+    """
+    from tfdeblend.inference import priors
+
+    try:
+        prior = priors.find(args.prior)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError("--prior", None, str(error).removeprefix("prior: ")) from error
+    if isinstance(prior, priors.LearnedPrior):
+        prior.denoiser  # noqa: B018  read before work starts, as it may be damaged
+    if args.method == "sample" and isinstance(prior, priors.Prior) and not prior.samples:
+        expected = "expected auto, a learned or a closed-form prior to sample with"
+        raise DataError("--prior", None, f"{expected}, received {args.prior!r}")
+    if args.steps and isinstance(prior, priors.ClosedFormPrior):
+        raise DataError("--steps", None, f"expected a learned prior beside it, received {args.prior!r}")
+    if args.server:
+        _check_server(args, isinstance(prior, priors.NonparametricPrior))
+    return prior
+
+
+def _check_server(args: argparse.Namespace, nonparametric: bool) -> None:
+    """Refuses what no exported model does, a URL that is none, and packages that are missing. Raises: DataError."""
+    from tfdeblend.transport import SAMPLES, STEPS, connect
+
+    fixed = {
+        "--background": (args.background, None),
+        "--samples": (args.method == "sample" and args.samples != SAMPLES, SAMPLES),
+        "--steps": (args.steps not in (None, STEPS), STEPS),
+        "--prior": (nonparametric, "another"),
+    }
+    for name, (given, only) in fixed.items():
+        if given:
+            received = vars(args)[name.removeprefix("--")]
+            raise DataError(name, None, f"expected {only or 'none'} beside --server, received {received}")
+    connect(args.server, timeout=1)
+
+
+LONGEST = 1e6  # seconds
+SERVE_PACKAGES = ("aiohttp", "grpc", "prometheus_client", "tensorflow_serving")
+
+
+def add_train(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    return _add_training(
+        subparsers,
+        "train",
+        "train a prior on images of single galaxies",
+        "Trains a learned prior on stamps of single galaxies: DIR/<name>.keras, logs and pictures. "
+        "A killed run continues when the same command is given again, and ends at the same weights.",
+    )
+
+
+def add_em(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    return _add_training(
+        subparsers,
+        "em",
+        "learn a prior from blends alone",
+        "Learns a prior from blends alone by expectation-maximisation: DIR/<name>.keras, the scores and pictures of "
+        "every iteration, and summary.json. A killed run continues when the same command is given again.",
+    )
+
+
+def add_export(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a model for a model server",
+        description="Writes a model for TensorFlow Serving or `tfdeblend serve`: BASE/<model>/<version>, complete or "
+        "not at all.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="BASE", help="folder of models")
+    parser.add_argument("--prior", default="hsc-grizy-64", metavar="NAME", help="(default: hsc-grizy-64)")
+    parser.add_argument("--bands", metavar="NAMES", help="of a closed-form prior, such as g,r,i (default: g,r,i,z,y)")
+    parser.add_argument("--side", type=positive, default=64, metavar="N", help="largest image, pixels (default: 64)")
+    parser.add_argument("--sources", type=positive, default=4, metavar="N", help="at most (default: 4)")
+    parser.add_argument("--psf", type=positive, metavar="N", help="largest PSF image, pixels (default: 43)")
+    parser.add_argument("--version", type=positive, metavar="N", help="(default: one more than the last)")
+    return parser
+
+
+def add_serve(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve exported models over gRPC and REST",
+        description="Serves exported models over gRPC and REST, as TensorFlow Serving does, for laptops and tests. "
+        "Prints one line of JSON with its ports when it is ready. SIGTERM and SIGINT finish what was accepted.",
+    )
+    parser.add_argument("base", type=Path, metavar="BASE", help="folder of models, BASE/<model>/<version>")
+    parser.add_argument("--address", default="127.0.0.1", help="to listen at (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8500, metavar="N", help="gRPC; 0: any (default: 8500)")
+    parser.add_argument("--rest-port", type=int, default=8501, metavar="N", help="REST; 0: any (default: 8501)")
+    for name, default, text in (
+        ("--blends", 8, "in a batch or a request"),
+        ("--waiting", 256, "blends that may wait"),
+        ("--threads", 2, "batches side by side"),
+        ("--megabytes", 256, "of a request"),
+    ):
+        parser.add_argument(name, type=positive, default=default, metavar="N", help=f"{text} (default: {default})")
+    for name, duration, text in (("--poll", 2.0, "for new versions"), ("--grace", 600.0, "to stop in")):
+        help = f"{text} (default: {duration:g})"
+        parser.add_argument(name, type=_seconds, default=duration, metavar="SECONDS", help=help)
+    return parser
+
+
+def train(args: argparse.Namespace) -> int:
+    from tfdeblend.training import train_denoiser
+    from tfdeblend.training.config import DenoiserConfig
+
+    config = DenoiserConfig.read(args.config)
+    train_denoiser.train(config, args.out or Path("runs") / config.name)
+    return 0
+
+
+def em(args: argparse.Namespace) -> int:
+    from tfdeblend.training import train_em
+    from tfdeblend.training.em_config import EMConfig
+
+    config = EMConfig.read(args.config)
+    summary = train_em.Run(config, args.out or Path("runs") / config.name).run()
+    print(train_em.conclusion(summary))
+    return 1 if summary["collapse"] else 0
+
+
+def export(args: argparse.Namespace) -> int:
+    _require_serve_packages()
+    from tfdeblend.export import saved_model
+    from tfdeblend.export.bucket import PSF_SIDE, Bucket
+
+    bands = tuple(args.bands.split(",")) if args.bands else None
+    bucket = Bucket(args.prior, args.side, args.sources, args.psf or PSF_SIDE, bands)
+    path = saved_model.write(bucket, args.out, args.version)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    print(f"{path}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    if args.waiting < args.blends:
+        raise DataError("--waiting", None, f"expected at least --blends, {args.blends}, received {args.waiting}")
+    _require_serve_packages()
+    from tfdeblend.export import serve as server
+
+    server.serve(args)
+    return 0
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as an option gives it."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= LONGEST:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most {LONGEST:g}, received {text}")
+    return value
+
+
+def _add_training(
+    subparsers: argparse._SubParsersAction, name: str, help: str, description: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=help, description=description)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings as JSON")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: runs/<name>)")
+    return parser
+
+
+def _require_serve_packages() -> None:
+    """Raises: DataError where a package of the extra `serve` is not installed."""
+    missing = [name for name in SERVE_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            "serve", None, f"expected {', '.join(missing)}, see pip install 'tfdeblend[serve]', received none"
+        )

@@ -47,7 +47,7 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 from tfdeblend.io import images
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.io.catalogs import source_table
+from tfdeblend.io.contents import source_table
 from tfdeblend.io.files import parsing
 
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}

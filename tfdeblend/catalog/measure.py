@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfdeblend.catalog.result import Deblended, positions_in_views
-from tfdeblend.data.photometry import band_scales
+from tfdeblend.data.observation import band_scales
 from tfdeblend.data.psf import choose_model_sigma, fwhm
 from tfdeblend.forward.shapes import fit_size
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments

@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.noise_correlation import whitening, whitening_transfer
-from tfdeblend.data.observation import Observation
-from tfdeblend.data.photometry import band_scales
+from tfdeblend.data.observation import Observation, band_scales
 from tfdeblend.data.psf import gaussian_psf, pixels_per_arcsec, transfer_function
 from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, resampled_transfer

@@ -19,7 +19,7 @@ from tfdeblend.forward.operators import Shift
 from tfdeblend.galaxies import fluxes, profiles
 from tfdeblend.galaxies.posterior import MapState
 from tfdeblend.inference.map_fit import MapFit, MapResult, seen
-from tfdeblend.linalg.adam import BatchedAdam
+from tfdeblend.linalg.solvers import BatchedAdam
 
 ANGLES = 8
 GROWTH = 1.35  # of the discs' radii from one to the next

@@ -24,8 +24,8 @@ import numpy as np
 
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
-from tfdeblend.io import files, images, npz
-from tfdeblend.io.catalogs import read_catalog
+from tfdeblend.io import images, npz, psfs
+from tfdeblend.io.contents import read_catalog
 from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read(
     if psf is None and contents.parts["psf"] is None:
         psf = psf_companion(path)
     if isinstance(psf, str | Path):
-        psf = files.read_psf(Path(psf), contents.parts["images"].shape[1:])
+        psf = psfs.read_psf(Path(psf), contents.parts["images"].shape[1:])
     return contents.observation(psf, mask_planes), contents.catalog
 
 

@@ -15,8 +15,7 @@ from astropy.table import Table
 from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.io.catalogs import as_catalog, source_table
-from tfdeblend.io.contents import LAST_BIT, PLANES, Contents
+from tfdeblend.io.contents import LAST_BIT, PLANES, Contents, as_catalog, source_table
 from tfdeblend.io.files import parsing
 from tfdeblend.io.npz import as_float32
 

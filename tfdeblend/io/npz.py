@@ -12,8 +12,7 @@ from astropy.table import Table
 from tfdeblend.data import validation
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.io.catalogs import source_table
-from tfdeblend.io.contents import PLANES, Contents
+from tfdeblend.io.contents import PLANES, Contents, source_table
 from tfdeblend.io.files import parsing
 
 if TYPE_CHECKING:

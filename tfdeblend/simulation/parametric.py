@@ -22,7 +22,7 @@ import numpy as np
 
 from tfdeblend.errors import DataError
 from tfdeblend.simulation.rendering import Component, Knots
-from tfdeblend.simulation.spectra import Colors
+from tfdeblend.simulation.surveys import Colors
 
 BULGE, DISK, KNOTS = range(3)
 MAX_KNOTS = 24

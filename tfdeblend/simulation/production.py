@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.observation import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
 from tfdeblend.io import json_values, npz, tfrecords
 from tfdeblend.io.atomic import sha256, temporary_name, written_whole

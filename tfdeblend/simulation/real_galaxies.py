@@ -17,7 +17,7 @@ import numpy as np
 from tfdeblend.errors import DataError
 from tfdeblend.simulation.parametric import DISK, relative_magnitudes, structured
 from tfdeblend.simulation.rendering import Component
-from tfdeblend.simulation.spectra import Colors
+from tfdeblend.simulation.surveys import Colors
 
 TRAIN_SHARE = 0.7
 SPLITS = ("train", "test", "all")

@@ -14,9 +14,8 @@ from tfdeblend.io import npz
 from tfdeblend.simulation.parametric import Population
 from tfdeblend.simulation.real_galaxies import RealPopulation
 from tfdeblend.simulation.rendering import Camera, Component
-from tfdeblend.simulation.spectra import Colors
 from tfdeblend.simulation.stamps import with_centers
-from tfdeblend.simulation.surveys import Survey
+from tfdeblend.simulation.surveys import Colors, Survey
 
 POSITIONS = ("uniform", "clustered")
 NOISES = ("white", "correlated")

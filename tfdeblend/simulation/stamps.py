@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfdeblend.data.photometry import COADD_ZEROPOINT
+from tfdeblend.data.observation import COADD_ZEROPOINT
 from tfdeblend.errors import DataError
 from tfdeblend.simulation.parametric import Galaxies, Population, structured
 from tfdeblend.simulation.real_galaxies import RealGalaxies, RealPopulation
-from tfdeblend.simulation.spectra import Colors
-from tfdeblend.simulation.surveys import Survey
+from tfdeblend.simulation.surveys import Colors, Survey
 
 CHUNK = 500  # stamps drawn from one random stream, whatever the number of stamps and workers
 
