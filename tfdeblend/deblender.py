@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -113,15 +113,7 @@ class Deblender:
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead. TypeError for another
           kind of argument.
         """
-        single = isinstance(scenes, Scene | Observation)
-        results: dict[int, Deblended] = {}
-        ready = _as_scenes(scenes)
-        for index, result in self.iterate(ready):
-            if isinstance(result, Exception):
-                raise result
-            results[index] = result
-        ordered = [results[index] for index in range(len(ready))]
-        return ordered[0] if single else ordered
+        return in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
@@ -355,6 +347,24 @@ def first_latents(prior: GalaxyPrior, shape: BatchShape, found: list[tuple[np.nd
         guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
         start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
     return start
+
+
+def in_order(
+    iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
+    scenes: Scene | Observation | Sequence[Scene | Observation],
+) -> Deblended | list[Deblended]:
+    """What `iterate` gives for one scene, or for several in their order; an observation's sources are detected.
+
+    Raises: DataError of the first scene that cannot be done; TypeError for another kind of argument.
+    """
+    ready = _as_scenes(scenes)
+    results: dict[int, Deblended] = {}
+    for index, result in iterate(ready):
+        if isinstance(result, Exception):
+            raise result
+        results[index] = result
+    ordered = [results[index] for index in range(len(ready))]
+    return ordered[0] if isinstance(scenes, Scene | Observation) else ordered
 
 
 def _as_scenes(scenes: Any) -> list[Scene]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.data.detection import residual_detections
-from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.version import __version__
 
@@ -110,26 +109,6 @@ def build_from_samples(
         "modelsig": statistics.model_sigma,
     }
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
-
-
-def in_order(
-    iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
-    scenes: Scene | Observation | Sequence[Scene | Observation],
-) -> Deblended | list[Deblended]:
-    """Return what `iterate` gives for one scene or several, in their order; sources of observations are detected.
-
-    Raises: DataError of the first scene that cannot be done.
-    """
-    single = isinstance(scenes, Scene | Observation)
-    several = [scenes] if isinstance(scenes, Scene | Observation) else list(scenes)
-    ready = [s if isinstance(s, Scene) else Scene.detect(s) for s in several]
-    results: dict[int, Deblended] = {}
-    for index, result in iterate(ready):
-        if isinstance(result, Exception):
-            raise result
-        results[index] = result
-    ordered = [results[index] for index in range(len(ready))]
-    return ordered[0] if single else ordered
 
 
 def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:
