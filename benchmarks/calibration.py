@@ -4,7 +4,7 @@ Blends with truth (`benchmarks.worlds`) are deblended as a user's would be, and 
 samples: coverage, ranks, z-scores, TARP, chi-square of the samples. Truth is drawn from the prior itself, which tests
 the sampler, or is held-out stamps (`--truth FOLDER`), which tests the prior. Writes `calibration.json` and a figure.
 
-Several `--steps`, `--covariance` or `--sampler` are compared on the same blends, each in a folder of its own, in
+Several `--steps`, `--conditioning` or `--step` are compared on the same blends, each in a folder of its own, in
 `methods.txt`. A run that was stopped goes on where it was.
 """
 

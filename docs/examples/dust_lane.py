@@ -12,4 +12,4 @@ dusty = fit_dust(scene, calzetti([float(wavelength) for wavelength in sys.argv[2
 alone = Deblender(prior="sersic").deblend(scene)
 print(f"chi2 a pixel: {dusty.chi2:.2f} with dust, {alone.chi2:.2f} without, depth {dusty.optical_depth.max():.2f}")
 for band, flux, share in zip(observation.bands, dusty.flux, dusty.transmitted, strict=True):
-    print(f"{band}: flux {flux:.0f} without dust, of which {share:.2f} arrives")
+    print(f"{band}: flux {flux:.0f} without dust; a share of {share:.2f} arrives")

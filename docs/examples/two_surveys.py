@@ -2,10 +2,10 @@
 
 import sys
 
-from tfdeblend import Observation, deblend_together
+from tfdeblend import Deblender, Observation, Scene
 
-hst, hsc = (Observation.read(path) for path in sys.argv[1:])
-result = deblend_together([hst, hsc], prior="sersic")
+scene = Scene.detect([Observation.read(path) for path in sys.argv[1:]])
+result = Deblender(prior="sersic").deblend(scene)
 result.catalog.pprint(max_lines=-1, max_width=-1)
-for observation, chi2, shift in zip(result.exposures.observations, result.chi2, result.calibration.shift, strict=True):
-    print(f"{observation.name}: chi2 a pixel {chi2:.2f}, moved by (y, x) = {shift.round(3)} pixels")
+for view, shift in zip(result.views, result.calibration.shift, strict=True):
+    print(f"{view.observation.name}: chi2 a pixel {view.chi2:.2f}, moved by (y, x) = {shift.round(3)} pixels")
