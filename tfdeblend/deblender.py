@@ -219,6 +219,8 @@ class Chunk:
             sides = [self._side_wanted(found, row) for row in rows]
             wanted |= {self.indices[row]: side for row, side in enumerate(sides) if side > self.shape.stamp}
             rows = [row for row in rows if sides[row] <= self.shape.stamp]
+        if not rows:
+            return
         if self.deblender.method == "sample":
             yield from self._sampled(fit, tensors, found, rows, began)
             return
