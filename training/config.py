@@ -55,7 +55,7 @@ class DenoiserConfig:
     model_sigma (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the
     covariance's factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct;
     with one, short fits need not learn what is linear. flips, shift, scale_jitter: see
-    `tfdeblend.diffusion.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
+    `tfdeblend.training.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
     and base are taken over and trained on; a fit of no steps leaves them as they are. precision: of the networks'
     products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either.
     """
