@@ -23,7 +23,7 @@ from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import LARGEST_GAIN, MODEL_SIGMA, pixels_per_arcsec, psf_center
 from tfdeblend.data.scene import Scene
-from tfdeblend.deblender import Deblender, in_order
+from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS, amplifications
 from tfdeblend.inference.diffusion_sampler import SampleOptions
@@ -63,7 +63,7 @@ class Client:
 
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead.
         """
-        return in_order(self.iterate, scenes)
+        return builder.in_order(self.iterate, scenes)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """Yields (index, result) of every scene as it is done; a scene that cannot be done yields its error."""
