@@ -14,6 +14,7 @@ from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.data.detection import residual_detections
+from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.version import __version__
 
