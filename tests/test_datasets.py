@@ -80,6 +80,32 @@ def test_scale_jitter_is_one_factor_a_stamp():
     assert 0.15 < np.log(ratio[:, 0, 0, 0]).std() < 0.25
 
 
+def test_band_jitter_is_a_factor_for_each_band():
+    """Beside the common one, independent of it and of the other bands'."""
+    x = tf.constant(stamps(4000))
+    ratio = augment(x, tf.constant([1, 2]), Augmentation(False, 0, 0.2, 0.3)).numpy() / x.numpy()
+    np.testing.assert_allclose(ratio.std((2, 3)), 0, atol=1e-5)
+    covariance = np.cov(np.log(ratio[:, :, 0, 0]), rowvar=False)
+    np.testing.assert_allclose(covariance, [[0.13, 0.04], [0.04, 0.13]], atol=0.01)
+
+
+def test_band_jitter_is_pure_in_the_seed():
+    x, augmentation = tf.constant(stamps(20)), Augmentation(band_jitter=0.3)
+    one, two, other = (augment(x, tf.constant(seed), augmentation).numpy() for seed in ([1, 2], [1, 2], [1, 3]))
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(np.log(other / one)).max() > 0.3
+
+
+def test_band_jitter_leaves_all_else_as_it_was():
+    """Flips and common factors are those of the same seed without it: none at all is what there was before."""
+    x, seed = tf.constant(stamps(20)), tf.constant([1, 2])
+    without = augment(x, seed, Augmentation()).numpy()
+    np.testing.assert_array_equal(augment(x, seed, Augmentation(band_jitter=0.0)), without)
+    ratio = augment(x, seed, Augmentation(band_jitter=0.3)).numpy() / without
+    np.testing.assert_allclose(ratio.std((2, 3)), 0, atol=1e-5)
+    assert 0.2 < np.log(ratio[:, :, 0, 0]).std() < 0.4
+
+
 def test_shifts_keep_flux_and_move_the_centroid():
     y, x = np.indices((16, 16)) - 8.0
     image = np.tile(np.exp(-(y**2 + x**2) / 8).astype("float32"), (200, 2, 1, 1))
@@ -91,9 +117,10 @@ def test_shifts_keep_flux_and_move_the_centroid():
     assert abs(centroids.std() - 1 / np.sqrt(12)) < 0.02
 
 
-def test_moments_are_those_of_augmented_stamps():
+@pytest.mark.parametrize("band_jitter", [0.0, 0.3])
+def test_moments_are_those_of_augmented_stamps(band_jitter: float):
     x = stamps(5)
-    augmentation = Augmentation(scale_jitter=0.2)
+    augmentation = Augmentation(scale_jitter=0.2, band_jitter=band_jitter)
     mean, variance = moments(x, augmentation)
     repeated = tf.constant(np.tile(x, (2000, 1, 1, 1)))
     drawn = augment(repeated, tf.constant([5, 6]), augmentation).numpy()

@@ -54,7 +54,7 @@ class DenoiserConfig:
     evaluation_stamps: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec),
     model_sigma (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the
     covariance's factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct;
-    with one, short fits need not learn what is linear. flips, shift, scale_jitter: see
+    with one, short fits need not learn what is linear. flips, shift, scale_jitter, band_jitter: see
     `tfdeblend.training.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
     and base are taken over and trained on; a fit of no steps leaves them as they are. precision: of the networks'
     products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either.
@@ -77,6 +77,7 @@ class DenoiserConfig:
     flips: bool = True
     shift: float = 0.0
     scale_jitter: float = 0.2
+    band_jitter: float = 0.0
     train: str = "train_*.npy"
     held_out: str = "heldout_*.npy"
     evaluation_stamps: int = 256

@@ -23,12 +23,14 @@ class Augmentation:
     """Random changes of a stamp.
 
     flips: the eight flips and rotations about pixel P // 2, each as likely. shift: largest shift in pixels along each
-    axis, for stamps that are all centred alike. scale_jitter: spread of the log of a factor.
+    axis, for stamps that are all centred alike. scale_jitter: spread of the log of a factor. band_jitter: spread of
+    the logs of further factors, one for each band and independent of each other, by which colours become a hint only.
     """
 
     flips: bool = True
     shift: float = 0.0
     scale_jitter: float = 0.2
+    band_jitter: float = 0.0
 
 
 def read_stamps(folder: Path, pattern: str = "*") -> np.ndarray:
@@ -106,6 +108,9 @@ def augment(x: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Ten
     if augmentation.scale_jitter:
         normal = tf.random.stateless_normal([batch, 1, 1, 1], fold_in(seed, 1), alg="philox")
         x *= tf.exp(augmentation.scale_jitter * normal)
+    if augmentation.band_jitter:
+        normal = tf.random.stateless_normal([batch, x.shape[1], 1, 1], fold_in(seed, 3), alg="philox")
+        x *= tf.exp(augmentation.band_jitter * normal)
     return x
 
 
@@ -159,8 +164,8 @@ def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = FLOOR
     square = sum(np.square(chunk, dtype=np.float64).sum(0) for chunk in chunks) / len(stamps)
     if augmentation.flips:
         mean, square = _symmetrize(mean), _symmetrize(square)
-    jitter = augmentation.scale_jitter
-    mean, square = mean * np.exp(jitter**2 / 2), square * np.exp(2 * jitter**2)
+    jitter = augmentation.scale_jitter**2 + augmentation.band_jitter**2  # a variance: of every pixel's log
+    mean, square = mean * np.exp(jitter / 2), square * np.exp(2 * jitter)
     variance = square - mean**2
     return mean, np.maximum(variance, floor**2 * variance.mean())
 

@@ -52,7 +52,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         start = registry.find(config.start).network()
         with precision(config.precision):
             return start.without_optimizer()
-    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
+    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter, config.band_jitter)
     if config.base_rank:
         base = gaussian(stamps, augmentation, config.base_rank, config.seed)
         mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
@@ -161,7 +161,7 @@ def _batches(
     config: DenoiserConfig, stamps: tf.Tensor, weight: Weight, batch: int, seed: int, first_step: tf.Variable
 ) -> tf.data.Dataset:
     noise = LogNormalNoise(config.noise_median, config.noise_spread)
-    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter)
+    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter, config.band_jitter)
     return noised_batches(stamps, noise, weight, batch, seed, augmentation, first_step)
 
 
