@@ -156,6 +156,16 @@ def test_refuses(prior: str) -> None:
         together([one], prior, stamp=24)
 
 
+def test_a_learned_maximum_and_images_of_no_profile(prior: str) -> None:
+    """A Gaussian prior and non-parametric galaxies explain both observations as closed-form galaxies do."""
+    first, coarse = expose("first"), expose("coarse", 0.3, (30, 30), 40, seeing=0.9, bands="r", seed=1)
+    for name in (prior, "nonparametric"):
+        found = together([first, coarse], name, calibration=KNOWN)
+        for view in found.views:
+            assert view.chi2 == pytest.approx(1, abs=0.2)
+        np.testing.assert_allclose(found.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.15)
+
+
 def test_shifts_and_zero_points(monkeypatch) -> None:
     """Positions are the first one's, fluxes in its unit; samples that do not fill the last graph."""
     one, two = expose("one"), expose("two", 0.3, (30, 30), 40, seeing=0.9, shift=(0.3, -0.3), seed=1)
