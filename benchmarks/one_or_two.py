@@ -67,7 +67,7 @@ class Evidences:
                 some = [shard.scenes[row] for row in rows]
                 batch = Batch.build(some, shape._replace(blends=len(some)))
                 fit = InitialFit(*(tf.constant(part[rows]) for part in shard.initial))
-                own = own._replace(blends=rows_at_once(own, len(some) * self.samples))
+                own = own._replace(blends=rows_at_once(own, len(some), self.samples))
                 if own not in self.samplers:
                     self.samplers[own] = EvidenceSampler(own, self.denoiser, self.steps)
                 values = estimate(self.samplers[own], some, batch, fit, self.samples, self.seed)

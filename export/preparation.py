@@ -43,7 +43,7 @@ def prepare(blend: Named, shape: BatchShape) -> tuple[Tensors, tf.Tensor]:
     )
     tensors = Tensors(
         exposures=(exposure,),
-        corners=tf.cast(tf.where(blend["is_source"][..., None], first, 0.0), tf.int32) + shape.margin,
+        corners=tf.cast(first, tf.int32) + shape.margin,
         centers=tf.cast(positions - first - shape.stamp // 2, images.dtype),
         is_source=is_source,
         is_point=is_source * tf.cast(blend["is_point"], images.dtype),
@@ -102,7 +102,7 @@ def _wide(blend: Named, model_sigma: float) -> tf.Tensor:
 
 
 def band_scales(weights: tf.Tensor, zeropoints: tf.Tensor) -> tf.Tensor:
-    """Gives the noise of each band [B, C] float64, of weights [B, C, S, S]: see `photometry.band_scales`."""
+    """Gives the noise of each band [B, C] float64, of weights [B, C, S, S]: see `observation.band_scales`."""
     flat = tf.reshape(tf.cast(weights, tf.float64), [-1, weights.shape[1], int(np.prod(weights.shape[2:]))])
     count = tf.reduce_sum(tf.cast(flat > 0, tf.int32), -1)
     ordered = tf.sort(tf.where(flat > 0, flat, tf.constant(np.inf, tf.float64)), -1)
@@ -123,7 +123,7 @@ def band_units(zeropoints: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
 
 
 def _log_reference(zeropoints: tf.Tensor) -> tf.Tensor:
-    """Gives the log of `photometry.reference_flux` [B, C] float64."""
+    """Gives the log of `observation.reference_flux` [B, C] float64."""
     return 0.4 * np.log(10) * (tf.cast(zeropoints, tf.float64) - COADD_ZEROPOINT)
 
 

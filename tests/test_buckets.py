@@ -83,10 +83,12 @@ def test_stamps_grow_as_far_as_the_image_shows(image: int, stamp: int, wanted: i
 
 
 @pytest.mark.slow
-def test_samples_have_larger_stamps_where_needed() -> None:
-    """The scene that waits is sampled once, the other without it."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_samples_have_larger_stamps_where_needed(alone: bool) -> None:
+    """The scene that waits is sampled once, the other, where there is one, without it."""
     scenes = [simulate([WIDE, BLEND[0]], (64, 64))[0], simulate(BLEND[:1], (64, 64))[0]]
-    found = dict(Deblender("exponential", "sample", samples=4).iterate(scenes))
-    assert {index: result.stamps.shape[-1] for index, result in found.items()} == {1: 64, 0: 128}
+    found = dict(Deblender("exponential", "sample", samples=4).iterate(scenes[: 2 - alone]))
+    sides = {index: result.stamps.shape[-1] for index, result in found.items()}
+    assert sides == ({0: 128} if alone else {1: 64, 0: 128})
     assert all(result.header["samples"] == 4 for result in found.values())
     assert not found[0].catalog["flags"][0] & measure.TRUNCATED

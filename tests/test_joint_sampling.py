@@ -160,7 +160,7 @@ def test_shifts_and_zero_points(monkeypatch) -> None:
     """Positions are the first one's, fluxes in its unit; samples that do not fill the last graph."""
     one, two = expose("one"), expose("two", 0.3, (30, 30), 40, seeing=0.9, shift=(0.3, -0.3), seed=1)
     two = replace(two, images=6.309573 * two.images, weights=two.weights / 6.309573**2, zeropoints=27.0)
-    monkeypatch.setattr(priors, "rows_at_once", lambda shape, total: 3)
+    monkeypatch.setattr(priors, "rows_at_once", lambda shape, blends, samples: 3)
     one = replace(one, zeropoints=25.0)
     found = together([one, two], "exponential", method="sample", samples=8)
     moved = found.calibration.shift

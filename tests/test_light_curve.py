@@ -138,6 +138,11 @@ def test_refuses(change: dict, message: str) -> None:
         light_curve(**given)
 
 
+def test_refuses_one_observation_without_a_wcs() -> None:
+    with pytest.raises(DataError, match="epoch 0: wcs: expected a WCS"):
+        light_curve([replace(disk_epochs()[0], wcs=None)], catalog(), PLACE)
+
+
 def test_refuses_an_unknown_prior() -> None:
     with pytest.raises(ValueError, match="prior: expected one of"):
         light_curve(disk_epochs(), catalog(), PLACE, prior="hsc-grizy-64")

@@ -113,15 +113,7 @@ class Deblender:
         Raises: DataError for the first scene that cannot be deblended; `iterate` goes on instead. TypeError for another
           kind of argument.
         """
-        single = isinstance(scenes, Scene | Observation)
-        results: dict[int, Deblended] = {}
-        ready = _as_scenes(scenes)
-        for index, result in self.iterate(ready):
-            if isinstance(result, Exception):
-                raise result
-            results[index] = result
-        ordered = [results[index] for index in range(len(ready))]
-        return ordered[0] if single else ordered
+        return builder.in_order(self.iterate, scenes, self.background)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
@@ -219,6 +211,8 @@ class Chunk:
             sides = [self._side_wanted(found, row) for row in rows]
             wanted |= {self.indices[row]: side for row, side in enumerate(sides) if side > self.shape.stamp}
             rows = [row for row in rows if sides[row] <= self.shape.stamp]
+        if not rows:
+            return
         if self.deblender.method == "sample":
             yield from self._sampled(fit, tensors, found, rows, began)
             return
@@ -230,13 +224,12 @@ class Chunk:
             yield self.indices[row], self._fitted(arrays, row, seconds)
 
     def _side_wanted(self, found: MapResult, row: int) -> int:
-        """The `side_wanted` of one scene of the batch, as its first observation shows it."""
-        scene = self.scenes[row]
-        count, own = len(scene.sources), list(scene.band_indices(scene.observation))
-        scale = self.batch.band_scale[row]
+        """The `side_wanted` of one scene of the batch."""
+        scene, scale = self.scenes[row], self.batch.band_scale[row]
+        count = len(scene.sources)
         stamps = found.stamps[row, :count].numpy() * scale[:, None, None]
         flux = found.state.flux[row, :count].numpy().astype(float) * scale
-        return side_wanted(scene, stamps[:, own], self.batch.first_pixels(row)[:count], flux[:, own])
+        return side_wanted(scene, stamps, self.batch.first_pixels(row)[:count], flux)
 
     def _fitted(self, found: MapResult, row: int, seconds: float) -> Deblended:
         """Cuts one scene out of a fit's arrays, and puts it back into its own units."""
@@ -355,20 +348,6 @@ def first_latents(prior: GalaxyPrior, shape: BatchShape, found: list[tuple[np.nd
         guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
         start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
     return start
-
-
-def _as_scenes(scenes: Any) -> list[Scene]:
-    """Raises: TypeError for what is neither a scene nor an observation, DataError where nothing is detected."""
-    several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
-    if not isinstance(several, Sequence) or isinstance(several, str | bytes):
-        raise TypeError(
-            f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}"
-        )
-    for one in several:
-        if not isinstance(one, Scene | Observation):
-            hint = "; read files with Scene.read" if isinstance(one, str | Path) else ""
-            raise TypeError(f"scenes: expected Scene or Observation, received a {type(one).__name__}{hint}")
-    return [one if isinstance(one, Scene) else Scene.detect(one) for one in several]
 
 
 def _levels(scene: Scene, background: bool) -> list[np.ndarray]:

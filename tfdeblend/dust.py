@@ -3,7 +3,7 @@
     y_c = P (s_c u(z) exp(-k_c t(w)) + neighbours) + n
 
 u is a galaxy of a closed-form prior, t >= 0 the optical depth of a screen in front of it, an elongated Gaussian or
-exponential, and k_c the attenuation curve over its value at the wavelength where t is told. Both live at the model
+exponential, and k_c the attenuation curve over its value at the wavelength where t is given. Both live at the model
 PSF's resolution, about a pixel: a lane that is thinner comes out wider and shallower, by as much as it takes away.
 
 The image is not linear in the screen. The MAP of all latents is found by L-BFGS (TFP), with the fluxes s at their best
@@ -189,7 +189,7 @@ def fit_dust(
     """The MAP of a galaxy behind a screen of dust, and of its neighbours without any.
 
     Args:
-      scene: with its sources. attenuation: (C,) of the bands, relative to where optical depths are told: `calzetti`.
+      scene: with its sources. attenuation: (C,) of the bands, relative to where optical depths are given: `calzetti`.
         With one band, or equal values, dust is told from a galaxy's own shape by the priors alone.
       source: which one is dusty, by its number.
       prior: of the galaxies, "exponential", "sersic" or "bulge-disk". law: of the dust, "gaussian" or "exponential".

@@ -150,7 +150,7 @@ class Expectation:
         """Yields all samples of all its blends, some rows at a time: the rows' blends, and NumPy arrays."""
         for shape, members in by_count(shard.shape, shard.scenes, range(len(shard.scenes))).items():
             scenes = [shard.scenes[row] for row in members]
-            rows = sample_batches.rows_at_once(shape, shard.shape.blends * samples)
+            rows = sample_batches.rows_at_once(shape, shard.shape.blends, samples)
             if (shape := shape._replace(blends=rows)) not in self.samplers:
                 self.samplers[shape] = PosteriorSampler(shape, self.denoiser, self.options)
             own = InitialFit(*(tf.constant(part[members]) for part in shard.initial))

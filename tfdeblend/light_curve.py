@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.data.astrometry import WITHOUT_WCS
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 CONVERGED = 0.3  # standard deviations to the maximum
-STIFFNESS = (900.0, 30.0, 1.0)  # by which the latents' prior is multiplied, in turn: see `map_fit`
+STIFFNESS = (900.0, 30.0, 1.0)  # by which the latents' prior is multiplied, in turn: see `map_fit.STIFFEST`
 ROUNDS = 30  # steps at most, of each
 CLOSE = 0.01  # standard deviations to the maximum, where steps end
 LONGEST = 1.0  # step of a latent
@@ -128,6 +129,9 @@ def light_curve(
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if not observations:
         raise DataError("observations", None, "expected at least one, received none")
+    for one in observations:
+        if one.wcs is None:
+            raise DataError(one.name, "wcs", WITHOUT_WCS)
     began, first = time.perf_counter(), observations[0]
     scene = Scene.from_catalog(observations, catalog)
     point = _point(first, transient)

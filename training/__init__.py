@@ -1,0 +1,1 @@
+"""Training of learned priors: on images of galaxies, or on blends alone."""

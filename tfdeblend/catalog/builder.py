@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,14 +116,16 @@ def build_from_samples(
 def in_order(
     iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
     scenes: Scene | Observation | Sequence[Scene | Observation],
+    background: bool = False,
 ) -> Deblended | list[Deblended]:
     """Return what `iterate` gives for one scene or several, in their order; sources of observations are detected.
 
-    Raises: DataError of the first scene that cannot be done.
+    background: whether images are searched less the levels of their sky.
+
+    Raises: DataError of the first scene that cannot be done; TypeError for what is neither a scene nor an observation.
     """
     single = isinstance(scenes, Scene | Observation)
-    several = [scenes] if isinstance(scenes, Scene | Observation) else list(scenes)
-    ready = [s if isinstance(s, Scene) else Scene.detect(s) for s in several]
+    ready = _as_scenes(scenes, background)
     results: dict[int, Deblended] = {}
     for index, result in iterate(ready):
         if isinstance(result, Exception):
@@ -130,6 +133,19 @@ def in_order(
         results[index] = result
     ordered = [results[index] for index in range(len(ready))]
     return ordered[0] if single else ordered
+
+
+def _as_scenes(scenes: Any, background: bool) -> list[Scene]:
+    several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
+    if not isinstance(several, Sequence) or isinstance(several, str | bytes):
+        raise TypeError(
+            f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}"
+        )
+    for one in several:
+        if not isinstance(one, Scene | Observation):
+            hint = "; read files with Scene.read" if isinstance(one, str | Path) else ""
+            raise TypeError(f"scenes: expected Scene or Observation, received a {type(one).__name__}{hint}")
+    return [one if isinstance(one, Scene) else Scene.detect(one, background=background) for one in several]
 
 
 def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:

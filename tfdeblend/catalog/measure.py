@@ -1,4 +1,4 @@
-"""Measure catalogues: fluxes, magnitudes, positions, sizes, shapes, signal-to-noise, blendedness, and their errors.
+"""Measure catalogues: fluxes, magnitudes, positions, sizes, shapes, blendedness, their errors, and flags.
 
 Sizes and positions are in pixels of the first observation, fluxes in the unit of the first observation that has the
 band, ellipticities |e| = (a - b) / (a + b). The definitions of signal-to-noise and blendedness hold for a source as

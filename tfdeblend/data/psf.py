@@ -135,14 +135,3 @@ def choose_model_sigma(scene: Scene) -> float:
     widths = ", ".join(f"{width:.2f}" for width in fwhm(psf))
     expected = f"expected a PSF wider than a Gaussian of sigma {NARROWEST_MODEL_SIGMA} pixel"
     raise DataError(scene.name, "psf", f"{expected}, received FWHM {widths} pixels (undersampled)")
-
-
-def allows_model_sigma(scene: Scene, sigma: float) -> bool:
-    """Tell whether a model PSF of `sigma` pixels, which a prior asks for, is narrower than the scene's PSFs.
-
-    Only frequencies up to Nyquist's along any direction count: in the corners beyond, both PSFs are some 1e-4, and the
-    noise of a measured PSF may well be larger.
-    """
-    radius = np.hypot(np.fft.fftfreq(GAIN_SIDE)[:, None], np.fft.rfftfreq(GAIN_SIDE)[None])
-    gain = np.abs(transfer_function(scene.observation.psf, sigma, GAIN_SIDE))
-    return bool(gain[:, radius <= 0.5].max() <= LARGEST_GAIN)

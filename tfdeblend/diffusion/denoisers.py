@@ -240,7 +240,7 @@ class NeuralDenoiser(keras.Model, PriorDenoiser):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NeuralDenoiser:
         law, rest = config.get("law", 1), {key: value for key, value in config.items() if key != "law"}
         if law != LAW and config["head"]:
-            raise ValueError(f"expected a covariance head of law {LAW}, received one of law {law}: train it anew")
+            raise ValueError(f"expected a covariance head of law {LAW}, received one of law {law}: train it again")
         parts = {key: keras.saving.deserialize_keras_object(config[key]) for key in ("network", "head") if config[key]}
         if cls is NeuralDenoiser:
             rest.pop("base_rank", None)  # older files say that there is none

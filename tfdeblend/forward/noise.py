@@ -15,8 +15,8 @@ class Whiten(LinearOperator):
     (L x)_p = sum_i rows_i x_(p + stencil_i), without what lies outside of the image.
 
     Args:
-      weights: [B, C, S, S] w. rows: [B, C, M, S, S], M = 1 + 2 reach (reach + 1), see
-        `noise_correlation.whitening`; or M = 0 for L = 1.
+      weights: [B, C, S, S] w. rows: [B, C, M, S, S], M = 1 + 2 reach (reach + 1), see `noise_correlation.whitening`;
+        or M = 0 for L = 1.
     """
 
     def __init__(self, weights: tf.Tensor, rows: tf.Tensor):

@@ -143,7 +143,7 @@ class Convolve(LinearOperator):
     """Convolution of a frame with one kernel a band, cut to the image: F^-1[F(x) kernel], no wrap-around.
 
     Args:
-      kernel: [B, C, N, N // 2 + 1] complex transfer function on the N x N Fourier grid (see `batch.transfer_function`).
+      kernel: [B, C, N, N // 2 + 1] complex transfer function on the N x N Fourier grid (see `psf.transfer_function`).
       side: N. margin: frame pixels around the image on every side. image: (H, W) to cut out.
     """
 

@@ -127,7 +127,7 @@ class ClosedFormPrior(Prior):
         seed = run.seed, zlib.crc32(names.encode()) >> 1
         chains = sampler(run.tensors, run.found.state, seed)
         rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
-        rows = rows_at_once(shape, len(run.members) * run.samples)
+        rows = rows_at_once(shape, len(run.members), run.samples)
         draw = by_chains(sampler, run.tensors, chains, seed)
 
         def facts(row: int) -> Facts:
@@ -184,7 +184,7 @@ class LearnedPrior(Prior):
         facts: Facts = dict(options.facts())
         for shape, members in by_count(run.fit.shape, run.scenes, run.members).items():
             for depth, some in _by_depth(run, shape, members).items():
-                rows = rows_at_once(shape, len(some) * run.samples)
+                rows = rows_at_once(shape, len(some), run.samples)
                 narrow = shape._replace(blends=rows)
                 sampler = compiled.get(
                     ("diffusion", self.name, narrow, options, depth),

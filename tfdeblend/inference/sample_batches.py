@@ -29,9 +29,13 @@ PIXELS_AT_ONCE = 750_000
 Draw = Callable[[np.ndarray, np.ndarray], Any]
 
 
-def rows_at_once(shape: BatchShape, total: int) -> int:
-    """Rows of a graph for `total` samples: a power of two, as numbers of samples are apt to be; of no more stamps than
-    are placed one by one, which is faster."""
+def rows_at_once(shape: BatchShape, blends: int, samples: int) -> int:
+    """Rows of a graph for so many samples of each of some blends, see `in_turn`.
+
+    They are a power of two, as numbers of samples are apt to be, of no more stamps than are placed one by one, which is
+    faster.
+    """
+    total = samples * (blends if len(shape.exposures) == 1 else 1)
     stamps = min(PIXELS_AT_ONCE / (shape.bands * shape.fourier**2), MOST_ONE_BY_ONE)
     most = 2 ** np.floor(np.log2(max(stamps / shape.sources, 1)))
     return int(min(most, 2 ** np.ceil(np.log2(total))))

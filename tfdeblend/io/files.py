@@ -111,6 +111,3 @@ def parsing(path: str | Path, part: str) -> Iterator[None]:
     except Exception as error:
         received = f"{type(error).__name__}: {error}"
         raise DataError(path, part, f"expected a readable, whole file, received {received}") from error
-
-
-PSFEX = "PSF_DATA"  # the table of a PSFEx model

@@ -1,4 +1,4 @@
-"""Krylov solvers of many linear systems at once, of which none sees its neighbours in the batch."""
+"""Solvers of many problems at once, of which none sees its neighbours: Krylov methods, a trust region, and Adam."""
 
 from __future__ import annotations
 
