@@ -247,7 +247,7 @@ def _add_inputs(parser: argparse.ArgumentParser, number: str = "+") -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--psf", metavar="FILE", help="PSF for scenes that bring none")
+    parser.add_argument("--psf", metavar="FILE", help="PSF in place of the scenes' own")
     parser.add_argument(
         "--mask-planes",
         metavar="PLANE,...",
