@@ -233,7 +233,7 @@ def fit(scenes: list[Scene], row: int, shape: BatchShape) -> dict[str, np.ndarra
     }
     for e, one in enumerate(scenes[row].observations):
         cut = np.s_[..., : one.shape[1], : one.shape[2]]
-        found[f"model {e}"] = result.model[e][row].numpy()[cut]
+        found[f"model {e}"] = result.models[e][row].numpy()[cut]
         found[f"sources {e}"] = result.sources[e][row, :count].numpy()[cut]
         found[f"constants {e}"] = result.constants[e][row].numpy()
     return found
