@@ -510,7 +510,10 @@ def export(args: argparse.Namespace) -> int:
     from tfdeblend.export.bucket import PSF_SIDE, Bucket
 
     bands = tuple(args.bands.split(",")) if args.bands else None
-    bucket = Bucket(args.prior, args.side, args.sources, args.psf or PSF_SIDE, bands)
+    try:
+        bucket = Bucket(args.prior, args.side, args.sources, args.psf or PSF_SIDE, bands)
+    except ValueError as error:
+        raise error if isinstance(error, DataError) else DataError("export", None, error) from error
     path = saved_model.write(bucket, args.out, args.version)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(f"{path}: {size / 1e6:.1f} MB")

@@ -168,5 +168,5 @@ def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.n
 
 
 def _header(result: Deblended, facts: Facts) -> dict[str, Any]:
-    own: Facts = {"version": __version__, "temperature": 1.0, "chi2": result.views[0].chi2}
+    own: Facts = {"version": __version__, "temperature": 1.0, "chi2": result.chi2}
     return own | facts | measure.describe_scene(result.scene)

@@ -278,8 +278,11 @@ def _check_joined(observations: Sequence[Observation]) -> None:
     """Raises: DataError for observations that have no names to tell them apart by, no WCS, or no common unit."""
     first = observations[0]
     names = [one.name for one in observations]
-    if len({name.encode("ascii", "replace").upper() for name in names}) < len(names):  # as FITS extensions
-        raise DataError(first.name, "name", f"expected a name for each observation, received {', '.join(names)}")
+    suffixes = [name.encode("ascii", "replace").upper() for name in names]  # of FITS extensions, such as SOURCES_STD
+    if len({*suffixes, b"STD"}) <= len(names):
+        raise DataError(
+            first.name, "name", f"expected a name for each observation, not STD, received {', '.join(names)}"
+        )
     for number, one in enumerate(observations):
         before = {band for other in observations[:number] for band in other.bands}
         unnamed = [band for band in one.bands if UNNAMED.fullmatch(band) and band in before]
