@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 from fields import two_observations
 from helpers import make_scene, smooth_correlation
@@ -10,6 +12,25 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, scene_shape
+from tfdeblend.linalg.operator import LinearOperator, gather_bands, scatter_bands
+
+
+class Seen(NamedTuple):
+    """An exposure of which the operator that observes it is given, as a `ForwardOperator` asks for it.
+
+    bands: its own. observe: frames [B, C_e, F, F] -> whitened images of image_shape (C_e, S_e, S_e). number: C.
+    """
+
+    bands: tuple[int, ...]
+    observe: LinearOperator
+    image_shape: tuple[int, int, int]
+    number: int
+
+    def of(self, x: tf.Tensor) -> tf.Tensor:
+        return gather_bands(x, self.bands)
+
+    def among_all(self, own: tf.Tensor) -> tf.Tensor:
+        return scatter_bands(own, self.bands, self.number)
 
 
 def one_exposure(dtype: tf.DType, background: bool = False) -> Likelihood:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from hsc import small
 
-from tests.hsc import small
 from tfdeblend.client import Client
 from tfdeblend.errors import DataError
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
+from hsc import SHIPPED, simulated, small
 
-from tests.hsc import SHIPPED, simulated, small
 from tfdeblend.client import blend_arrays
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion import random

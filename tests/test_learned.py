@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hsc import SHIPPED, simulated
+from likelihoods import Seen
 
 from tfdeblend.app.cli import main
 from tfdeblend.catalog import measure
@@ -21,43 +23,20 @@ from tfdeblend.deblender import Deblender
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
 from tfdeblend.diffusion.initial import StampWindow, stamp_begin
-from tfdeblend.diffusion.linear_gaussian import ForwardOperator, SourceCovariance, gaussian_step
+from tfdeblend.diffusion.linear_gaussian import SourceCovariance, SourceOperator, gaussian_step
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
-from tfdeblend.forward.likelihood import Likelihood, View
+from tfdeblend.forward.batch import Batch
+from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.noise import GaussianNoise
 from tfdeblend.forward.operators import Place
 from tfdeblend.forward.shapes import scene_shape
 from tfdeblend.galaxies.priors import SersicPrior
-from tfdeblend.inference.annealed import ScoreFit, ScoreOptions
+from tfdeblend.inference.annealed import AnnealedFit, AnnealingOptions
 from tfdeblend.inference.map_fit import MapFit
-from tfdeblend.inference.sample_batches import learned
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
 from tfdeblend.linalg.solvers import ConjugateGradients
 from tfdeblend.networks import UNet
 from tfdeblend.simulation.parametric import Population
-from tfdeblend.simulation.scenes import SceneConfig, Simulator
-from tfdeblend.simulation.surveys import SURVEYS
-
-HSC = SURVEYS["hsc"]
-SHIPPED = "hsc-grizy-64"
-
-
-def simulated(index: int, **changes) -> tuple[Scene, np.ndarray]:
-    """A blend like HSC's, and the truth (K, C, H, W) of each source as observed."""
-    config = SceneConfig(HSC, Population(bright=20, faint=23.5), (2, 3), "uniform", "white", size=60, seed=5)
-    drawn = Simulator(replace(config, **changes)).scene(index)
-    seen = Observation(
-        drawn.images,
-        drawn.weights,
-        drawn.psfs,
-        HSC.bands,
-        zeropoints=np.array(HSC.flux_zeropoints),
-        pixel_scale=HSC.pixel_scale,
-    )
-    kinds = np.where(drawn.catalog["is_star"], "point", "galaxy")
-    places = zip(drawn.catalog["y"], drawn.catalog["x"], kinds, strict=True)
-    return Scene(seen, tuple(Source(float(y), float(x), str(kind)) for y, x, kind in places)), drawn.truth
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +48,8 @@ def deblender() -> Deblender:
 # -- the step
 
 
-@pytest.mark.parametrize(("rank", "reach", "exposures"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
-def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
+@pytest.mark.parametrize(("rank", "reach", "number"), [(0, 0, 1), (3, 0, 1), (3, 1, 1), (0, 0, 2), (3, 1, 2)])
+def test_gaussian_step_is_the_closed_form(rank, reach, number):
     """V A^T (1 + A V A^T)^-1 r, for galaxies and a star whose bands are free, in one exposure or in two.
 
     The second exposure has one of the bands; each lies on a constant that is not known."""
@@ -87,12 +66,12 @@ def test_gaussian_step_is_the_closed_form(rank, reach, exposures):
     ones, none = tf.ones([1, 2, 1, 1, 1], tf.float64), tf.zeros_like(star)
     galaxies = DiagonalPlusLowRank(tf.constant(pixels), tf.constant(rng.standard_normal([1, 2, rank, 2, 6, 6])))
     covariance = SourceCovariance(galaxies, ones, none, tf.constant(star))
-    views = [View((0, 1), noise.whiten, noise.constant)]
-    if exposures == 2:
+    exposures = [Seen((0, 1), noise.whiten, (2, 8, 8), 2)]
+    if number == 2:
         other = GaussianNoise(tf.constant(rng.uniform(0.5, 2, [1, 1, 8, 8])), tf.zeros([1, 1, 0, 8, 8], tf.float64))
-        views.append(View((1,), other.whiten, other.constant))
-    seen = 128 + 64 * (exposures - 1)
-    operator = ForwardOperator(place, views, scale, tf.constant(star))
+        exposures.append(Seen((1,), other.whiten, (1, 8, 8), 2))
+    seen = 128 + 64 * (number - 1)
+    operator = SourceOperator(place, exposures, scale, tf.constant(star))
     units = [tf.constant(unit.reshape(1, 2, 2, 6, 6)) for unit in np.eye(144)]
     forward = np.stack([np.ravel(operator.forward(unit)) for unit in units], 1)
     variance = np.stack([np.ravel(covariance.matvec(unit)) for unit in units], 1)
@@ -130,17 +109,17 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     light = np.tile(np.exp(-r / 3) / 15, [5, 1, 1])
     denoiser.set_moments(light, 0.1 * light**2 + 1e-8)
     fit = MapFit(SersicPrior(5), shape)
-    batch = BlendBatch.build([scene], shape)
-    seed = fit(batch)
-    score = ScoreFit(fit, denoiser, ScoreOptions(levels=2, largest=30.0, smallest=10.0, iterations=300))
-    end = score(batch, seed)
-    begin = stamp_begin(seed.summary[..., :2], shape.stamp, 48)
+    tensors = Batch.build([scene], shape).tensors
+    initial = fit(tensors)
+    solver = ConjugateGradients(max_steps=300)
+    end = AnnealedFit(fit, denoiser, AnnealingOptions(2, largest=30.0, smallest=10.0, solver=solver))(tensors, initial)
+    begin = stamp_begin(initial.summary[..., :2], shape.stamp, 48)
     cut = StampWindow(begin, 48, shape.stamp)
-    unit = batch.band_unit[:, None, :, None, None]
-    scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(seed.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
-    likelihood = Likelihood(batch.tensors, shape)
-    pulled = likelihood.convolve.transpose(likelihood.weights * (likelihood.images - end.model))
-    pulled = Place(batch.corners + begin, 48, shape.frame).transpose(pulled)
+    unit = tensors.band_unit[:, None, :, None, None]
+    scale = unit * tf.sqrt(tf.reduce_sum((cut.transpose(initial.stamps) / unit) ** 2, [2, 3, 4], keepdims=True))
+    likelihood = Likelihood(tensors, shape)
+    operator = likelihood.operator.at(Place(tensors.corners + begin, 48, shape.frame))
+    pulled = operator.transpose(likelihood.data(end.models))
     slope = (scale * pulled).numpy()[0, : len(scene.sources)]
     x = (cut.transpose(end.stamps) / tf.where(scale > 0, scale, 1)).numpy()[0, : len(scene.sources)]
     expected = (x - light) / denoiser.variance.numpy()
@@ -248,13 +227,13 @@ def test_auto_takes_bands_and_pixels_into_account():
     scene, _ = simulated(0)
     seen = scene.observation
     auto = Deblender()
-    assert auto.prior_of(scene) == SHIPPED
+    assert auto.prior_of(scene).name == SHIPPED
     for changed in (
         replace(seen, pixel_scale=0.2),
         replace(seen, bands=tuple("ugriz")),
         replace(seen, pixel_scale=None),
     ):
-        assert auto.prior_of(replace(scene, observations=changed)) == "bulge-disk"
+        assert auto.prior_of(replace(scene, observations=changed)).name == "bulge-disk"
 
 
 def test_real_scenes_take_the_prior(data: Path):
@@ -298,7 +277,7 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
     assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", "sersik"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learned, "find", lambda name: damaged)
+        patch.setattr(registry, "find", lambda name: damaged)
         assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", SHIPPED]) == 2
     assert "the file is damaged" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tensorflow as tf
+from likelihoods import Seen
 
 from tfdeblend.diffusion import steps
 from tfdeblend.diffusion.conditioning import (
@@ -25,11 +26,10 @@ from tfdeblend.diffusion.conditioning import (
 )
 from tfdeblend.diffusion.denoisers import pixels
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.linear_gaussian import ForwardOperator, Normals, SourceCovariance
+from tfdeblend.diffusion.linear_gaussian import Normals, SourceCovariance, SourceOperator
 from tfdeblend.diffusion.random import KeyedNormals, StepNormals, keys
 from tfdeblend.diffusion.schedules import noise_levels
 from tfdeblend.diffusion.steps import Step
-from tfdeblend.forward.likelihood import View
 from tfdeblend.forward.operators import Place
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.linalg.operator import LinearOperator
@@ -58,7 +58,7 @@ class Matrix(LinearOperator):
 class Problem(NamedTuple):
     """What a posterior denoiser asks of `BlendProblem`, of galaxies alone."""
 
-    operator: ForwardOperator
+    operator: SourceOperator
     data: tf.Tensor
     mean: Callable
     covariance: Callable
@@ -95,8 +95,8 @@ class World:
         ones, none = tf.ones([batch, self.sources, 1, 1, 1], tf.float64), tf.zeros(shape, tf.float64)
         corners = tf.constant([[[0, STAMP[2] * i] for i in range(self.sources)]] * batch)
         place = Place(corners, STAMP[1], STAMP[1] * self.sources, tf.float64)
-        view = View((0,), Matrix(self.a, self.sources), tf.ones([batch, *IMAGE], tf.float64))
-        operator = ForwardOperator(place, [view], ones, none)
+        exposure = Seen((0,), Matrix(self.a, self.sources), IMAGE, 1)
+        operator = SourceOperator(place, [exposure], ones, none)
         data = tf.constant(np.broadcast_to(self.y, (batch, SEEN)))
         problem = Problem(operator, data, lambda x: x, lambda v: SourceCovariance(v, ones, none, none))
         solver = GMRES(iterations) if conditioning is MMPS else ConjugateGradients(max_steps=iterations)

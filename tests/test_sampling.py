@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import tensorflow as tf
+from hsc import SHIPPED, simulated
 
-from tests.test_learned import SHIPPED, simulated
 from tfdeblend.app import plots
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
@@ -19,7 +19,7 @@ from tfdeblend.diffusion.conditioning import MMPS, ConvolvedLikelihood
 from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.diffusion.unknown_scale import UnknownScale
 from tfdeblend.errors import DataError
-from tfdeblend.forward.batch import BlendBatch
+from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import BatchShape, fast_fourier_size, scene_shape, stamp_side
 from tfdeblend.galaxies.priors import PRIORS
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions, Samples
@@ -63,12 +63,13 @@ def fitted(scene: Scene) -> tuple[BatchShape, InitialFit]:
     """The shape of a batch of this scene alone, and its initial fit."""
     denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
-    return shape, InitialFit.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(BlendBatch.build([scene], shape)))
+    tensors = Batch.build([scene], shape).tensors
+    return shape, InitialFit.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(tensors))
 
 
 def drawn(scene: Scene, shape: BatchShape, fit: InitialFit, samples: int = 4, options: SampleOptions = FEW) -> Samples:
     """Of a scene alone; rows beyond the samples are the first ones again."""
-    batch = BlendBatch.build([scene] * shape.blends, shape)
+    batch = Batch.build([scene] * shape.blends, shape)
     fits = tf.nest.map_structure(lambda t: tf.repeat(t, shape.blends, 0), fit)
     keys = tf.constant(random.keys(0, [scene.name], samples)[np.arange(shape.blends) % samples])
     return diffusion(shape, options)(batch.tensors, fits, keys)
@@ -89,7 +90,9 @@ def test_a_blend_is_the_same_in_a_larger_bucket(number: int, of: float):
     scene = simulated(1)[0]
     count = len(scene.sources)
     small, fit = fitted(scene)
-    large = small._replace(side=small.side + 16, fourier=fast_fourier_size(small.fourier + 16), blends=6)
+    (exposure,) = small.exposures
+    wide = {"frame": small.frame + 16, "fourier": fast_fourier_size(small.fourier + 16)}
+    large = small._replace(**wide, exposures=(exposure._replace(side=exposure.side + 16),), blends=6)
     found = []
     for shape, sources, fits in ((small, count, fit.first(count)), (large, small.sources, fit)):
         shape = shape._replace(sources=sources, blends=max(shape.blends, 4))
@@ -186,7 +189,7 @@ def test_evidence_leaves_the_data_unit_alone():
     shape, fit = fitted(scene)
     fits = tf.nest.map_structure(lambda t: tf.repeat(t, 2, 0), fit)
     sampler = EvidenceSampler(shape._replace(blends=4), registry.find(SHIPPED).load(), steps=3)
-    batch = BlendBatch.build(scenes, shape._replace(blends=2))
+    batch = Batch.build(scenes, shape._replace(blends=2))
     (one, error), (other, _) = estimate(sampler, scenes, batch, fits, samples=4)
     assert np.isfinite(one) and error > 0
     assert other - one == pytest.approx(-observation.valid.sum() * np.log(unit), abs=0.5)

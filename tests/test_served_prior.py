@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import Server
 
-from tests.servers import Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.export import saved_model

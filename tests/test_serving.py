@@ -16,11 +16,11 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from hsc import small
+from servers import BUCKET, Server
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
-from tests.hsc import small
-from tests.servers import BUCKET, Server
 from tfdeblend.app.cli import main
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.client import Client
