@@ -45,6 +45,13 @@ def test_bright_galaxies_are_as_their_curvature_says(sampled: list[Deblended]):
 
 
 @pytest.mark.slow
+def test_one_chain_cannot_be_compared_with_others():
+    few = NutsOptions(chains=1, warmup=5, draws=4, depth=2)
+    found = Deblender("exponential", "sample", samples=2, nuts=few).deblend(simulate(BLEND[:1], (32, 32))[0])
+    assert np.isnan(found.header["rhat"]) and 0 < found.header["ess"] <= 4
+
+
+@pytest.mark.slow
 def test_a_band_without_data_tells_nothing(sampler: Deblender, sampled: list[Deblended]):
     """Its fluxes are not known, and chains do not drift along them."""
     scene = sampled[0].scene

@@ -144,9 +144,10 @@ class NutsSampler:
         chains = tf.reshape(drawn, [every * apart, options.chains, blends, white.size])
         if options.chains > 1:
             rhat = tf.reduce_max(tf.where(constrained, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
+            ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
         else:
             rhat = tf.fill([blends], tf.constant(np.nan, self.fit.prior.dtype))
-        ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
+            ess = tfp.mcmc.effective_sample_size(chains[:, 0], filter_beyond_positive_pairs=True)
         # Draws that alternate about the mean may drive the estimate beyond infinity, to negative numbers.
         ess = tf.where(constrained & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
         kinds = tf.nest.map_structure(lambda t: t.dtype, center)
