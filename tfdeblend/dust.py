@@ -190,7 +190,7 @@ def fit_dust(
 
     Args:
       scene: with its sources. attenuation: (C,) of the bands, relative to where optical depths are given: `calzetti`.
-        With one band, or equal values, dust is told from a galaxy's own shape by the priors alone.
+        With one band, or equal values, dust is distinguished from a galaxy's own shape by the priors alone.
       source: which one is dusty, by its number.
       prior: of the galaxies, "exponential", "sersic" or "bulge-disk". law: of the dust, "gaussian" or "exponential".
       stamp: pixels a side that hold a galaxy. position_sigma: expected error of positions, in pixels.

@@ -117,7 +117,7 @@ def light_curve(
       catalog: of the hosts and whatever else is constant, in the first's pixels or on the sky: `Scene.from_catalog`.
       transient: (y, x) in pixels of the first, or a SkyCoord.
       off: numbers of the observations in which the transient has no flux, such as templates. Without any, a transient
-        in a core is told from its host by the profile alone.
+        in a core is distinguished from its host by the profile alone.
       times: (E,) of the observations, in any unit; None: their numbers.
       prior: of the hosts, "exponential", "sersic" or "bulge-disk". stamp: pixels a side, of the first, that hold one.
       position_sigma: expected error of all positions, in pixels of the first; 0: they are right.

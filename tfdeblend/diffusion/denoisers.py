@@ -20,7 +20,7 @@ from tfdeblend.networks.layers import register
 Tensor = Any  # of the Keras backend
 FAINTEST = 0.01  # of a pixel's variance: brightness squared that the covariance head takes every pixel to have
 LOG_DIAGONAL = (-8.0, 6.0)  # bounds of the head's diagonal over what it starts from, in log; the lower of a residual's
-LAW = 2  # of what a head's numbers mean: in files, lest those of another be misread
+LAW = 2  # of what a head's numbers mean: kept in files, so that those of another are not misread
 LEAST_OPEN = 0.02, 3e-4  # of V0, that a pixel keeps to itself where x_t says nothing of it, and where it does
 LEAST_REST = 1e-5  # of a pixel's variance, that a Gaussian's directions leave to itself: rounding may not
 

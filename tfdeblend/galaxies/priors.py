@@ -164,7 +164,7 @@ class GalaxyPrior(Prior):
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
-        """name -> (size, bijector) of every parameter besides `offset`, the shift (y, x) from the given position."""
+        """name -> (size, bijector) of every parameter but `offset`, the shift (y, x) from the given position."""
 
     @abc.abstractmethod
     def components(self, theta: dict[str, tf.Tensor]) -> list[Component]:

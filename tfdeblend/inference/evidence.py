@@ -32,7 +32,7 @@ from tfdeblend.inference import sample_batches
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
 from tfdeblend.linalg.solvers import ConjugateGradients
 
-WIDEST = 0.9  # of the prior's variance of a log flux scale: the posterior's that is not told apart from it
+WIDEST = 0.9  # of the prior's variance of a log flux scale: beyond it, the posterior's cannot be distinguished from it
 STEPS = 24
 LEVELS = BlendSchedule(largest=1.0, smallest=0.1)  # they reach further: what they leave out the divergence lacks
 SOLVER = ConjugateGradients(rtol=1e-5, max_steps=300)

@@ -48,7 +48,7 @@ def read(
     """Read an observation, and the catalogue of its sources where the file has one.
 
     Args:
-        path: an NPZ or FITS file, told apart by content.
+        path: an NPZ or FITS file, recognised by content.
         psf: an array or a file in place of the PSF in `path`. None: that in the file, else `<name>_psf.fits` or the
             PSFEx model `<name>.psf` beside it. A PSFEx model is evaluated at the image's centre.
         mask_planes: names or bits of the planes of an integer mask that are masked. None: BAD, SAT, EDGE, SUSPECT,

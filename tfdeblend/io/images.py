@@ -236,7 +236,7 @@ def _hdu(name: str, data: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
 
 
 def _cards(scene: Scene) -> dict[str, Any]:
-    """What the header of SCI says of the observation, besides its WCS."""
+    """What the header of SCI says of the observation, beside its WCS."""
     observation, cards = scene.observation, dict[str, Any]()
     if any(re.search(r"[\s,;]", band) for band in observation.bands):
         cards.update({f"FILTER{c + 1}": band for c, band in enumerate(observation.bands)})
