@@ -48,7 +48,7 @@ def test_bright_galaxies_are_as_their_curvature_says(sampled: list[Deblended]):
 def test_one_chain_cannot_be_compared_with_others():
     few = NutsOptions(chains=1, warmup=5, draws=4, depth=2)
     found = Deblender("exponential", "sample", samples=2, nuts=few).deblend(simulate(BLEND[:1], (32, 32))[0])
-    assert np.isnan(found.header["rhat"]) and 0 < found.header["ess"] <= 4
+    assert np.isnan(found.header["rhat"]) and found.header["ess"] > 0
 
 
 @pytest.mark.slow
