@@ -273,12 +273,14 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
     damaged = replace(registry.find(SHIPPED), path=broken)
     with pytest.raises(DataError, match="the file is damaged"):
         damaged.load()
-    assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", str(broken)]) == 2
-    assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", "sersik"]) == 2
+    scene = tmp_path / "x.npz"
+    scene.touch()  # the prior is read first
+    assert main(["deblend", str(scene), "--out", str(tmp_path / "out"), "--prior", str(broken)]) == 2
+    assert main(["deblend", str(scene), "--out", str(tmp_path / "out"), "--prior", "sersik"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "find", lambda name: damaged)
-        assert main(["deblend", "x.npz", "--out", str(tmp_path / "out"), "--prior", SHIPPED]) == 2
+        assert main(["deblend", str(scene), "--out", str(tmp_path / "out"), "--prior", SHIPPED]) == 2
     assert "the file is damaged" in capsys.readouterr().err
 
 
