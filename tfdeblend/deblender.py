@@ -38,7 +38,7 @@ MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
-@dataclass
+@dataclass(frozen=True)
 class Deblender:
     """Separates the galaxies of blended images, of one observation or of several observations of one field.
 
@@ -79,10 +79,12 @@ class Deblender:
     keep_samples: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
+    _prior: Prior | AutomaticPrior = field(init=False, repr=False, compare=False)
+    _compiled: Compiled = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._prior = priors.find(self.prior)
-        self._compiled = Compiled()
+        object.__setattr__(self, "_prior", priors.find(self.prior))
+        object.__setattr__(self, "_compiled", Compiled())
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, received {self.method!r}")
         if not 0 <= self.seed < 2**31:
@@ -121,7 +123,8 @@ class Deblender:
         Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
         wanted: dict[int, int] = {}
-        yield from self._in_batches(scenes, dict.fromkeys(range(len(scenes)), self.stamp or 0), wanted)
+        sides = dict.fromkeys(range(len(scenes)), self.stamp or 0)
+        yield from self._in_batches(scenes, sides, wanted if self.stamp is None else None)
         yield from self._in_batches(scenes, wanted, None)
 
     def _in_batches(
@@ -131,22 +134,22 @@ class Deblender:
 
         wanted: takes the side of the stamps of scenes that want larger ones, which yield no result; None: all do.
         """
-        buckets: dict[str, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
-        chosen: dict[str, Prior] = {}
+        buckets: dict[Any, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
+        chosen: dict[Any, Prior] = {}
         for index, side in sides.items():
             try:
                 prior = self.prior_of(scenes[index])
-                chosen[prior.name] = prior
-                buckets[prior.name][self._shape(scenes[index], prior, side)].append(index)
+                chosen[prior.key] = prior
+                buckets[prior.key][self._shape(scenes[index], prior, side)].append(index)
             except DataError as error:
                 yield index, error
-        for name, shapes in sorted(buckets.items()):
+        for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
             for shape, members in sorted(merge_buckets(shapes).items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
-                    run = Chunk(self, chunk, [scenes[i] for i in chunk], shape._replace(blends=most), chosen[name])
+                    run = Chunk(self, chunk, [scenes[i] for i in chunk], shape._replace(blends=most), chosen[key])
                     yield from run.results(wanted)
 
     def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
@@ -159,6 +162,7 @@ class Deblender:
             raise DataError(scene.name, "prior", f"{expected}, received {prior.name}")
         if problem := prior.problem(scene):
             raise DataError(scene.name, f"prior {prior.name}", problem)
+        prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least))
         if self.stamp is not None:
             if self.stamp < prior.least_stamp:
@@ -216,8 +220,8 @@ class Chunk:
         if self.deblender.method == "sample":
             yield from self._sampled(fit, tensors, found, rows, began)
             return
-        key = "refinement", self.prior.name, self.shape
-        found = self.deblender._compiled.get(key, lambda: self.prior.fit(fit))(tensors, found)
+        refinement = "refinement", self.prior.key, self.shape
+        found = self.deblender._compiled.get(refinement, lambda: self.prior.fit(fit))(tensors, found)
         arrays = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
         seconds = (time.perf_counter() - began) / len(self.scenes)
         for row in rows:

@@ -146,9 +146,13 @@ def estimate(
 ) -> list[tuple[float, float]]:
     """Gives log p(y) of each scene in nats, y in the scene's units, and its standard error over the samples.
 
+    Raises: ValueError for scenes of several observations.
+
     Args:
       scenes: of `batch`, in its order. fit: their initial fit. samples: paths of each, better 8 or more.
     """
+    if len(sampler.shape.exposures) > 1:
+        raise ValueError(f"expected scenes of one observation, received {len(sampler.shape.exposures)}")
     names = [scene.name for scene in scenes]
     draw = sample_batches.by_diffusion(sampler, batch.tensors, fit, names, samples, seed)
     paths: list[list[float]] = [[] for _ in scenes]

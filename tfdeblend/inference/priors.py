@@ -97,6 +97,15 @@ class Prior(abc.ABC):
         """Why the prior is not for a scene, in words that say what was expected and what came; None if it is."""
         return None
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What distinguishes the prior from others, perhaps of the same name."""
+        return (self.name,)
+
+    def load(self) -> None:
+        """Reads what the prior needs, if that is a file. Raises: DataError for one that is missing or damaged."""
+        return None
+
     def fits(self, scene: Scene) -> bool:
         """Whether the prior is for a scene; `problem` has the reason."""
         return self.problem(scene) is None
@@ -170,11 +179,15 @@ class LearnedPrior(Prior):
         return self._denoiser or self.file.load()
 
     def problem(self, scene: Scene) -> str | None:
-        """Why not: `mismatch`. Raises: DataError for a missing or damaged file, so that it is an error of the scene."""
-        if problem := mismatch(self.file, scene):
-            return problem
+        """Why not, see `mismatch`; the file need not have been read for that."""
+        return mismatch(self.file, scene)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.name, str(self.file.path), id(self._denoiser)
+
+    def load(self) -> None:
         self.denoiser  # noqa: B018
-        return None
 
     def fit(self, initial: MapFit) -> Refinement:
         return AnnealedFit(initial, self.denoiser)
@@ -187,7 +200,7 @@ class LearnedPrior(Prior):
                 rows = rows_at_once(shape, len(some), run.samples)
                 narrow = shape._replace(blends=rows)
                 sampler = compiled.get(
-                    ("diffusion", self.name, narrow, options, depth),
+                    ("diffusion", self.key, narrow, options, depth),
                     partial(PosteriorSampler, narrow, self.denoiser, options, depth=depth),
                 )
                 names = [scene.name for scene in run.scenes]

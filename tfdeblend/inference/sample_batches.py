@@ -67,7 +67,7 @@ def by_chains(sampler: NutsSampler, tensors: Tensors, found: NutsResult, seed: t
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
         take = tf.constant(np.stack([which, rows], 1))
         state = tf.nest.map_structure(lambda tensor: tf.gather_nd(tensor, take), found.state)
-        seeds = np.stack([np.full_like(which, seed[0]), (seed[1] + which) % 2**31], 1)
+        seeds = np.stack([(seed[0] + 1 + rows) % 2**31, (seed[1] + which) % 2**31], 1)
         return sampler.render(tensors.take(rows), state, tf.constant(seeds, tf.int32))
 
     return draw
