@@ -108,7 +108,10 @@ def test_writes_one_result_with_all_observations(fields) -> None:
             ("a", "g"), ("a", "r"), ("coarse", "r"), ("coarse", "i"),
         ]  # fmt: skip
         np.testing.assert_allclose(calibration["shift_y"][0] + calibration["shift_y"][2], 0, atol=1e-9)
+        np.testing.assert_allclose(calibration["shift_x"][0] + calibration["shift_x"][2], 0, atol=1e-9)
         np.testing.assert_allclose(calibration["background"], SKY, atol=1)
+        whole = hdus["SOURCES_COARSE"].data.sum(0) + np.asarray(calibration["background"])[2:, None, None]
+        np.testing.assert_allclose(whole, hdus["MODEL_COARSE"].data, atol=1e-2)
 
 
 def test_catalogue_has_all_bands_and_the_sky(fields) -> None:
