@@ -14,6 +14,7 @@ from tfdeblend.training.datasets import (
     batch_indices,
     moments,
     noised_batches,
+    norm_jitter,
     read_stamps,
 )
 
@@ -126,6 +127,14 @@ def test_moments_are_those_of_augmented_stamps(band_jitter: float):
     drawn = augment(repeated, tf.constant([5, 6]), augmentation).numpy()
     np.testing.assert_allclose(mean, drawn.mean(0), atol=0.03)
     np.testing.assert_allclose(variance, drawn.var(0), atol=0.02)
+
+
+@pytest.mark.parametrize("band_jitter", [0.0, 0.3])
+def test_norm_jitter_is_that_of_augmented_stamps(band_jitter: float):
+    x, augmentation = stamps(5), Augmentation(scale_jitter=0.2, band_jitter=band_jitter)
+    drawn = augment(tf.constant(np.tile(x, (2000, 1, 1, 1))), tf.constant([5, 6]), augmentation).numpy()
+    logs = np.log(np.sqrt(np.square(drawn).sum((1, 2, 3)))).reshape(2000, 5)
+    np.testing.assert_allclose(norm_jitter(x, augmentation), np.sqrt(logs.var(0).mean()), rtol=0.03)
 
 
 def test_reads_every_kind_of_file(tmp_path):

@@ -170,6 +170,17 @@ def moments(stamps: np.ndarray, augmentation: Augmentation, floor: float = FLOOR
     return mean, np.maximum(variance, floor**2 * variance.mean())
 
 
+def norm_jitter(stamps: np.ndarray, augmentation: Augmentation) -> float:
+    """Returns the spread of the log of augmented stamps' norms: how wrong a flux scale may be.
+
+    ln |x| changes by the sum of w_c ln f_c, with f_c the factor of a band and w_c its share of the squared norm.
+    """
+    power = np.square(stamps).sum((2, 3), dtype=float)
+    share = power / power.sum(1, keepdims=True)
+    bands = augmentation.band_jitter * np.sqrt(np.square(share).sum(1).mean())
+    return float(np.hypot(augmentation.scale_jitter, bands))
+
+
 def _symmetrize(image: np.ndarray) -> np.ndarray:
     """Averages an image (C, P, P) over the eight flips and rotations about pixel P // 2."""
     for axis in (1, 2):

@@ -23,7 +23,7 @@ from tfdeblend.diffusion.schedules import LogNormalNoise
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.networks import UNet
 from tfdeblend.training.config import DenoiserConfig, FitConfig
-from tfdeblend.training.datasets import FLOOR, Augmentation, augment, moments, noised_batches, read_stamps
+from tfdeblend.training.datasets import FLOOR, Augmentation, augment, moments, noised_batches, norm_jitter, read_stamps
 from tfdeblend.training.losses import HeadTraining, head_loss, negative_log_likelihood
 from tfdeblend.training.monitors import LossByLevel, Pictures, StartData
 
@@ -48,11 +48,14 @@ def precision(policy: str) -> Iterator[None]:
 def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
     """Builds the untrained denoiser, with the moments of the stamps (at unit scale), or reads the one to start from."""
     keras.utils.set_random_seed(config.seed)
+    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter, config.band_jitter)
+    scale_jitter = norm_jitter(stamps, augmentation)
     if config.start is not None:
         start = registry.find(config.start).network()
         with precision(config.precision):
-            return start.without_optimizer()
-    augmentation = Augmentation(config.flips, config.shift, config.scale_jitter, config.band_jitter)
+            denoiser = start.without_optimizer()
+        denoiser.scale_jitter = scale_jitter
+        return denoiser
     if config.base_rank:
         base = gaussian(stamps, augmentation, config.base_rank, config.seed)
         mean, variance = (keras.ops.convert_to_numpy(part) for part in (base.mean, base.variance))
@@ -67,7 +70,7 @@ def build(config: DenoiserConfig, stamps: np.ndarray) -> NeuralDenoiser:
         "pixel_scale": config.pixel_scale,
         "model_sigma": config.model_sigma,
         "sigma_data": float(np.sqrt(variance.mean())),
-        "scale_jitter": config.scale_jitter,
+        "scale_jitter": scale_jitter,
         "name": config.name.replace("-", "_"),
     }
     if base is None:
