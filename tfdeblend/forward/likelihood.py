@@ -267,7 +267,8 @@ class Exposure:
         The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, whitened; where noise is
         correlated, the stamps as if no pixel were masked. It is taken at every second pixel, for about a fifth of the
         time: through a PSF that is sampled well, images and weights need no more, and a curvature is good to 1%, to 2%
-        for galaxies that fill their stamp.
+        for galaxies that fill their stamp, and to some 10% on other pixels than the model's whose PSF is narrower than
+        three of them.
 
         Args:
           frames: [B, C or 1, N, F, F] the stamps in the frame; unused on the model's own pixels. corners: [B, K, 2].
