@@ -234,7 +234,7 @@ def test_keras_file_holds_all(tmp_path, base_rank: int):
 
 def test_refuses_a_head_of_another_law():
     config = NeuralDenoiser(network(), network(channels=4, outputs=6)).get_config()
-    with pytest.raises(ValueError, match="expected a covariance head of law 2, received one of law 1: train it anew"):
+    with pytest.raises(ValueError, match="expected a covariance head of law 2, received one of law 1: train it again"):
         NeuralDenoiser.from_config({key: value for key, value in config.items() if key != "law"})
 
 

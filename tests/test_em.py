@@ -100,7 +100,7 @@ def initial_fits(scenes: list[Scene], shape) -> InitialFit:
     """Of norm SCALE, at the sources' whole pixels, which are taken to be right."""
     number, q = len(scenes), shape.stamp
     batch = Batch.build(scenes, shape._replace(blends=number))
-    offset = np.round(batch.centers.numpy()).astype(int)
+    offset = np.round(batch.tensors.centers.numpy()).astype(int)
     stamps = np.zeros((number, 2, 1, q, q), np.float32)
     for b in range(number):
         for k in range(2):
@@ -191,7 +191,7 @@ def test_iterations_of_a_gaussian_prior_raise_the_evidence(world: World, expecta
     assert values[-1] > values[0] + 0.7 * (exact - values[0])
 
 
-def test_a_iteration_is_a_function_of_prior_shard_and_seed(world: World, expectation: em.Expectation, tmp_path):
+def test_an_iteration_is_a_function_of_prior_shard_and_seed(world: World, expectation: em.Expectation, tmp_path):
     expectation.use(denoiser(*moments(np.random.default_rng(0)), RANK))
     first = expectation.stamps(world.shard, 1, 5)
     world.shard.write(tmp_path / "shard.npz")
@@ -290,7 +290,7 @@ def test_initial_stamps_are_centred_as_samples_are(world: World):
     assert len(em.initial_stamps(world.shard, SIDE, 2 * SCALE)) == 0
 
 
-def test_a_iteration_of_a_gaussian_prior_by_unit_stamps(world: World, expectation: em.Expectation):
+def test_an_iteration_of_a_gaussian_prior_by_unit_stamps(world: World, expectation: em.Expectation):
     """`gaussian_iteration` moves a wrong mean towards the galaxies', and keeps the prior's rank."""
     mu, _ = moments(np.random.default_rng(0))
     expectation.use(denoiser(np.full(PIXELS, 0.1), 0.02 * np.eye(PIXELS), RANK))
