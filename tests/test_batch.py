@@ -331,6 +331,7 @@ def test_rows_of_a_batch_are_taken() -> None:
         tensors.take(np.array([0, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_units_of_flux_do_not_matter_to_the_fit(factor: float) -> None:
     scene = simulate()

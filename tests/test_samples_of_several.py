@@ -91,6 +91,7 @@ def test_a_prior_is_fitted_to_stamps(tmp_path: Path, capsys) -> None:
         registry.find(str(tmp_path / "bad.npz"))
 
 
+@pytest.mark.slow
 def test_more_exposures_make_errors_smaller(prior: str) -> None:
     """Two more, turned, coarser and of one band; skies are drawn besides."""
     first = expose("first")
@@ -109,6 +110,7 @@ def test_more_exposures_make_errors_smaller(prior: str) -> None:
         assert view.sources_std.shape == (3, *view.observation.shape) and (view.sources_std >= 0).all()
 
 
+@pytest.mark.slow
 def test_chains_of_closed_form_galaxies() -> None:
     """NUTS: within a few errors of the truth, which are those of the maximum."""
     first, other = expose("first"), expose("other", 0.3, (30, 30), 30, seeing=0.9, bands="ri", seed=1)
@@ -166,6 +168,7 @@ def test_a_learned_maximum_and_images_of_no_profile(prior: str) -> None:
         np.testing.assert_allclose(found.catalog["flux_g"], FLUX * COLOUR["g"], rtol=0.15)
 
 
+@pytest.mark.slow
 def test_shifts_and_zero_points(monkeypatch) -> None:
     """Positions are the first one's, fluxes in its unit; samples that do not fill the last graph."""
     one, two = expose("one"), expose("two", 0.3, (30, 30), 40, seeing=0.9, shift=(0.3, -0.3), seed=1)

@@ -136,6 +136,7 @@ def test_one_observation_in_a_tuple_is_fitted_as_alone() -> None:
         np.testing.assert_array_equal(other.flux_cov, alone.flux_cov)
 
 
+@pytest.mark.slow
 def test_an_observation_more_on_the_same_pixels_is_one_of_twice_the_depth() -> None:
     """Two observations of the same data tell what one of twice the weight does, through the general path: it is that of
     the model's own pixels to a tenth of the errors."""
