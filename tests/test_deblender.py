@@ -175,6 +175,7 @@ def test_units_of_flux_do_not_matter(deblender: Deblender, blend: Deblended, fac
     assert list(scaled.catalog["flags"]) == list(blend.catalog["flags"])
 
 
+@pytest.mark.slow
 def test_batch_mates_do_not_matter(deblender: Deblender, blend: Deblended) -> None:
     """Alone and among seven others a scene has the same result, to a small part of its errors."""
     scenes = [scene for scene, _, _ in random_blends(7)]
@@ -192,6 +193,7 @@ def test_results_repeat_to_the_bit(deblender: Deblender, blend: Deblended) -> No
     np.testing.assert_array_equal(fluxes(again), fluxes(blend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SersicPrior, BulgeDiskPrior])
 def test_starts_do_not_matter(kind: type[GalaxyPrior]) -> None:
     """Zeros, moments and other sources' moments lead to one maximum."""

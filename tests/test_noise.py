@@ -228,6 +228,7 @@ def test_whitening_is_triangular() -> None:
     np.testing.assert_allclose(solve_triangular(matrix, matrix @ np.arange(64.0), lower=True), np.arange(64), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_errors_of_fluxes_in_correlated_noise() -> None:
     """They are as large as fluxes scatter; taken as white, the same noise scatters them by 1.6 of theirs."""
     faint = [galaxy._replace(flux=tuple(0.3 * flux for flux in galaxy.flux)) for galaxy in BLEND]

@@ -29,6 +29,7 @@ def sampled(sampler: Deblender) -> list[Deblended]:
     return sampler.deblend([simulate()[0], simulate([*BLEND[:2], STAR])[0]])
 
 
+@pytest.mark.slow
 def test_bright_galaxies_are_as_their_curvature_says(sampled: list[Deblended]):
     scenes = [result.scene for result in sampled]
     for found, fitted in zip(sampled, Deblender("sersic", background=True).deblend(scenes), strict=True):

@@ -258,6 +258,7 @@ def mixture_samples(number_of_steps: int, strength: float = 0.2, number: int = 3
     return x.numpy().reshape(number, -1) @ m / (m @ m), exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.1, 0.2, 0.8])
 def test_a_mixture_of_two_is_sampled_with_its_weights(strength: float):
     """Beyond Gaussians p(x | x_t, y) is taken for one all the same, which leaves the less likely component up to a

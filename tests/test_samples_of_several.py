@@ -158,6 +158,7 @@ def test_refuses(prior: str) -> None:
         together([one], prior, stamp=24)
 
 
+@pytest.mark.slow
 def test_a_learned_maximum_and_images_of_no_profile(prior: str) -> None:
     """A Gaussian prior and non-parametric galaxies explain both observations as closed-form galaxies do."""
     first, coarse = expose("first"), expose("coarse", 0.3, (30, 30), 40, seeing=0.9, bands="r", seed=1)

@@ -81,6 +81,7 @@ def diffusion(shape: BatchShape, options: SampleOptions) -> PosteriorSampler:
     return PosteriorSampler(shape, registry.find(SHIPPED).load(), options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "of"), [(1, 5e-5), (3, 1e-3)])
 def test_a_blend_is_the_same_in_a_larger_bucket(number: int, of: float):
     """More places for sources, a larger image and rows beside it: draws belong to sources and pixels, not to shapes.
@@ -103,6 +104,7 @@ def test_a_blend_is_the_same_in_a_larger_bucket(number: int, of: float):
     np.testing.assert_allclose(found[1][4:], found[1][:2], atol=of * unit)
 
 
+@pytest.mark.slow
 def test_a_wrong_initial_fit_is_forgotten():
     """One that has made the galaxies five times too bright or too faint, by their samples' mean fluxes."""
     scene, samples = simulated(1)[0], 16
@@ -150,6 +152,7 @@ def test_scales_are_open_where_they_are_drawn(options: SampleOptions, widened: b
     assert PosteriorSampler(shape, denoiser, options).rank == denoiser.rank + widened
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_samples(pair: list[Deblended]):
     """But for rounding: on busy threads sums may be taken in another order."""
     scenes = [simulated(0)[0], simulated(1)[0]]

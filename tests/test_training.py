@@ -118,6 +118,7 @@ def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
         np.testing.assert_allclose(denoiser.denoise(x, level), expected, atol=2e-3 * min(sigma, 0.1) + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_base_trains_as_networks_do(tmp_path: Path):
     from tfdeblend.training.train_denoiser import train
 
@@ -128,6 +129,7 @@ def test_a_base_trains_as_networks_do(tmp_path: Path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [None, "tiny.keras"])
 def test_mixed_precision_is_of_training_alone(start: str | None, tmp_path: Path):
     """Products of bfloat16; the denoiser around them, what is saved and what starts from it are float32."""
