@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 
 def one_exposure(dtype: tf.DType, background: bool = False) -> Likelihood:
-    """Of two scenes of different sizes, with masked pixels, padding and an empty blend."""
+    """The likelihood of two scenes of different sizes, with masked pixels, padding and an empty blend."""
     scenes = [make_scene(bands="gr", shape=(20, 24))[0], make_scene(bands="gr", shape=(32, 17), sources=2, seed=1)[0]]
     return likelihood_of(scenes, scene_shape(scenes[0], 16, background=background)._replace(blends=3), dtype)
 
@@ -58,7 +58,7 @@ def on_model_pixels(shape: BatchShape) -> BatchShape:
 
 
 def likelihood_of(scenes: list[Scene], shape: BatchShape, dtype: tf.DType) -> Likelihood:
-    """With gains of 0.9 and 1.1 of several exposures."""
+    """Several exposures, whose gains are 0.9 and 1.1."""
     tensors = Batch.build(scenes, shape, dtype).tensors
     if len(shape.exposures) > 1:
         gains = zip(tensors.exposures, (0.9, 1.1), strict=True)

@@ -288,7 +288,7 @@ def assert_same_tensors(found: Tensors, expected: Tensors, tolerance: float) -> 
 
 
 def test_zero_points_bring_observations_to_one_unit() -> None:
-    """Of two observations in other units the same is fitted, and their results are in their own."""
+    """Two observations in different units give the same fit, each result in its own unit."""
     scene = two_observations()
     first, second = (replace(one, zeropoints=27.0) for one in scene.observations)
     faint = replace(rescaled(second, 10), zeropoints=29.5)

@@ -47,7 +47,7 @@ def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
 
 
 def test_scenes_of_several_observations_join_only_the_same_images() -> None:
-    """With more sources; neither other pixels nor one observation alone."""
+    """Scenes join those of a shape that only has more sources, not of other pixels or fewer observations."""
     one = shape_of(32, 3)
     own, coarse = ExposureShape((0, 1), 32, 64, 0, True), ExposureShape((1, 2), 32, 48, 0, False)
     both = one._replace(exposures=(own, coarse))

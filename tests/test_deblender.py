@@ -318,7 +318,7 @@ def test_wrong_arguments_are_refused_in_one_line(deblender: Deblender) -> None:
 
 
 def test_it_can_be_pickled(deblender: Deblender, blend: Deblended) -> None:
-    """With its settings, after it has compiled: workers compile again what they need."""
+    """A compiled deblender is pickled with its settings only; workers compile again what they need."""
     copy = pickle.loads(pickle.dumps(replace(deblender, prior="sersic", samples=5)))
     assert copy == replace(deblender, prior="sersic", samples=5)
     assert copy.prior_of(blend.scene).name == "sersic"

@@ -118,7 +118,7 @@ def test_curvature_at_every_second_pixel_is_that_of_all(background: bool) -> Non
 
 
 def test_laplace_covariance_of_fluxes_takes_the_free_constants() -> None:
-    """With one, errors are those of least squares with one more column for each band of each exposure."""
+    """A free constant changes errors as one more column of least squares does, for each band of each exposure."""
     first, second = expose("first", shape=(24, 24)), expose("second", shape=(24, 24), degrees=20, seed=1)
     scene = Scene.from_catalog((first, second), positions(first)[:1])
     shape = scene_shape(scene, 48, background=True)._replace(sources=1)

@@ -128,7 +128,7 @@ def test_chains_of_closed_form_galaxies() -> None:
 
 
 def test_constants_are_drawn_about_the_best() -> None:
-    """With the variance of a weighted mean, from the part of the normals along them."""
+    """The draws scatter as a weighted mean does; their random numbers are the part of the normals along them."""
     one = expose("one", shape=(32, 32))
     scene = Scene.from_catalog(one, [[15.0, 16.0]])
     shape = scene_shape(scene, 16, background=True)._replace(blends=400)

@@ -122,7 +122,7 @@ def test_fields_in_a_batch_are_fitted_as_alone() -> None:
 
 
 def test_one_observation_in_a_tuple_is_fitted_as_alone() -> None:
-    """With a sky, which is found; nothing is calibrated."""
+    """The sky is fitted and nothing is calibrated."""
     one = expose("alone", shape=(32, 32))
     one = replace(one, images=one.images + SKIES[0][:, None, None])
     scenes = [Scene.from_catalog(given, positions(one)) for given in (one, (one,), [one])]
