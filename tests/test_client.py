@@ -17,7 +17,7 @@ from tfdeblend.errors import DataError
 
 @pytest.fixture(params=["another protocol", "a page", "no model server", "no signature"])
 def stranger(request) -> Iterator[tuple[str, str]]:
-    """A URL, and what is told of it."""
+    """A URL, and the message expected of it."""
     kind = request.param
     if kind == "another protocol":
         with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -12,14 +12,14 @@ from tfdeblend.diffusion.gaussian import GaussianDenoiser, factor_analysis_step
 from tfdeblend.training.losses import HeadTraining, aperture_unlikelihood, apertures, negative_log_likelihood
 
 
-def best_kl(covariance: np.ndarray, rank: int, laps: int = 3000) -> float:
+def best_kl(covariance: np.ndarray, rank: int, iterations: int = 3000) -> float:
     """Nats a pixel of N(0, covariance) under its best diagonal + rank-r approximation: factor analysis on a matrix."""
     root = np.linalg.cholesky(covariance).T * np.sqrt(len(covariance))  # "data" whose covariance is exact
     values, vectors = np.linalg.eigh(covariance)
     factor = (np.sqrt(values) * vectors).T[-rank:]
     variance = np.diag(covariance)
     diagonal = np.maximum(variance - (factor**2).sum(0), 1e-3)
-    for _ in range(laps):
+    for _ in range(iterations):
         factor, diagonal = factor_analysis_step(root, variance, factor, diagonal, 1e-9)
     return expected_nats(covariance, np.diag(diagonal) + factor.T @ factor)
 

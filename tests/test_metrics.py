@@ -1,4 +1,4 @@
-"""Calibration metrics on Gaussians: right ones pass, and those too wide, too narrow or biased are told."""
+"""Calibration metrics on Gaussians: right ones pass, and those too wide, too narrow or biased are found out."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def test_likelihood_of_a_scene_in_correlated_noise() -> None:
 
 
 def test_whitening_is_triangular() -> None:
-    """Row by row each pixel is told from those before it: L is lower triangular with a positive diagonal."""
+    """Row by row each pixel is predicted from those before it: L is lower triangular with a positive diagonal."""
     rho, side = smooth_correlation(0.7), 8
     noise = noise_of(rho[None], np.ones((1, side, side)), 4)
     eye = np.eye(side * side).reshape(1, 1, -1, side, side)

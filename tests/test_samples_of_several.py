@@ -63,7 +63,7 @@ def prior(tmp_path_factory) -> str:
 
 
 def test_a_prior_is_fitted_to_stamps(tmp_path: Path, capsys) -> None:
-    """Its mean is the same turned and mirrored about pixel P // 2; wrong names and files are told in a line."""
+    """Its mean is the same turned and mirrored about pixel P // 2; wrong names and files are refused in one line."""
     np.save(tmp_path / "stamps.npy", np.random.default_rng(0).uniform(0.1, 1, (20, 2, 8, 8)).astype(np.float32))
     command = [
         "--stamps",
