@@ -219,7 +219,9 @@ class PosteriorSampler:
 
     def _recentre(self, problem: BlendProblem, galaxies: Galaxies, x0: tf.Tensor, normals: tf.Tensor) -> Galaxies:
         """Draws the pixels of the galaxies' centres given x_0."""
-        begin, variance = galaxies.begin, tf.linalg.diag_part(problem.fit.offset_covariance)
+        begin, covariance = galaxies.begin, problem.fit.offset_covariance
+        # OpenVINO converts no MatrixDiagPart, which tf.linalg.diag_part would leave in the exported graph.
+        variance = tf.stack([covariance[..., 0, 0], covariance[..., 1, 1]], -1)
         shift = centres.pixel_shift(x0, problem.offset_from_fit(begin), variance, normals)
         moved = problem.clipped_begin(begin + shift)
         return galaxies._replace(x=centres.recentred(galaxies.x, moved - begin), begin=moved)
