@@ -274,7 +274,7 @@ def test_info_lists_versions_and_priors(capsys):
 
 def test_mask_planes_are_names_or_bits():
     args = build_parser().parse_args(["deblend", "x.npz", "--mask-planes", "BAD,3", "--out", "y"])
-    assert args.mask_planes == ["BAD", 3] and args.inputs == ["x.npz"]
+    assert args.mask_planes == ("BAD", 3) and args.inputs == ["x.npz"]
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**31)])

@@ -17,6 +17,7 @@ from tfdeblend.catalog.measure import Shapes, side_wanted
 from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.plausibility import examined
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError
@@ -54,6 +55,8 @@ class Deblender:
         closed-form one.
       seed: of the random numbers; the MAP draws none.
       background: fit a constant in each band of each observation.
+      trust_weights: take weights as they are even where the sky's scatter contradicts them; see `examined`.
+      assume_ab: take bands without zero points as having one and the same; without it a learned prior refuses them.
       batch_size: scenes fitted together; None: as many as fit into memory.
       position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
       options: of the fit; see `MapOptions`.
@@ -70,6 +73,8 @@ class Deblender:
     method: str = "map"
     seed: int = 0
     background: bool = False
+    trust_weights: bool = False
+    assume_ab: bool = False
     batch_size: int | None = None
     position_sigma: float = 0.5
     options: MapOptions = field(default_factory=MapOptions)
@@ -123,7 +128,14 @@ class Deblender:
         Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
         wanted: dict[int, int] = {}
-        sides = dict.fromkeys(range(len(scenes)), self.stamp or 0)
+        good: dict[int, Scene] = {}
+        for index, scene in enumerate(scenes):
+            try:
+                good[index] = examined(scene, self.trust_weights, self.background)
+            except DataError as error:
+                yield index, error
+        scenes = [good.get(index, scene) for index, scene in enumerate(scenes)]
+        sides = dict.fromkeys(good, self.stamp or 0)
         yield from self._in_batches(scenes, sides, wanted if self.stamp is None else None)
         yield from self._in_batches(scenes, wanted, None)
 

@@ -116,6 +116,20 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument(
         "--background", action="store_true", help="fit a constant background in each band of each image"
     )
+    parser.add_argument(
+        "--trust-weights", action="store_true", help="take weights as they are, even where the sky contradicts them"
+    )
+    parser.add_argument(
+        "--rescale-weights", action="store_true", help="rescale the weights of each band to the scatter of its sky"
+    )
+    parser.add_argument(
+        "--sky-correlation", action="store_true", help="estimate the correlation of the noise from the empty sky"
+    )
+    parser.add_argument(
+        "--assume-ab",
+        action="store_true",
+        help="take fluxes of bands without zero points as of one AB zero point, which learned priors need",
+    )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="scenes fitted together")
     parser.add_argument(
@@ -254,14 +268,50 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         type=_planes,
         help="names or bits of the mask planes to mask (default: BAD,SAT,EDGE,SUSPECT,NO_DATA)",
     )
+    parser.add_argument(
+        "--psf-position",
+        metavar="X,Y",
+        type=_position,
+        help="the image's centre in the image that a varying PSF model was made for, whose first pixel is 1,1",
+    )
+    parser.add_argument("--bands", metavar="NAME,...", type=_names, help="names of the bands, in order")
+    parser.add_argument(
+        "--zeropoints",
+        metavar="MAG|NAME=MAG,...",
+        type=_zeropoints,
+        help="AB magnitude of flux 1, of all bands or of each by name",
+    )
+    parser.add_argument("--pixel-scale", metavar="ARCSEC", type=float, help="side of a pixel")
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="RESULT", help="FITS files that `tfdeblend deblend` wrote")
 
 
-def _planes(text: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in text.split(",") if part]
+def _planes(text: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in text.split(",") if part)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _position(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected two numbers, such as 4200.5,1033, received {text}") from error
+    return x, y
+
+
+def _zeropoints(text: str) -> float | dict[str, float]:
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = (part.rpartition("=") for part in text.split(","))
+        return {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or NAME=MAG,..., received {text}") from error
 
 
 def _factors(text: str) -> tuple[float, float]:

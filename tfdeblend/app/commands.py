@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfdeblend.data.observation import Observation
     from tfdeblend.deblender import Deblender
     from tfdeblend.inference.priors import AutomaticPrior, Prior
+    from tfdeblend.io import Reading
 
 PACKAGES = (
     "tensorflow",
@@ -48,8 +49,11 @@ def deblend(args: argparse.Namespace) -> int:
         background=args.background,
         seed=args.seed,
         detect=args.detect,
-        mask_planes=None if args.mask_planes is None else tuple(args.mask_planes),
-        psf=args.psf,
+        reading=reading(args),
+        trust_weights=args.trust_weights,
+        rescale_weights=args.rescale_weights,
+        sky_correlation=args.sky_correlation,
+        assume_ab=args.assume_ab,
         samples=args.samples if args.method == "sample" else None,
         steps=args.steps,
         keep_samples=args.save_samples,
@@ -86,6 +90,13 @@ def deblend(args: argparse.Namespace) -> int:
     return SOME_FAILED if summary["counts"]["failed"] else DONE
 
 
+def reading(args: argparse.Namespace) -> Reading:
+    """What the options say of the files."""
+    from tfdeblend.io import Reading
+
+    return Reading(args.psf, args.psf_position, args.mask_planes, args.bands, args.zeropoints, args.pixel_scale)
+
+
 def make_deblender(args: argparse.Namespace) -> Deblender | Client:
     """The deblender of this machine, or a server's. Raises: DataError for what `find_prior` refuses."""
     prior = find_prior(args)
@@ -101,6 +112,8 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         args.method,
         seed=args.seed,
         background=args.background,
+        trust_weights=args.trust_weights,
+        assume_ab=args.assume_ab,
         batch_size=args.batch_size,
         samples=args.samples,
         keep_samples=args.save_samples,
@@ -157,7 +170,7 @@ def detect(args: argparse.Namespace) -> int:
     from tfdeblend.data.detection import detect as find_sources
 
     def catalog(path: Path) -> Table:
-        observation, _ = io.read(path, psf=args.psf, mask_planes=args.mask_planes)
+        observation, _ = io.read(path, **vars(reading(args)))
         print_notes(args, observation)
         return find_sources(observation, args.threshold)
 
@@ -203,8 +216,7 @@ def info(args: argparse.Namespace) -> int:
     if args.inputs:
         from tfdeblend import io
 
-        reading = {"psf": args.psf, "mask_planes": args.mask_planes}
-        documents, code = each(io.find_inputs(args.inputs), lambda path: describe(path, **reading))
+        documents, code = each(io.find_inputs(args.inputs), lambda path: describe(path, reading(args)))
         show(documents)
         return code
     installed = {} if args.priors else packages()
@@ -224,7 +236,7 @@ def packages() -> dict[str, Any]:
     return {"python": platform.python_version(), "packages": {package: installed(package) for package in PACKAGES}}
 
 
-def describe(path: Path, psf: str | None = None, mask_planes: Sequence[str | int] | None = None) -> dict[str, Any]:
+def describe(path: Path, how: Reading) -> dict[str, Any]:
     """What a scene or a result holds. Raises: DataError where it cannot be read."""
     from tfdeblend import io
     from tfdeblend.catalog import files
@@ -241,7 +253,7 @@ def describe(path: Path, psf: str | None = None, mask_planes: Sequence[str | int
         first, *others = result.scene.observations
         further = {"observations": {one.name: describe_observation(one) for one in others}} if others else {}
         return {"file": str(path), "content": "result", **describe_observation(first), **found, **further}
-    read, catalog = io.read(path, psf=psf, mask_planes=mask_planes)
+    read, catalog = io.read(path, **vars(how))
     found = {"sources": "no catalogue" if catalog is None else len(catalog), "notes": read.notes}
     return {"file": str(path), "content": "scene", **describe_observation(read), **found}
 

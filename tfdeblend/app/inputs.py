@@ -84,7 +84,7 @@ class Input:
         """
         found = {}
         for name, file in zip(self.names, self.files, strict=True):
-            one, table = io.read(file, psf=settings.psf, mask_planes=settings.mask_planes)
+            one, table = io.read(file, **vars(settings.reading))
             found[name] = (one if one.name == name else replace(one, name=name)), table, file
         if len(found) == 1:
             return list(found.values())

@@ -19,6 +19,7 @@ from tfdeblend.diffusion import registry
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256, written_whole
 from tfdeblend.io.json_values import dumps
+from tfdeblend.io.reading import Reading
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Settings:
     """Everything that a result depends on except the files of its field.
 
     prior: a name or a file. samples, steps, keep_samples: of the method "sample", see `Deblender`; steps: None is the
-    sampler's own number.
+    sampler's own number. trust_weights, assume_ab: see `Deblender`. rescale_weights, sky_correlation: whether weights
+    are rescaled to the scatter of the sky, and the noise's correlation is estimated from it, in each observation.
     """
 
     prior: str = "auto"
@@ -44,8 +46,11 @@ class Settings:
     background: bool = False
     seed: int = 0
     detect: bool | None = None
-    mask_planes: tuple[str | int, ...] | None = None
-    psf: str | None = None
+    reading: Reading = field(default_factory=Reading)
+    trust_weights: bool = False
+    rescale_weights: bool = False
+    sky_correlation: bool = False
+    assume_ab: bool = False
     samples: int | None = None
     steps: int | None = None
     keep_samples: bool = False
@@ -53,7 +58,7 @@ class Settings:
 
     def digest(self) -> str:
         """Hash of the settings, the content of PSF and prior files, and the version; each result keeps it as CONFIG."""
-        psf = sha256(Path(self.psf)) if self.psf else None
+        reading = replace(self.reading, psf=sha256(Path(self.reading.psf)) if self.reading.psf else None)
         if registry.is_file(self.prior):
             prior = sha256(Path(self.prior))
         else:
@@ -61,7 +66,9 @@ class Settings:
             used = shipped if self.prior == "auto" else shipped.keys() & {self.prior}
             prior = " ".join([self.prior, *sorted(str(shipped[name].sha256) for name in used)])
         server = "some" if self.server else None  # wherever it is
-        text = json.dumps([__version__, asdict(replace(self, psf=psf, prior=prior, server=server))], sort_keys=True)
+        text = json.dumps(
+            [__version__, asdict(replace(self, reading=reading, prior=prior, server=server))], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

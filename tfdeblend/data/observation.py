@@ -90,11 +90,11 @@ class Observation:
             object.__setattr__(self, field, value)
 
     @classmethod
-    def read(cls, path: str | Path, psf: Any = None, mask_planes: Sequence[str | int] | None = None) -> Observation:
-        """Read an NPZ or FITS file; see `tfdeblend.io.read` for the arguments and the errors."""
+    def read(cls, path: str | Path, **how: Any) -> Observation:
+        """Read an NPZ or FITS file; see `tfdeblend.io.read` for the errors, `tfdeblend.io.Reading` for `how`."""
         from tfdeblend import io
 
-        return io.read(path, psf=psf, mask_planes=mask_planes)[0]
+        return io.read(path, **how)[0]
 
     def select(self, bands: Sequence[str]) -> Observation:
         """Keep some of the bands, in the order given. Raises: DataError for one that is not there."""

@@ -131,25 +131,20 @@ class Scene:
         return np.array([(source.y, source.x) for source in self.sources], float)
 
     @classmethod
-    def read(
-        cls,
-        path: str | Path,
-        psf: Any = None,
-        mask_planes: Sequence[str | int] | None = None,
-        detect: bool | None = None,
-    ) -> Scene:
+    def read(cls, path: str | Path, detect: bool | None = None, **how: Any) -> Scene:
         """Read an observation and its sources from an NPZ or FITS file.
 
         Args:
-            path, psf, mask_planes: see `tfdeblend.io.read`.
+            path: an NPZ or FITS file.
             detect: None: detect sources when the file has no catalogue; True: always; False: refuse a file without one.
+            how: the arguments of `tfdeblend.io.Reading`, such as psf, bands or zeropoints.
 
         Raises:
             DataError: by file and field.
         """
         from tfdeblend import io
 
-        observation, catalog = io.read(path, psf=psf, mask_planes=mask_planes)
+        observation, catalog = io.read(path, **how)
         if catalog is None and detect is False:
             raise DataError(path, "catalog", "expected a catalogue of sources, received none")
         try:

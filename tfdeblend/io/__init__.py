@@ -16,7 +16,6 @@ Files of results are described in `tfdeblend.catalog.files`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.io import images, npz, psfs
 from tfdeblend.io.contents import read_catalog
 from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
+from tfdeblend.io.reading import Reading
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
 
 __all__ = [
+    "Reading",
     "find_inputs",
     "read",
     "read_catalog",
@@ -42,17 +43,12 @@ __all__ = [
 ]
 
 
-def read(
-    path: str | Path, psf: Any = None, mask_planes: Sequence[str | int] | None = None
-) -> tuple[Observation, Table | None]:
+def read(path: str | Path, **how: Any) -> tuple[Observation, Table | None]:
     """Read an observation, and the catalogue of its sources where the file has one.
 
     Args:
         path: an NPZ or FITS file, recognised by content.
-        psf: an array or a file in place of the PSF in `path`. None: that in the file, else `<name>_psf.fits` or the
-            PSFEx model `<name>.psf` beside it. A PSFEx model is evaluated at the image's centre.
-        mask_planes: names or bits of the planes of an integer mask that are masked. None: BAD, SAT, EDGE, SUSPECT,
-            NO_DATA.
+        how: the arguments of `Reading`, such as psf, bands or zeropoints, in place of what the file says.
 
     Returns:
         The observation, named after the file, and the table as it stands in the file, or None.
@@ -60,13 +56,14 @@ def read(
     Raises:
         DataError: in one line by file and field, whatever is wrong with the file.
     """
-    path = Path(path)
+    path, reading = Path(path), Reading(**how)
     contents = (npz if content(path) == "npz" else images).load(path)
+    psf = reading.psf
     if psf is None and contents.parts["psf"] is None:
         psf = psf_companion(path)
     if isinstance(psf, str | Path):
         psf = psfs.read_psf(Path(psf), contents.parts["images"].shape[1:])
-    return contents.observation(psf, mask_planes), contents.catalog
+    return contents.observation(psf, reading), contents.catalog
 
 
 def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:

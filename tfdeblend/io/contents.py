@@ -15,6 +15,7 @@ from tfdeblend.data import validation
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.io.files import parsing, scene_name
+from tfdeblend.io.reading import Reading
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
@@ -47,8 +48,11 @@ class Contents:
         with self._by_name():
             self.parts["images"] = validation.as_images(self.path, self.parts["images"])
 
-    def observation(self, psf: Any, mask_planes: Sequence[str | int] | None) -> Observation:
-        """Make the observation, named after the file. Arguments and errors are those of `tfdeblend.io.read`."""
+    def observation(self, psf: Any, reading: Reading) -> Observation:
+        """Make the observation, named after the file. Errors are those of `tfdeblend.io.read`.
+
+        psf: an array in place of the file's own, or None.
+        """
         with self._by_name():
             parts, notes = dict(self.parts), list(self.notes)
             images, mask, footprint, variance = (
@@ -56,7 +60,7 @@ class Contents:
             )
             masked = np.zeros(images.shape, bool)
             if mask is not None:
-                masked = masked_pixels(self.path, mask, images.shape, mask_planes, self.planes)
+                masked = masked_pixels(self.path, mask, images.shape, reading.mask_planes, self.planes)
                 if parts["saturated"] is None:
                     parts["saturated"] = saturated_pixels(self.path, mask, images.shape, self.planes)
             if footprint is not None:

@@ -1,0 +1,31 @@
+"""Reading: what the user says of a file beside what the file says itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Says how a file is read. What is given here takes the place of what the file says, with a note.
+
+    Args:
+        psf: an array or a file. None: the PSF in the file, else `<name>_psf.fits` or the PSFEx model `<name>.psf`
+            beside it.
+        psf_position: (x, y) of the image's centre in the image that a varying PSF model was made for, its first pixel
+            being (1, 1). None: by the LTV1 and LTV2 keywords, else the image's own centre.
+        mask_planes: names or bits of the planes of an integer mask that are masked. None: BAD, SAT, EDGE, SUSPECT,
+            NO_DATA.
+        bands: their names, in order.
+        zeropoints: AB magnitude of flux 1: one number for all bands, or one for each band by its name.
+        pixel_scale: arcsec.
+    """
+
+    psf: Any = None
+    psf_position: tuple[float, float] | None = None
+    mask_planes: Sequence[str | int] | None = None
+    bands: Sequence[str] | None = None
+    zeropoints: float | Mapping[str, float] | None = None
+    pixel_scale: float | None = None
