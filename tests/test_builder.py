@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from helpers import make_deblended, make_joint
 
+from tfdeblend.app import plots
+from tfdeblend.app.report import Entry
 from tfdeblend.catalog import measure
-from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples
+from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples, with_left_out
 from tfdeblend.catalog.measure import Shapes
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.io.json_values import dumps
 
 FACTS: Facts = {"method": "map", "prior": "sersic", "seed": 0, "walltime": 0.03}
 
@@ -116,3 +120,42 @@ def test_one_sample_has_no_spread() -> None:
     statistics.add(sample_of(given, 1.0))
     result = build_from_samples(statistics, FACTS)
     assert np.isnan(result.sources_std).all() and np.isnan(result.flux_err).all()
+
+
+@pytest.mark.parametrize("make", [make_deblended, make_joint])
+def test_sources_that_were_left_out_keep_their_rows(make, tmp_path) -> None:
+    """In the order of the scene: without light, numbers or any other flag, in files and measured again too."""
+    given = make(samples=2)
+    a, b, c = given.scene.sources
+    far = [Source(-300, 7, "point", "far"), Source(20, 1e9, id="farther")]
+    scene = Scene(given.scene.observations, (far[0], a, b, far[1], c))
+    alone = build(scene.kept, fit_of(given, 0.0 if given.calibration is None else given.calibration.shift[0]), FACTS)
+    views = tuple(replace(view, sources_std=np.abs(view.sources) + 1) for view in alone.views)
+    alone = replace(alone, views=views, samples=given.samples, prior_share=np.ones_like(given.stamps))
+    result = with_left_out(alone, scene)
+    result.write(tmp_path / "a.fits")
+    out, kept = [0, 3], [1, 2, 4]
+    for one in (result, Deblended.read(tmp_path / "a.fits")):
+        assert one.scene.left_out[out].all() and len(one.scene.observation.notes) == len(scene.observation.notes)
+        for table in (one.catalog, measure.remeasure(one)):
+            assert table["id"].tolist() == [source.id for source in scene.sources]
+            np.testing.assert_array_equal(table["flags"][out], measure.LEFT_OUT)
+            assert not table["primary"][out].any() and not (table["flags"][kept] & measure.LEFT_OUT).any()
+            np.testing.assert_array_equal(table["x"][out], [7, 1e9])
+            for name in set(table.colnames) - {"x", "y", "ra", "dec"}:
+                assert table.dtype[name].kind != "f" or np.isnan(table[name][out]).all(), name
+        assert (one.catalog[kept].as_array() == alone.catalog.as_array()).all()
+        for part, own, axis in (
+            (one.stamps, alone.stamps, 0),
+            (one.samples, alone.samples, 1),
+            (one.corners, alone.corners, 0),
+            *((view.sources, each.sources, 0) for view, each in zip(one.views, alone.views, strict=True)),
+        ):
+            np.testing.assert_array_equal(np.take(part, kept, axis), own)
+            assert not np.take(part, out, axis).any()
+        assert np.isnan(one.flux_cov[:, out]).all() and np.isnan(one.flux_cov[:, :, out]).all()
+        np.testing.assert_array_equal(one.flux_cov[:, kept][:, :, kept], alone.flux_cov)
+    result.plot(tmp_path / "a.png")
+    plots.plot_samples(result)
+    assert '"farther"' in dumps(Entry.of(result).document(None))
+    assert with_left_out(alone, scene.kept) is alone

@@ -112,6 +112,21 @@ def test_errors_know_of_the_neighbours(blend: Deblended) -> None:
     assert (covariance[:, 0, 1] < 0).all()
 
 
+def test_a_bright_source_outside_of_the_image_is_fitted_and_one_further_out_left_out(deblender: Deblender) -> None:
+    """The neighbour of the one just outside is then right, which it is not without it; the far one changes nothing."""
+    outside = Galaxy(24.0, -3.0, (8000, 9000), radius=0.5)
+    beside = Galaxy(22.0, 4.0, (600, 700), radius=0.5)
+    scene, _ = simulate((outside, beside))
+    far = Scene(scene.observations, (Source(400, 3, id="far"), *scene.sources))
+    declared, result, without = deblender.deblend([scene, far, Scene(scene.observations, scene.sources[1:])])
+    assert np.abs(pulls(declared, np.array([outside.flux, beside.flux]))).max() < 5
+    assert np.abs(pulls(without, np.array([beside.flux]))).max() > 20
+    assert declared.catalog["flags"][0] == measure.EDGE
+    assert result.scene.left_out.tolist() == [True, False, False]
+    assert result.catalog["flags"][0] == measure.LEFT_OUT and np.isnan(fluxes(result)[0]).all()
+    np.testing.assert_allclose(fluxes(result)[1:], fluxes(declared), rtol=1e-4)
+
+
 def test_points(deblender: Deblender) -> None:
     scene, truth = simulate((BLEND[0], STAR))
     result = deblender.deblend(scene)

@@ -113,10 +113,9 @@ def npz_cases() -> Iterator[Case]:
             "twice": np.concatenate([XY, XY]),
             "almost_twice": np.concatenate([XY, XY[:1] + 0.05]),
             "left": XY - np.array([30, 0]),
-            "right": XY + np.array([SHAPE[2], 0]),
-            "below": XY - np.array([0, 7]),
-            "above": XY + np.array([0, 7.51]),
-            "negative_half": np.array([[-0.51, 3.0]]),
+            "right": XY + np.array([SHAPE[2] + 5, 0]),
+            "below": XY - np.array([0, 30]),
+            "above": XY + np.array([0, 30]),
             "absurd": XY * 1e300,
         },
         "zeropoints": {
@@ -133,12 +132,17 @@ def npz_cases() -> Iterator[Case]:
             "negative": np.array(-0.2),
             "nan": np.array(np.nan),
             "infinite": np.array(np.inf),
+            "degrees": np.array(0.2 / 3600),
+            "arcminutes": np.array(61.0),
             "two": np.array([0.2, 0.2]),
             "text": np.array("0.2"),
         },
         "wcs": {
             "number": np.array(3.0),
             "nonsense": np.array("not a header"),
+            "degree": np.array(
+                "".join(f"CTYPE{i} = '{name}'".ljust(80) for i, name in ((1, "RA---TAN"), (2, "DEC--TAN")))
+            ),
             "linear": np.array("CTYPE1  = 'LINEAR  '".ljust(80)),
             "half": np.array(celestial().to_header_string()[:400]),
             "bad_projection": np.array(celestial().to_header_string().replace("TAN", "XXX")),

@@ -149,7 +149,7 @@ def test_flags() -> None:
     """Each flag is raised by what it is for, on the source that it concerns."""
     result = make_deblended(shape=(60, 60))
     result = with_view(result, undeclared=None)
-    assert set(measure.FLAG_NAMES) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert list(measure.FLAG_NAMES) == [2**bit for bit in range(len(measure.FLAG_NAMES))]
     assert not any(flagged(measured(result), measure.NOT_CONVERGED))
     assert all(flagged(measured(result, converged=False), measure.NOT_CONVERGED))
     assert flagged(moved(result, (2.0, 30.0)), measure.EDGE)[0]

@@ -157,6 +157,11 @@ def test_wcs_from_text_and_its_pixel_scale() -> None:
         assert observation.pixel_scale == pytest.approx(0.2)
 
 
+def test_degrees_for_arcsec_are_told_what_they_would_be() -> None:
+    with pytest.raises(DataError, match=r"pixel_scale: expected 0.001 to 60 arcsec, .* 5e-05; give 0.18 if these are"):
+        observe(pixel_scale=0.18 / 3600)
+
+
 def test_pixel_scale_at_odds_with_the_wcs_is_noted() -> None:
     observation = observe(wcs=celestial(), pixel_scale=0.3)
     assert observation.pixel_scale == 0.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from scene_files import BANDS, SHAPE, XY, arrays, celestial
 
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.scene import Scene, Source, finest_first
+from tfdeblend.data.psf import fwhm
+from tfdeblend.data.scene import REACH, Scene, Source, finest_first
 from tfdeblend.errors import DataError
 
 YX = XY[:, ::-1]
@@ -67,12 +69,35 @@ def test_kinds_and_ids(observation: Observation) -> None:
     assert [source.kind for source in named.sources] == ["galaxy", "point"]
 
 
-def test_sources_up_to_the_outer_edge_of_the_pixels(observation: Observation) -> None:
+def test_sources_are_fitted_up_to_two_widths_of_the_psf_from_the_data(observation: Observation) -> None:
+    """Beyond, a source is left out with one note, and a scene without any other is refused."""
     height, width = SHAPE[1:]
-    Scene(observation, (Source(-0.5, -0.5), Source(height - 0.5, width - 0.5)))
-    for y, x in ((-0.51, 3), (3, -0.51), (height - 0.49, 3), (3, width - 0.49)):
+    reach = REACH * float(fwhm(observation.psf).max())
+    inside = Source(6, 5)
+    near, far = reach - 0.01, reach + 0.01
+    for y, x, least in ((-1, 0, 0), (0, -1, 0), (1, 0, height - 1), (0, 1, width - 1)):
+        place = {out: Source(*(y * (least + out) or 9.0, x * (least + out) or 8.0)) for out in (near, far)}
+        assert Scene(observation, (inside, place[near])).left_out.tolist() == [False, False]
+        scene = Scene(observation, (place[far], inside, Source(1e300, 3, id="c")))
+        assert scene.left_out.tolist() == [True, False, True] and scene.kept.sources == scene.sources[1:2]
+        (note,) = scene.observation.notes
+        assert re.match(r"2 of 3 sources left out, with no unmasked pixel near them, such as '0' at x=", note)
+        assert Scene(scene.observations, scene.sources).observation.notes == (note,)
         with pytest.raises(DataError, match="field: catalog: expected sources inside"):
-            Scene(observation, (Source(y, x),))
+            Scene(observation, (place[far],))
+
+
+def test_sources_without_data_in_any_band_are_left_out(observation: Observation) -> None:
+    weights = observation.weights.copy()
+    weights[:, 11:, 7:] = 0
+    for band, out in ((None, [False, True]), (2, [False, False])):
+        shown = weights.copy()
+        if band is not None:
+            shown[band] = 100
+        masked = replace(observation, weights=shown)
+        assert Scene(masked, (Source(6, 5), Source(20, 15))).left_out.tolist() == out
+    with pytest.raises(DataError, match="field: catalog: expected sources with unmasked pixels near them"):
+        Scene(replace(observation, weights=weights), (Source(20, 15),))
 
 
 def test_duplicates_are_found_wherever_they_are(observation: Observation) -> None:

@@ -69,10 +69,13 @@ class Client:
         """Yields (index, result) of every scene as it is done; a scene that cannot be done yields its error."""
         pool = ThreadPoolExecutor(self.at_once)
         try:
-            waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
+            waiting = {pool.submit(self._one, scene.kept): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
-                error = done.exception()
-                yield waiting[done], error if isinstance(error, DataError) else done.result()
+                index, error = waiting[done], done.exception()
+                if isinstance(error, DataError):
+                    yield index, error
+                else:
+                    yield index, builder.with_left_out(done.result(), scenes[index])
         finally:
             pool.shutdown(cancel_futures=True)  # nobody waits for the others
 

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -134,10 +135,11 @@ class Deblender:
                 good[index] = examined(scene, self.trust_weights, self.background)
             except DataError as error:
                 yield index, error
-        scenes = [good.get(index, scene) for index, scene in enumerate(scenes)]
+        fitted = [good[index].kept if index in good else scene for index, scene in enumerate(scenes)]
         sides = dict.fromkeys(good, self.stamp or 0)
-        yield from self._in_batches(scenes, sides, wanted if self.stamp is None else None)
-        yield from self._in_batches(scenes, wanted, None)
+        first = self._in_batches(fitted, sides, wanted if self.stamp is None else None)
+        for index, result in chain(first, self._in_batches(fitted, wanted, None)):
+            yield index, result if isinstance(result, Exception) else builder.with_left_out(result, good[index])
 
     def _in_batches(
         self, scenes: Sequence[Scene], sides: Mapping[int, int], wanted: dict[int, int] | None

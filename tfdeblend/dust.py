@@ -210,9 +210,11 @@ def fit_dust(
         raise DataError(scene.name, "attenuation", f"{expected}, received {attenuation}")
     if source not in range(count) or scene.sources[source].kind != "galaxy":
         raise DataError(scene.name, "source", f"expected the number of a galaxy, 0 to {count - 1}, received {source}")
-    order = [source, *(k for k in range(count) if k != source)]
+    if scene.left_out[source]:
+        raise DataError(scene.name, "source", f"expected one with unmasked pixels near it, received {source}")
+    order = [source, *(k for k in range(count) if k != source and not scene.left_out[k])]
     ordered = Scene((one,), tuple(scene.sources[k] for k in order))
-    shape = scene_shape(ordered, stamp)._replace(sources=count)
+    shape = scene_shape(ordered, stamp)._replace(sources=len(order))
     fit = compiled(prior, shape._replace(blends=DIRECTIONS), position_sigma, law)
     batch = Batch.build([ordered], shape, DTYPE)
     guess = fit.galaxies.start(*(tf.constant(part, DTYPE) for part in moments.moments(ordered))).numpy()

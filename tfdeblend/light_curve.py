@@ -115,6 +115,7 @@ def light_curve(
         they are is taken to be right: align and calibrate them before. Without zero points, fluxes are taken to be in
         one unit.
       catalog: of the hosts and whatever else is constant, in the first's pixels or on the sky: `Scene.from_catalog`.
+        Those of which nothing is seen are left out, with a note on the first observation.
       transient: (y, x) in pixels of the first, or a SkyCoord.
       off: numbers of the observations in which the transient has no flux, such as templates. Without any, a transient
         in a core is distinguished from its host by the profile alone.
@@ -133,7 +134,7 @@ def light_curve(
         if one.wcs is None:
             raise DataError(one.name, "wcs", WITHOUT_WCS)
     began, first = time.perf_counter(), observations[0]
-    scene = Scene.from_catalog(observations, catalog)
+    scene = Scene.from_catalog(observations, catalog).kept
     point = _point(first, transient)
     on, when = _epochs(first.name, len(observations), off, times)
     fit = TransientFit(scene, point, on, prior, stamp, position_sigma)

@@ -43,7 +43,7 @@ def read_scenes(config: EMConfig) -> list[Scene]:
     for path in progress(find_inputs(list(config.blends)), "reading"):
         try:
             scene = Scene.read(path)
-            scene = Scene((scene.observation.select(config.bands),), scene.sources)
+            scene = Scene((scene.observation.select(config.bands),), scene.sources).kept
             problem = mismatch(about, scene)
         except DataError as error:
             problem = str(error)

@@ -193,12 +193,13 @@ class ScenePlotter:
         scene = deblended.scene
         positions = positions_in_views(scene, np.asarray(scene.positions, float).reshape(-1, 2), None)
         titles = [headline(deblended), *(headline_of_view(view) for view in deblended.views[1:])]
-        views = zip(deblended.views, positions, titles, strict=True)
-        return np.concatenate([self._draw_view(deblended.catalog, *each) for each in views])
+        views, kept = zip(deblended.views, positions, titles, strict=True), ~scene.left_out
+        shown = [(view, view.sources[kept], places[kept], title) for view, places, title in views]
+        return np.concatenate([self._draw_view(deblended.catalog[kept], *each) for each in shown])
 
-    def _draw_view(self, catalog: Table, view: View, positions: np.ndarray, title: str) -> np.ndarray:
+    def _draw_view(self, catalog: Table, view: View, sources: np.ndarray, positions: np.ndarray, title: str) -> Any:
         """Draw what one observation shows. positions: (K, 2) where the sources were declared, in its pixels."""
-        observation, sources = view.observation, view.sources
+        observation = view.observation
         stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
         windows = [Window.around(s, p, stretch.softening / 3) for s, p in zip(sources, positions, strict=True)]
         images, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
@@ -311,7 +312,8 @@ def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure
     stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
     sigma = significance(view.residual, observation.weights)
     noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in observation.weights])
-    brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[:SOURCES]
+    fitted = int((~deblended.scene.left_out).sum())
+    brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[: min(SOURCES, fitted)]  # those without S/N last
     shown = min(SAMPLES, len(samples))
     titles = ["data", "mean", *(f"sample {s + 1}" for s in range(shown)), "deviation / noise", "residual / noise"]
     figure = Figure(figsize=(1.6 * len(titles), 1.75 * len(brightest) + 0.3), layout="constrained")

@@ -113,6 +113,38 @@ def build_from_samples(
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
 
 
+def with_left_out(result: Deblended, scene: Scene) -> Deblended:
+    """Complete the result for `scene.kept` by the sources that were not fitted: without light, their fluxes unknown."""
+    out = scene.left_out
+    if not out.any():
+        return result
+
+    def spread(part: Any, *axes: int, empty: float = 0) -> Any:
+        for axis in axes if part is not None else ():
+            full = np.full((*part.shape[:axis], len(out), *part.shape[axis + 1 :]), empty, part.dtype)
+            np.moveaxis(full, axis, 0)[~out] = np.moveaxis(part, axis, 0)
+            part = full
+        return part
+
+    places = positions_in_views(scene, scene.positions, result.calibration)
+    views = []
+    for view, declared in zip(result.views, places, strict=True):
+        declared[~out] = view.positions
+        light, deviation = spread(view.sources, 0), spread(view.sources_std, 0)
+        views.append(replace(view, positions=declared, sources=light, sources_std=deviation))
+    return replace(
+        result,
+        scene=scene,
+        views=tuple(views),
+        stamps=spread(result.stamps, 0),
+        corners=spread(result.corners, 0),
+        flux_cov=spread(result.flux_cov, 1, 2, empty=np.nan),
+        catalog=measure.with_left_out(result.catalog, scene),
+        samples=spread(result.samples, 1),
+        prior_share=spread(result.prior_share, 0, empty=np.nan),
+    )
+
+
 def in_order(
     iterate: Callable[[Sequence[Scene]], Iterator[tuple[int, Deblended | Exception]]],
     scenes: Scene | Observation | Sequence[Scene | Observation],

@@ -170,7 +170,28 @@ def remeasure(result: Deblended) -> Table:
     table = catalog(replace(result, views=views), measured, flux, runtime, converged)
     if "flags" in saved.colnames:
         table["flags"] |= np.asarray(saved["flags"]) & BEYOND_PRIOR
-    return table
+    return with_left_out(table[~result.scene.left_out], result.scene)
+
+
+def with_left_out(table: Table, scene: Scene) -> Table:
+    """Add a row for each source that was left out of the fit to the catalogue of the others, in the scene's order.
+
+    It has the declared position, no number that is measured, and the flag LEFT_OUT alone.
+    """
+    out = scene.left_out
+    if not out.any():
+        return table
+    full = table[np.maximum(np.cumsum(~out) - 1, 0)]
+    for name in full.colnames:
+        column = full[name]
+        column[out] = np.nan if column.dtype.kind == "f" else np.zeros((), column.dtype)
+    full["id"], full["kind"] = [source.id for source in scene.sources], [source.kind for source in scene.sources]
+    y, x = scene.positions[out].T
+    full["x"][out], full["y"][out], full["flags"][out] = x, y, LEFT_OUT
+    if scene.observation.wcs is not None:
+        sky = scene.observation.sky(y, x)
+        full["ra"][out], full["dec"][out] = sky.ra.deg, sky.dec.deg
+    return full
 
 
 def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) -> Shapes:
@@ -266,8 +287,8 @@ def side_wanted(scene: Scene, stamps: np.ndarray, corners: np.ndarray, flux: np.
     return fit_size(wanted, LARGER_STAMPS) if wanted > side else side
 
 
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED = (
-    2**bit for bit in range(9)
+NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED, LEFT_OUT = (
+    2**bit for bit in range(10)
 )
 FLAG_NAMES = {
     NOT_CONVERGED: "the fit stopped before it converged",
@@ -279,6 +300,7 @@ FLAG_NAMES = {
     BEYOND_PRIOR: "larger than the learned prior's stamps, or without light: near the bulge-disk fit",
     UNSEEN: "all masked in some band: its flux there is NaN",
     SATURATED: "saturated pixels within a PSF's width of its centre",
+    LEFT_OUT: "not fitted: outside of the image, or without data in any band",
 }
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ import numpy as np
 
 from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import fwhm
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
 KINDS = ("galaxy", "point")
+REACH = 2.0  # widths of a PSF: a source without an unmasked pixel so near is not fitted
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
 FINER = 1.02  # ratio of pixel scales that counts as equal
 UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
@@ -42,13 +45,16 @@ class Scene:
     them. Sources are placed, and galaxies modelled, on the pixels of the first observation, which must be the finest.
     What another observation shows outside of the first one's image is not fitted.
 
+    A source just outside of the image is fitted as any other, since its light is seen. One of which nothing can be seen
+    is left out of the fit, with a note on the first observation: see `left_out`.
+
     Args:
         observations: one Observation, or a sequence of them; of several each needs a WCS and a name of its own.
         sources: where the sources are, in pixels of the first observation; one without an `id` gets its index.
 
     Raises:
-        DataError: no source, a position that is not finite or outside the first image, two sources within 0.1 pixel, an
-            unknown kind, an id used twice; observations that cannot be joined: without a WCS, with finer pixels than
+        DataError: no source, or none that can be fitted, a position that is not finite, two sources within 0.1 pixel,
+            an unknown kind, an id used twice; observations that cannot be joined: without a WCS, with finer pixels than
             the first's, without a name of their own, with unnamed bands, or with zero points of some alone.
     """
 
@@ -62,11 +68,11 @@ class Scene:
         object.__setattr__(self, "sources", sources)
         if not sources:
             raise DataError(self.name, "catalog", "expected at least one source, received none")
-        self._check_positions()
         self._check_kinds_and_ids()
         if len(given) > 1:
             _check_joined(given)
             self._check_footprints()
+        self._check_positions()
 
     @property
     def observation(self) -> Observation:
@@ -129,6 +135,31 @@ class Scene:
     def positions(self) -> np.ndarray:
         """(K,2) of (y, x) in pixels."""
         return np.array([(source.y, source.x) for source in self.sources], float)
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """(K,) bool: which sources are not fitted, as no observation has an unmasked pixel within `REACH` of them.
+
+        They lie outside of the image, or where there are no data in any band.
+        """
+        seen = np.zeros(len(self.sources), bool)
+        for number, pixels in enumerate(self.maps):
+            one = self.observations[number]
+            places = np.linalg.solve(pixels.matrix, (self.positions - pixels.offset).T).T
+            seen |= _near(places, one.valid.any(0) & self.covered(number), REACH * float(fwhm(one.psf).max()))
+        return ~seen
+
+    @cached_property
+    def kept(self) -> Scene:
+        """The scene of the sources that are fitted: itself where these are all."""
+        if not self.left_out.any():
+            return self
+        return replace(self, sources=tuple(compress(self.sources, ~self.left_out)))
+
+    def noted(self, *notes: str) -> Scene:
+        """The scene with notes on its first observation, which has each of them once."""
+        noted = _noted(self.observations, notes)
+        return self if noted is self.observations else replace(self, observations=noted)
 
     @classmethod
     def read(cls, path: str | Path, detect: bool | None = None, **how: Any) -> Scene:
@@ -218,14 +249,23 @@ class Scene:
         if not finite.all():
             count = int((~finite).sum())
             raise DataError(self.name, "catalog", f"expected finite positions, received {count} that are not")
-        outside = ((positions < -0.5) | (positions > np.array(shape) - 0.5)).any(axis=1)
-        if outside.any():
+        fitted = positions[~self.left_out]
+        if not len(fitted):
+            outside = ((positions < -0.5) | (positions > np.array(shape) - 0.5)).any(axis=1)
+            if not outside.any():
+                received = f"received {len(positions)} without, such as {_xy(positions[0])}"
+                raise DataError(self.name, "catalog", f"expected sources with unmasked pixels near them, {received}")
             received = f"received {int(outside.sum())} outside, such as {_xy(positions[outside][0])}"
             raise DataError(self.name, "catalog", f"expected sources inside the image of {shape} pixels, {received}")
-        k = _closest_pair(positions)
+        k = _closest_pair(fitted)
         if k is not None:
-            received = f"received duplicates at {_xy(positions[k])}"
+            received = f"received duplicates at {_xy(fitted[k])}"
             raise DataError(self.name, "catalog", f"expected sources {CLOSEST} pixel apart, {received}")
+        if len(fitted) < len(positions):
+            count, first = int(self.left_out.sum()), self.sources[int(np.argmax(self.left_out))]
+            where = f"such as {first.id!r} at {_xy(positions[self.left_out][0])}"
+            which = f"{count} of {len(positions)} sources left out, with no unmasked pixel near them, {where}"
+            object.__setattr__(self, "observations", _noted(self.observations, [which]))
 
     def _check_footprints(self) -> None:
         for number, (one, pixels) in enumerate(zip(self.observations, self.maps, strict=True)):
@@ -249,6 +289,13 @@ def _as_tuple(observations: Observation | Sequence[Observation]) -> tuple[Observ
     if not several:
         raise DataError("observations", "observations", "expected at least one, received none")
     return several
+
+
+def _noted(observations: tuple[Observation, ...], notes: Sequence[str]) -> tuple[Observation, ...]:
+    """The observations with notes on the first, which has each of them once."""
+    first, *others = observations
+    new = [note for note in notes if note not in first.notes]
+    return (replace(first, notes=(*first.notes, *new)), *others) if new else observations
 
 
 def finest_first(observations: Sequence[Observation]) -> list[Observation]:
@@ -294,6 +341,18 @@ def _check_joined(observations: Sequence[Observation]) -> None:
 def _xy(position: np.ndarray) -> str:
     y, x = position
     return f"x={x:g}, y={y:g}"
+
+
+def _near(places: np.ndarray, pixels: np.ndarray, radius: float) -> np.ndarray:
+    """Tell (K,) whether some of `pixels` (H,W) bool is within `radius` pixels, at least 1, of each of `places` (K,2)."""
+    shape, radius, found = np.array(pixels.shape), max(radius, 1.0), np.zeros(len(places), bool)
+    close = np.all((places > -0.5 - radius) & (places < shape - 0.5 + radius), 1)
+    for k in np.flatnonzero(close):
+        first = np.maximum(np.floor(places[k] - radius), 0).astype(int)
+        last = np.ceil(places[k] + radius).astype(int) + 1
+        offset = np.argwhere(pixels[first[0] : last[0], first[1] : last[1]]) + first - places[k]
+        found[k] = (np.hypot(*offset.T) < radius).any()
+    return found
 
 
 def _closest_pair(positions: np.ndarray) -> int | None:

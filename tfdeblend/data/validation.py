@@ -20,6 +20,8 @@ PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
 PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
 PSF_FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in float32 before, and stays as it is
 MAX_ZEROPOINT = 100.0
+PIXEL_SCALES = (1e-3, 60.0)  # arcsec: those of cameras, and of nothing else
+_SCALES = "{:g} to {:g}".format(*PIXEL_SCALES)
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
 MAD_TO_SIGMA = 1.4826  # of a Gaussian
 
@@ -343,18 +345,24 @@ def parse_wcs(where: str | Path, header: Any) -> Any:
 def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[str]) -> float | None:
     """Convert the side of a pixel, in arcsec; where not given it is the root of the pixel's area in the WCS, or None.
 
-    A given one that is 1% off the WCS's is noted. Raises: DataError for anything but one positive number.
+    A given one that is 1% off the WCS's is noted. Raises: DataError for anything but one number within PIXEL_SCALES.
     """
     known = None
     if wcs is not None:
         from astropy.wcs.utils import proj_plane_pixel_area
 
         known = 3600 * float(np.sqrt(proj_plane_pixel_area(wcs)))
+        if not PIXEL_SCALES[0] <= known <= PIXEL_SCALES[1]:
+            raise DataError(where, "wcs", f"expected pixels of {_SCALES} arcsec, received {known:.3g}")
     if pixel_scale is None:
         return known
     value = numbers(where, "pixel_scale", pixel_scale)
-    if value.size != 1 or not 0 < value.item() < 3600:
-        raise DataError(where, "pixel_scale", f"expected one positive number of arcsec, received {pixel_scale}")
+    if value.size != 1:
+        raise DataError(where, "pixel_scale", f"expected one number of arcsec, received {value.size}")
+    if not PIXEL_SCALES[0] <= value.item() <= PIXEL_SCALES[1]:
+        degrees = 3600 * value.item()
+        remedy = f"give {degrees:.3g} if these are degrees" if 0 < degrees <= PIXEL_SCALES[1] else None
+        raise DataError(where, "pixel_scale", f"expected {_SCALES} arcsec, received {value.item():g}", remedy)
     if known is not None and abs(known / value.item() - 1) > 0.01:
         notes.append(f"pixel_scale {value.item():g} arcsec given, {known:g} in the WCS")
     return float(value.item())

@@ -62,8 +62,13 @@ def adaptive_moments(stamps: np.ndarray, centers: np.ndarray | None = None) -> n
 
 
 def _symmetric_cutout(image: np.ndarray, row: int, column: int) -> np.ndarray:
-    padded = np.pad(image, HALF)[row : row + 2 * HALF + 1, column : column + 2 * HALF + 1]
-    return np.minimum(padded, padded[::-1, ::-1])
+    """The fainter of each two opposite pixels around (row, column), which may lie outside of the image."""
+    rows, columns = (
+        np.clip(np.arange(at - HALF, at + HALF + 1), -1, side) + 1
+        for at, side in zip((row, column), image.shape, strict=True)
+    )
+    cutout = np.pad(image, 1)[np.ix_(rows, columns)]
+    return np.minimum(cutout, cutout[::-1, ::-1])
 
 
 def _center(psf: np.ndarray) -> np.ndarray:
