@@ -344,7 +344,7 @@ def _xy(position: np.ndarray) -> str:
 
 
 def _near(places: np.ndarray, pixels: np.ndarray, radius: float) -> np.ndarray:
-    """Tell (K,) whether some of `pixels` (H,W) bool is within `radius` pixels, at least 1, of each of `places` (K,2)."""
+    """Tell (K,) of which `places` (K,2) some of `pixels` (H,W) bool lies within `radius` pixels, at least 1."""
     shape, radius, found = np.array(pixels.shape), max(radius, 1.0), np.zeros(len(places), bool)
     close = np.all((places > -0.5 - radius) & (places < shape - 0.5 + radius), 1)
     for k in np.flatnonzero(close):
