@@ -45,7 +45,7 @@ from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
-from tfdeblend.io import images
+from tfdeblend.io import headers, images
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import source_table
 from tfdeblend.io.files import parsing
@@ -276,7 +276,7 @@ def _read_observation(contents: _Contents, name: str, bands: Table, suffix: str)
         psf=contents.image(f"PSF{suffix}"),
         bands=tuple(str(band) for band in bands["band"]),
         name=str(primary.get("SCENE", contents.path.stem)) if first else name,
-        wcs=images.celestial_wcs(contents.path, weights.header),
+        wcs=headers.celestial_wcs(contents.path, weights.header),
         zeropoints=np.asarray(bands["zeropoint"], float) if "zeropoint" in bands.colnames else None,
         unit=primary.get("BUNIT") if first else contents.hdu(f"IMAGES{suffix}").header.get("BUNIT"),
         pixel_scale=primary.get("PIXSCALE") if first else None,

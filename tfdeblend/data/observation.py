@@ -11,6 +11,8 @@ import numpy as np
 
 from tfdeblend.data import validation
 from tfdeblend.data.noise_correlation import WINDOW, as_correlation, from_power, from_sky
+from tfdeblend.data.photometry import as_unit, as_zeropoints
+from tfdeblend.data.weights import as_weights
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,16 +25,18 @@ class Observation:
 
     Args:
         images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData`
-            (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels become 0 with weight 0, and are
-            counted in `notes`.
-        weights: as images: inverse variance in 1/unit^2, 0 = masked. None: one value per band, from the clipped median
-            absolute deviation of its pixels, with a note.
+            (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels, and marks of missing data such as
+            1e30, become 0 with weight 0, and are counted in `notes`.
+        weights: as images: inverse variance in 1/unit^2, 0 = masked; or an uncertainty of `astropy.nddata`. None: one
+            value per band, from the clipped median absolute deviation of its pixels, with a note. See
+            `tfdeblend.data.weights.as_weights` for what is masked.
         psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
         bands: C different names. None: band0, band1, ...
         name: used in messages and in the names of outputs.
         wcs: a WCS with a celestial part, or the text of a FITS header.
-        zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density.
-        unit: of the images, as astropy writes it; any other text is kept as it is.
+        zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density or, with
+            a pixel scale, a surface brightness.
+        unit: of the images, as astropy writes it; any other text is kept as it is, except magnitudes.
         pixel_scale: arcsec. None: from `wcs`.
         noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
             apart, 1 in the middle; variances are the weights' (see `tfdeblend.data.noise_correlation`). None: white.
@@ -67,9 +71,10 @@ class Observation:
         if pixels.weights is None:
             weights = validation.estimate_weights(where, images, valid, bands, notes)
         else:
-            weights = validation.as_weights(where, pixels.weights, images.shape)
+            weights = as_weights(where, pixels.weights, images, valid, notes)
         images, weights = validation.mask_pixels(where, images, weights, valid, bands, notes)
-        wcs = validation.as_wcs(where, pixels.wcs)
+        unit, wcs = as_unit(where, pixels.unit), validation.as_wcs(where, pixels.wcs)
+        scale = validation.as_pixel_scale(where, self.pixel_scale, wcs, notes)
         checked = {
             "images": images,
             "weights": weights,
@@ -77,14 +82,14 @@ class Observation:
             "bands": bands,
             "name": where,
             "wcs": wcs,
-            "zeropoints": validation.as_zeropoints(where, self.zeropoints, pixels.unit, len(images)),
-            "unit": pixels.unit,
-            "pixel_scale": validation.as_pixel_scale(where, self.pixel_scale, wcs, notes),
+            "zeropoints": as_zeropoints(where, self.zeropoints, unit, scale, len(images), notes),
+            "unit": unit,
+            "pixel_scale": scale,
             "noise_correlation": as_correlation(where, self.noise_correlation, bands),
             "saturated": None
             if self.saturated is None
             else validation.as_mask(where, "saturated", self.saturated, images.shape),
-            "notes": tuple(notes),
+            "notes": tuple(dict.fromkeys(notes)),
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)

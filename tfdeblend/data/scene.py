@@ -14,6 +14,7 @@ import numpy as np
 
 from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.photometry import alike, per_solid_angle
 from tfdeblend.data.psf import fwhm
 from tfdeblend.errors import DataError
 
@@ -91,10 +92,17 @@ class Scene:
 
     @cached_property
     def zeropoints(self) -> np.ndarray | None:
-        """(C,) AB magnitudes of a flux of 1: fluxes are in the unit of the first observation that has the band."""
+        """(C,) AB magnitudes of a flux of 1: fluxes are in the unit of the first observation that has the band.
+
+        A surface brightness is summed over pixels of the scene's first observation, whichever has the band.
+        """
         if self.observation.zeropoints is None:
             return None
-        return np.array([one.zeropoints[one.bands.index(band)] for band, one in self.first_with_band])  # type: ignore
+        found = []
+        for band, one in self.first_with_band:
+            area = self.maps[self.observations.index(one)].area if per_solid_angle(one.unit) else 1.0
+            found.append(one.zeropoints[one.bands.index(band)] + 2.5 * np.log10(area))  # type: ignore[index]
+        return np.array(found)
 
     @property
     def flux_units(self) -> tuple[str | None, ...]:
@@ -317,7 +325,7 @@ def finest_first(observations: Sequence[Observation]) -> list[Observation]:
 
 
 def _check_joined(observations: Sequence[Observation]) -> None:
-    """Raises: DataError for observations that have no names to tell them apart by, no WCS, or no common unit."""
+    """Raises: DataError for observations without names to tell them apart by, a WCS, or units that convert."""
     first = observations[0]
     names = [one.name for one in observations]
     suffixes = [name.encode("ascii", "replace").upper() for name in names]  # of FITS extensions, such as SOURCES_STD
@@ -336,6 +344,12 @@ def _check_joined(observations: Sequence[Observation]) -> None:
             raise DataError(one.name, "wcs", WITHOUT_WCS)
         if (one.zeropoints is None) != (first.zeropoints is None):
             raise DataError(one.name, "zeropoints", "expected them of all observations or of none")
+        if one.zeropoints is None and per_solid_angle(one.unit):
+            expected = "expected zero points to join surface brightnesses by"
+            raise DataError(one.name, "zeropoints", f"{expected}, received none and the unit {one.unit}")
+        if one.zeropoints is None and None not in (one.unit, first.unit) and not alike(one.unit, first.unit):
+            expected = f"expected {first.unit}, the unit of {first.name}, as there are no zero points to convert by"
+            raise DataError(one.name, "unit", f"{expected}, received {one.unit}")
 
 
 def _xy(position: np.ndarray) -> str:

@@ -14,12 +14,12 @@ from tfdeblend.errors import DataError
 
 MAX_SIDE = 20_000
 MAX_BANDS = 1_000
+MAX_NAME = 30  # of a band: two make the name of a colour's column, for which FITS has 68 characters
 ABSURD = 1e30  # no flux is larger
-ABSURD_WEIGHT = 1e70  # of noise as small as 1e-35, in W/m2/Hz; weights are float64 to hold it
+SENTINEL, BRIGHTEST = 1e19, 1e9  # what surveys fill pixels without data with is larger, and so many times the usual
 PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
 PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
 PSF_FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in float32 before, and stays as it is
-MAX_ZEROPOINT = 100.0
 PIXEL_SCALES = (1e-3, 60.0)  # arcsec: those of cameras, and of nothing else
 _SCALES = "{:g} to {:g}".format(*PIXEL_SCALES)
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
@@ -33,18 +33,17 @@ class Pixels(NamedTuple):
     mask: Any  # True = masked, or None
     weights: Any
     wcs: Any
-    unit: str | None
+    unit: Any
 
 
 def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
     """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries.
 
-    Raises: DataError for an uncertainty of unknown type, a unit that is no text, weights of another unit.
+    Raises: DataError for weights of another unit.
     """
     mask = None
     if hasattr(images, "uncertainty"):  # NDData, CCDData
-        if weights is None and images.uncertainty is not None:
-            weights = _uncertainty_weights(where, images)
+        weights = images.uncertainty if weights is None else weights
         mask, wcs = images.mask, images.wcs if wcs is None else wcs
         unit = images.unit if unit is None else unit
         images = images.data
@@ -52,35 +51,14 @@ def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) ->
         unit, images = images.unit if unit is None else unit, images.value
     if isinstance(images, np.ma.MaskedArray):
         mask, images = np.ma.getmaskarray(images), np.ma.getdata(images)
-    unit = _as_unit(where, unit)
-    if hasattr(weights, "unit"):
+    if hasattr(weights, "to_value"):  # Quantity
         weights = _unitless_weights(where, weights, unit)
     if isinstance(weights, np.ma.MaskedArray):
         weights = weights.filled(0)
     return Pixels(images, mask, weights, wcs, unit)
 
 
-def _uncertainty_weights(where: str | Path, data: Any) -> Any:
-    from astropy.nddata import InverseVariance
-
-    try:
-        inverse = data.uncertainty.represent_as(InverseVariance).array
-    except Exception as error:  # astropy's, of a kind that depends on the uncertainty
-        raise DataError(where, "weights", f"expected an uncertainty of known type, received {error}") from error
-    return np.where(np.isinf(inverse), 0.0, inverse)  # a standard deviation of 0 is no measurement: masked
-
-
-def _as_unit(where: str | Path, unit: Any) -> str | None:
-    if unit is None or hasattr(unit, "to_string"):
-        return unit if unit is None else unit.to_string()
-    if isinstance(unit, np.ndarray) and unit.ndim == 0:
-        unit = unit.item()
-    if not isinstance(unit, str):
-        raise DataError(where, "unit", f"expected text, received {type(unit).__name__}")
-    return unit.strip() or None
-
-
-def _unitless_weights(where: str | Path, weights: Any, unit: str | None) -> Any:
+def _unitless_weights(where: str | Path, weights: Any, unit: Any) -> Any:
     from astropy import units
 
     expected = units.Unit(unit or "", parse_strict="silent") ** -2
@@ -125,7 +103,8 @@ def as_images(where: str | Path, images: Any) -> np.ndarray:
 def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
     """Convert the names of `count` bands; where not given they are band0, band1, ...
 
-    Raises: DataError for another number of names, blank or equal ones.
+    Raises: DataError for another number of names, and for names that are blank or equal, or that no file of results can
+    hold: longer than 30 characters, other than printable ASCII, or `err_` before another one's.
     """
     if bands is None:
         return tuple(f"band{c}" for c in range(count))
@@ -138,18 +117,36 @@ def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
         raise DataError(where, "bands", f"expected {count} names, one a band of images, received {len(names)}")
     if len(set(names)) != count:
         raise DataError(where, "bands", f"expected different names, received {', '.join(names[:20])}")
+    for name in names:
+        if not (name.isascii() and name.isprintable() and len(name) <= MAX_NAME):
+            expected = f"expected names of up to {MAX_NAME} printable ASCII characters"
+            raise DataError(where, "bands", f"{expected}, received {name[:60]!r}")
+        if name.removeprefix("err_") in names and name.startswith("err_"):
+            expected = f"expected names that differ from those of errors of fluxes, such as flux_{name}"
+            raise DataError(where, "bands", f"{expected}, received {', '.join(names[:20])}")
     return tuple(names)
 
 
 def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
-    """Find the pixels, (C,H,W) bool, that are finite and not masked; those not finite are counted in `notes`."""
-    finite = np.isfinite(images)
-    broken = finite.size - int(finite.sum())
-    if broken:
+    """Find the pixels, (C,H,W) bool, that hold data and are not masked.
+
+    Those that are not finite are counted in `notes`, and of the others those that are so large that they can only be
+    the mark of a pixel without data, such as 1e30.
+    """
+    finite, valid = np.isfinite(images), np.ones(images.shape, bool)
+    if broken := finite.size - int(finite.sum()):
         notes.append(f"{broken} NaN or infinite pixels masked")
-    if mask is None or mask is np.ma.nomask:
-        return finite
-    return finite & ~as_mask(where, "mask", mask, images.shape)
+    if mask is not None and mask is not np.ma.nomask:
+        valid = ~as_mask(where, "mask", mask, images.shape)
+    size = np.abs(images)
+    usual = size[finite & (size > 0) & (size < SENTINEL)]
+    if len(usual) > 0.01 * finite.sum():
+        marks = finite & (size >= max(SENTINEL, BRIGHTEST * float(np.median(usual))))
+        if count := int((marks & valid).sum()):
+            marked = images[marks & valid][0]
+            notes.append(f"{count} pixels without data masked, such as of {marked:g}")
+        finite &= ~marks
+    return finite & valid
 
 
 def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -160,25 +157,6 @@ def as_mask(where: str | Path, field: str, mask: Any, shape: tuple[int, ...]) ->
     if array.shape not in (shape, shape[1:]):
         raise DataError(where, field, f"expected shape {shape} as images, or {shape[1:]}, received {array.shape}")
     return np.broadcast_to(array, shape)
-
-
-def as_weights(where: str | Path, weights: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert weights to float64 of the images' shape (C,H,W).
-
-    Raises: DataError for another shape, and for values that are not from 0 to ABSURD_WEIGHT.
-    """
-    array = numbers(where, "weights", weights)
-    array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
-    if array.shape != shape:
-        raise DataError(where, "weights", f"expected shape {shape} as images, received {array.shape}")
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise DataError(where, "weights", f"expected finite values, received {count} NaN or infinite")
-    array = array.astype(float)
-    if array.min() < 0 or array.max() > ABSURD_WEIGHT:
-        outside = array.min() if array.min() < 0 else array.max()
-        raise DataError(where, "weights", f"expected values from 0 to {ABSURD_WEIGHT:g}, received {outside:g}")
-    return array
 
 
 def estimate_weights(
@@ -239,7 +217,7 @@ def mask_pixels(
         raise DataError(where, "weights", "expected some pixels with positive weight, received an all-masked image")
     if empty:
         notes.append(f"every pixel is masked in {', '.join(empty)}")
-    sane = np.isfinite(images) & (np.abs(images) <= ABSURD)
+    sane = np.isfinite(images) & (np.abs(images) <= np.where(weights > 0, ABSURD, SENTINEL))
     if (~sane & (weights > 0)).any():
         largest = np.abs(images[weights > 0]).max()
         raise DataError(where, "images", f"expected values up to {ABSURD:g}, received {largest:g}")
@@ -273,38 +251,6 @@ def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]
     return (array / totals[:, np.newaxis, np.newaxis]).astype(np.float32)
 
 
-def as_zeropoints(where: str | Path, zeropoints: Any, unit: str | None, count: int) -> np.ndarray | None:
-    """Convert zero points to (C,) AB magnitudes of flux 1; where not given, from a `unit` of flux density; else None.
-
-    Raises: DataError for another shape, or values that are no magnitudes.
-    """
-    if zeropoints is None:
-        known = unit_zeropoint(unit)
-        return None if known is None else np.full(count, known)
-    array = numbers(where, "zeropoints", getattr(zeropoints, "value", zeropoints)).astype(float)
-    array = np.full(count, array) if array.ndim == 0 else array
-    if array.shape != (count,):
-        raise DataError(where, "zeropoints", f"expected shape ({count},), one a band, received {array.shape}")
-    absurd = ~(np.abs(array) <= MAX_ZEROPOINT)  # so written that NaN is absurd too
-    if absurd.any():
-        raise DataError(where, "zeropoints", f"expected finite AB magnitudes, received {array[absurd][0]:g}")
-    return array
-
-
-def unit_zeropoint(unit: str | None) -> float | None:
-    """The AB magnitude of one `unit` of flux density: 31.4 for nJy, 22.5 for nmgy; None for another unit."""
-    if unit is None:
-        return None
-    from astropy import units
-
-    try:
-        if unit.lower() in ("nmgy", "nanomaggy", "nanomaggies"):
-            return 22.5
-        return float(units.Unit(unit).to(units.ABmag))
-    except (ValueError, TypeError):  # no unit known to astropy, or none of flux density
-        return None
-
-
 def as_wcs(where: str | Path, wcs: Any) -> Any:
     """Take the celestial part of a WCS, or of the text of a FITS header; None stays None.
 
@@ -322,11 +268,30 @@ def as_wcs(where: str | Path, wcs: Any) -> Any:
         raise DataError(where, "wcs", f"expected a WCS or the text of a FITS header, received {type(wcs).__name__}")
     if not wcs.has_celestial:
         raise DataError(where, "wcs", "expected a celestial WCS (such as RA---TAN, DEC--TAN), received none")
+    _check_wcs(where, wcs.celestial)
     return wcs.celestial
 
 
+def _check_wcs(where: str | Path, wcs: Any) -> None:
+    """Raises: DataError for a WCS that does not tell pixels apart, has no known frame, or cannot be written."""
+    try:
+        known = parse_wcs(where, wcs.to_header(relax=True))
+        there = known.pixel_to_world(0, 0), known.pixel_to_world(1, 1)
+        back = np.array([known.world_to_pixel(sky) for sky in there])
+    except DataError:
+        raise
+    except Exception as error:  # wcslib and astropy raise of many kinds
+        raise DataError(where, "wcs", f"expected a usable WCS, received {type(error).__name__}: {error}") from error
+    if not np.allclose(back, [[0, 0], [1, 1]], atol=0.1):
+        raise DataError(where, "wcs", "expected a sky position of its own for each pixel, received a singular matrix")
+
+
 def parse_wcs(where: str | Path, header: Any) -> Any:
-    """Parse a WCS from a FITS header or its text (with or without line breaks). Raises: DataError for a broken one."""
+    """Parse a WCS from a FITS header or its text (with or without line breaks): of a cube that of its first two axes,
+    where these are on the sky.
+
+    Raises: DataError for a broken one.
+    """
     import warnings
 
     from astropy.io import fits
@@ -337,7 +302,9 @@ def parse_wcs(where: str | Path, header: Any) -> Any:
             warnings.simplefilter("ignore")
             if isinstance(header, str):
                 header = fits.Header.fromstring(header, sep="\n" if "\n" in header else "")
-            return WCS(header)
+            wcs = WCS(header)
+            # Astropy takes no celestial part out of some cubes, such as those of TPV.
+            return WCS(header, naxis=2) if wcs.naxis > 2 and sorted(wcs.wcs.axis_types[:2]) == [2200, 2201] else wcs
     except Exception as error:  # wcslib and astropy raise of many kinds on a broken header
         raise DataError(where, "wcs", f"expected a readable WCS, received {type(error).__name__}: {error}") from error
 

@@ -132,7 +132,8 @@ def scene_scales(scene: Scene) -> np.ndarray:
     """(C,) the noise of each band in the first observation that has it, in the unit of its fluxes."""
     if len(scene.observations) == 1:
         return band_scales(scene.observation)
-    return np.array([band_scales(one)[one.bands.index(band)] for band, one in scene.first_with_band])
+    first = scene.first_with_band
+    return np.array([(band_scales(one) / observed_flux(scene, one))[one.bands.index(band)] for band, one in first])
 
 
 def observed_flux(scene: Scene, observation: Observation) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,11 @@ from astropy.table import Table
 
 from tfdeblend.data import validation
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError
+from tfdeblend.io import masks
 from tfdeblend.io.files import parsing, scene_name
+from tfdeblend.io.names import NOISES
 from tfdeblend.io.reading import Reading
 
 if TYPE_CHECKING:
@@ -26,12 +29,13 @@ class Contents:
     """Holds the parts of a scene's file.
 
     Args:
-        parts: by the fields of an Observation, and `variance`, `mask` (booleans or bit planes) and `footprint`; None
-            where the file does not say.
+        parts: by the fields of an Observation, and `variance`, `sigma`, `mask` (booleans or bit planes) and
+            `footprint`; None where the file does not say.
         names: what the file calls these parts, for messages; a part that is not listed has its own name.
         catalog: of its sources, or None.
-        planes: the bit of each plane of an integer mask, by name.
+        planes: of an integer mask.
         notes: warnings of reading, one line each.
+        needed: parts that must be there, by the file or by what is said of it.
 
     Raises:
         DataError: for images of another shape than (C,H,W) or (H,W).
@@ -41,8 +45,9 @@ class Contents:
     parts: dict[str, Any]
     names: dict[str, str]
     catalog: Table | None
-    planes: Mapping[str, int]
+    planes: masks.Planes
     notes: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         with self._by_name():
@@ -55,24 +60,70 @@ class Contents:
         """
         with self._by_name():
             parts, notes = dict(self.parts), list(self.notes)
-            images, mask, footprint, variance = (
-                parts.pop(name, None) for name in ("images", "mask", "footprint", "variance")
-            )
+            images, mask, footprint = (parts.pop(name, None) for name in ("images", "mask", "footprint"))
+            parts["weights"] = self._noise(parts, notes)
+            self._as_said(parts, reading, notes)
+            for field in self.needed:
+                if parts[field] is None:
+                    raise DataError(self.path, field, "expected this key, received none")
+            bands = validation.as_bands(self.path, parts["bands"], len(images))
             masked = np.zeros(images.shape, bool)
             if mask is not None:
-                masked = masked_pixels(self.path, mask, images.shape, reading.mask_planes, self.planes)
+                masked = masks.masked_pixels(self.path, mask, images.shape, reading.mask_planes, self.planes, bands)
                 if parts["saturated"] is None:
-                    parts["saturated"] = saturated_pixels(self.path, mask, images.shape, self.planes)
+                    parts["saturated"] = masks.saturated_pixels(self.path, mask, images.shape, self.planes, bands)
+                if reading.mask_planes is None:
+                    notes += masks.assumption(mask, masked, self.planes, self.names.get("mask", "mask"))
             if footprint is not None:
                 masked = masked | validation.as_mask(self.path, "footprint", footprint, images.shape)
-            if variance is not None:
-                if parts["weights"] is not None:
-                    raise DataError(self.path, "variance", "expected either weights or variance, received both")
-                parts["weights"] = variance_weights(self.path, variance, masked, images.shape, notes)
             if psf is not None:
                 parts["psf"] = psf
             images = np.ma.MaskedArray(images, masked)
             return Observation(images, name=scene_name(self.path), notes=tuple(notes), **parts)
+
+    def _noise(self, parts: dict[str, Any], notes: list[str]) -> Noise | None:
+        """Take the noise out of the parts: of several what comes first in `NOISES`, with a note."""
+        given = {kind: parts.pop(kind, None) for kind in NOISES}
+        there = [kind for kind, values in given.items() if values is not None]
+        if not there:
+            return None
+        if len(there) > 1:
+            used, *others = (self.names.get(kind, kind) for kind in there)
+            notes.append(f"the noise is that of {used}, not of {', '.join(others)}")
+        return Noise(there[0], given[there[0]])
+
+    def _as_said(self, parts: dict[str, Any], reading: Reading, notes: list[str]) -> None:
+        """Put in what the user says of bands, zero points and pixels, with a note on what the file says otherwise.
+
+        Raises: DataError for zero points that lack one of the bands.
+        """
+        count, given = len(self.parts["images"]), dict[str, Any]()
+        if reading.bands is not None:
+            given["bands"] = list(validation.as_bands(self.path, reading.bands, count))
+        if isinstance(reading.zeropoints, Mapping):
+            given["zeropoints"] = self._zeropoints(reading.zeropoints, given.get("bands", parts["bands"]), count)
+        elif reading.zeropoints is not None:
+            given["zeropoints"] = np.full(count, reading.zeropoints, float)
+        if reading.pixel_scale is not None:
+            given["pixel_scale"] = reading.pixel_scale
+        for field, value in given.items():
+            said, parts[field] = parts[field], value
+            if said is not None and _listed(said) != _listed(value):
+                here = self.names.get(field, field)
+                notes.append(f"{field.replace('_', ' ')} {_listed(value)} as given, not {_listed(said)} of {here}")
+
+    def _zeropoints(self, given: Mapping[str, float], bands: Any, count: int) -> list[Any]:
+        """Zero points by band, of the file where none is given."""
+        said = self.parts["zeropoints"]
+        own = np.broadcast_to(np.asarray(said), count).tolist() if np.size(said) in (1, count) else [None] * count
+        names = validation.as_bands(self.path, bands, count)
+        found = [given.get(band, zero) for band, zero in zip(names, own, strict=True)]
+        if None in found:
+            received = ", ".join(given) or "none"
+            raise DataError(
+                self.path, "zeropoints", f"expected one for each of {', '.join(names)}, received {received}"
+            )
+        return found
 
     @contextmanager
     def _by_name(self) -> Iterator[None]:
@@ -83,98 +134,10 @@ class Contents:
             raise error.at(self.path, self.names.get(error.field or "")) from error
 
 
-# The planes of the HSC and LSST pipelines.
-PLANES = {
-    "BAD": 0,
-    "SAT": 1,
-    "INTRP": 2,
-    "CR": 3,
-    "EDGE": 4,
-    "DETECTED": 5,
-    "DETECTED_NEGATIVE": 6,
-    "SUSPECT": 7,
-    "NO_DATA": 8,
-}
-MASKED = ("BAD", "SAT", "EDGE", "SUSPECT", "NO_DATA")
-SATURATED = "SAT"
-LAST_BIT = 62
-
-
-def masked_pixels(
-    path: Path,
-    mask: Any,
-    shape: tuple[int, ...],
-    chosen: Sequence[str | int] | None,
-    planes: Mapping[str, int],
-) -> np.ndarray:
-    """Make a mask (C,H,W) of booleans, True = masked, from booleans or bit planes of shape (C,H,W) or (H,W).
-
-    Args:
-        path: for messages.
-        mask: booleans (True = masked) or integers (bit planes).
-        shape: (C,H,W) of the images.
-        chosen: names or bits of the planes to mask. None: BAD, SAT, EDGE, SUSPECT and NO_DATA, as far as they exist.
-        planes: bit of each plane, by name.
-
-    Raises:
-        DataError: a mask of another shape or type, an unknown plane.
-    """
-    array = validation.numbers(path, "mask", mask, kinds="biu")
-    if array.dtype.kind != "b":
-        bits = [planes[name] for name in MASKED if name in planes] if chosen is None else _bits(path, chosen, planes)
-        array = array.astype(np.int64) & sum(1 << bit for bit in set(bits)) != 0
-    return validation.as_mask(path, "mask", array, shape)
-
-
-def saturated_pixels(path: Path, mask: Any, shape: tuple[int, ...], planes: Mapping[str, int]) -> np.ndarray | None:
-    """Find the saturated pixels, (C,H,W) bool, in the plane SAT of a mask; None where it has no such plane.
-
-    Arguments and errors are those of `masked_pixels`.
-    """
-    if np.asarray(mask).dtype.kind == "b" or SATURATED not in planes:
-        return None
-    return masked_pixels(path, mask, shape, [SATURATED], planes)
-
-
-def _bits(path: Path, chosen: Sequence[str | int], planes: Mapping[str, int]) -> list[int]:
-    bits = []
-    for plane in chosen:
-        bit = planes.get(str(plane).upper(), plane)
-        if not str(bit).isdigit() or int(bit) > LAST_BIT:
-            expected = f"expected {', '.join(planes)} or a bit up to {LAST_BIT}"
-            raise DataError(path, "mask_planes", f"{expected}, received {plane!r}")
-        bits.append(int(bit))
-    return bits
-
-
-def variance_weights(
-    path: Path, variance: Any, masked: np.ndarray, shape: tuple[int, ...], notes: list[str]
-) -> np.ndarray:
-    """Invert a variance (C,H,W), or (H,W) of one band, into weights: 0 where it is masked, infinite or 0.
-
-    Unmasked pixels of zero variance are counted in `notes`.
-
-    Args:
-        path: for messages.
-        masked: (C,H,W) bool, True = masked.
-        shape: (C,H,W) of the images.
-
-    Raises:
-        DataError: a variance of another shape or type, NaN or a negative value in an unmasked pixel.
-    """
-    array = validation.numbers(path, "variance", variance)
-    array = array[np.newaxis] if array.ndim == 2 and shape[0] == 1 else array
-    if array.shape != shape:
-        raise DataError(path, "variance", f"expected shape {shape} as images, received {array.shape}")
-    for wrong, what in ((np.isnan(array), "NaN"), (array < 0, "negative")):
-        count = int((wrong & ~masked).sum())
-        if count:
-            raise DataError(path, "variance", f"expected positive values, received {count} {what} in unmasked pixels")
-    zeros = int((~masked & (array == 0)).sum())
-    if zeros:
-        notes.append(f"{zeros} pixels of zero variance masked")
-    known = ~masked & (array > 0)
-    return np.where(known, 1 / np.where(known, array, 1).astype(float), 0)
+def _listed(value: Any) -> str:
+    """The values of a part in one line, each of them once where they are all the same."""
+    texts = [f"{one:g}" if isinstance(one, float | int) else str(one) for one in np.ravel(np.asarray(value)).tolist()]
+    return ", ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
 FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}

@@ -12,26 +12,23 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from tfdeblend.data import validation
+from tfdeblend.data.astrometry import TOLERANCE, AffineMap
 from tfdeblend.errors import DataError
+from tfdeblend.io import headers as hd
+from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.io.contents import LAST_BIT, PLANES, Contents, as_catalog, source_table
+from tfdeblend.io.contents import Contents, as_catalog, source_table
 from tfdeblend.io.files import parsing
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
 
-SCIENCE = ("SCI", "IMAGE")
-EXTENSIONS = {
-    "weights": ("WHT", "WEIGHTS"),
-    "variance": ("VAR", "VARIANCE"),
-    "mask": ("MASK",),
-    "psf": ("PSF",),
-    "noise_correlation": ("NOISECORR",),
-    "saturated": ("SATURATED",),
-}
 NAMES = {"psf": "PSF", "bands": "FILTER", "zeropoints": "MAGZERO", "unit": "BUNIT", "pixel_scale": "PIXSCALE"}
+NAMELESS = ("", "PRIMARY", "COMPRESSED_IMAGE")
+UPPER_CASE = tuple("UGRIZY")  # bands whose letters are small, which names of extensions often are not
+UTYPES = {"StdDevUncertainty": "sigma", "VarianceUncertainty": "variance", "InverseVariance": "weights"}
+WRITE_APART = "write each to a file of its own and give them by --observation"
 IMAGE_HDUS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
 TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
 SHORT = {"truth_model": "TRUTHMOD", "noise_kernel": "NOISEKER", "model_sigma": "MODELSIG"}  # of a simulation's arrays
@@ -66,10 +63,10 @@ def _read_headers(path: Path, hdus: fits.HDUList) -> None:
         index += 1
 
 
-def find(hdus: fits.HDUList, names: Sequence[str], kinds: tuple[type, ...] = IMAGE_HDUS) -> Any:
+def find(hdus: fits.HDUList, called: Sequence[str], kinds: tuple[type, ...] = IMAGE_HDUS) -> Any:
     """The first HDU of one of these names (in capitals) and kinds; None where there is none."""
     for hdu in hdus:
-        if hdu.name.upper() in names and isinstance(hdu, kinds):
+        if hdu.name.upper() in called and isinstance(hdu, kinds):
             return hdu
     return None
 
@@ -85,105 +82,215 @@ def pixels(path: Path, hdu: Any) -> Any:
 
 
 def load(path: Path) -> Contents:
-    """Read what a FITS file holds of a scene. Raises: DataError for a file that is broken or has no image."""
-    notes: list[str] = []
+    """Read what a FITS file holds of a scene: one image, a cube, or an image a band.
+
+    Raises: DataError for a file that is broken, has no image, or several that are no bands of one grid of pixels.
+    """
     with opened(path) as hdus:
-        science = _science(path, hdus, notes)
-        found = {field: find(hdus, names) for field, names in EXTENSIONS.items()}
-        parts = {field: pixels(path, hdu) for field, hdu in {"images": science, **found}.items()}
+        layers = Layers(path, hdus)
+        images = layers.images
+        headers = [header_values(path, hdu, hdus[0]) for hdu in images]
+        parts = {field: layers.stack(field) for field in names.PARTS}
         if parts["saturated"] is not None:
             parts["saturated"] = parts["saturated"] > 0
-        header, wcs = _header(path, science, hdus[0]), celestial_wcs(path, science.header, hdus[0].header)
-        count = len(parts["images"]) if parts["images"].ndim == 3 else 1
+        wcs, notes = _one_wcs(path, images, hdus[0]), names.unread(layers.unread)
+        count = len(images) if len(images) > 1 or parts["images"].ndim != 3 else len(parts["images"])
+        unit = hd.one_unit(path, headers)
+        surface, more = hd.surface_zeropoint(headers[0], unit, wcs)
         parts |= {
-            "bands": band_names(header, count),
-            "zeropoints": _per_band(header, ("MAGZERO", "ZP"), count),
-            "unit": header.get("BUNIT"),
+            "bands": _band_names(path, layers, headers, count),
+            "zeropoints": _zeropoints(path, headers, count, unit, surface),
+            "unit": unit,
             "wcs": wcs,
-            "pixel_scale": _pixel_scale(header) if wcs is None else None,
+            "pixel_scale": hd.pixel_scale(headers[0]) if wcs is None else None,
         }
-        names = {field: hdu.name for field, hdu in {"images": science, **found}.items() if hdu is not None}
-        planes = _planes(path, found["mask"])
-        return Contents(path, parts, {**NAMES, **names}, _catalog(path, hdus), planes, tuple(notes))
+        used = {field: found[0].name for field, found in layers.parts.items() if found}
+        notes += more
+        if "weights" in used and headers[0].get("TELESCOP") == "JWST" and not {"sigma", "variance"} & set(used):
+            parts["footprint"] = ~(parts.pop("weights") > 0)
+            parts["weights"] = None
+            notes.append("WHT of JWST, an exposure time or without the noise of the sky, is used as a mask alone")
+        mask = layers.parts["mask"]
+        planes = masks.LSST
+        if mask:
+            planes = masks.planes(path, used["mask"], {**headers[0], **header_values(path, mask[0], mask[0])})
+        return Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus), planes, tuple(notes))
 
 
-def _science(path: Path, hdus: fits.HDUList, notes: list[str]) -> Any:
-    """The HDU of the image: SCI or IMAGE, else the primary, else the first image extension of no other name."""
-    named = [hdu for hdu in hdus if hdu.name.upper() in SCIENCE and isinstance(hdu, IMAGE_HDUS)]
-    if len(named) > 1:
-        notes.append(f"{len(named)} image extensions {named[0].name}: the first is read")
-    others = {"CATALOG", *(name for names in EXTENSIONS.values() for name in names)}
-    unnamed = [hdu for hdu in hdus if isinstance(hdu, IMAGE_HDUS) and hdu.name.upper() not in others]
-    for hdu in (*named, *unnamed):
-        if hdu.header.get("NAXIS", 0) > 0:
-            return hdu
-    received = ", ".join(hdu.name or "no name" for hdu in hdus[:20])
-    raise DataError(path, "SCI", f"expected an image in the primary, SCI or IMAGE, received extensions {received}")
+class Layers:
+    """Which extensions of a file are which part of its contents, one for all bands or one a band.
+
+    Args:
+        images: those of the image: one, or one a band.
+        parts: the extensions of each part by `names.PARTS`, as many as `images` or one; none where it is not there.
+        keys: what tells images of several bands apart: the end of their names, or EXTVER.
+        unread: names of images that are not understood.
+
+    Raises:
+        DataError: no image; several that nothing tells apart; a part of some bands alone.
+    """
+
+    def __init__(self, path: Path, hdus: fits.HDUList) -> None:
+        self.path = path
+        known: dict[str, list[tuple[str, Any]]] = {part: [] for part in names.PARTS}
+        unknown = []
+        for hdu in hdus:
+            if not isinstance(hdu, IMAGE_HDUS) or names.is_harmless(hdu.name):
+                continue
+            name = names.parsed(extension_name(hdu))
+            if name is not None:
+                known[_part(name.part, hdu)].append((name.tag or str(hdu.ver), hdu))
+            elif hdu.header.get("NAXIS", 0) > 0:
+                unknown.append(hdu)
+        images = [(key, hdu) for key, hdu in known.pop("images") if hdu.header.get("NAXIS", 0) > 0]
+        if not images:
+            images = [(str(number), hdu) for number, hdu in enumerate(self._unnamed(hdus, unknown))]
+        self.keys = [key for key, _ in images]
+        self.images = [hdu for _, hdu in images]
+        if len(set(self.keys)) < len(images):
+            raise self._ambiguous(self.images)
+        self.parts = {"images": self.images} | {part: self._of_bands(part, found) for part, found in known.items()}
+        chosen = {id(hdu) for found in self.parts.values() for hdu in found}
+        rest = [hdu for found in known.values() for _, hdu in found if id(hdu) not in chosen]
+        unknown = [hdu for hdu in unknown if id(hdu) not in chosen]
+        self.unread = [extension_name(hdu) or "an image without a name" for hdu in (*unknown, *rest)]
+
+    def _unnamed(self, hdus: fits.HDUList, unknown: list[Any]) -> list[Any]:
+        """The images of a file that calls none SCI or IMAGE: the primary, the only one, or those of a FILTER each."""
+        nameless = [hdu for hdu in unknown if hdu.name.upper() in NAMELESS]
+        candidates = nameless or unknown
+        if not candidates:
+            received = ", ".join(hdu.name or "no name" for hdu in hdus[:20])
+            expected = "expected an image in the primary, SCI or IMAGE"
+            raise DataError(self.path, "SCI", f"{expected}, received extensions {received}")
+        filters = [hd.band_names(header_values(self.path, hdu, hdu), 1) for hdu in candidates]
+        if len(candidates) > 1 and None not in filters and len({*map(str, filters)}) == len(filters):
+            return candidates
+        if len(candidates) > 1 and not isinstance(candidates[0], fits.PrimaryHDU):
+            raise self._ambiguous(candidates)
+        return candidates[:1]
+
+    def _ambiguous(self, images: list[Any]) -> DataError:
+        received = ", ".join(extension_name(hdu) or "one without a name" for hdu in images[:20])
+        expected = "expected one image, or one a band of the same pixels, called SCI_<band> or with a FILTER each"
+        return DataError(
+            self.path, "SCI", f"{expected}, received {received}", "keep other images in files of their own"
+        )
+
+    def _of_bands(self, part: str, found: list[tuple[str, Any]]) -> list[Any]:
+        """Of a part's extensions those of all bands, or the one for all: that of the most usual name."""
+        for word in names.PARTS[part]:
+            called = {key: hdu for key, hdu in found if re.match(rf"{word}(_|\d|$)", hdu.name, re.IGNORECASE)}
+            if not called:
+                continue
+            if all(key in called for key in self.keys):
+                return [called[key] for key in self.keys]
+            if len(called) == 1 and (hdu := next(iter(called.values()))).name.upper() == word:
+                return [hdu]
+            if len(self.images) > 1:
+                expected = f"expected one for each of {', '.join(map(extension_name, self.images))}"
+                received = ", ".join(map(extension_name, called.values()))
+                raise DataError(self.path, word, f"{expected}, received {received}")
+        return []
+
+    def stack(self, part: str) -> Any:
+        """The pixels of a part, (C,H,W) of an extension a band; PSFs of several sizes are padded with zeros.
+
+        Raises: DataError for extensions of shapes that do not go together.
+        """
+        found = self.parts[part]
+        arrays = [pixels(self.path, hdu) for hdu in found]
+        if len(arrays) < 2:
+            return arrays[0] if arrays else None
+        arrays = [array[0] if array.ndim == 3 and len(array) == 1 else array for array in arrays]
+        if part == "psf":
+            arrays = _padded(arrays)
+        if len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 2:
+            shapes = ", ".join(f"{extension_name(hdu)} {hdu.shape}" for hdu in found)
+            expected = "expected an image (height, width) of one size for each band"
+            raise DataError(self.path, found[0].name, f"{expected}, received {shapes}")
+        return np.stack(arrays)
 
 
-def _header(path: Path, science: Any, primary: Any) -> dict[str, Any]:
-    """Plain values by keyword: of the image's header first, then of the primary."""
-    with parsing(path, f"header of {science.name}"):
-        values = {**dict(primary.header), **dict(science.header)}
+def _part(part: str, hdu: Any) -> str:
+    """The part that an extension is: of a noise what UTYPE says, as Astropy writes it with CCDData."""
+    return UTYPES.get(str(hdu.header.get("UTYPE", "")).strip(), part) if part in names.NOISES else part
+
+
+def _padded(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Images with zeros around them, to one size where their middles can stay in place."""
+    if any(array.ndim != 2 for array in arrays):
+        return arrays
+    shape = np.max([array.shape for array in arrays], 0)
+    margins = [shape - array.shape for array in arrays]
+    if any((margin % 2).any() for margin in margins):
+        return arrays
+    return [np.pad(array, [(m // 2, m // 2) for m in margin]) for array, margin in zip(arrays, margins, strict=True)]
+
+
+def extension_name(hdu: Any) -> str:
+    """The name of an extension in the case in which the file has it."""
+    return str(hdu.header.get("EXTNAME", "") or hdu.name).strip()
+
+
+def header_values(path: Path, hdu: Any, primary: Any) -> dict[str, Any]:
+    """Plain values by keyword: of the extension's header first, then of the primary."""
+    with parsing(path, f"header of {hdu.name}"):
+        values = {**dict(primary.header), **dict(hdu.header)}
         return {key: value for key, value in values.items() if not isinstance(value, fits.card.Undefined)}
 
 
-def _per_band(header: dict[str, Any], keys: Sequence[str], count: int) -> Any:
-    """One value for all bands under the key, or one each under key1, key2, ...; None where there is neither."""
-    for key in keys:
-        if key in header:
-            return header[key]
-        numbered = [header.get(f"{key}{c + 1}") for c in range(count)]
-        if None not in numbered:
-            return numbered
-    return None
+def _one_wcs(path: Path, images: Sequence[Any], primary: Any) -> Any:
+    """The WCS of an image, or that of the images of all bands. Raises: DataError where they differ."""
+    first, *others = (hd.celestial_wcs(path, hdu.header, primary.header) for hdu in images)
+    for hdu, other in zip(images[1:], others, strict=True):
+        if (first is None) != (other is None):
+            raise DataError(path, hdu.name, "expected a WCS in all images or in none", WRITE_APART)
+        if first is None or tuple(hdu.shape) != tuple(images[0].shape):
+            continue
+        pixels_of_first = AffineMap.between(path, other.celestial, first.celestial, hdu.shape[-2:]).points(
+            hdu.shape[-2:]
+        )
+        if np.abs(pixels_of_first - np.moveaxis(np.indices(hdu.shape[-2:]), 0, -1)).max() > TOLERANCE:
+            expected = f"expected the pixels of {images[0].name} on the sky, as images of one file are bands"
+            raise DataError(path, hdu.name, f"{expected}, received another WCS", WRITE_APART)
+    return first
 
 
-def _pixel_scale(header: dict[str, Any]) -> float | None:
-    """In arcsec, from PIXSCALE; other pipelines may have text there, which says nothing here."""
-    scale = header.get("PIXSCALE")
-    return scale if isinstance(scale, float | int) else None
+def _band_names(path: Path, layers: Layers, headers: Sequence[hd.Header], count: int) -> list[str] | None:
+    """Names of bands: of a cube by its header, of an image a band by the header or the name of each.
 
-
-def band_names(header: dict[str, Any], count: int) -> list[str] | None:
-    """Find the names of `count` bands in BANDS or FILTER ("g,r,i", "g r i" or "gri"), or FILTER1, FILTER2, ...
-
-    None where no key holds as many. For one band FILTER1 and FILTER2 are two wheels, as in the headers of HST: the one
-    that is not clear counts.
+    Raises: DataError for images of one band.
     """
-    for key in ("BANDS", "FILTER"):
-        text = str(header.get(key, "")).strip()
-        names = [text] if count == 1 else re.split(r"[\s,;]+", text)
-        for candidate in (names, list(text)):
-            if text and len(candidate) == count:
-                return candidate
-    numbered = [str(header.get(f"FILTER{c}", "")).strip() for c in range(1, max(count, 2) + 1)]
-    if count == 1:
-        wheels = [name for name in numbered if name and not name.upper().startswith("CLEAR")]
-        return wheels if len(wheels) == 1 else None
-    return numbered if all(numbered) else None
+    if len(headers) == 1:
+        return hd.band_names(headers[0], count)
+    own = [hd.band_names(dict(hdu.header), 1) for hdu in layers.images]
+    found = [names[0] for names in own if names]
+    if len(set(found)) == count:
+        return found
+    if not any(key.isdigit() for key in layers.keys):
+        letters = all(key in UPPER_CASE for key in layers.keys)
+        return [key.lower() for key in layers.keys] if letters else layers.keys
+    listed = hd.band_names(headers[0], count)
+    if listed is None and found:
+        raise DataError(
+            path, "FILTER", f"expected another band in each image, received {', '.join(found)}", WRITE_APART
+        )
+    return listed
 
 
-def celestial_wcs(path: Path, *headers: fits.Header) -> Any:
-    """The WCS of the first header with a celestial one; None where there is none.
+def _zeropoints(path: Path, headers: Sequence[hd.Header], count: int, unit: Any, surface: float | None) -> Any:
+    """Zero points of all bands by the headers, `surface` where these say none; None where that is None too.
 
-    Raises: DataError for one that cannot be read.
+    Raises: DataError for those of some bands alone.
     """
-    for header in headers:
-        if "CTYPE1" in header:
-            wcs = validation.parse_wcs(path, header)
-            if wcs.has_celestial:
-                return wcs
-    return None
-
-
-def _planes(path: Path, hdu: Any) -> Mapping[str, int]:
-    """The bit of each plane of a mask, by the MP_ keys of its header, or those of the HSC and LSST pipelines."""
-    named = {} if hdu is None else {key[3:]: value for key, value in hdu.header.items() if key.startswith("MP_")}
-    if not all(type(bit) is int and 0 <= bit <= LAST_BIT for bit in named.values()):
-        expected = f"expected the number of a bit up to {LAST_BIT} under each MP_ key of the header"
-        raise DataError(path, hdu.name, f"{expected}, received {', '.join(map(str, named.values()))}")
-    return named or PLANES
+    found = [hd.zeropoints(header, count if len(headers) == 1 else 1, unit) for header in headers]
+    if len(headers) == 1 or all(zero is None for zero in found):
+        found = [found[0] if len(headers) == 1 else hd.zeropoints(headers[0], count, unit)]
+        return surface if found[0] is None else found[0]
+    if None in found:
+        raise DataError(path, "MAGZERO", "expected a zero point in the header of each band, received some alone")
+    return found
 
 
 def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:

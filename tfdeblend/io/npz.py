@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from astropy.table import Table
 
 from tfdeblend.data import validation
 from tfdeblend.errors import DataError
+from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.io.contents import PLANES, Contents, source_table
+from tfdeblend.io.contents import Contents, source_table
 from tfdeblend.io.files import parsing
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ KEYS = {  # of the parts of `Contents`
     "images": "images",
     "weights": "weights",
     "variance": "variance",
+    "sigma": "sigma",
     "mask": "mask",
     "footprint": "footprint",
     "psf": "psfs",
@@ -33,6 +35,8 @@ KEYS = {  # of the parts of `Contents`
     "noise_correlation": "noise_correlation",
     "saturated": "saturated",
 }
+OTHER_NAMES = {"psf": "psf", "bands": "bands", "zeropoints": "zeropoint", "images": "image"}
+SOURCES = ("catalog", "peaks")
 
 
 class Archive:
@@ -69,11 +73,28 @@ class Archive:
 
 
 def load(path: Path) -> Contents:
-    """Read what an NPZ file holds of a scene. Raises: DataError where it is broken, or lacks images or bands' names."""
+    """Read what an NPZ file holds of a scene. Raises: DataError where it is broken or lacks images."""
     with Archive(path) as archive:
-        parts = {field: archive.need(KEYS[field]) for field in ("images", "bands")}
-        parts |= {field: archive.get(key) for field, key in KEYS.items() if field not in parts}
-        return Contents(path, parts, KEYS, _catalog(archive), PLANES)
+        keys = _keys(archive.keys)
+        used = {key for key in keys.values() if key is not None}
+        rest = [key for key in archive.keys if key not in {*used, *SOURCES} and not names.is_harmless(key)]
+        parts = {field: archive.get(key) if key else None for field, key in keys.items()}
+        if parts["images"] is None:
+            archive.need(KEYS["images"])
+        mask = keys["mask"] or KEYS["mask"]
+        called = {field: key or KEYS[field] for field, key in keys.items()}
+        notes = tuple(names.unread(rest))
+        return Contents(path, parts, called, _catalog(archive), masks.planes(path, mask, {}), notes, ("bands",))
+
+
+def _keys(there: Sequence[str]) -> dict[str, str | None]:
+    """The key of each part: the usual one, or another that surveys use, in any case."""
+    found: dict[str, str | None] = {}
+    for field, usual in KEYS.items():
+        words = (usual, OTHER_NAMES.get(field, usual), *names.PARTS.get(field, ()))
+        keys = [key for word in words for key in there if key.lower() == word.lower()]
+        found[field] = keys[0] if keys else None
+    return found
 
 
 def _catalog(archive: Archive) -> Table | None:

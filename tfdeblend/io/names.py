@@ -1,0 +1,50 @@
+"""Names: what surveys call the images, the noise and the masks in their files."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# Of a part of the contents, in the order of preference.
+PARTS = {
+    "images": ("SCI", "IMAGE"),
+    "weights": ("WHT", "WEIGHT", "WEIGHTS", "WGT", "IVAR", "INVVAR", "INVVARIANCE"),
+    "variance": ("VAR", "VARIANCE"),
+    "sigma": ("ERR", "ERROR", "ERRORS", "RMS", "SIGMA", "STD", "STDDEV", "UNCERT", "UNCERTAINTY"),
+    "mask": ("MASK", "MSK", "DQ", "FLAG", "FLAGS", "MASKBITS"),
+    "psf": ("PSF",),
+    "noise_correlation": ("NOISECORR",),
+    "saturated": ("SATURATED",),
+}
+NOISES = ("variance", "sigma", "weights")  # that is used where a file has several
+# Contexts, exposures, parts of the noise and distortions, which say nothing more; and what simulations add.
+HARMLESS = re.compile(
+    r"CTX|CON|CONTEXT|(VAR|ERR)_(POISSON|RNOISE|FLAT|IMSUB)|HDRTAB|ASDF|WCSDVARR|WCSCORR|D2IMARR|AREA|N?EXP|NIMAGES?"
+    r"|EXPTIME|EXPOSURE|COVERAGE|TRUTH\w*|NOISE_?KER(NEL)?|MODEL_?SIG(MA)?"
+)
+
+
+class Name(NamedTuple):
+    """A name of an extension, taken apart: WHT_g is `part` "weights" of the band `tag` "g"; SCI2 has the tag "2"."""
+
+    part: str
+    tag: str
+
+
+def parsed(name: str) -> Name | None:
+    """Take apart the name of an extension or key, in any case; None where it is not understood."""
+    for part, words in PARTS.items():
+        for word in words:
+            if match := re.fullmatch(rf"{word}(?:_(\w[\w.-]*)|(\d+))?", name.strip(), re.IGNORECASE):
+                return Name(part, match[1] or match[2] or "")
+    return None
+
+
+def is_harmless(name: str) -> bool:
+    """Whether nothing is lost where the part of this name is not read."""
+    return HARMLESS.fullmatch(name.strip().upper()) is not None
+
+
+def unread(names: list[str]) -> list[str]:
+    """A note that lists the names that are not understood, if there are any."""
+    return [f"not understood and not read: {', '.join(names[:20])}"] if names else []
