@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, VarianceUncertainty
+from astropy.wcs import WCS
 from scene_files import BANDS, SHAPE, arrays, celestial
 
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError
 
 
@@ -53,6 +55,65 @@ def test_absurd_values_under_the_mask_are_dropped() -> None:
     content = arrays()
     content["images"][1, 2, 3], content["weights"][1, 2, 3] = -3e38, 0
     assert observe(images=content["images"], weights=content["weights"]).images[1, 2, 3] == 0
+
+
+@pytest.mark.parametrize("mark", [-1e30, 1e20, 9.96921e36, 3.4e38])
+def test_marks_of_missing_data_are_masked(mark: float) -> None:
+    """Whatever their number, and whether or not a noise is given; values of a large unit are data."""
+    images = arrays()["images"]
+    images[:, :, 9:] = mark
+    for one in (observe(images=images), observe(images=images, weights=None)):
+        assert one.valid[:, :, :9].all() and not one.valid[:, :, 9:].any()
+        assert (one.images[:, :, 9:] == 0).all()
+        assert one.notes[0] == f"{24 * 11 * 3} pixels without data masked, such as of {np.float32(mark):g}"
+    large = observe(images=arrays()["images"].astype(float) * 1e22, weights=arrays()["weights"] * 1e-44)
+    assert large.valid.all() and large.notes == ()
+
+
+FEW = (0, 3, slice(4, 8))  # pixels, of 1440
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "note"),
+    [
+        ("weights", np.nan, "4 pixels of weights that are NaN, negative or out of range masked"),
+        ("weights", -80.4, "4 pixels of weights that are NaN, negative or out of range masked"),
+        ("weights", np.inf, "4 pixels of weights that are NaN, negative or out of range masked"),
+        ("weights", 1e38, "4 pixels of weights that are NaN, negative or out of range masked"),
+        ("weights", 1e-310, "4 pixels of a noise 100000 times the usual masked"),
+        ("weights", 0, None),
+        ("variance", -1, "4 pixels of variance that are NaN, negative or out of range masked"),
+        ("variance", np.nan, "4 pixels of variance that are NaN, negative or out of range masked"),
+        ("variance", 1e-310, "4 pixels of variance that are NaN, negative or out of range masked"),
+        ("variance", 0, "4 pixels of zero variance masked"),
+        ("variance", np.inf, None),
+        ("sigma", -np.inf, "4 pixels of sigma that are NaN, negative or out of range masked"),
+        ("sigma", 0, "4 pixels of zero sigma masked"),
+        ("sigma", 1e30, "4 pixels of a noise 100000 times the usual masked"),
+    ],
+)
+def test_pixels_of_no_noise_are_masked_and_counted(kind: str, value: float, note: str | None) -> None:
+    noise = np.full(SHAPE, {"weights": 100.0, "variance": 0.01, "sigma": 0.1}[kind])
+    noise[FEW] = value
+    observation = observe(weights=Noise(kind, noise))
+    masked = np.zeros(SHAPE, bool)
+    masked[FEW] = True
+    np.testing.assert_array_equal(observation.valid, ~masked)
+    np.testing.assert_allclose(observation.weights[~masked], 100)
+    assert observation.notes == (() if note is None else (note,))
+
+
+def test_many_pixels_of_no_noise_are_refused_unless_they_are_without_data() -> None:
+    images, weights = arrays()["images"], np.full(SHAPE, 100.0)
+    weights[:, :4] = np.nan
+    expected = r"weights: expected values from 0 .* received others, such as nan, in 240 of 1440 .*; mask them"
+    with pytest.raises(DataError, match=expected):
+        observe(weights=weights)
+    for empty in (np.nan, 0.0):
+        images[:, :4] = empty
+        observation = observe(images=images, weights=weights)
+        np.testing.assert_array_equal(observation.valid, np.isfinite(weights))
+        assert len(observation.notes) == 1
 
 
 def test_band_without_a_pixel_is_noted() -> None:
@@ -166,6 +227,53 @@ def test_pixel_scale_at_odds_with_the_wcs_is_noted() -> None:
     observation = observe(wcs=celestial(), pixel_scale=0.3)
     assert observation.pixel_scale == 0.3
     assert len(observation.notes) == 1
+
+
+def test_a_cube_s_wcs_is_that_of_its_first_axes() -> None:
+    """Also where Astropy takes no celestial part out of it."""
+    header = celestial().to_header()
+    header["CTYPE1"], header["CTYPE2"], header["PV1_1"], header["PV2_1"] = "RA---TPV", "DEC--TPV", 1.0, 1.0
+    flat = observe(wcs=WCS(header))
+    header["CTYPE3"], header["CRVAL3"], header["CDELT3"], header["WCSAXES"] = "WAVE", 1e-6, 1e-7, 3
+    cube = observe(wcs=header.tostring())
+    np.testing.assert_allclose(cube.wcs.wcs_pix2world(3, 4, 0), flat.wcs.wcs_pix2world(3, 4, 0))
+    assert cube.pixel_scale == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("cards", "problem"),
+    [
+        ({"RADESYS": "NOWHERE"}, "a usable WCS"),
+        (
+            {"PC1_1": 1.0, "PC1_2": 1.0, "PC2_1": 1.0, "PC2_2": 1.0},
+            "a sky position of its own for each pixel|pixels of",
+        ),
+        ({"CDELT1": 1e-300}, "a sky position of its own for each pixel|pixels of"),
+        ({"CDELT1": 1e30}, "a sky position of its own|a usable WCS|pixels of"),
+    ],
+)
+def test_a_wcs_that_results_could_not_be_read_back_with(cards: dict[str, Any], problem: str) -> None:
+    header = celestial().to_header()
+    header.update(cards)
+    with pytest.raises(DataError, match=f"^observation: wcs: expected ({problem})") as caught:
+        observe(wcs=header.tostring())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"bands": ("g", "r", "µ")}, "bands"),
+        ({"bands": ("g", "r", "x" * 31)}, "bands"),
+        ({"bands": ("g", "r", "a\x07b")}, "bands"),
+        ({"bands": ("g", "r", "err_g")}, "bands"),
+        ({"unit": "nJy\x07"}, "unit"),
+        ({"pixel_scale": 1e-300}, "pixel_scale"),
+    ],
+)
+def test_text_and_numbers_that_no_file_of_results_can_hold(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(DataError, match=f"^observation: {field}: expected"):
+        observe(**changes)
 
 
 def test_unknown_field_is_refused() -> None:

@@ -7,6 +7,7 @@ times the pixel's area. Its zero points are those of one unit times the area of 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def parsed(unit: str | None) -> Any:
 
     for spelling, word in SPELLINGS.items():
         unit = re.sub(rf"(?<![A-Za-z]){spelling}(?![A-Za-z])", word, unit, flags=re.IGNORECASE)
-    known = units.Unit(unit, parse_strict="silent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", units.UnitsWarning)
+        known = units.Unit(unit, parse_strict="silent")
     return None if isinstance(known, units.UnrecognizedUnit) else known
 
 

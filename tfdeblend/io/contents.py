@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,11 @@ class Contents:
 
         psf: an array in place of the file's own, or None.
         """
-        with self._by_name():
-            parts, notes = dict(self.parts), list(self.notes)
+        given = self._given(reading)
+        with self._by_name(given):
+            parts, notes = {**self.parts, **given}, [*self.notes, *self._replaced(given)]
             images, mask, footprint = (parts.pop(name, None) for name in ("images", "mask", "footprint"))
             parts["weights"] = self._noise(parts, notes)
-            self._as_said(parts, reading, notes)
             for field in self.needed:
                 if parts[field] is None:
                     raise DataError(self.path, field, "expected this key, received none")
@@ -92,25 +92,30 @@ class Contents:
             notes.append(f"the noise is that of {used}, not of {', '.join(others)}")
         return Noise(there[0], given[there[0]])
 
-    def _as_said(self, parts: dict[str, Any], reading: Reading, notes: list[str]) -> None:
-        """Put in what the user says of bands, zero points and pixels, with a note on what the file says otherwise.
+    def _given(self, reading: Reading) -> dict[str, Any]:
+        """What the user says of the bands, zero points and pixels.
 
-        Raises: DataError for zero points that lack one of the bands.
+        Raises: DataError for zero points that lack one of the bands, and bands of another number.
         """
         count, given = len(self.parts["images"]), dict[str, Any]()
         if reading.bands is not None:
-            given["bands"] = list(validation.as_bands(self.path, reading.bands, count))
+            given["bands"] = validation.as_bands(self.path, reading.bands, count)
         if isinstance(reading.zeropoints, Mapping):
-            given["zeropoints"] = self._zeropoints(reading.zeropoints, given.get("bands", parts["bands"]), count)
+            given["zeropoints"] = self._zeropoints(reading.zeropoints, given.get("bands", self.parts["bands"]), count)
         elif reading.zeropoints is not None:
-            given["zeropoints"] = np.full(count, reading.zeropoints, float)
+            given["zeropoints"] = reading.zeropoints
         if reading.pixel_scale is not None:
             given["pixel_scale"] = reading.pixel_scale
-        for field, value in given.items():
-            said, parts[field] = parts[field], value
-            if said is not None and _listed(said) != _listed(value):
-                here = self.names.get(field, field)
-                notes.append(f"{field.replace('_', ' ')} {_listed(value)} as given, not {_listed(said)} of {here}")
+        return given
+
+    def _replaced(self, given: Mapping[str, Any]) -> list[str]:
+        """Notes on what the file says otherwise than the user."""
+        both = ((field, _listed(value), self.parts[field]) for field, value in given.items())
+        return [
+            f"{field.replace('_', ' ')} {value} as given, not {_listed(said)} of {self.names.get(field, field)}"
+            for field, value, said in both
+            if said is not None and _listed(said) != value
+        ]
 
     def _zeropoints(self, given: Mapping[str, float], bands: Any, count: int) -> list[Any]:
         """Zero points by band, of the file where none is given."""
@@ -126,12 +131,13 @@ class Contents:
         return found
 
     @contextmanager
-    def _by_name(self) -> Iterator[None]:
-        """Name the file, and its parts as the file does, in errors of the checks."""
+    def _by_name(self, given: Collection[str] = ()) -> Iterator[None]:
+        """Name the file, and its parts as the file does, in errors of the checks; not those that are `given`."""
         try:
             yield
         except DataError as error:
-            raise error.at(self.path, self.names.get(error.field or "")) from error
+            field = error.field or ""
+            raise error.at(self.path, None if field in given else self.names.get(field)) from error
 
 
 def _listed(value: Any) -> str:

@@ -132,26 +132,29 @@ class Layers:
 
     def __init__(self, path: Path, hdus: fits.HDUList) -> None:
         self.path = path
-        known: dict[str, list[tuple[str, Any]]] = {part: [] for part in names.PARTS}
+        known: dict[str, dict[str, list[tuple[str, Any]]]] = {part: {} for part in names.PARTS}
         unknown = []
         for hdu in hdus:
             if not isinstance(hdu, IMAGE_HDUS) or names.is_harmless(hdu.name):
                 continue
             name = names.parsed(extension_name(hdu))
             if name is not None:
-                known[_part(name.part, hdu)].append((name.tag or str(hdu.ver), hdu))
+                words = known[_part(name.part, hdu)]
+                words.setdefault(name.word, []).append((name.tag or str(hdu.ver), hdu))
             elif hdu.header.get("NAXIS", 0) > 0:
                 unknown.append(hdu)
-        images = [(key, hdu) for key, hdu in known.pop("images") if hdu.header.get("NAXIS", 0) > 0]
+        named = [pair for found in known.pop("images").values() for pair in found]
+        images = [(key, hdu) for key, hdu in named if hdu.header.get("NAXIS", 0) > 0]
         if not images:
             images = [(str(number), hdu) for number, hdu in enumerate(self._unnamed(hdus, unknown))]
         self.keys = [key for key, _ in images]
         self.images = [hdu for _, hdu in images]
         if len(set(self.keys)) < len(images):
             raise self._ambiguous(self.images)
-        self.parts = {"images": self.images} | {part: self._of_bands(part, found) for part, found in known.items()}
+        self.parts = {"images": self.images} | {part: self._of_bands(words) for part, words in known.items()}
         chosen = {id(hdu) for found in self.parts.values() for hdu in found}
-        rest = [hdu for found in known.values() for _, hdu in found if id(hdu) not in chosen]
+        found = [hdu for words in known.values() for pairs in words.values() for _, hdu in pairs]
+        rest = [hdu for hdu in found if id(hdu) not in chosen]
         unknown = [hdu for hdu in unknown if id(hdu) not in chosen]
         self.unread = [extension_name(hdu) or "an image without a name" for hdu in (*unknown, *rest)]
 
@@ -177,19 +180,17 @@ class Layers:
             self.path, "SCI", f"{expected}, received {received}", "keep other images in files of their own"
         )
 
-    def _of_bands(self, part: str, found: list[tuple[str, Any]]) -> list[Any]:
-        """Of a part's extensions those of all bands, or the one for all: that of the most usual name."""
-        for word in names.PARTS[part]:
-            called = {key: hdu for key, hdu in found if re.match(rf"{word}(_|\d|$)", hdu.name, re.IGNORECASE)}
-            if not called:
-                continue
+    def _of_bands(self, words: dict[str, list[tuple[str, Any]]]) -> list[Any]:
+        """Of a part's extensions, by word and key, those of all bands, or the one for all."""
+        for word, pairs in words.items():
+            called = dict(pairs)
             if all(key in called for key in self.keys):
                 return [called[key] for key in self.keys]
-            if len(called) == 1 and (hdu := next(iter(called.values()))).name.upper() == word:
-                return [hdu]
+            if len(pairs) == 1 and pairs[0][1].name.upper() == word:
+                return [pairs[0][1]]
             if len(self.images) > 1:
                 expected = f"expected one for each of {', '.join(map(extension_name, self.images))}"
-                received = ", ".join(map(extension_name, called.values()))
+                received = ", ".join(extension_name(hdu) for _, hdu in pairs)
                 raise DataError(self.path, word, f"{expected}, received {received}")
         return []
 

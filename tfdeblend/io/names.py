@@ -25,9 +25,10 @@ HARMLESS = re.compile(
 
 
 class Name(NamedTuple):
-    """A name of an extension, taken apart: WHT_g is `part` "weights" of the band `tag` "g"; SCI2 has the tag "2"."""
+    """A name of an extension, taken apart: WHT_g is `part` "weights", `word` "WHT", `tag` "g"; SCI2 has the tag "2"."""
 
     part: str
+    word: str
     tag: str
 
 
@@ -35,8 +36,8 @@ def parsed(name: str) -> Name | None:
     """Take apart the name of an extension or key, in any case; None where it is not understood."""
     for part, words in PARTS.items():
         for word in words:
-            if match := re.fullmatch(rf"{word}(?:_(\w[\w.-]*)|(\d+))?", name.strip(), re.IGNORECASE):
-                return Name(part, match[1] or match[2] or "")
+            if match := re.fullmatch(rf"{word}(?:[_.\- ](\w[\w.\-]*)|(\d+))?", name.strip(), re.IGNORECASE):
+                return Name(part, word, match[1] or match[2] or "")
     return None
 
 
@@ -46,5 +47,5 @@ def is_harmless(name: str) -> bool:
 
 
 def unread(names: list[str]) -> list[str]:
-    """A note that lists the names that are not understood, if there are any."""
-    return [f"not understood and not read: {', '.join(names[:20])}"] if names else []
+    """A note that lists the names that are not understood, or that say what another one says, if there are any."""
+    return [f"not read, as not understood or given twice: {', '.join(names[:20])}"] if names else []
