@@ -584,3 +584,65 @@ def test_parquet_without_pyarrow(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected the package pyarrow"):
         files.write_catalog({"a": result().catalog}, tmp_path / "catalog.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def write_ldac(path: Path) -> None:
+    """As SExtractor does: a table of the image's header before that of the objects."""
+    head = fits.BinTableHDU.from_columns(
+        [fits.Column("Field Header Card", "80A", array=["SIMPLE"])], name="LDAC_IMHEAD"
+    )
+    columns = {"NUMBER": [4, 7], "X_IMAGE": XY[:, 0] + 1, "Y_IMAGE": XY[:, 1] + 1}
+    objects = fits.table_to_hdu(Table(columns, units={"X_IMAGE": "pix", "Y_IMAGE": "pix"}))
+    objects.name = "LDAC_OBJECTS"
+    fits.HDUList([fits.PrimaryHDU(), head, objects]).writeto(path)
+
+
+def write_ascii_head(path: Path) -> None:
+    names = [
+        "#   1 NUMBER   Running object number",
+        "#   2 XWIN_IMAGE   Windowed   [pixel]",
+        "#   3 YWIN_IMAGE   Windowed   [pixel]",
+    ]
+    path.write_text("\n".join([*names, *(f"{n} {x + 1} {y + 1}" for n, (x, y) in zip((4, 7), XY, strict=True))]) + "\n")
+
+
+def write_parquet(path: Path) -> None:
+    """As Rubin's tables: degrees without a unit."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    sky = celestial().pixel_to_world(*XY.T)
+    columns = {"objectId": [4, 7], "coord_ra": sky.ra.deg, "coord_dec": sky.dec.deg}
+    parquet.write_table(arrow.table(columns), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.cat", write_ldac), ("a.fits", write_ldac), ("b.cat", write_ascii_head), ("c.parquet", write_parquet)],
+)
+def test_catalogues_as_tools_write_them(name: str, write: Any, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    scene = Scene.from_catalog(io.read(write_fits(tmp_path / "scene.fits"))[0], io.read_catalog(tmp_path / name))
+    np.testing.assert_allclose(scene.positions, XY[:, ::-1], atol=1e-6)
+    assert [source.id for source in scene.sources] == ["4", "7"]
+
+
+def test_a_table_beside_an_image_may_count_in_the_image_that_it_was_cut_from(tmp_path: Path) -> None:
+    """LTV1 and LTV2 say where that one's pixels are; what counts in the image itself stays as it is."""
+    origin = np.array([8968.0, 4968.0])
+    header = {"LTV1": -origin[0], "LTV2": -origin[1]}
+    for names, first in (
+        (("base_SdssCentroid_x", "base_SdssCentroid_y"), 0),
+        (("X_IMAGE", "Y_IMAGE"), 1),
+        (("x", "y"), 0),
+    ):
+        for places in (XY + origin, XY):
+            table = Table(places + first, names=names)
+            scene = Scene.read(write_fits(tmp_path / "scene.fits", header=header, CATALOG=table))
+            np.testing.assert_allclose(scene.positions, XY[:, ::-1], atol=1e-6)
+            cut = f"{', '.join(names)} count in the image that this one was cut from: 8968, 4968 subtracted"
+            assert (cut in scene.observation.notes) == (places[0, 0] > 100)
+
+
+def test_a_file_of_images_is_no_catalogue(tmp_path: Path) -> None:
+    fits.PrimaryHDU(np.zeros((3, 3))).writeto(tmp_path / "image.fits")
+    with pytest.raises(DataError, match=r"image.fits: table: expected a table of sources, received images alone"):
+        io.read_catalog(tmp_path / "image.fits")

@@ -57,6 +57,135 @@ def test_positions_from(catalog: Any, observation: Observation) -> None:
     assert scene.name == "field"
 
 
+def named(*names: str, unit: str | None = None) -> Table:
+    """A table of the sources with two columns of these names: pixels, or sky coordinates in `unit`."""
+    ra, dec = sky().ra, sky().dec
+    values = (XY[:, 0], XY[:, 1]) if unit is None else (ra.to_value(unit), dec.to_value(unit))
+    return Table(dict(zip(names, values, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "first"),
+    [
+        ("X_IMAGE", "Y_IMAGE", 1),
+        ("XWIN_IMAGE", "YWIN_IMAGE", 1),
+        ("xcentroid", "ycentroid", 0),
+        ("base_SdssCentroid_x", "base_SdssCentroid_y", 0),
+        ("bx", "by", 0),
+    ],
+)
+def test_pixels_by_the_names_of_tools(x: str, y: str, first: int, observation: Observation) -> None:
+    """SExtractor's count from 1, which a note says."""
+    scene = Scene.from_catalog(observation, Table({x: XY[:, 0] + first, y: XY[:, 1] + first}))
+    np.testing.assert_allclose(scene.positions, YX, atol=1e-9)
+    assert scene.observation.notes == ((f"{x}, {y} count from 1: 1 subtracted",) if first else ())
+
+
+@pytest.mark.parametrize(
+    ("ra", "dec"),
+    [
+        ("ALPHA_J2000", "DELTA_J2000"),
+        ("ALPHAWIN_J2000", "DELTAWIN_J2000"),
+        ("ALPHA_SKY", "DELTA_SKY"),
+        ("coord_ra", "coord_dec"),
+        ("RA", "DEC"),
+        ("RIGHT_ASCENSION", "DECLINATION"),
+        ("RAJ2000", "DECJ2000"),
+    ],
+)
+def test_sky_coordinates_by_the_names_of_surveys(ra: str, dec: str, observation: Observation) -> None:
+    """In degrees, in the unit of the column, or, where it says none, in radians if only these lie in the image."""
+    stated = named(ra, dec, unit="rad")
+    stated[ra].unit = stated[dec].unit = "rad"
+    for table in (named(ra, dec, unit="deg"), stated, named(ra, dec, unit="rad")):
+        scene = Scene.from_catalog(observation, table)
+        np.testing.assert_allclose(scene.positions, YX, atol=1e-6)
+        bare = table[ra].unit is None and table[ra][0] < 7
+        noted = (f"{ra}, {dec} taken as radians: as degrees none is in the image",) if bare else ()
+        assert scene.observation.notes == noted
+
+
+def test_a_data_frame_is_a_table(observation: Observation) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"coord_ra": sky().ra.deg, "coord_dec": sky().dec.deg, "objectId": [2**60 + 1, 2**60 + 3]})
+    scene = Scene.from_catalog(observation, frame)
+    np.testing.assert_allclose(scene.positions, YX, atol=1e-6)
+    assert [source.id for source in scene.sources] == [str(2**60 + 1), str(2**60 + 3)]
+
+
+def test_kinds_and_ids_by_the_names_of_surveys(observation: Observation) -> None:
+    """Legacy's types say what is a point and which rows are no sources; other columns `type` and CLASS_STAR do not."""
+    three = {"x": [5.0, 12.0, 12.3], "y": [6.0, 16.0, 16.1]}
+    scene = Scene.from_catalog(observation, {**three, "TYPE": ["PSF", "REX", "DUP"], "objid": [7, 8, 9]})
+    assert [(source.kind, source.id) for source in scene.sources] == [("point", "7"), ("galaxy", "8")]
+    assert scene.observation.notes == ("1 rows of type DUP are no sources",)
+    other = {**three, "type": ["PSF", "QSO", "EXP"], "CLASS_STAR": [1.0, 0.9, 0.0], "NUMBER": [1, 2, 3]}
+    scene = Scene.from_catalog(observation, other)
+    assert [(source.kind, source.id) for source in scene.sources] == [("galaxy", n) for n in "123"]
+    scene = Scene.from_catalog(observation, {**three, "objid": [4, 4, 5]})
+    assert [source.id for source in scene.sources] == ["0", "1", "2"]
+    assert scene.observation.notes == ("sources are numbered, as objid is the same for several",)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 9000.0])
+def test_of_pixels_and_sky_those_that_see_the_light_are_taken(offset: float, observation: Observation) -> None:
+    """Where they differ by more than a pixel: a tile's pixels beside a cut-out, or those that count from 1."""
+    table = named("ra", "dec", unit="deg")
+    table["x"], table["y"] = (XY + offset).T
+    scene = Scene.from_catalog(observation, table)
+    np.testing.assert_allclose(scene.positions, YX, atol=1e-6)
+    apart = f"{np.hypot(offset, offset):.3g} pixels away in the median by the WCS"
+    noted = (f"ra, dec taken, which see more light than x, y, {apart}",)
+    assert scene.observation.notes == (noted if offset else ())
+    wrong = replace(observation, wcs=away(observation.wcs))
+    assert Scene.from_catalog(wrong, table if offset == 0 else XY).positions.tolist() == YX.tolist()
+
+
+def test_positions_at_odds_with_the_light_are_noted(observation: Observation) -> None:
+    for places, note in (
+        (XY, None),
+        (
+            XY + 1,
+            r"expected positions whose first pixel is \(0, 0\), .*-1.00, -1.00 pixels .*; subtract 1 if",
+        ),
+        (XY - 1, r"expected positions whose first pixel is \(0, 0\), .*\+1.00, \+1.00 pixels .*; add 1 if 1 too many"),
+        (YX, r"expected positions as \(x, y\), received ones that see more light as \(y, x\) .*; exchange them if"),
+    ):
+        notes = Scene.from_catalog(observation, places).observation.notes
+        assert len(notes) == (note is not None) and (note is None or re.match(note, notes[0])), notes
+
+
+def test_the_catalogue_of_a_larger_field_is_cut(observation: Observation) -> None:
+    far = np.column_stack([np.arange(101) + 500, np.zeros(101)])
+    few = Scene.from_catalog(observation, np.concatenate([XY, far[1:]]))
+    assert len(few.sources) == 102
+    scene = Scene.from_catalog(observation, np.concatenate([XY, far]))
+    assert scene.positions.tolist() == YX.tolist()
+    assert scene.observation.notes[1:] == ("the rows of what is left out are not kept, as they are more than 100",)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "error", "message"),
+    [
+        (
+            {"x": XY[:, 0] * units.arcsec, "y": XY[:, 1]},
+            DataError,
+            "field: catalog.x: expected pixels, received arcsec",
+        ),
+        ({"X_IMAGE": XY[:, 0]}, DataError, "field: catalog: expected columns x, y or ra, dec, received x_image"),
+        (
+            "sources.fits",
+            TypeError,
+            "catalog: expected a table, .* a str; tfdeblend.io.read_catalog reads files",
+        ),
+        (Source(3, 4), TypeError, "catalog: expected a table, an array .* received a Source"),
+    ],
+)
+def test_catalogues_that_are_none(catalog: Any, error: type, message: str, observation: Observation) -> None:
+    with pytest.raises(error, match=message):
+        Scene.from_catalog(observation, catalog)
+
+
 def test_integer_positions(observation: Observation) -> None:
     assert Scene.from_catalog(observation, XY.astype(np.int32)).positions.tolist() == YX.tolist()
 

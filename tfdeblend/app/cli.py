@@ -83,8 +83,8 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument(
         "--catalog",
         metavar="PATH",
-        help="sources, as a table (.ecsv, .fits, .csv, .parquet) of ra, dec, or of x, y in the finest pixels; for "
-        "several scenes a folder with a table of each scene's name (default: as the scenes' own files have them)",
+        help="sources, as a table (.ecsv, .fits, .cat, .csv, .parquet) of ra, dec, or of x, y in the finest pixels; "
+        "for several scenes a folder with a table of each scene's name (default: as the scenes' own files have them)",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
     parser.add_argument(

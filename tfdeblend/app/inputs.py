@@ -163,5 +163,5 @@ def _with_catalogs(inputs: list[Input], catalog: Path | None) -> list[Input]:
 
 def _in_folder(folder: Path, name: str) -> Path:
     """The catalogue of a name; one that is missing shows when it is read."""
-    candidates = [folder / f"{name}{suffix}" for suffix in (".ecsv", ".fits", ".csv", ".parquet")]
+    candidates = [folder / f"{name}{suffix}" for suffix in (".ecsv", ".fits", ".csv", ".cat", ".parquet")]
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -43,7 +43,7 @@ from astropy.table import Table, vstack
 
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.scene import Scene
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
 from tfdeblend.io import headers, images
 from tfdeblend.io.atomic import written_whole
@@ -192,7 +192,9 @@ def read(path: str | Path) -> Deblended:
         suffixes = ["", *(f"_{name.upper()}" for name in names[1:])]
         parts = list(zip(names, rows, suffixes, strict=True))
         observations = [_read_observation(contents, name, bands[own], suffix) for name, own, suffix in parts]
-        scene = Scene.from_catalog(observations, contents.table("DECLARED"))
+        declared = contents.table("DECLARED", ("x", "y", "kind", "id"))
+        sources = (Source(float(row["y"]), float(row["x"]), str(row["kind"]), str(row["id"])) for row in declared)
+        scene = Scene(tuple(observations), tuple(sources))
         catalog = contents.table("CATALOG", ("x", "y"))
         if len(catalog) != len(scene.sources):
             expected = f"expected {len(scene.sources)} rows, as in DECLARED"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdeblend.data import catalogs
 from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.photometry import alike, per_solid_angle
+from tfdeblend.data.placement import misplaced
 from tfdeblend.data.psf import fwhm
 from tfdeblend.errors import DataError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("galaxy", "point")
 REACH = 2.0  # widths of a PSF: a source without an unmasked pixel so near is not fitted
+MOST_LEFT_OUT = 100  # sources whose rows are kept
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
 FINER = 1.02  # ratio of pixel scales that counts as equal
 UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
@@ -220,7 +223,7 @@ class Scene:
         found = detect(searched, threshold)
         if not len(found):
             raise DataError(several[0].name, "catalog", f"expected sources, detected none at {threshold:g} sigma")
-        return cls.from_catalog(several, found)
+        return cls(several, tuple(Source(float(row["y"]), float(row["x"])) for row in found))
 
     @classmethod
     def from_catalog(cls, observations: Observation | Sequence[Observation], catalog: Any) -> Scene:
@@ -228,20 +231,28 @@ class Scene:
 
         Args:
             observations: one Observation or several, of which the positions belong to the first.
-            catalog: a Table, structured array or mapping with columns `x`, `y` (pixels, zero-based centres) or `ra`,
-                `dec` (degrees; the observation needs a WCS), optionally `kind` ("galaxy", "point"), `is_star` and `id`;
-                or an array (N,2) of (x, y); or a SkyCoord.
+            catalog: a Table, DataFrame, structured array or mapping with the columns that `tfdeblend.data.catalogs`
+                lists: positions as `x`, `y` (pixels, zero-based centres) or `ra`, `dec` (degrees, where the column has
+                no other unit; the observation needs a WCS), or as surveys and their tools name them; optionally
+                `kind` ("galaxy", "point") or `is_star` or Legacy's `type`, and `id` or a survey's name for it. Where a
+                table has pixels and sky coordinates, more than a pixel apart, those that see more light are taken,
+                with a note. Or an array (N,2) of (x, y); or a SkyCoord.
+
+        What the light of the image contradicts becomes a note: positions that count from 1, or are (y, x). Where more
+        than 100 sources are left out, as the catalogue is that of a larger field, the scene does not keep them.
 
         Raises:
-            DataError: as `Scene`, and for columns that are missing or of the wrong type.
+            DataError: as `Scene`, and for columns that are missing or of the wrong type. TypeError: for what is no
+                catalogue.
         """
         several = _as_tuple(observations)
-        observation = several[0]
-        columns = _columns(observation.name, catalog)
-        x, y = _pixel_positions(observation, columns)
-        kinds = _kinds(observation.name, columns, len(x))
-        ids = [str(value) for value in columns["id"]] if "id" in columns else [""] * len(x)
-        return cls(several, tuple(Source(*row) for row in zip(y.tolist(), x.tolist(), kinds, ids, strict=True)))
+        rows = catalogs.read(several[0], catalog)
+        listed = zip(*rows.positions.T.tolist(), rows.kinds, rows.ids, strict=True)
+        scene, notes = cls(several, tuple(Source(*row) for row in listed)), [*rows.notes]
+        if scene.left_out.sum() > MOST_LEFT_OUT:
+            notes.append(f"the rows of what is left out are not kept, as they are more than {MOST_LEFT_OUT}")
+            scene = scene.kept
+        return scene.noted(*notes, *misplaced(scene.observation, scene.kept.positions))
 
     def on_sky(self) -> Table:
         """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
@@ -381,86 +392,3 @@ def _closest_pair(positions: np.ndarray) -> int | None:
         if dy.min() >= CLOSEST:
             break
     return None
-
-
-def _columns(where: str, catalog: Any) -> dict[str, Any]:
-    """Columns by lower-case name: plain 1-D arrays, a SkyCoord under "sky"."""
-    if hasattr(catalog, "to_pixel"):  # SkyCoord
-        return {"sky": catalog.reshape(-1)}
-    names = getattr(catalog, "colnames", None) or getattr(getattr(catalog, "dtype", None), "names", None)
-    if names is None and isinstance(catalog, dict):
-        names = tuple(catalog)
-    if names is not None:
-        return {str(name).lower(): _column(where, name, catalog[name]) for name in names if str(name).lower() in _KNOWN}
-    try:
-        array = np.asarray(catalog)
-    except ValueError as error:
-        raise DataError(where, "catalog", f"expected an array (N,2) of (x, y), received {error}") from error
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise DataError(where, "catalog", f"expected columns x, y or an array (N,2) of (x, y), received {array.shape}")
-    return {"x": array[:, 0], "y": array[:, 1]}
-
-
-_KNOWN = frozenset(("x", "y", "ra", "dec", "kind", "is_star", "id"))
-
-
-def _column(where: str, name: str, values: Any) -> np.ndarray:
-    if name.lower() in ("ra", "dec") and getattr(values, "unit", None) is not None:
-        values = _degrees(where, name, values)
-    if np.ma.is_masked(values):
-        raise DataError(where, f"catalog.{name}", "expected a value for each source, received masked ones")
-    values = np.ma.getdata(np.asanyarray(values))
-    if values.ndim != 1:
-        raise DataError(where, f"catalog.{name}", f"expected one value a source, received shape {values.shape}")
-    return np.char.decode(values, "ascii", "replace") if values.dtype.kind == "S" else values
-
-
-def _degrees(where: str, name: str, values: Any) -> np.ndarray:
-    from astropy import units
-
-    try:
-        return units.Quantity(values).to_value(units.deg)
-    except (units.UnitsError, TypeError) as error:
-        raise DataError(where, f"catalog.{name}", f"expected degrees, received {values.unit}") from error
-
-
-def _pixel_positions(observation: Observation, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    where = observation.name
-    if "x" in columns and "y" in columns:
-        return _float_column(where, "x", columns), _float_column(where, "y", columns)
-    if "sky" not in columns and not ("ra" in columns and "dec" in columns):
-        received = ", ".join(columns) or "neither"
-        raise DataError(where, "catalog", f"expected columns x, y or ra, dec, received {received}")
-    if observation.wcs is None:
-        raise DataError(where, "catalog", "expected columns x, y, as there is no WCS to place ra, dec by")
-    from astropy.coordinates import SkyCoord
-
-    sky = columns.get("sky")
-    if sky is None:
-        ra, dec = _float_column(where, "ra", columns), _float_column(where, "dec", columns)
-        if not (np.abs(dec) <= 90).all():
-            raise DataError(where, "catalog.dec", "expected degrees from -90 to 90, received others")
-        sky = SkyCoord(ra, dec, unit="deg")
-    try:
-        x, y = observation.wcs.world_to_pixel(sky)
-    except Exception as error:  # of astropy, its kind depending on the frame and the distortion
-        raise DataError(where, "catalog", f"expected positions that the WCS can place, received {error}") from error
-    return np.asarray(x, float), np.asarray(y, float)
-
-
-def _float_column(where: str, name: str, columns: dict[str, Any]) -> np.ndarray:
-    values = columns[name]
-    if values.dtype.kind not in "fiu":
-        raise DataError(where, f"catalog.{name}", f"expected numbers, received dtype {values.dtype}")
-    return values.astype(float)
-
-
-def _kinds(where: str, columns: dict[str, Any], count: int) -> list[str]:
-    if "kind" in columns:
-        return [str(kind).strip() for kind in columns["kind"]]
-    if "is_star" not in columns:
-        return ["galaxy"] * count
-    is_star = columns["is_star"]
-    if is_star.dtype.kind not in "biu":
-        raise DataError(where, "catalog.is_star", f"expected true or false, received dtype {is_star.dtype}")
-    return ["point" if star else "galaxy" for star in is_star]

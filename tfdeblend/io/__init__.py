@@ -3,13 +3,13 @@
 NPZ, never unpickled: `images` (C,H,W); `weights` (inverse variance, 0 = masked) or `variance`, either with `mask`
 (booleans, True = masked; or integer bit planes) and `footprint` (True = masked), (C,H,W) or (H,W); `psfs` (C,h,w) or
 (h,w); `filters` (C) names; optionally `zeropoints` (AB), `unit`, `wcs` (text of a header), `pixel_scale` (arcsec),
-`noise_correlation` (C,h,w) or (h,w), `saturated` (booleans, (C,H,W) or (H,W)); sources as `catalog` (structured: x, y,
-optionally kind, is_star, id) or `peaks` (N,2) of (x, y).
+`noise_correlation` (C,h,w) or (h,w), `saturated` (booleans, (C,H,W) or (H,W)); sources as `catalog` (structured, with
+the columns of `tfdeblend.data.catalogs`) or `peaks` (N,2) of (x, y).
 
 FITS: image SCI or IMAGE or the primary, (C,H,W) or (H,W); VAR or VARIANCE, or WHT; MASK, whose MP_ keys may name its
-planes; PSF; NOISECORR; SATURATED (not 0 = saturated); table CATALOG with x, y or ra, dec; from the header the celestial
-WCS, without one PIXSCALE (arcsec), BUNIT, MAGZERO or ZP, and the names of bands from BANDS, FILTER, or FILTER1,
-FILTER2, ...
+planes; PSF; NOISECORR; SATURATED (not 0 = saturated); table CATALOG, as in NPZ; from the header the
+celestial WCS, without one PIXSCALE (arcsec), BUNIT, MAGZERO or ZP, and the names of bands from BANDS, FILTER, or
+FILTER1, FILTER2, ...
 
 Files of results are described in `tfdeblend.catalog.files`.
 """

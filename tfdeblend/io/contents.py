@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 
 from tfdeblend.data import validation
+from tfdeblend.data.catalogs import has_positions
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError
@@ -146,35 +148,63 @@ def _listed(value: Any) -> str:
     return ", ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
-FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".parquet": "parquet"}
+FORMATS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".cat": "ascii.sextractor"}
+SUFFIXES = (".fits", ".fit", ".gz", ".fz", *FORMATS, ".parquet")  # of catalogues
+FITS_STARTS = (b"SIMPLE", b"\x1f\x8b")  # the second of what gzip has compressed
 
 
-def read_catalog(path: Path) -> Table:
-    """Read the table in a file: .ecsv, .csv, .parquet (needs pyarrow), or the first one of a .fits.
+def read_catalog(path: str | Path) -> Table:
+    """Read the table in a file: .ecsv, .csv, .cat of SExtractor, .parquet (needs pyarrow), or FITS by its content.
+
+    Of a FITS file it is the first table with columns of positions, such as that of the objects in a FITS_LDAC.
 
     Raises:
-        DataError: a file that is missing, broken or of another suffix; a table without columns x, y or ra, dec.
+        DataError: a file that is missing, broken or of another suffix; a table without columns of positions.
     """
-    if path.suffix not in FORMATS:
-        raise DataError(path, "suffix", f"expected one of {', '.join(FORMATS)}, received {path.suffix!r}")
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise DataError(path, "suffix", f"expected one of {', '.join(SUFFIXES)}, received {path.suffix!r}")
     if not path.is_file():
         raise DataError(path, "file", "expected a catalogue, received none")
-    with parsing(path, "table"):
-        table = Table.read(path, format=FORMATS[path.suffix])
+    with parsing(path, "table"), path.open("rb") as file:
+        if file.read(6).startswith(FITS_STARTS):
+            table = _fits_table(path)
+        elif path.suffix == ".parquet":
+            table = _parquet_table(path)
+        else:
+            table = Table.read(path, format=FORMATS.get(path.suffix, "fits"))
         table.convert_bytestring_to_unicode()
     return as_catalog(path, "table", "catalog", table)
 
 
-def as_catalog(path: Path, where: str, field: str, table: Table) -> Table:
+def _fits_table(path: Path) -> Table:
+    with fits.open(path) as hdus:
+        tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+        tables = [hdu for hdu in tables if has_positions(hdu.columns.names)] or tables
+        if not tables:
+            raise DataError(path, "table", "expected a table of sources, received images alone")
+        return Table.read(tables[0], format="fits", mask_invalid=False)
+
+
+def _parquet_table(path: Path) -> Table:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(path, "format", "expected the package pyarrow, which is not installed") from error
+    return Table(parquet.read_table(path).to_pydict())
+
+
+def as_catalog(path: Path, where: str, field: str, table: Table, origin: tuple[float, float] | None = None) -> Table:
     """The same table with `field` in its metadata, the name by which later errors call it.
 
-    Raises: DataError, about the field `where`, for a table without columns x, y or ra, dec.
+    origin: where the first pixel of the image lies in the image that it was cut from, (x, y).
+
+    Raises: DataError, about the field `where`, for a table without columns of positions.
     """
-    columns = {str(name).lower() for name in table.colnames}
-    if not ({"x", "y"} <= columns or {"ra", "dec"} <= columns):
+    if not has_positions(table.colnames):
         received = ", ".join(table.colnames[:20])
         raise DataError(path, where, f"expected columns x, y or ra, dec, received {received}")
-    table.meta = {"field": field}
+    table.meta = {"field": field, "origin": origin}
     return table
 
 

@@ -114,7 +114,7 @@ def load(path: Path) -> Contents:
         planes = masks.LSST
         if mask:
             planes = masks.planes(path, used["mask"], {**headers[0], **header_values(path, mask[0], mask[0])})
-        return Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus), planes, tuple(notes))
+        return Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus, headers[0]), planes, tuple(notes))
 
 
 class Layers:
@@ -294,13 +294,15 @@ def _zeropoints(path: Path, headers: Sequence[hd.Header], count: int, unit: Any,
     return found
 
 
-def _catalog(path: Path, hdus: fits.HDUList) -> Table | None:
+def _catalog(path: Path, hdus: fits.HDUList, header: hd.Header) -> Table | None:
     hdu = find(hdus, ("CATALOG",), TABLE_HDUS)
     if hdu is None:
         return None
     with parsing(path, "CATALOG"):
         table = Table.read(hdu, format="fits", mask_invalid=False)
-    return as_catalog(path, "CATALOG", "CATALOG", table)
+    x, y = header.get("LTV1"), header.get("LTV2")
+    origin = (-float(x), -float(y)) if isinstance(x, float | int) and isinstance(y, float | int) else None
+    return as_catalog(path, "CATALOG", "CATALOG", table, origin)
 
 
 def write(scene: Scene, path: Path, more: Mapping[str, np.ndarray]) -> None:

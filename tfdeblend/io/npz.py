@@ -10,6 +10,7 @@ import numpy as np
 from astropy.table import Table
 
 from tfdeblend.data import validation
+from tfdeblend.data.catalogs import has_positions
 from tfdeblend.errors import DataError
 from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
@@ -102,7 +103,7 @@ def _catalog(archive: Archive) -> Table | None:
     if catalog is not None and peaks is not None:
         raise DataError(archive.path, "peaks", "expected either catalog or peaks, received both")
     if catalog is not None:
-        if catalog.ndim != 1 or not {"x", "y"} <= set(catalog.dtype.names or ()):
+        if catalog.ndim != 1 or not has_positions(catalog.dtype.names or ()):
             received = f"dtype {catalog.dtype} of shape {catalog.shape}"
             raise DataError(archive.path, "catalog", f"expected a structured array of x, y, received {received}")
         with parsing(archive.path, "catalog"):
