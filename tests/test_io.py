@@ -13,7 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import gaussian, make_deblended, make_joint, make_scene, smooth_correlation, with_view
+from helpers import gaussian, make_deblended, make_joint, make_scene, result_of, smooth_correlation, with_view
 from scene_files import BANDS, SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
 from tfdeblend import io
@@ -511,8 +511,19 @@ def test_header_takes_any_text_and_number(tmp_path: Path) -> None:
     header = {"prior": "sérsic\n" + "x" * 200, "chi2": float("nan"), "steps": np.int64(3), "a_long_keyword": 1.5}
     files.write(result(header=header), tmp_path / "blend.fits")
     read = files.read(tmp_path / "blend.fits").header
-    assert read["prior"] == "s?rsic " + "x" * 200
+    assert read["prior"] == "s\\xe9rsic " + "x" * 200
     assert (read["chi2"], read["steps"], read["a_long_keyword"]) == ("nan", 3, 1.5)
+
+
+def test_names_that_are_not_ascii_stay_apart(tmp_path: Path) -> None:
+    """In files they are quoted; two that differ by nothing that FITS keeps are refused."""
+    scene, truth = make_scene(sources=2)
+    named = replace(scene, sources=tuple(replace(s, id=name) for s, name in zip(scene.sources, "éè", strict=True)))
+    files.write(result_of(named, truth), tmp_path / "blend.fits")
+    read = files.read(tmp_path / "blend.fits")
+    assert [source.id for source in read.scene.sources] == list(read.catalog["id"]) == ["\\xe9", "\\xe8"]
+    with pytest.raises(DataError, match=r"catalog.id: expected a different id"):
+        replace(scene, sources=tuple(replace(s, id=name) for s, name in zip(scene.sources, ("a", "a "), strict=True)))
 
 
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,7 @@ def test_a_wcs_that_results_could_not_be_read_back_with(cards: dict[str, Any], p
         ({"bands": ("g", "r", "x" * 31)}, "bands"),
         ({"bands": ("g", "r", "a\x07b")}, "bands"),
         ({"bands": ("g", "r", "err_g")}, "bands"),
+        ({"bands": ("g", "r", "G")}, "bands"),
         ({"unit": "nJy\x07"}, "unit"),
         ({"pixel_scale": 1e-300}, "pixel_scale"),
     ],
@@ -291,3 +292,15 @@ def test_physical_units_fit_into_the_weights(noise: float) -> None:
     np.testing.assert_allclose(observation.images, images, rtol=1e-6)
     with pytest.raises(DataError, match="weights: expected values from 0 to 1e"):
         observe(weights=np.full(SHAPE, 1e71))
+
+
+def test_bands_that_share_a_column_are_told() -> None:
+    """FITS does not tell capitals apart."""
+    for bands, shared in (
+        (("g", "r", "err_g"), "g and err_g, which both have flux_err_g"),
+        (("y", "r", "Y"), "y and Y"),
+    ):
+        with pytest.raises(
+            DataError, match=f"bands: expected names whose columns .* received {shared}.*; rename one by"
+        ):
+            observe(bands=bands)

@@ -320,6 +320,7 @@ def test_refuses_observations_that_do_not_join() -> None:
         "first: name: expected a name for each": replace(first, name="FIRST"),
         "second: zeropoints: expected them of all": replace(first, name="second", zeropoints=27.0),
         "fine: wcs: expected pixels no finer than those of first": expose("fine", 0.1),
+        "first: bands: expected names whose columns": replace(first, name="second", bands=("err_g", "r")),
         "far: wcs: expected unmasked pixels in the image of first": replace(first, name="far", wcs=away(first.wcs)),
     }
     for message, other in bad.items():

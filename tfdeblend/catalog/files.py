@@ -92,7 +92,7 @@ def _card_value(value: Any) -> Any:
 
 
 def _ascii_text(text: str) -> str:
-    return text.encode("ascii", "replace").decode()
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
@@ -166,12 +166,12 @@ def _table(table: Table, name: str) -> fits.BinTableHDU:
 
 
 def _ascii(table: Table) -> Table:
-    """Copy a table without its metadata, its text as ASCII, which FITS can hold."""
+    """Copy a table without its metadata, its text as ASCII, which FITS can hold, other letters as in \\xe9."""
     table = Table(table, copy=True)
     table.meta.clear()
     for name in table.colnames:
         if table[name].dtype.kind == "U":
-            table[name] = np.char.encode(np.asarray(table[name]), "ascii", "replace")
+            table[name] = np.char.encode(np.asarray(table[name]), "ascii", "backslashreplace")
     return table
 
 

@@ -18,6 +18,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.photometry import alike, per_solid_angle
 from tfdeblend.data.placement import misplaced
 from tfdeblend.data.psf import fwhm
+from tfdeblend.data.validation import check_columns
 from tfdeblend.errors import DataError
 
 if TYPE_CHECKING:
@@ -298,7 +299,9 @@ class Scene:
         for source in self.sources:
             if source.kind not in KINDS:
                 raise DataError(self.name, "catalog.kind", f"expected {' or '.join(KINDS)}, received {source.kind!r}")
-        if len({source.id for source in self.sources}) < len(self.sources):
+        # As they stand in FITS files, which hold no other text than ASCII, and no blanks at its end.
+        ids = [source.id.rstrip().encode("ascii", "backslashreplace") for source in self.sources]
+        if len({*ids}) < len(ids):
             raise DataError(self.name, "catalog.id", "expected a different id for each source, received duplicates")
 
 
@@ -339,11 +342,14 @@ def _check_joined(observations: Sequence[Observation]) -> None:
     """Raises: DataError for observations without names to tell them apart by, a WCS, or units that convert."""
     first = observations[0]
     names = [one.name for one in observations]
-    suffixes = [name.encode("ascii", "replace").upper() for name in names]  # of FITS extensions, such as SOURCES_STD
+    suffixes = [
+        name.encode("ascii", "backslashreplace").upper() for name in names
+    ]  # of FITS extensions, such as SOURCES_STD
     if len({*suffixes, b"STD"}) <= len(names):
         raise DataError(
             first.name, "name", f"expected a name for each observation, not STD, received {', '.join(names)}"
         )
+    check_columns(first.name, list(dict.fromkeys(band for one in observations for band in one.bands)))
     for number, one in enumerate(observations):
         before = {band for other in observations[:number] for band in other.bands}
         unnamed = [band for band in one.bands if UNNAMED.fullmatch(band) and band in before]

@@ -5,6 +5,8 @@ In all of them `where` is the observation's name or file, for messages; `notes` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +106,7 @@ def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
     """Convert the names of `count` bands; where not given they are band0, band1, ...
 
     Raises: DataError for another number of names, and for names that are blank or equal, or that no file of results can
-    hold: longer than 30 characters, other than printable ASCII, or `err_` before another one's.
+    hold: longer than 30 characters, other than printable ASCII, or with columns in common.
     """
     if bands is None:
         return tuple(f"band{c}" for c in range(count))
@@ -121,10 +123,24 @@ def as_bands(where: str | Path, bands: Any, count: int) -> tuple[str, ...]:
         if not (name.isascii() and name.isprintable() and len(name) <= MAX_NAME):
             expected = f"expected names of up to {MAX_NAME} printable ASCII characters"
             raise DataError(where, "bands", f"{expected}, received {name[:60]!r}")
-        if name.removeprefix("err_") in names and name.startswith("err_"):
-            expected = f"expected names that differ from those of errors of fluxes, such as flux_{name}"
-            raise DataError(where, "bands", f"{expected}, received {', '.join(names[:20])}")
+    check_columns(where, names)
     return tuple(names)
+
+
+def check_columns(where: str | Path, bands: Sequence[str]) -> None:
+    """Check that the bands' columns in a catalogue have names of their own, in whatever case, as in FITS.
+
+    Raises: DataError for bands that have a column in common, such as g and err_g, or y and Y.
+    """
+    columns = [(f"{part}_{band}", band) for band in bands for part in ("flux", "flux_err", "mag", "mag_err")]
+    columns += [(f"color_{blue}_{red}", f"{blue}, {red}") for blue, red in pairwise(bands)]
+    first: dict[str, str] = {}
+    for column, band in columns:
+        other = first.setdefault(column.lower(), band)
+        if other != band:
+            expected = "expected names whose columns in a catalogue differ by more than capitals"
+            received = f"received {other} and {band}, which both have {column}"
+            raise DataError(where, "bands", f"{expected}, {received}", "rename one by --bands")
 
 
 def valid_pixels(where: str | Path, images: np.ndarray, mask: Any, notes: list[str]) -> np.ndarray:
