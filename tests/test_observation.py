@@ -9,6 +9,7 @@ import pytest
 from astropy import units
 from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, VarianceUncertainty
 from astropy.wcs import WCS
+from helpers import gaussian
 from scene_files import BANDS, SHAPE, arrays, celestial
 
 from tfdeblend.data.observation import Observation
@@ -146,7 +147,8 @@ def test_psf_of_two_dimensions_serves_all_bands() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 6), (51, 60)])
 def test_psf_of_any_size(shape: tuple[int, int]) -> None:
-    psf = np.full((3, *shape), 1 / np.prod(shape))
+    psf = gaussian(shape, (shape[0] - 1) / 2, (shape[1] - 1) / 2, 1.0)
+    psf = np.stack([psf / psf.sum()] * 3)
     assert observe(psf=psf).psf.shape == (3, *shape)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tfdeblend.data import validation
 from tfdeblend.data.noise_correlation import WINDOW, as_correlation, from_power, from_sky
 from tfdeblend.data.photometry import as_unit, as_zeropoints
+from tfdeblend.data.psf_checks import as_psf
 from tfdeblend.data.weights import as_weights
 from tfdeblend.errors import DataError
 
@@ -31,6 +32,7 @@ class Observation:
             value per band, from the clipped median absolute deviation of its pixels, with a note. See
             `tfdeblend.data.weights.as_weights` for what is masked.
         psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
+            Bands that are not centred on one origin are shifted to it (see `tfdeblend.data.psf_checks`).
         bands: C different names. None: band0, band1, ...
         name: used in messages and in the names of outputs.
         wcs: a WCS with a celestial part, or the text of a FITS header.
@@ -78,7 +80,7 @@ class Observation:
         checked = {
             "images": images,
             "weights": weights,
-            "psf": validation.as_psf(where, self.psf, bands, notes),
+            "psf": as_psf(where, self.psf, bands, scale, notes),
             "bands": bands,
             "name": where,
             "wcs": wcs,

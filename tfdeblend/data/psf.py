@@ -17,6 +17,8 @@ FINE = 12  # points per pixel along each axis on which a width is measured
 MODEL_SIGMA = 1.0  # pixels: the model PSF's sigma, wherever the observed PSFs allow it; wider ones alias less
 NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer represents its profile
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
+FWHM_PER_SIGMA = 2.3548  # of a Gaussian
+NARROWEST_WINDOW = 1.3  # pixels: sigma of the window of a centroid; in a narrower one pixels would bias it
 GAIN_SIDE = 64  # pixels of the Fourier grid on which that gain is looked at
 
 
@@ -27,16 +29,38 @@ def psf_center(psf: np.ndarray) -> tuple[float, float]:
     pixels (as GalSim draws it) or on pixel size / 2 (as an FFT shift leaves it): the one nearer to its centroid is
     taken.
     """
-    y, x = (_center(psf.sum(0).sum(1 - axis), psf.shape[1 + axis]) for axis in (0, 1))
-    return y, x
+    height, width = psf.shape[1:]
+    if height % 2 and width % 2:
+        return (height - 1) / 2, (width - 1) / 2
+    y, x = centroid(psf.sum(0))
+    return _origin(height, y), _origin(width, x)
 
 
-def _center(profile: np.ndarray, size: int) -> float:
-    """The origin along one axis, in pixels, of a PSF that is summed along the other."""
+def _origin(size: int, centroid: float) -> float:
+    """The origin along one axis, in pixels."""
     if size % 2:
         return (size - 1) / 2
-    centroid = float(profile @ np.arange(size) / profile.sum())
-    return min(((size - 1) / 2, size / 2), key=lambda c: abs(c - centroid))
+    return min(((size - 1) / 2, size / 2), key=lambda origin: abs(origin - centroid))
+
+
+def centroid(psf: np.ndarray) -> tuple[float, float]:
+    """Measure where a PSF (h, w) is centred: (y, x) in pixels, in a Gaussian window as wide as its core.
+
+    Wings and their noise hardly count, as in SExtractor's XWIN_IMAGE. It is good to 0.01 pixel from a width of 1.5
+    pixels on.
+    """
+    import sep
+
+    core = psf > psf.max() / 2
+    y, x = (float(at.mean()) for at in np.nonzero(core))
+    sigma = max(core_width(psf) / FWHM_PER_SIGMA, NARROWEST_WINDOW)
+    [found_x], [found_y], [flag] = sep.winpos(np.ascontiguousarray(psf, float), [x], [y], sigma)
+    return (y, x) if flag else (float(found_y), float(found_x))  # flagged are windows that reach out of the stamp
+
+
+def core_width(psf: np.ndarray) -> float:
+    """The diameter, in pixels, of the circle as large as the pixels above half the maximum of a PSF (h, w)."""
+    return float(2 * np.sqrt((psf > psf.max() / 2).sum() / np.pi))
 
 
 def fwhm(psf: np.ndarray) -> np.ndarray:

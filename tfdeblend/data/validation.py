@@ -19,9 +19,6 @@ MAX_BANDS = 1_000
 MAX_NAME = 30  # of a band: two make the name of a colour's column, for which FITS has 68 characters
 ABSURD = 1e30  # no flux is larger
 SENTINEL, BRIGHTEST = 1e19, 1e9  # what surveys fill pixels without data with is larger, and so many times the usual
-PSF_TOLERANCE = 0.05  # a sum further from 1 is refused
-PSF_ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
-PSF_FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in float32 before, and stays as it is
 PIXEL_SCALES = (1e-3, 60.0)  # arcsec: those of cameras, and of nothing else
 _SCALES = "{:g} to {:g}".format(*PIXEL_SCALES)
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
@@ -238,33 +235,6 @@ def mask_pixels(
         largest = np.abs(images[weights > 0]).max()
         raise DataError(where, "images", f"expected values up to {ABSURD:g}, received {largest:g}")
     return np.where(sane, images, 0).astype(np.float32), weights
-
-
-def as_psf(where: str | Path, psf: Any, bands: tuple[str, ...], notes: list[str]) -> np.ndarray:
-    """Convert the PSF to (C,h,w) float32, each band divided by its sum, with a note where that is far from 1.
-
-    Raises: DataError for none, another shape, values that are not finite, a sum off by more than PSF_TOLERANCE.
-    """
-    if psf is None:
-        raise DataError(where, "psf", "expected an array (bands, height, width), received none")
-    array = numbers(where, "psf", getattr(psf, "value", psf)).astype(float)
-    if array.ndim == 2:
-        array = np.repeat(array[np.newaxis], len(bands), axis=0)
-    if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape or max(array.shape[1:]) > MAX_SIDE:
-        expected = f"expected shape ({len(bands)}, height, width) or (height, width)"
-        raise DataError(where, "psf", f"{expected}, received {array.shape}")
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise DataError(where, "psf", f"expected finite values, received {count} NaN or infinite")
-    totals = array.sum(axis=(1, 2))
-    worst = int(np.argmax(np.abs(totals - 1)))
-    if abs(totals[worst] - 1) > PSF_TOLERANCE:
-        expected = f"expected a sum of 1 within {PSF_TOLERANCE:.0%} in band {bands[worst]}"
-        raise DataError(where, "psf", f"{expected}, received {totals[worst]:.6g}")
-    if abs(totals[worst] - 1) > PSF_ROUNDING:
-        notes.append(f"PSF renormalised: summed to {', '.join(f'{total:.4f}' for total in totals)}")
-    totals = np.where(np.abs(totals - 1) > PSF_FLOAT32, totals, 1)
-    return (array / totals[:, np.newaxis, np.newaxis]).astype(np.float32)
 
 
 def as_wcs(where: str | Path, wcs: Any) -> Any:

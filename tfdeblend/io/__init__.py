@@ -24,7 +24,7 @@ import numpy as np
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.io import images, npz, psfs
-from tfdeblend.io.contents import read_catalog
+from tfdeblend.io.contents import Contents, read_catalog
 from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
 from tfdeblend.io.reading import Reading
 
@@ -58,12 +58,31 @@ def read(path: str | Path, **how: Any) -> tuple[Observation, Table | None]:
     """
     path, reading = Path(path), Reading(**how)
     contents = (npz if content(path) == "npz" else images).load(path)
-    psf = reading.psf
-    if psf is None and contents.parts["psf"] is None:
-        psf = psf_companion(path)
+    return contents.observation(_psf(contents, reading), reading), contents.catalog
+
+
+def _psf(contents: Contents, reading: Reading) -> Any:
+    """The PSF that was given, of the file or beside it, on the image's pixels and at its place; notes go to contents.
+
+    None: the contents' own, as it stands there.
+    """
+    place = psfs.Place(
+        contents.parts["images"].shape[1:],
+        contents.pixel_scale(reading),
+        contents.position if reading.psf_position is None else reading.psf_position,
+    )
+    notes: list[str] = []
+    psf, own = reading.psf, contents.parts["psf"]
+    if psf is None and own is not None and contents.psf_header is not None:
+        psf = psfs.on_pixels(contents.path, "PSF", own, contents.psf_header, place, notes)
+    elif psf is None and own is None:
+        psf = psf_companion(contents.path)
+    elif own is not None and psf is not None:
+        notes.append("PSF as given, not the file's own")
     if isinstance(psf, str | Path):
-        psf = psfs.read_psf(Path(psf), contents.parts["images"].shape[1:])
-    return contents.observation(psf, reading), contents.catalog
+        psf = psfs.read_psf(Path(psf), place, notes, named=reading.psf is not None)
+    contents.notes += tuple(notes)
+    return psf
 
 
 def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:

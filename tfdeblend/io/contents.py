@@ -38,6 +38,9 @@ class Contents:
         planes: of an integer mask.
         notes: warnings of reading, one line each.
         needed: parts that must be there, by the file or by what is said of it.
+        psf_header: of the PSF, where it has one.
+        position: (x, y) of the image's centre in the image that it was cut from, the first pixel's being (1, 1); None
+            where the file does not say.
 
     Raises:
         DataError: for images of another shape than (C,H,W) or (H,W).
@@ -50,6 +53,8 @@ class Contents:
     planes: masks.Planes
     notes: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
+    psf_header: Mapping[str, Any] | None = None
+    position: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         with self._by_name():
@@ -131,6 +136,12 @@ class Contents:
                 self.path, "zeropoints", f"expected one for each of {', '.join(names)}, received {received}"
             )
         return found
+
+    def pixel_scale(self, reading: Reading) -> float | None:
+        """Arcsec, as the observation will have it; None where it is not known."""
+        with self._by_name():
+            given = self.parts["pixel_scale"] if reading.pixel_scale is None else reading.pixel_scale
+            return validation.as_pixel_scale(self.path, given, validation.as_wcs(self.path, self.parts["wcs"]), [])
 
     @contextmanager
     def _by_name(self, given: Collection[str] = ()) -> Iterator[None]:

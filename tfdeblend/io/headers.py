@@ -89,7 +89,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 
-def _positive(header: Header, key: str) -> float | None:
+def positive(header: Header, key: str) -> float | None:
+    """The positive, finite number under a keyword; None for anything else, such as text."""
     value = header.get(key)
     return float(value) if value is not None and _is_number(value) and 0 < value < np.inf else None
 
@@ -98,7 +99,7 @@ def _of_hst(header: Header, unit: Any) -> float | None:
     """From PHOTFLAM, the flux density in erg/s/cm2/A of one count a second, at the wavelength PHOTPLAM in A."""
     from astropy import units
 
-    density, wavelength, exposure = (_positive(header, key) for key in ("PHOTFLAM", "PHOTPLAM", "EXPTIME"))
+    density, wavelength, exposure = (positive(header, key) for key in ("PHOTFLAM", "PHOTPLAM", "EXPTIME"))
     if density is None or wavelength is None:
         return None
     flux = density * units.erg / units.s / units.cm**2 / units.AA
@@ -110,6 +111,20 @@ def _of_hst(header: Header, unit: Any) -> float | None:
     return None if exposure is None else zero + 2.5 * float(np.log10(exposure))  # of an image in counts
 
 
+def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float] | None:
+    """(x, y) of an image's centre in the image that it was cut from, by LTV1, LTV2 and LTM1_1, LTM2_2; else None.
+
+    shape: (..., H, W) of the image. Pixels are counted from (1, 1).
+    """
+    place = []
+    for axis in (1, 2):
+        shift, factor = header.get(f"LTV{axis}"), header.get(f"LTM{axis}_{axis}", 1.0)
+        if shift is None or not (_is_number(shift) and _is_number(factor) and factor):
+            return None
+        place.append(((shape[-axis] + 1) / 2 - shift) / factor)
+    return place[0], place[1]
+
+
 def pixel_scale(header: Header) -> float | None:
     """In arcsec: PIXSCALE, or of the pixel's area PIXAR_A2 (arcsec^2) or PIXAR_SR; text there says nothing."""
     scale, area = header.get("PIXSCALE"), pixel_area(header)
@@ -118,8 +133,8 @@ def pixel_scale(header: Header) -> float | None:
 
 def pixel_area(header: Header) -> float | None:
     """In arcsec^2, from PIXAR_SR or PIXAR_A2."""
-    steradian = _positive(header, "PIXAR_SR")
-    return _positive(header, "PIXAR_A2") if steradian is None else steradian * ARCSEC**2
+    steradian = positive(header, "PIXAR_SR")
+    return positive(header, "PIXAR_A2") if steradian is None else steradian * ARCSEC**2
 
 
 def surface_zeropoint(header: Header, unit: Any, wcs: Any) -> tuple[float | None, list[str]]:

@@ -114,7 +114,11 @@ def load(path: Path) -> Contents:
         planes = masks.LSST
         if mask:
             planes = masks.planes(path, used["mask"], {**headers[0], **header_values(path, mask[0], mask[0])})
-        return Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus, headers[0]), planes, tuple(notes))
+        contents = Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus, headers[0]), planes, tuple(notes))
+        contents.position = hd.parent_position(headers[0], parts["images"].shape)
+        if psf := layers.parts["psf"]:
+            contents.psf_header = header_values(path, psf[0], psf[0])
+        return contents
 
 
 class Layers:
