@@ -13,7 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import gaussian, make_deblended, make_joint, make_scene, result_of, smooth_correlation, with_view
+from helpers import make_deblended, make_joint, make_scene, result_of, smooth_correlation, with_view
 from scene_files import BANDS, SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
 from tfdeblend import io
@@ -214,40 +214,6 @@ def test_psf_from_elsewhere(tmp_path: Path) -> None:
     np.testing.assert_allclose(io.read(path)[0].psf, psfs, rtol=1e-5)
     with pytest.raises(DataError, match=r"none\.fits: file: expected an NPZ or FITS file"):
         io.read(path, psf=tmp_path / "none.fits")
-
-
-def write_psfex(path: Path, sampling: float) -> None:
-    """A model whose width grows linearly with x, in a table as PSFEx writes it."""
-    size = 61
-    centre = size // 2
-    narrow, wide = (gaussian((size, size), centre, centre, sigma / sampling) for sigma in (1.5, 2.0))
-    basis = np.stack([narrow, wide - narrow, 0 * narrow])[np.newaxis].astype(np.float32)
-    column = fits.Column("PSF_MASK", f"{basis.size}E", dim=f"({size},{size},3)", array=basis)
-    hdu = fits.BinTableHDU.from_columns([column])
-    hdu.name = "PSF_DATA"
-    hdu.header.update(POLNAXIS=2, POLGRP1=1, POLNAME1="X_IMAGE", POLZERO1=0.5, POLSCAL1=SHAPE[2], POLGRP2=1)
-    hdu.header.update(POLNAME2="Y_IMAGE", POLZERO2=12.5, POLSCAL2=24.0, POLNGRP=1, POLDEG1=1, PSF_SAMP=sampling)
-    hdu.header.update(PSFNAXIS=3, PSFAXIS1=size, PSFAXIS2=size, PSFAXIS3=3)
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
-
-
-@pytest.mark.parametrize("sampling", [1.0, 0.5, 0.7])
-def test_psfex_model_at_the_image_s_centre(sampling: float, tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "a.npz", without=("psfs",))
-    write_psfex(tmp_path / "a.psf", sampling)
-    psf = io.read(path)[0].psf
-    side = psf.shape[1]
-    assert side % 2 == 1
-    narrow, wide = (gaussian((side, side), side // 2, side // 2, sigma) for sigma in (1.5, 2.0))
-    np.testing.assert_allclose(psf[1], (narrow + wide) / 2, atol=2e-4)  # the peak is 0.055
-
-
-def test_broken_psfex_model(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "a.npz", without=("psfs",))
-    write_psfex(tmp_path / "a.psf", 1.0)
-    fits.delval(tmp_path / "a.psf", "POLDEG1", ext=1)
-    with pytest.raises(DataError, match=r"a\.psf: PSF_DATA: expected a readable"):
-        io.read(path)
 
 
 def test_all_real_blends(data: Path) -> None:

@@ -19,6 +19,7 @@ FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in floa
 OFF_CENTER = 0.1  # pixels: a band whose centroid is so far from the origin is shifted to it
 NOTED_OFF_CENTER = 0.3  # pixels: and this is noted
 LEAST_INNER_LIGHT = 0.5  # within the inner half of the stamp along both axes, else the PSF is not in its middle
+SMALL = 8  # pixels a side
 CUT_OFF = 1e-3  # of the peak, where the PSF ends: wings go on beyond
 NEGATIVE, FAR_NEGATIVE = 0.02, 0.2  # of the peak: no noise is as deep; and what is deeper is refused
 NARROWEST = 1.3  # pixels, FWHM: what all light in one pixel measures
@@ -131,16 +132,25 @@ def _doubts(psf: np.ndarray, pixel_scale: float | None) -> Iterator[tuple[str, s
         yield "PSF cut off before its wings end", f"at {level:.2%} of its peak ({part} of its light is missing)"
     if lowest < -NEGATIVE:
         yield "PSF negative", f"down to {lowest:.1%} of its peak"
-    if width < 2 * NARROWEST and (width := float(fwhm(psf[np.newaxis])[0])) < NARROWEST:
+    scale = 1.0 if pixel_scale is None else pixel_scale
+    absurd = pixel_scale is not None and not WIDTHS[0] < width * scale < WIDTHS[1]
+    if absurd or width < 2 * NARROWEST:
+        width = float(fwhm(psf[np.newaxis])[0])
+    if width < NARROWEST:
         yield "PSF narrower than pixels can show", f"FWHM {width:.2f} pixels"
-    if pixel_scale is not None and not WIDTHS[0] < width * pixel_scale < WIDTHS[1]:
-        expected = f"PSF of a width that no telescope has, for pixels of {pixel_scale:.4g} arcsec"
-        yield expected, f"FWHM {width * pixel_scale:.2g} arcsec"
+    if absurd:
+        yield (
+            f"PSF of a width that no telescope has, for pixels of {scale:.4g} arcsec",
+            f"FWHM {width * scale:.2g} arcsec",
+        )
 
 
 def inner_light(psf: np.ndarray) -> np.ndarray:
-    """Measure the part of the light of each PSF (C,h,w) within the inner half of its stamp, along both axes: (C,)."""
-    y, x = (size // 4 for size in psf.shape[1:])
+    """Measure the part of the light of each PSF (C,h,w) within the inner half of its stamp, along both axes: (C,).
+
+    Stamps below SMALL pixels, which a PSF fills, have none but that.
+    """
+    y, x = (size // 4 if size >= SMALL else 0 for size in psf.shape[1:])
     return psf[:, y : psf.shape[1] - y, x : psf.shape[2] - x].sum((1, 2)) / psf.sum((1, 2))
 
 
