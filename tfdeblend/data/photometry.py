@@ -96,9 +96,11 @@ def unit_zeropoint(unit: str | None, pixel_scale: float | None = None) -> float 
         flux = flux * (pixel_scale * units.arcsec) ** 2
     for value in (flux, flux * units.pix):
         try:
-            return -2.5 * float(np.log10(value.to_value(units.AB, equivalent)))
+            with np.errstate(all="ignore"):
+                zero = -2.5 * float(np.log10(value.to_value(units.AB, equivalent)))
         except units.UnitConversionError:
             continue
+        return zero if abs(zero) <= MAX_ZEROPOINT else None
     return None
 
 

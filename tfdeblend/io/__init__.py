@@ -1,15 +1,18 @@
 """Files: scenes as NPZ and FITS, masks, PSFs, catalogues, TFRecords and JSON; what is written is written whole.
 
-NPZ, never unpickled: `images` (C,H,W); `weights` (inverse variance, 0 = masked) or `variance`, either with `mask`
-(booleans, True = masked; or integer bit planes) and `footprint` (True = masked), (C,H,W) or (H,W); `psfs` (C,h,w) or
-(h,w); `filters` (C) names; optionally `zeropoints` (AB), `unit`, `wcs` (text of a header), `pixel_scale` (arcsec),
-`noise_correlation` (C,h,w) or (h,w), `saturated` (booleans, (C,H,W) or (H,W)); sources as `catalog` (structured, with
-the columns of `tfdeblend.data.catalogs`) or `peaks` (N,2) of (x, y).
+NPZ, never unpickled: `images` (C,H,W); `weights` (inverse variance, 0 = masked), `variance` or `sigma`, any of them
+with `mask` (booleans, True = masked; or integer bit planes) and `footprint` (True = masked), (C,H,W) or (H,W); `psfs`
+(C,h,w) or (h,w); `filters` (C) names; optionally `zeropoints` (AB), `unit`, `wcs` (text of a header), `pixel_scale`
+(arcsec), `noise_correlation` (C,h,w) or (h,w), `saturated` (booleans, (C,H,W) or (H,W)); sources as `catalog`
+(structured, with the columns of `tfdeblend.data.catalogs`) or `peaks` (N,2) of (x, y).
 
-FITS: image SCI or IMAGE or the primary, (C,H,W) or (H,W); VAR or VARIANCE, or WHT; MASK, whose MP_ keys may name its
-planes; PSF; NOISECORR; SATURATED (not 0 = saturated); table CATALOG, as in NPZ; from the header the
-celestial WCS, without one PIXSCALE (arcsec), BUNIT, MAGZERO or ZP, and the names of bands from BANDS, FILTER, or
-FILTER1, FILTER2, ...
+FITS: image SCI or IMAGE or the primary, (C,H,W) or (H,W), or one a band, as SCI_g, SCI_r or with a FILTER each; its
+noise as VAR, ERR or WHT; MASK, whose MP_ keys may name its planes, or DQ, MSK, ...; PSF; NOISECORR; SATURATED (not 0 =
+saturated); table CATALOG, as in NPZ; from the header the celestial WCS, without one PIXSCALE (arcsec), BUNIT,
+zero points, and the names of bands from BANDS, BAND, FILTER, or FILTER1, FILTER2, ...
+
+`tfdeblend.io.names` lists what surveys call these parts, `tfdeblend.io.masks` their bit planes, and
+`tfdeblend.io.headers` their keywords. What is not understood is named in a note of the observation.
 
 Files of results are described in `tfdeblend.catalog.files`.
 """

@@ -58,6 +58,10 @@ def _read_headers(path: Path, hdus: fits.HDUList) -> None:
             hdu = hdus[index]
         except IndexError:
             return
+        for key in ("EXTNAME", "EXTVER", "UTYPE"):
+            hdu.header.get(key)  # a card that cannot be parsed is found out here
+        if not isinstance(hdu.header.get("NAXIS", 0), int):
+            raise DataError(path, hdu.name, f"expected a number of axes, received {hdu.header['NAXIS']!r}")
         if hdu.fileinfo()["datSpan"] < 0:
             raise DataError(path, hdu.name, "expected axes of positive length, received a negative one")
         index += 1

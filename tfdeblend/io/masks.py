@@ -106,7 +106,9 @@ def masked_pixels(
     Raises:
         DataError: a mask of another shape or type, an unknown plane.
     """
-    array = validation.numbers(path, "mask", mask, kinds="biu")
+    array = np.asarray(mask)
+    if array.dtype.kind not in "biu":
+        raise DataError(path, "mask", f"expected booleans or integers of bit planes, received dtype {array.dtype}")
     if array.dtype.kind == "b":
         return validation.as_mask(path, "mask", array, shape)
     picked = planes.masked if chosen is None else chosen
@@ -133,11 +135,14 @@ def saturated_pixels(
 
 
 def assumption(mask: Any, masked: np.ndarray, planes: Planes, name: str) -> list[str]:
-    """A note on planes that were assumed, where it matters: if the mask marks pixels in more than one way."""
-    if planes.assumed is None or np.asarray(mask).dtype.kind == "b":
-        return []
+    """A note on planes that were assumed, where it matters: if the mask marks pixels in more than one way.
+
+    Masks of LSST and HSC are known by their sources, which are DETECTED.
+    """
     values = np.unique(mask)
-    if not (values > 1).any() and not (values < 0).any():
+    if planes.assumed is None or values.dtype.kind == "b" or set(values.tolist()) <= {0, 1}:
+        return []
+    if planes.bits is LSST.bits and _has(values, [LSST.bits["DETECTED"]]).any():
         return []
     what = "every pixel that is not 0" if planes.masked == ANY.masked else ", ".join(planes.masked)
     return [f"planes of {name} taken for {planes.assumed}: masked are {what}, {masked.mean():.1%} of the pixels"]
