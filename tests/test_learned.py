@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -282,6 +286,103 @@ def test_files_that_are_no_priors(tmp_path: Path, capsys):
         patch.setattr(registry, "find", lambda name: damaged)
         assert main(["deblend", str(scene), "--out", str(tmp_path / "out"), "--prior", SHIPPED]) == 2
     assert "the file is damaged" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser's file: untrained, and sound."""
+    path = tmp_path_factory.mktemp("prior") / "small.keras"
+    network = UNet(16, 2, 2, widths=(8,), blocks=(1,), embedding=8, gated=True)
+    NeuralDenoiser(network, bands=("g", "r"), pixel_scale=0.2, sigma_data=0.1).save(path)
+    registry.find(str(path))
+    return path
+
+
+def rewritten(old: Path, new: Path, config: dict | bytes, weights: Callable[[h5py.File], object] | None) -> Path:
+    """A copy of a denoiser's file with some of its settings and weights changed."""
+    with zipfile.ZipFile(old) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    whole = json.loads(parts["config.json"])
+    whole["config"] |= config if isinstance(config, dict) else {}
+    parts["config.json"] = config if isinstance(config, bytes) else json.dumps(whole).encode()
+    stored = io.BytesIO(parts["model.weights.h5"])
+    if weights is not None:
+        with h5py.File(stored, "r+") as file:
+            weights(file)
+    parts["model.weights.h5"] = stored.getvalue()
+    with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return new
+
+
+def fill(value: float) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file["vars/1"][:] = value  # the variance
+
+    return change
+
+
+U_NET = {"module": "tfdeblend.networks.unet", "class_name": "UNet", "registered_name": "tfdeblend>UNet"}
+LAMBDA = {"module": "keras.layers", "class_name": "Lambda", "config": {}, "registered_name": None}
+HUGE = {"side": 16, "channels": 2, "outputs": 2, "widths": [10**5], "blocks": [1]}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "told"),
+    [
+        ({}, fill(np.nan), "expected finite weights, received some that are not"),
+        ({}, fill(0), "expected a positive variance of every pixel, received 0"),
+        ({}, lambda file: file["layers"].clear(), "expected a denoiser saved by Keras, received A total of"),
+        ({"sigma_data": np.nan}, None, "sigma_data: expected a positive number, received 'nan'"),
+        ({"model_sigma": "wide"}, None, "model_sigma: expected a positive number, received 'wide'"),
+        ({"scale_jitter": -1}, None, "scale_jitter: expected a number, received '-1'"),
+        ({"bands": ["g", "g"]}, None, "expected 2 names of bands that differ"),
+        ({"network": LAMBDA}, None, "expected networks that are U-Nets, received a Lambda"),
+        ({"network": U_NET | {"config": HUGE}}, None, "at most 67108864 weights, received one of"),
+        (b" " * 2**21, None, "expected at most 1 MiB in config.json, received 2"),
+        (
+            {},
+            lambda file: file.create_dataset("bomb", (2**28,), "f4", chunks=True, compression="gzip"),
+            "expected at most 256 MiB of weights, received 1024",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_a_prior(small: Path, config, weights, told: str, tmp_path: Path):
+    path = rewritten(small, tmp_path / "bad.keras", config, weights)
+    assert path.stat().st_size < 2**18
+    with pytest.raises(DataError, match=f"^{path}: prior: ") as raised:
+        registry.find(str(path))
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_denoiser_that_adds_noise_is_no_prior(tmp_path: Path):
+    network = UNet(16, 1, 1, widths=(8,), blocks=(1,), embedding=8, gated=True, output_scale=100.0)
+    NeuralDenoiser(network, bands=("i",)).save(tmp_path / "wild.keras")
+    with pytest.raises(DataError, match="expected a denoiser that takes noise of 1 away, received"):
+        registry.find(str(tmp_path / "wild.keras"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"factor": np.full((1, 2, 8, 8), np.nan)}, "expected finite weights"),
+        ({"diagonal": np.full((2, 8, 8), -1.0)}, "expected a positive variance"),
+        ({"mean": np.zeros((2, 8, 7))}, "expected mean (C, P, P)"),
+        ({"pixel_scale": np.nan}, "pixel_scale: expected a positive number"),
+        ({"bands": ["g"]}, "expected 2 names of bands that differ"),
+        ({"mean": np.array([print])}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_a_gaussian_that_cannot_be_a_prior(change: dict, told: str, tmp_path: Path):
+    arrays = {"mean": np.zeros((2, 8, 8)), "diagonal": np.ones((2, 8, 8)), "factor": np.zeros((1, 2, 8, 8))}
+    facts = {"bands": ["g", "r"], "pixel_scale": 0.2, "model_sigma": 1.0, "scale_jitter": 0.1}
+    np.savez(tmp_path / "good.npz", **arrays, **facts)
+    assert registry.find(str(tmp_path / "good.npz")).side == 8
+    np.savez(tmp_path / "bad.npz", **arrays | facts | change)
+    with pytest.raises(DataError, match=r"bad\.npz: prior: ") as raised:
+        registry.find(str(tmp_path / "bad.npz"))
+    assert told in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_prior_from_a_file_is_the_shipped_one(tmp_path: Path, capsys):

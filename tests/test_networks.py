@@ -68,6 +68,9 @@ def test_round_trip_is_bit_identical(tmp_path):
         ({"side": 36}, "multiple of 8, received 36"),
         ({"blocks": (1,)}, r"as many blocks as widths \(3\), received 1"),
         ({"gated": True, "outputs": 2}, r"as many outputs as channels \(3\) of a gated U-Net, received 2"),
+        ({"widths": (8, 8, 9999)}, "at most 67108864 weights, received one of 3"),
+        ({"side": 2**20}, "images of at most 67108864 numbers"),
+        ({"blocks": (1, 1, 10**9)}, "at most 256 blocks"),
     ],
 )
 def test_refuses_what_does_not_fit(arguments: dict, message: str):

@@ -7,6 +7,7 @@ grad log p(x_t) = (D - x_t) / sigma^2 with D = E[x | x_t] (Tweedie), and Cov[x |
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras import ops
 
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
 from tfdeblend.networks.layers import register
+from tfdeblend.networks.unet import MOST_NUMBERS
 
 Tensor = Any  # of the Keras backend
 FAINTEST = 0.01  # of a pixel's variance: brightness squared that the covariance head takes every pixel to have
@@ -52,13 +54,14 @@ class Denoiser(abc.ABC):
 class PriorDenoiser(Denoiser):
     """A prior of stamps at unit scale: E[x | x_t] and Cov[x | x_t].
 
-    stamp_shape: (C, P, P). bands: C names, or none. rank: R, directions of the covariance. variance: [C, P, P] of the
-    prior's pixels. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps. scale_jitter: how wrong
-    a flux scale may be, in natural log.
+    stamp_shape: (C, P, P). bands: C names, or none. rank: R, directions of the covariance. mean, variance: [C, P, P] of
+    the prior's pixels. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps. scale_jitter: how
+    wrong a flux scale may be, in natural log.
     """
 
     stamp_shape: tuple[int, int, int]
     bands: tuple[str, ...]
+    mean: Tensor
     variance: Tensor
     pixel_scale: float
     model_sigma: float
@@ -263,6 +266,8 @@ class ResidualDenoiser(NeuralDenoiser):
     def __init__(self, network: keras.Model, head: keras.Model | None = None, *, base_rank: int, **kwargs: Any):
         super().__init__(network, head, **kwargs)
         self.base_rank = base_rank
+        if base_rank * math.prod(self.stamp_shape) > MOST_NUMBERS:
+            raise ValueError(f"base_rank: expected directions of at most {MOST_NUMBERS} numbers, received {base_rank}")
         self.directions = self.add_weight((base_rank, *self.stamp_shape), "zeros", trainable=False, name="directions")
 
     @property

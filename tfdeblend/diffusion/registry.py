@@ -101,28 +101,15 @@ def is_learned(name: str) -> bool:
 
 @functools.cache
 def _load(path: Path, sha256: str | None) -> Any:
-    import keras
-
-    from tfdeblend.diffusion.denoisers import NeuralDenoiser
-    from tfdeblend.diffusion.gaussian import GaussianDenoiser
+    from tfdeblend.diffusion import files
 
     try:
-        content = path.read_bytes()
+        known = sha256 is not None
+        if known and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise DataError(path, "prior", f"expected SHA-256 {sha256}, received another: the file is damaged")
+        if not path.is_file():
+            path.open("rb").close()  # says what is wrong with it
+            raise DataError(path, "prior", f"expected a {path.suffix} file, received something else")
     except OSError as error:
         raise DataError(path, "prior", f"expected a {path.suffix} file, received {error.strerror}") from error
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(path, "prior", f"expected SHA-256 {sha256}, received another: the file is damaged")
-    if path.suffix == GAUSSIAN:
-        try:
-            return GaussianDenoiser.load(path)
-        except Exception as error:  # of NumPy and zipfile, likewise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise DataError(path, "prior", f"expected a Gaussian prior's arrays, received {reason}") from error
-    try:
-        denoiser = keras.models.load_model(path, compile=False)
-    except Exception as error:  # of Keras, zipfile or h5py, their kinds depending on what is broken
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise DataError(path, "prior", f"expected a denoiser saved by Keras, received {reason}") from error
-    if not isinstance(denoiser, NeuralDenoiser):
-        raise DataError(path, "prior", f"expected a denoiser, received a {type(denoiser).__name__}")
-    return denoiser
+    return files.read_gaussian(path) if path.suffix == GAUSSIAN else files.read_network(path, trusted=known)

@@ -10,6 +10,8 @@ from keras import layers, ops
 
 from tfdeblend.networks.layers import Coordinates, Fourier, Modulation, ToPixels, register
 
+MOST_NUMBERS, MOST_BLOCKS = 2**26, 256  # of a network's weights, and of an image: 256 MiB in float32
+
 
 @register
 class UNet(keras.Model):
@@ -53,6 +55,13 @@ class UNet(keras.Model):
             raise ValueError(f"expected as many blocks as widths ({len(widths)}), received {len(blocks)}")
         if gated and outputs != channels:
             raise ValueError(f"expected as many outputs as channels ({channels}) of a gated U-Net, received {outputs}")
+        if sum(blocks) > MOST_BLOCKS:
+            raise ValueError(f"expected at most {MOST_BLOCKS} blocks, received {sum(blocks)}")
+        if (pixels := side**2 * max(channels, outputs)) > MOST_NUMBERS:
+            raise ValueError(f"expected images of at most {MOST_NUMBERS} numbers, received {pixels:g}")
+        depth = outputs * patch**2 * (2 if gated else 1)
+        if (number := _weights(channels, widths, blocks, patch, embedding, head_kernel, depth)) > MOST_NUMBERS:
+            raise ValueError(f"expected a network of at most {MOST_NUMBERS} weights, received one of {number:g}")
         self._arguments: dict[str, Any] = {
             "side": side,
             "channels": channels,
@@ -116,3 +125,23 @@ class UNet(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
         return cls(**config)
+
+
+def _weights(
+    channels: int, widths: Sequence[int], blocks: Sequence[int], patch: int, embedding: int, kernel: int, depth: int
+) -> int:
+    """Counts a network's weights before any memory is taken for them. depth: of the last convolution's output."""
+
+    def affine(inputs: int, outputs: int) -> int:
+        return (inputs + 1) * outputs
+
+    finest = widths[0]
+    number = affine(32, embedding) + affine(embedding, embedding)
+    number += affine(max(3, 2 * patch) ** 2 * channels, finest) + affine(finest + 3, finest)
+    number += affine(kernel**2 * finest, depth)
+    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        block = width + 2 * affine(9 * width, width) + affine(embedding, 2 * width)
+        number += count * block * (2 if level else 1)
+        if level:
+            number += affine(4 * widths[level - 1], width) + affine(width, widths[level - 1])
+    return number
