@@ -17,6 +17,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, flux_scale
+from tfdeblend.errors import DataError
 from tfdeblend.networks import UNet
 from tfdeblend.training import card
 from tfdeblend.training.config import DenoiserConfig, FitConfig, NetworkConfig
@@ -101,6 +102,8 @@ def test_trains_and_writes(tmp_path: Path):
     assert {"held_out", "held_out_0.1", "loss"} <= set(rows[0].split(","))
     assert {"denoised.png", "generated.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert list((tmp_path / "out" / "tensorboard" / "pictures").iterdir())
+    with pytest.raises(DataError, match=r"config\.json: expected the settings .* received another rank, seed"):
+        train(dataclasses.replace(config, seed=1, rank=3), tmp_path / "out")
 
 
 def test_training_starts_from_the_gaussian_of_its_stamps(tmp_path: Path):
@@ -204,4 +207,4 @@ def test_killed_twice_ends_at_the_same_weights(tmp_path: Path):
     assert start(tmp_path / "tiny.json", tmp_path / "killed").wait(600) == 0
     first, second = (keras.saving.load_model(tmp_path / name / "tiny.keras") for name in ("whole", "killed"))
     for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-6)
+        np.testing.assert_array_equal(one, two)

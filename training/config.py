@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdeblend.errors import DataError
+from tfdeblend.io.atomic import written_whole
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ class DenoiserConfig:
         """Reads settings. Raises: DataError for what is missing, misspelt or of a wrong kind."""
         try:
             return parse(cls, json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(path, None, error) from error
 
     def write(self, path: Path) -> None:
         """Writes the file that `read` takes, with every setting."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def parse(cls: type, values: Any) -> Any:

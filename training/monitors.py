@@ -1,4 +1,4 @@
-"""Keras callbacks for training: the loss at each noise level, and pictures."""
+"""Keras callbacks for training: where it starts, averaged weights, the loss at each noise level, and pictures."""
 
 from __future__ import annotations
 
@@ -28,10 +28,20 @@ class StartData(keras.callbacks.Callback):
         self.model._initial_epoch = done // self.epoch
 
 
+class ExactAverages(keras.callbacks.SwapEMAWeights):
+    """Puts averages in the place of weights at an epoch's end, and takes them back to the last bit.
+
+    Keras swaps variables of TensorFlow by sums and differences, which round: a run that was killed in between would end
+    at other weights than one that was not. Here they are copied.
+    """
+
+    _tf_swap_variables = keras.callbacks.SwapEMAWeights._backend_swap_variables
+
+
 class LossByLevel(keras.callbacks.Callback):
     """Adds the held-out loss at each of LEVELS to an epoch's logs, as `held_out_<sigma>` and, of all, `held_out`.
 
-    Place it after `SwapEMAWeights` (so that averaged weights are evaluated) and before the callbacks that write logs.
+    Place it after `ExactAverages` (so that averaged weights are evaluated) and before the callbacks that write logs.
 
     Args:
       stamps: [N, C, P, P] at unit scale. loss: (model, x_t, sigma, x) -> [N].

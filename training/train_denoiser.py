@@ -2,7 +2,8 @@
 
     tfdeblend train --config training/configs/hsc-grizy-64.json --out runs/hsc-grizy-64
 
-A killed run continues when the same command is given again, and ends at the same weights.
+A killed run continues when the same command is given again, and ends at the same weights, to the last bit on the same
+machine. Other settings are refused in its folder.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import NeuralDenoiser, ResidualDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.diffusion.schedules import LogNormalNoise
+from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.networks import UNet
 from tfdeblend.training.config import DenoiserConfig, FitConfig
 from tfdeblend.training.datasets import FLOOR, Augmentation, augment, moments, noised_batches, norm_jitter, read_stamps
 from tfdeblend.training.losses import HeadTraining, head_loss, negative_log_likelihood
-from tfdeblend.training.monitors import LossByLevel, Pictures, StartData
+from tfdeblend.training.monitors import ExactAverages, LossByLevel, Pictures, StartData
 
 AUGMENTED = 8000  # stamps that a base is fitted to, at most
 
@@ -118,7 +120,7 @@ def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Pa
         # Backup before swap: what is resumed are the raw weights; checkpoint after swap: what is kept are averages.
         keras.callbacks.BackupAndRestore(str(out / "backup"), double_checkpoint=True, delete_checkpoint=False),
         StartData(first_step, settings.epoch),
-        keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+        ExactAverages(swap_on_epoch=True),
         keras.callbacks.ModelCheckpoint(str(out / "model.keras")),
         keras.callbacks.TerminateOnNaN(),
         *watch,
@@ -178,10 +180,24 @@ def read(config: DenoiserConfig, pattern: str) -> np.ndarray:
     return stamps
 
 
+def begin(config: DenoiserConfig, path: Path) -> None:
+    """Writes the settings of a run, or checks that they are those it was begun with. Raises: DataError."""
+    if not path.exists():
+        config.write(path)
+        return
+    before = DenoiserConfig.read(path)
+    if changed := [field for field, value in vars(config).items() if value != getattr(before, field)]:
+        expected = f"expected the settings that this run was begun with, received another {', '.join(changed)}"
+        raise DataError(path, None, expected, "give another --out")
+
+
 def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
-    """Trains and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures."""
+    """Trains and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures.
+
+    Raises: DataError where `out` holds a run of other settings.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    config.write(out / "config.json")
+    begin(config, out / "config.json")
     images = read(config, config.train)
     held_out = read(config, config.held_out)
     number = config.evaluation_stamps

@@ -45,7 +45,7 @@ class Run:
     """
 
     def __init__(self, config: EMConfig, out: Path):
-        self.config, self.out = config, out
+        self.config, self.out = config, out.resolve()
         check_start(config)
         self._keep_config()
         self.blends = Blends.prepare(config, read_scenes(config), out / "initial_fits")
