@@ -16,6 +16,8 @@ from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, HALF, ITERATIONS
 
 BRIGHTEST = 1e7  # of a pixel, in units of its noise: beyond, float32 cannot tell the noise
+FARTHEST_ZEROPOINT = 100.0  # from 0, in magnitudes: those of the units in use lie between -49 and 40
+FAINTEST_BAND, BRIGHTEST_BAND = 1e-9, 1e9  # of one AB flux in a band's noise, over the bands' mean
 
 Named = dict[str, tf.Tensor]
 
@@ -34,7 +36,7 @@ def prepare(blend: Named, shape: BatchShape) -> tuple[Tensors, tf.Tensor]:
     )
     exposure = ExposureTensors(
         images=images / unit,
-        weights=weights * unit**2,
+        weights=weights * unit * unit,  # unit^2 alone may be too small for float32
         whitening=images[:, :, None][:, :, :0],
         kernel=full,
         coarse_kernel=_low(small),
@@ -78,8 +80,9 @@ def checked(blend: Named, model_sigma: float) -> tuple[Named, tf.Tensor]:
 
 
 def _usable(blend: Named) -> tf.Tensor:
-    """Tells [B] whether numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in their image, sources
-    on the image, which is no brighter than BRIGHTEST times its noise."""
+    """Tells [B] whether any pixel is seen, numbers are finite, pixel scales positive, PSFs of sum 1 about a centre in
+    their image, sources on the image, which is no brighter than BRIGHTEST times its noise, and zero points such as
+    bands of one instrument have."""
     images, weights = blend["images"], blend["weights"]
     side = images.shape[-1]
     at, used = blend["positions"], blend["is_source"]
@@ -88,8 +91,20 @@ def _usable(blend: Named) -> tf.Tensor:
     dim = tf.reduce_all(tf.abs(images) * tf.sqrt(weights) < BRIGHTEST, [1, 2, 3])
     scalars = tf.concat([blend["zeropoints"], blend["psf_center"], blend["pixel_scale"][:, None]], 1)
     finite = tf.reduce_all(tf.math.is_finite(scalars), 1) & tf.reduce_all(tf.abs(total - 1) < 0.05, 1)
+    seen = tf.reduce_any(weights > 0, [1, 2, 3])
+    unit = band_units(blend["zeropoints"], tf.cast(band_scales(weights, blend["zeropoints"]), images.dtype))
+    alike = tf.reduce_all((unit > FAINTEST_BAND) & (unit < BRIGHTEST_BAND), 1)
+    alike &= tf.reduce_all(tf.abs(blend["zeropoints"]) < FARTHEST_ZEROPOINT, 1)
     within = (blend["psf_center"] >= 0) & (blend["psf_center"] <= blend["psfs"].shape[-1] - 1)
-    return dim & finite & (blend["pixel_scale"] > 0) & tf.reduce_all(near | ~used, 1) & tf.reduce_all(within, 1)
+    return (
+        seen
+        & alike
+        & dim
+        & finite
+        & (blend["pixel_scale"] > 0)
+        & tf.reduce_all(near | ~used, 1)
+        & tf.reduce_all(within, 1)
+    )
 
 
 def _wide(blend: Named, model_sigma: float) -> tf.Tensor:

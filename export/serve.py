@@ -38,12 +38,12 @@ async def _serve(options: argparse.Namespace, models: Models) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    largest = options.megabytes * MEBIBYTE
-    calls, port = await rpc.start(models, models.metrics, options.address, options.port, largest)
+    size = options.megabytes * MEBIBYTE, options.requests
+    calls, port = await rpc.start(models, models.metrics, options.address, options.port, *size)
     try:
-        pages, rest_port = await rest.start(models, models.metrics, options.address, options.rest_port, largest)
+        pages, rest_port = await rest.start(models, models.metrics, options.address, options.rest_port, *size)
     except OSError:
-        await calls.stop(None)
+        await calls.stop(0)
         raise
     models.watch(options.poll)
     print(json.dumps({"grpc": port, "rest": rest_port, "models": models.names}), flush=True)

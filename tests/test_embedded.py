@@ -22,8 +22,9 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from tfdeblend.app.cli import main
-from tfdeblend.export.embedded import inputs, models, rest, rpc
+from tfdeblend.export.embedded import inputs, models, rest, rpc, work
 from tfdeblend.export.embedded.batcher import Batcher, Closed
+from tfdeblend.export.embedded.body import Body
 from tfdeblend.export.embedded.metrics import Metrics
 from tfdeblend.export.embedded.models import DEFAULT, WHOLE, Limits, Models
 from tfdeblend.export.embedded.refusal import Refusal
@@ -223,7 +224,7 @@ def test_who_goes_away_is_forgotten_and_who_came_is_answered(served: Models):
 
     async def serve_and_leave() -> None:
         await soon(busy.running)
-        calls, port = await rpc.start(served, served.metrics, "127.0.0.1", 0, 2**20)
+        calls, port = await rpc.start(served, served.metrics, "127.0.0.1", 0, 2**20, 8)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             request = PredictRequest()
             request.model_spec.name = "model"
@@ -233,17 +234,17 @@ def test_who_goes_away_is_forgotten_and_who_came_is_answered(served: Models):
             assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         await soon(lambda: version.batcher.held() == 0)
 
-        pages, port = await rest.start(served, served.metrics, "127.0.0.1", 0, 2**20)
+        pages, port = await rest.start(served, served.metrics, "127.0.0.1", 0, 2**20, 8)
         _, leaving = await asyncio.open_connection("127.0.0.1", port)
         leaving.writelines(http(2.0))
         await soon(lambda: version.batcher.held() == 1)
         leaving.close()
-        await soon(lambda: version.batcher.held() == 0 and pages._at_work == 0)
+        await soon(lambda: version.batcher.held() == 0 and pages.work.held == 0)
 
         head, body = http(3.0)
         answer, staying = await asyncio.open_connection("127.0.0.1", port)
         staying.write(head + body[:5])
-        await soon(lambda: pages._at_work == 1)
+        await soon(lambda: pages.work.held == 1)
         stopping = asyncio.gather(calls.stop(10), pages.stop(10))
         await asyncio.sleep(0.1)
         staying.write(body[5:])
@@ -259,14 +260,73 @@ def test_who_goes_away_is_forgotten_and_who_came_is_answered(served: Models):
 # -- requests
 
 
+def body(value: object) -> Body:
+    """A request's body; text is taken as it is."""
+    return Body(bytearray(value if isinstance(value, bytes) else json.dumps(value).encode()))
+
+
 def test_texts_among_numbers_take_no_memory():
     specs = {"x": tf.TensorSpec([None, 4], tf.float32)}
-    body = {"inputs": {"x": ["a"] * 10_000 + ["b" * 100_000]}}
+    text = json.dumps({"inputs": {"x": ["a"] * 10_000 + ["b" * 100_000]}}).encode()
     tracemalloc.start()
     with pytest.raises(Refusal, match="x: expected float32, received text"):
-        inputs.of_json(body, specs, 8)
-    assert tracemalloc.get_traced_memory()[1] < 1e6
+        inputs.of_json(body(text), specs, 8)
+    assert tracemalloc.get_traced_memory()[1] < 1.5e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", [b"0", b"0.0", b"-1.234567890123e-07"])
+@pytest.mark.parametrize("row", [32, 2**17])
+def test_a_body_takes_four_times_its_memory_at_most(number: bytes, row: int):
+    """Itself included, in rows and in columns, whatever the rows' length."""
+    rows = 2**17 // row
+    array = b"[" + b",".join([b"[" + b",".join([number] * row) + b"]"] * rows) + b"]"
+    specs = {"x": tf.TensorSpec([None, rows, row], tf.float32)}
+    for text in (b'{"instances": [{"x": %b}]}' % array, b'{"inputs": {"x": [%b]}}' % array):
+        tracemalloc.start()
+        found = inputs.of_json(Body(bytearray(text)), specs, 8)["x"]
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text) + 2e6
+        tracemalloc.stop()
+        assert (found == np.float32(number)).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (2, 3), (2, 1, 4, 3)])
+def test_arrays_are_read_as_json_has_them(shape: tuple[int, ...]):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.standard_normal(shape).astype(np.float32),
+        "n": rng.integers(-9, 9, shape, np.int32),
+        "b": rng.random(shape) < 0.5,
+    }
+    arrays["x"].flat[:3] = np.nan, -np.inf, np.inf
+    specs = {name: tf.TensorSpec([None, *shape[1:]], value.dtype) for name, value in arrays.items()}
+    lists = {name: value.tolist() for name, value in arrays.items()}
+    rows = [{name: value[i] for name, value in lists.items()} for i in range(shape[0])]
+    for value in ({"inputs": lists}, {"instances": rows}):
+        for indent in (None, 1):
+            text = json.dumps({"signature_name": 'a "[1, 2]" NaN'} | value, indent=indent).encode()
+            found = inputs.of_json(body(text), specs, 8)
+            for name, expected in arrays.items():
+                np.testing.assert_array_equal(found[name], expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[[1,2],[3,4]", "[1,2,]", "[01]", "[1 2]", "[1,,2]", "[[1],2]", "[1],[2]", "[[1]]]", "[[1],[]]", "[]", "["],
+)
+def test_arrays_that_are_none_are_refused(value: str):
+    specs = {"x": tf.TensorSpec([None, 2], tf.float32)}
+    with pytest.raises(Refusal) as raised:
+        inputs.of_json(body(b'{"inputs": {"x": %b}}' % value.encode()), specs, 8)
+    assert raised.value.status == "INVALID_ARGUMENT" and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", [b"[" * 10**6, b'"' * 10**6, b'"' + b'\\"' * 10**6, b"[[],{" * 10**5, b'{"":' * 10**6])
+def test_hostile_bodies_are_refused_at_once(text: bytes):
+    began = time.perf_counter()
+    with pytest.raises(Refusal, match="body: expected"):
+        body(text)
+    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -278,11 +338,65 @@ def test_texts_among_numbers_take_no_memory():
         ([[None]], "received null"),
         ([[1], [1, 2]], "a regular array"),
         ([{"a": 1}], "received objects"),
+        (7, r"expected shape \(B, 1\), received \(\)"),
     ],
 )
 def test_values_of_another_kind_are_told(value: object, told: str):
     with pytest.raises(Refusal, match=told):
-        inputs.of_json({"inputs": {"x": value}}, {"x": tf.TensorSpec([None, 1], tf.int32)}, 8)
+        inputs.of_json(body({"inputs": {"x": value}}), {"x": tf.TensorSpec([None, 1], tf.int32)}, 8)
+
+
+# -- connections
+
+
+def test_connections_and_bodies_that_stand_still_are_closed(served: Models, monkeypatch: pytest.MonkeyPatch):
+    """An idle one, a body that stops, one too many; and a stop does not wait for a body that is not whole."""
+    served.poll()
+    monkeypatch.setattr(work, "IDLE", 0.5)
+    monkeypatch.setattr(rest, "IDLE", 0.5)
+    monkeypatch.setattr(work, "UNFINISHED", 0.2)
+    monkeypatch.setattr(rpc, "UNFINISHED", 0.2)
+    head, text = http(1.0)
+
+    async def serve() -> None:
+        pages, port = await rest.start(served, served.metrics, "127.0.0.1", 0, 100, 1)
+
+        async def send(*parts: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            answer, sender = await asyncio.open_connection("127.0.0.1", port)
+            sender.writelines(parts)
+            return answer, sender
+
+        idle, one = await send()
+        halfway, two = await send(head[:9])
+        stopped, three = await send(head, text[:5])
+        await soon(lambda: pages.work.held == 1)
+        refused, four = await send(head, text)
+        assert b"503" in await refused.readline()
+        assert b"at most 1 requests at once" in await refused.read()
+        assert b"408" in await stopped.readline()
+        assert await idle.read() == b"" == await halfway.read()
+        large, five = await send(head.replace(b"%d" % len(text), b"999"), b" " * 200)
+        assert b"413" in await large.readline()
+        monkeypatch.setattr(work, "IDLE", 60)
+        last, six = await send(head, text[:5])
+        await soon(lambda: pages.work.held == 1)
+        began = time.perf_counter()
+        await pages.stop(60)
+        assert time.perf_counter() - began < 3 and b"408" in await last.readline()
+        for writer in (one, two, three, four, five, six):
+            writer.close()
+
+        calls, port = await rpc.start(served, served.metrics, "127.0.0.1", 0, 100, 1)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = "/tensorflow.serving.PredictionService/Predict"
+            open_one = channel.stream_unary(method)()  # a message that never comes
+            await open_one.wait_for_connection()
+            began = time.perf_counter()
+            await calls.stop(60)
+            assert time.perf_counter() - began < 3
+            assert await open_one.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+    asyncio.run(serve())
 
 
 @pytest.mark.parametrize(

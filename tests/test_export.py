@@ -91,6 +91,10 @@ def test_a_bucket_is_what_deblender_makes_of_its_scenes():
         {"positions": np.nan},
         {"psfs": 1.0},
         {"images": 1e30},
+        {"images": np.nan},
+        {"weights": 0.0},
+        {"weights": -1.0},
+        {"zeropoints": -1000.0},
     ],
 )
 def test_blends_of_wrong_numbers_are_emptied(change: dict[str, float]):
@@ -103,6 +107,13 @@ def test_blends_of_wrong_numbers_are_emptied(change: dict[str, float]):
     tensors = named(preparation.prepare(found, BUCKET.shape)[0])
     assert all(np.isfinite(np.abs(value)).all() for value in tensors.values())
     assert not tensors["weights"][1].numpy().any() and tensors["weights"][0].numpy().any()
+
+
+@pytest.mark.parametrize(("zeropoint", "used"), [(-1000, False), (-30, False), (31.4, True)])
+def test_a_zero_point_of_another_world_is_not_usable(zeropoint: float, used: bool):
+    blend = {name: tf.constant(value) for name, value in example(BUCKET).items()}
+    blend["zeropoints"] = tf.constant([[zeropoint, 27, 27, 27, 27]], tf.float32)
+    assert preparation.checked(blend, SIGMA)[1].numpy().tolist() == [used]
 
 
 @pytest.mark.parametrize(("sigma", "used"), [(0.8, False), (1.1, True)])

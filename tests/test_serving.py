@@ -91,6 +91,17 @@ def test_numbers_that_are_not_finite_travel_as_bare_tokens(server: Server):
     assert np.isnan(answer["predictions"][0]["flux"]).all()
 
 
+def test_blends_that_cannot_be_used_leave_their_batch_as_it_is(server: Server, expected):
+    """Of three, one has no pixel with a weight, another zero points that no image has."""
+    given = warmup.example(BUCKET, 3)
+    given["images"][0], given["weights"][0] = np.nan, -1
+    given["zeropoints"][2, 1] = -1000
+    found = {name: tf.make_ndarray(proto) for name, proto in server.predict(given).outputs.items()}
+    assert found["usable"].tolist() == [False, True, False]
+    assert np.isnan(found["flux"][[0, 2]]).all()
+    assert difference(*({name: value[1:2] for name, value in one.items()} for one in (found, expected))) <= INDEPENDENT
+
+
 def test_status_metadata_metrics_and_health(server: Server):
     status = server.ask(f"/v1/models/{BUCKET.name}")[1]["model_version_status"][0]
     assert (status["version"], status["state"]) == ("1", "AVAILABLE")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.export.embedded.body import Body, NotRegular, Span, WrongKind, add, array_of
 from tfdeblend.export.embedded.refusal import Refusal, invalid
 
 Arrays = dict[str, np.ndarray]
@@ -37,45 +38,67 @@ def of_protos(protos: Mapping[str, Any], specs: Specs, most: int) -> Arrays:
     return found
 
 
-def of_json(body: dict[str, Any], specs: Specs, most: int) -> Arrays:
+def of_json(body: Body, specs: Specs, most: int) -> Arrays:
     """Reads the inputs of a REST body, in rows (`instances`) or in columns (`inputs`). Raises: Refusal."""
-    if "inputs" in body:
-        if not isinstance(body["inputs"], dict):
-            raise invalid("inputs", "an object of named inputs", type(body["inputs"]).__name__)
-        return _columns(body["inputs"], specs, most)
-    rows = body["instances"]
-    if not isinstance(rows, list) or not rows:
-        raise invalid("instances", "a list of at least one blend", type(rows).__name__ if rows else "none")
-    if len(rows) > most:
-        raise too_many(len(rows), most)
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise invalid(f"instances[{index}]", "an object of named inputs", type(row).__name__)
-        check_names(row, specs)
-    return _columns({name: [row[name] for row in rows] for name in specs}, specs, most)
-
-
-def _columns(columns: dict[str, Any], specs: Specs, most: int) -> Arrays:
-    check_names(columns, specs)
-    found = {}
-    for name, spec in specs.items():
-        try:
-            value = np.array(columns[name], object)  # as it came: texts would be padded to the longest
-        except (ValueError, RecursionError) as error:
-            raise invalid(name, "a regular array", "one whose rows differ") from error
-        kind = np.dtype(spec.dtype.as_numpy_dtype).kind
-        if wrong := sorted({type(one).__name__ for one in value.flat} - TYPES[kind]):
-            if "list" in wrong:
-                raise invalid(name, "a regular array", "one whose rows differ")
-            raise invalid(name, spec.dtype.name, KINDS.get(wrong[0], wrong[0]))
-        check_shape(name, value.shape, spec, most)
-        try:
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is to the graph
-                found[name] = value.astype(spec.dtype.as_numpy_dtype)
-        except OverflowError as error:
-            raise invalid(name, f"numbers that fit into {spec.dtype.name}", "larger ones") from error
+    if "inputs" in body.values:
+        columns = body.values["inputs"]
+        if not isinstance(columns, dict):
+            raise invalid("inputs", "an object of named inputs", _kind(columns))
+        check_names(columns, specs)
+        found = {name: _read(body, name, [columns[name]], spec, most) for name, spec in specs.items()}
+    else:
+        rows = _rows(body, most)
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise invalid(f"instances[{index}]", "an object of named inputs", _kind(row))
+            check_names(row, specs)
+        found = {name: _read(body, name, [row[name] for row in rows], spec, most, True) for name, spec in specs.items()}
     check_blends(found)
     return found
+
+
+def _rows(body: Body, most: int) -> list[Any]:
+    rows = body.values["instances"]
+    if isinstance(rows, Span) and body.text[rows.start + 1 : rows.end - 1].strip():
+        return [rows]
+    if not isinstance(rows, list):
+        raise invalid("instances", "a list of at least one blend", "none" if isinstance(rows, Span) else _kind(rows))
+    if len(rows) > most:
+        raise too_many(len(rows), most)
+    return rows
+
+
+def _read(body: Body, name: str, parts: list[Any], spec: tf.TensorSpec, most: int, rows: bool = False) -> np.ndarray:
+    """Reads one input: the only part of a column, or a part of each of the rows."""
+    dtype = np.dtype(spec.dtype.as_numpy_dtype)
+    values, shapes, kinds = array_of(dtype), set[tuple[int, ...]](), TYPES[dtype.kind]
+    try:
+        for part in parts:
+            if isinstance(part, Span):
+                shapes.add(body.append(part, values, kinds, most * int(np.prod(spec.shape[1:]))))
+            elif isinstance(part, list):
+                raise WrongKind(_kind(part))
+            else:
+                add([part], values, kinds)
+                shapes.add(())
+    except WrongKind as error:
+        raise invalid(name, spec.dtype.name, KINDS.get(str(error), error)) from error
+    except NotRegular as error:
+        raise invalid(name, "a regular array", "one whose rows differ") from error
+    except OverflowError as error:
+        raise invalid(name, f"numbers that fit into {spec.dtype.name}", "larger ones") from error
+    if len(shapes) > 1:
+        raise invalid(name, "a regular array", "one whose rows differ")
+    shape = ((len(parts),) if rows else ()) + shapes.pop()
+    check_shape(name, shape, spec, most)
+    return np.frombuffer(values, dtype).reshape(shape)
+
+
+def _kind(value: Any) -> str:
+    """The name of a JSON value's type; of a list that holds more than numbers, that of the first other value."""
+    while isinstance(value, list):
+        value = next((one for one in value if isinstance(one, str | dict | list)), None)
+    return type(value).__name__
 
 
 def check_names(given: Iterable[str], specs: Specs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 HTTP = {
     "INVALID_ARGUMENT": 400,
     "NOT_FOUND": 404,
+    "DEADLINE_EXCEEDED": 408,
     "RESOURCE_EXHAUSTED": 413,
     "INTERNAL": 500,
     "UNAVAILABLE": 503,

@@ -12,29 +12,41 @@ from google.protobuf.json_format import MessageToDict
 
 from tfdeblend.export.embedded import inputs
 from tfdeblend.export.embedded.batcher import Arrays
+from tfdeblend.export.embedded.body import Body
 from tfdeblend.export.embedded.metrics import Metrics
 from tfdeblend.export.embedded.models import Models, Version, signature_of
 from tfdeblend.export.embedded.refusal import Refusal, invalid
 from tfdeblend.export.embedded.rpc import signature_map, status_of
+from tfdeblend.export.embedded.work import IDLE, Work
 
 log = logging.getLogger("tfdeblend.serve")
 MODEL = "/v1/models/{model:[^/:]+}"
 CLOSING = 5.0  # seconds for connections, once their requests are done
+LINGERING = 1.0  # seconds for which what still comes of a refused body is read, so that its sender reads the answer
 VERSION = MODEL + r"/versions/{version:\d{1,18}}"
 
 
 class Rest:
-    """The routes of a server, and the requests at work on them."""
+    """The routes of a server, and the requests at work on them.
 
-    def __init__(self, models: Models, metrics: Metrics):
-        self.models, self.metrics = models, metrics
-        self._at_work, self._stopping, self._idle = 0, False, asyncio.Condition()
+    Args: largest: bytes of a request. most: requests at work together.
+    """
+
+    def __init__(self, models: Models, metrics: Metrics, largest: int, most: int):
+        self.models, self.metrics, self.largest, self.most = models, metrics, largest, most
+        self.work, self._stopping = Work(), False
         self._runner: web.AppRunner | None = None
 
-    async def start(self, address: str, port: int, largest: int) -> int:
+    async def start(self, address: str, port: int) -> int:
         """Listens, and returns the port. Raises: OSError for one that is taken."""
         # A handler ends where its client goes away; what it waits for is then not done.
-        self._runner = web.AppRunner(self.application(largest), handler_cancellation=True, shutdown_timeout=CLOSING)
+        self._runner = web.AppRunner(
+            self.application(),
+            handler_cancellation=True,
+            shutdown_timeout=CLOSING,
+            keepalive_timeout=IDLE,
+            lingering_time=LINGERING,
+        )
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, address, port).start()
@@ -44,7 +56,7 @@ class Rest:
         return self._runner.addresses[0][1]
 
     async def stop(self, grace: float) -> None:
-        """Takes no more requests, finishes those that have come, even if not whole yet, and closes.
+        """Takes no more requests, finishes those that have come, and closes. Bodies have a little time to become whole.
 
         aiohttp alone would drop what is still to come of a body.
         """
@@ -52,16 +64,13 @@ class Rest:
         self._stopping = True
         for site in list(self._runner.sites):
             await site.stop()
-        async with self._idle:
-            try:
-                await asyncio.wait_for(self._idle.wait_for(lambda: not self._at_work), grace)
-            except TimeoutError:
-                log.warning("expected all requests to end in %g s, received %d that did not", grace, self._at_work)
+        self.work.end()
+        if not await self.work.done(grace):
+            log.warning("expected all requests to end in %g s, received %d that did not", grace, self.work.held)
         await self._runner.cleanup()
 
-    def application(self, largest: int) -> web.Application:
-        """Args: largest: bytes of a request."""
-        app = web.Application(client_max_size=largest, middlewares=[self._counted, errors_as_json])
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._counted, errors_as_json])
         for path in (MODEL, VERSION):
             app.router.add_post(path + ":predict", self.predict)
             app.router.add_get(path + "/metadata", self.metadata)
@@ -76,20 +85,18 @@ class Rest:
             answer = web.json_response({"error": "expected a server at work, received one that stops"}, status=503)
             answer.force_close()
             return answer
-        self._at_work += 1
-        try:
+        with self.work.one():
             return await handler(request)
-        finally:
-            self._at_work -= 1
-            async with self._idle:
-                self._idle.notify_all()
 
     async def predict(self, request: web.Request) -> web.Response:
-        content = await request.read()
         with self.metrics.request("rest") as labels:
             self._version(request.match_info)  # before any work
-            body = await asyncio.to_thread(_parsed, content)
-            name = body.get("signature_name", "")
+            if self.work.held > self.most:
+                message = f"expected at most {self.most} requests at once, received one more: try again later"
+                raise Refusal("UNAVAILABLE", message)
+            text = await self.work.body(request.content.readany, self.largest)
+            body = await asyncio.to_thread(_parsed, text)
+            name = body.values.get("signature_name", "")
             if not isinstance(name, str):
                 raise invalid("signature_name", "text", type(name).__name__)
 
@@ -100,8 +107,8 @@ class Rest:
                 return signature, await asyncio.to_thread(inputs.of_json, body, specs, most)
 
             _, _, outputs = await self.models.predict(lambda: self._version(request.match_info), ask)
-            text = await asyncio.to_thread(_written, outputs, "instances" in body)
-        return web.Response(body=text, content_type="application/json")
+            answer = await asyncio.to_thread(_written, outputs, "instances" in body.values)
+        return web.Response(body=answer, content_type="application/json")
 
     async def status(self, request: web.Request) -> web.Response:
         answer = _plain(status_of(self._version(request.match_info)))
@@ -126,13 +133,11 @@ class Rest:
         return self.models.find(where["model"], int(number) if number else None)
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise invalid("body", "JSON", str(error)[:200]) from error
-    if not isinstance(body, dict) or ("instances" in body) == ("inputs" in body):
-        keys = ", ".join(sorted(body)) or "neither" if isinstance(body, dict) else type(body).__name__
+def _parsed(content: bytearray) -> Body:
+    body = Body(content)
+    values = body.values
+    if not isinstance(values, dict) or ("instances" in values) == ("inputs" in values):
+        keys = ", ".join(sorted(values)) or "neither" if isinstance(values, dict) else type(values).__name__
         raise invalid("body", "an object with either instances or inputs", keys[:200])
     return body
 
@@ -158,8 +163,6 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
         return web.json_response({"error": str(refusal)}, status=refusal.http)
     except web.RequestPayloadError as error:
         return web.json_response({"error": f"body: expected a whole one, received {error}"}, status=400)
-    except web.HTTPRequestEntityTooLarge as error:
-        return web.json_response({"error": f"body: expected a smaller request, received {error.text}"}, status=413)
     except web.HTTPException as error:
         message = f"expected a known path and method, received {request.method} {request.path[:200]}"
         return web.json_response({"error": message}, status=error.status)
@@ -170,7 +173,7 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
         return web.json_response({"error": "the server failed; its log says why"}, status=500)
 
 
-async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[Rest, int]:
-    """Starts a server; returns it and its port. largest: bytes of a request. Raises: OSError for a port in use."""
-    server = Rest(models, metrics)
-    return server, await server.start(address, port, largest)
+async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int, most: int) -> tuple[Rest, int]:
+    """Starts a server; returns it and its port. Args as `Rest` has them. Raises: OSError for a port in use."""
+    server = Rest(models, metrics, largest, most)
+    return server, await server.start(address, port)

@@ -21,6 +21,7 @@ from tfdeblend.export.embedded.batcher import Arrays
 from tfdeblend.export.embedded.metrics import Metrics
 from tfdeblend.export.embedded.models import Models, Version, signature_of
 from tfdeblend.export.embedded.refusal import Refusal
+from tfdeblend.export.embedded.work import IDLE, UNFINISHED, Work
 
 log = logging.getLogger("tfdeblend.serve")
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
@@ -37,7 +38,8 @@ def answered(call):
 
     async def handler(self, request, context):
         try:
-            return await call(self, request)
+            with self.work.one():
+                return await call(self, request)
         except Refusal as refusal:
             await context.abort(getattr(grpc.StatusCode, refusal.status), str(refusal))
         except asyncio.CancelledError:  # the client has gone
@@ -52,8 +54,8 @@ def answered(call):
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Answers Predict and GetModelMetadata; other methods are not implemented."""
 
-    def __init__(self, models: Models, metrics: Metrics):
-        self.models, self.metrics = models, metrics
+    def __init__(self, models: Models, metrics: Metrics, work: Work):
+        self.models, self.metrics, self.work = models, metrics, work
 
     @answered
     async def Predict(self, request):
@@ -91,8 +93,8 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
     """Answers GetModelStatus."""
 
-    def __init__(self, models: Models):
-        self.models = models
+    def __init__(self, models: Models, work: Work):
+        self.models, self.work = models, work
 
     @answered
     async def GetModelStatus(self, request):
@@ -115,19 +117,48 @@ def status_of(version: Version):
     return answer
 
 
-async def start(models: Models, metrics: Metrics, address: str, port: int, largest: int) -> tuple[grpc.aio.Server, int]:
-    """Starts a server; returns it and its port. largest: bytes of a request. Raises: OSError for a port in use."""
-    options = [
-        ("grpc.max_receive_message_length", largest),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),
-    ]
-    server = grpc.aio.server(options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelStatus(models), server)
-    try:
-        bound = server.add_insecure_port(f"{address}:{port}")
-    except RuntimeError as error:
-        raise OSError(f"expected a free port, received {address}:{port}, which is taken") from error
-    await server.start()
-    return server, bound
+class Calls:
+    """A server, and the requests at work on it.
+
+    Args: largest: bytes of a request. most: requests at work together; gRPC refuses others with RESOURCE_EXHAUSTED.
+    """
+
+    def __init__(self, models: Models, metrics: Metrics, largest: int, most: int):
+        milliseconds = int(1000 * IDLE)
+        options = [
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_connection_idle_ms", milliseconds),
+            ("grpc.server_handshake_timeout_ms", milliseconds),
+            ("grpc.so_reuseport", 0),
+        ]
+        self.work = Work()
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+        prediction = Prediction(models, metrics, self.work)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelStatus(models, self.work), self._server)
+
+    async def start(self, address: str, port: int) -> int:
+        """Listens, and returns the port. Raises: OSError for one that is taken."""
+        try:
+            bound = self._server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"expected a free port, received {address}:{port}, which is taken") from error
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more requests, finishes those that are whole, or soon will be, and closes."""
+        ending = asyncio.create_task(self._server.stop(grace))
+        await asyncio.wait({ending}, timeout=min(UNFINISHED, grace))
+        await self.work.done(grace)
+        await self._server.stop(None)
+        await ending
+
+
+async def start(
+    models: Models, metrics: Metrics, address: str, port: int, largest: int, most: int
+) -> tuple[Calls, int]:
+    """Starts a server; returns it and its port. Args as `Calls` has them. Raises: OSError for a port in use."""
+    server = Calls(models, metrics, largest, most)
+    return server, await server.start(address, port)

@@ -489,6 +489,7 @@ def add_serve(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser
         ("--waiting", 256, "blends that may wait"),
         ("--threads", 2, "batches side by side"),
         ("--megabytes", 256, "of a request"),
+        ("--requests", 64, "at work at once, over gRPC and over REST"),
     ):
         parser.add_argument(name, type=positive, default=default, metavar="N", help=f"{text} (default: {default})")
     for name, duration, text in (("--poll", 2.0, "for new versions"), ("--grace", 600.0, "to stop in")):
