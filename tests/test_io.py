@@ -492,6 +492,18 @@ def test_names_that_are_not_ascii_stay_apart(tmp_path: Path) -> None:
         replace(scene, sources=tuple(replace(s, id=name) for s, name in zip(scene.sources, ("a", "a "), strict=True)))
 
 
+def test_names_that_cannot_be_printed_are_read_back(tmp_path: Path) -> None:
+    joint = make_joint()
+    first, second = (replace(one, name=f"{one.name}\x07\n") for one in joint.scene.observations)
+    views = tuple(replace(v, observation=one) for v, one in zip(joint.views, (first, second), strict=True))
+    files.write(
+        replace(joint, views=views, scene=replace(joint.scene, observations=(first, second))), tmp_path / "a.fits"
+    )
+    read = files.read(tmp_path / "a.fits")
+    assert read.scene.name == r"first\x07"
+    np.testing.assert_array_equal(read.views[1].model, joint.views[1].model)
+
+
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "blend.fits"
     files.write(result(), path)

@@ -298,6 +298,14 @@ def test_one_extension_a_band(suffix: Any, header: Any, primary: Any, bands: tup
         assert observation.zeropoints == pytest.approx([25, 26, 27])
 
 
+def test_a_cube_with_its_noise_band_by_band(tmp_path: Path) -> None:
+    noise = [(name, data, header) for name, data, header in by_name(lambda c: f"_{'GRI'[c]}") if name[:3] != "SCI"]
+    cube = ("SCI", arrays()["images"], {"FILTER": "g,r,i"})
+    observation = io.read(write(tmp_path / "a.fits", cube, *noise))[0]
+    np.testing.assert_array_equal(observation.weights[:, 0, 0], [1, 2, 3])
+    assert observation.psf.shape == (3, 19, 19) and observation.notes == ()
+
+
 def test_images_that_are_no_bands_of_one_grid_are_refused(tmp_path: Path) -> None:
     names = lambda c: f"_{'GRI'[c]}"  # noqa: E731
     cases: dict[str, list[Any]] = {

@@ -85,14 +85,15 @@ def _card_value(value: Any) -> Any:
     """Convert a value to what FITS headers can hold: ASCII text and finite numbers."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
-        return " ".join(_ascii_text(value).split())
+        return _ascii_text(" ".join(value.split()))
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
 def _ascii_text(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode()
+    """Text as FITS headers can hold it: printable ASCII, other characters as Python escapes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).encode("ascii", "backslashreplace").decode()
 
 
 def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
@@ -148,7 +149,7 @@ def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.Bin
 
 def _suffix(scene: Scene, number: int) -> str:
     """Return what the names of an observation's extensions end in: nothing for the first."""
-    return f"_{_ascii_text(scene.observations[number].name).upper()}" if number else ""
+    return f"_{_card_value(scene.observations[number].name).upper()}" if number else ""
 
 
 def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU:
@@ -189,7 +190,7 @@ def read(path: str | Path) -> Deblended:
         bands = contents.table("BANDS", ("observation", "band", "background"))
         names = list(dict.fromkeys(str(name) for name in bands["observation"]))
         rows = [np.asarray(bands["observation"]) == name for name in names]
-        suffixes = ["", *(f"_{name.upper()}" for name in names[1:])]
+        suffixes = ["", *(f"_{_card_value(name).upper()}" for name in names[1:])]
         parts = list(zip(names, rows, suffixes, strict=True))
         observations = [_read_observation(contents, name, bands[own], suffix) for name, own, suffix in parts]
         declared = contents.table("DECLARED", ("x", "y", "kind", "id"))

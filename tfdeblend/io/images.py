@@ -110,9 +110,8 @@ def load(path: Path) -> Contents:
         }
         used = {field: found[0].name for field, found in layers.parts.items() if found}
         notes += more
-        if "weights" in used and headers[0].get("TELESCOP") == "JWST" and not {"sigma", "variance"} & set(used):
-            parts["footprint"] = ~(parts.pop("weights") > 0)
-            parts["weights"] = None
+        if headers[0].get("TELESCOP") == "JWST" and {"sigma", "variance", "weights"} & set(used) == {"weights"}:
+            parts["weights"], parts["footprint"] = None, ~(parts["weights"] > 0)
             notes.append("WHT of JWST, an exposure time or without the noise of the sky, is used as a mask alone")
         mask = layers.parts["mask"]
         planes = masks.LSST
@@ -132,6 +131,7 @@ class Layers:
         images: those of the image: one, or one a band.
         parts: the extensions of each part by `names.PARTS`, as many as `images` or one; none where it is not there.
         keys: what tells images of several bands apart: the end of their names, or EXTVER.
+        tags: the same of the other parts, in capitals; with a cube its bands.
         unread: names of images that are not understood.
 
     Raises:
@@ -157,14 +157,20 @@ class Layers:
             images = [(str(number), hdu) for number, hdu in enumerate(self._unnamed(hdus, unknown))]
         self.keys = [key for key, _ in images]
         self.images = [hdu for _, hdu in images]
-        if len(set(self.keys)) < len(images):
+        if len({key.upper() for key in self.keys}) < len(images):
             raise self._ambiguous(self.images)
+        self.tags = [key.upper() for key in self._of_cube() or self.keys]
         self.parts = {"images": self.images} | {part: self._of_bands(words) for part, words in known.items()}
         chosen = {id(hdu) for found in self.parts.values() for hdu in found}
         found = [hdu for words in known.values() for pairs in words.values() for _, hdu in pairs]
         rest = [hdu for hdu in found if id(hdu) not in chosen]
         unknown = [hdu for hdu in unknown if id(hdu) not in chosen]
         self.unread = [extension_name(hdu) or "an image without a name" for hdu in (*unknown, *rest)]
+
+    def _of_cube(self) -> list[str] | None:
+        """The bands of a file of one cube, whose noise, mask and PSFs may be there band by band."""
+        count = self.images[0].shape[0] if len(self.images) == 1 and len(self.images[0].shape) == 3 else 1
+        return hd.band_names(header_values(self.path, self.images[0], self.images[0]), count) if count > 1 else None
 
     def _unnamed(self, hdus: fits.HDUList, unknown: list[Any]) -> list[Any]:
         """The images of a file that calls none SCI or IMAGE: the primary, the only one, or those of a FILTER each."""
@@ -191,9 +197,9 @@ class Layers:
     def _of_bands(self, words: dict[str, list[tuple[str, Any]]]) -> list[Any]:
         """Of a part's extensions, by word and key, those of all bands, or the one for all."""
         for word, pairs in words.items():
-            called = dict(pairs)
-            if all(key in called for key in self.keys):
-                return [called[key] for key in self.keys]
+            called = {key.upper(): hdu for key, hdu in pairs}
+            if all(tag in called for tag in self.tags):
+                return [called[tag] for tag in self.tags]
             if len(pairs) == 1 and pairs[0][1].name.upper() == word:
                 return [pairs[0][1]]
             if len(self.images) > 1:
