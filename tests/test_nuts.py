@@ -53,6 +53,18 @@ def test_one_chain_cannot_be_compared_with_others():
 
 
 @pytest.mark.slow
+def test_a_scene_has_the_samples_that_it_has_alone():
+    """Whatever is sampled with it, of however many sources."""
+    few = NutsOptions(warmup=10, draws=4, depth=4)
+    deblender = Deblender("exponential", "sample", samples=8, nuts=few)
+    one, two = simulate()[0], simulate(BLEND[:1], seed=1)[0]
+    alone = deblender.deblend(one)
+    for found in (deblender.deblend([one, two])[0], deblender.deblend([two, one])[1]):
+        apart = np.array(found.catalog["flux_g"] - alone.catalog["flux_g"])
+        assert (np.abs(apart) < 0.01 * np.array(alone.catalog["flux_err_g"])).all()
+
+
+@pytest.mark.slow
 def test_a_band_without_data_tells_nothing(sampler: Deblender, sampled: list[Deblended]):
     """Its fluxes are not known, and chains do not drift along them."""
     scene = sampled[0].scene

@@ -266,15 +266,18 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
     return merged
 
 
-def by_count(shape: BatchShape, scenes: Sequence[Scene], chosen: Iterable[int]) -> dict[BatchShape, list[int]]:
+def by_count(
+    shape: BatchShape, scenes: Sequence[Scene], chosen: Iterable[int], fewer: bool = True
+) -> dict[BatchShape, list[int]]:
     """The `chosen` of scenes of one shape, by index, in the shapes that samplers are compiled for.
 
-    Scenes with about as many sources share a graph, which knows no others.
+    Scenes with about as many sources share a graph, which knows no others. fewer: those of small groups join another
+    one, on which their shape then depends.
     """
     exact: dict[BatchShape, list[int]] = defaultdict(list)
     for row in chosen:
         exact[shape._replace(sources=fit_size(len(scenes[row].sources), SAMPLED_COUNTS))].append(row)
-    return {shape: sorted(members) for shape, members in sorted(merge_buckets(exact).items())}
+    return {shape: sorted(members) for shape, members in sorted((merge_buckets(exact) if fewer else exact).items())}
 
 
 def brightness(scene: Scene) -> float:

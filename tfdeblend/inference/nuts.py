@@ -35,7 +35,7 @@ class NutsOptions:
 
 
 class NutsResult(NamedTuple):
-    """state: whitened units, [S, B, ...]. rhat: [B] the largest potential scale reduction of any whitened parameter
+    """state: whitened units, [B, S, ...]. rhat: [B] the largest potential scale reduction of any whitened parameter
     (Gelman & Rubin 1992), of chains that start about one maximum: no proof that there is no other. ess: [B] the
     smallest effective number of samples in all draws."""
 
@@ -100,18 +100,29 @@ class NutsSampler:
 
     def __init__(self, fit: MapFit, samples: int, options: NutsOptions = NutsOptions()):
         self.fit, self.samples, self.options = fit, samples, options
-        self._run = tf.function(self._sample, autograph=False)
+        self._run = tf.function(self._sample, autograph=False, reduce_retracing=True)
         self.render = tf.function(self._render, autograph=False)
 
-    def __call__(self, tensors: Tensors, center: MapState, seed: tuple[int, int]) -> NutsResult:
-        """`center`: the fit's state for the batch with these tensors. The same seed and batch: the same samples but
-        for the order of sums on several threads, which a long chain amplifies. They are others in another batch: unlike
-        the reverse diffusion's, random numbers are the batch's."""
-        return self._run(tensors, center, tf.constant(seed, tf.int32))
+    def __call__(self, tensors: Tensors, center: MapState, seeds: np.ndarray) -> NutsResult:
+        """Samples B blends, one after the other: what is drawn for a blend depends on no other.
 
-    def _sample(self, tensors: Tensors, center: MapState, seed: tf.Tensor) -> NutsResult:
-        options, blends = self.options, self.fit.shape.blends
-        tensors, center = tf.nest.map_structure(lambda t: tf.concat([t] * options.chains, 0), (tensors, center))
+        The same seed gives the same samples but for the order of sums on several threads, which a long chain amplifies.
+
+        Args:
+          tensors, center: of the blends, and the fit's state for them. seeds: [B, 2] int32 of the blends.
+        """
+        return self._run(tensors, center, tf.constant(seeds, tf.int32))
+
+    def _sample(self, tensors: Tensors, center: MapState, seeds: tf.Tensor) -> NutsResult:
+        states = tf.nest.map_structure(lambda t: tf.TensorSpec([self.samples, *t.shape[1:]], t.dtype), center)
+        figure = tf.TensorSpec([], self.fit.prior.dtype)
+        signature = NutsResult(states, figure, figure)
+        return tf.map_fn(lambda one: self._chains(*one), (tensors, center, seeds), fn_output_signature=signature)
+
+    def _chains(self, tensors: Tensors, center: MapState, seed: tf.Tensor) -> NutsResult:
+        """The result of one blend, without the dimension B. All its chains are run together."""
+        options = self.options
+        tensors, center = tf.nest.map_structure(lambda t: tf.stack([t] * options.chains), (tensors, center))
         exact = self.fit.posterior(tensors)
         posterior = self.fit.tolerant(exact, center)
         model = posterior.model(center)
@@ -121,17 +132,16 @@ class NutsSampler:
             state = white.state(u)
             return -posterior.rise(center, model, state, posterior.model(state)) - white.unused(u)
 
-        rows = blends * options.chains
         kernel = tfp.mcmc.DualAveragingStepSizeAdaptation(
             tfp.mcmc.NoUTurnSampler(
-                log_prob, tf.fill([rows, 1], 1.5 * white.size**-0.25), max_tree_depth=options.depth
+                log_prob, tf.fill([options.chains, 1], 1.5 * white.size**-0.25), max_tree_depth=options.depth
             ),
             num_adaptation_steps=int(0.8 * options.warmup),
             target_accept_prob=tf.constant(options.acceptance, self.fit.prior.dtype),
         )
         every = -(-self.samples // options.chains)  # of a chain
         apart = max(-(-options.draws // every), 1)
-        first = 1.5 * tf.random.stateless_normal([rows, white.size], seed, dtype=self.fit.prior.dtype)
+        first = 1.5 * tf.random.stateless_normal([options.chains, white.size], seed, dtype=self.fit.prior.dtype)
         drawn = tfp.mcmc.sample_chain(
             every * apart,
             first,
@@ -139,21 +149,20 @@ class NutsSampler:
             num_burnin_steps=options.warmup,
             trace_fn=None,
             seed=seed + tf.constant([0, 1], tf.int32),
-        )  # [draws, chains B, D]
-        constrained = white.constrained()[:blends]
-        chains = tf.reshape(drawn, [every * apart, options.chains, blends, white.size])
+        )  # [draws, chains, D]
+        constrained = white.constrained()[0]
         if options.chains > 1:
-            rhat = tf.reduce_max(tf.where(constrained, tfp.mcmc.potential_scale_reduction(chains), 1), -1)
-            ess = tfp.mcmc.effective_sample_size(chains, filter_beyond_positive_pairs=True, cross_chain_dims=1)
+            rhat = tf.reduce_max(tf.where(constrained, tfp.mcmc.potential_scale_reduction(drawn), 1))
+            ess = tfp.mcmc.effective_sample_size(drawn, filter_beyond_positive_pairs=True, cross_chain_dims=1)
         else:
-            rhat = tf.fill([blends], tf.constant(np.nan, self.fit.prior.dtype))
-            ess = tfp.mcmc.effective_sample_size(chains[:, 0], filter_beyond_positive_pairs=True)
+            rhat = tf.constant(np.nan, self.fit.prior.dtype)
+            ess = tfp.mcmc.effective_sample_size(drawn[:, 0], filter_beyond_positive_pairs=True)
         # Draws that alternate about the mean may drive the estimate beyond infinity, to negative numbers.
         ess = tf.where(constrained & (ess > 0), ess, tf.cast(every * apart * options.chains, ess.dtype))
         kinds = tf.nest.map_structure(lambda t: t.dtype, center)
         states = tf.map_fn(white.state, drawn[apart - 1 :: apart], fn_output_signature=kinds)
-        states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, blends, *t.shape[2:]])[: self.samples], states)
-        return NutsResult(states, rhat, tf.reduce_min(ess, -1))
+        states = tf.nest.map_structure(lambda t: tf.reshape(t, [-1, *t.shape[2:]])[: self.samples], states)
+        return NutsResult(states, rhat, tf.reduce_min(ess))
 
     def _render(self, tensors: Tensors, state: MapState, seeds: tf.Tensor) -> Samples:
         """What states look like, a row each. seeds: [N, 2] of each sample, for the constants drawn beside them."""

@@ -6,7 +6,6 @@ A prior is named by a string only at the edge: `find` makes the object.
 from __future__ import annotations
 
 import abc
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from tfdeblend.data.psf import LARGEST_GAIN
 from tfdeblend.data.scene import Scene
-from tfdeblend.diffusion import registry
+from tfdeblend.diffusion import random, registry
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.initial import InitialFit
 from tfdeblend.diffusion.registry import PriorFile
@@ -129,20 +129,27 @@ class ClosedFormPrior(Prior):
         return lambda tensors, found: found
 
     def sample(self, run: SampleRun, compiled: Compiled) -> Iterator[SampleGroup]:
-        shape = run.fit.shape
-        key = "chains", self.name, shape, run.samples
-        sampler: NutsSampler = compiled.get(key, lambda: NutsSampler(run.fit, run.samples, run.nuts))
-        names = "\n".join(scene.name for scene in run.scenes)
-        seed = run.seed, zlib.crc32(names.encode()) >> 1
-        chains = sampler(run.tensors, run.found.state, seed)
-        rhat, ess = chains.rhat.numpy(), chains.ess.numpy()
-        rows = rows_at_once(shape, len(run.members), run.samples)
-        draw = by_chains(sampler, run.tensors, chains, seed)
+        for shape, members in by_count(run.fit.shape, run.scenes, run.members, fewer=False).items():
+            yield self._chains(run, compiled, shape, members)
 
-        def facts(row: int) -> Facts:
-            return {"sampler": "nuts", "rhat": float(rhat[row]), "ess": float(ess[row])}
-
-        yield SampleGroup(shape._replace(blends=rows), run.members, draw, facts)
+    def _chains(self, run: SampleRun, compiled: Compiled, shape: BatchShape, members: list[int]) -> SampleGroup:
+        """Runs the chains of scenes with about as many sources, by each scene's own random numbers."""
+        alone = shape._replace(blends=1)
+        key, fit = ("chains", self.name, alone, run.samples), MapFit(run.fit.prior, alone, run.fit.options)
+        sampler: NutsSampler = compiled.get(key, lambda: NutsSampler(fit, run.samples, run.nuts))
+        names = [run.scenes[row].name for row in members]
+        keys = random.keys(run.seed, names, 1 + run.samples).view(np.int32).reshape(len(members), -1, 2)
+        tensors = run.tensors.first_sources(shape.sources)
+        center = tf.nest.map_structure(lambda t: t[:, : shape.sources], run.found.state)
+        own, start = tf.nest.map_structure(lambda t: tf.gather(t, members), (tensors, center))
+        chains = sampler(own, start, keys[:, 0])
+        facts: dict[int, Facts] = {
+            row: {"sampler": "nuts", "rhat": float(rhat), "ess": float(ess)}
+            for row, rhat, ess in zip(members, chains.rhat.numpy(), chains.ess.numpy(), strict=True)
+        }
+        draw = by_chains(sampler, tensors, chains, members, keys[:, 1:])
+        rows = rows_at_once(shape, len(members), run.samples)
+        return SampleGroup(shape._replace(blends=rows), members, draw, facts.__getitem__)
 
 
 class NonparametricPrior(Prior):

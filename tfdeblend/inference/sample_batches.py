@@ -61,14 +61,19 @@ def by_diffusion(
     return draw
 
 
-def by_chains(sampler: NutsSampler, tensors: Tensors, found: NutsResult, seed: tuple[int, int]) -> Draw:
-    """What the states of chains that were run already look like. seed: the chains'."""
+def by_chains(
+    sampler: NutsSampler, tensors: Tensors, found: NutsResult, members: Sequence[int], seeds: np.ndarray
+) -> Draw:
+    """What the states of chains that were run already look like.
+
+    members: the rows of the batch that were sampled. seeds: [B, S, 2] int32 of their samples, for constants.
+    """
+    places = {row: place for place, row in enumerate(members)}
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        take = tf.constant(np.stack([which, rows], 1))
-        state = tf.nest.map_structure(lambda tensor: tf.gather_nd(tensor, take), found.state)
-        seeds = np.stack([(seed[0] + 1 + rows) % 2**31, (seed[1] + which) % 2**31], 1)
-        return sampler.render(tensors.take(rows), state, tf.constant(seeds, tf.int32))
+        at = np.array([places[row] for row in rows])
+        state = tf.nest.map_structure(lambda tensor: tf.gather_nd(tensor, np.stack([at, which], 1)), found.state)
+        return sampler.render(tensors.take(rows), state, tf.constant(seeds[at, which]))
 
     return draw
 
