@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,34 +16,38 @@ from helpers import gaussian, make_deblended, result_of, write_scene
 
 from tfdeblend.app.cli import build_parser, main
 from tfdeblend.catalog import files
+from tfdeblend.data.scene import Scene
 from tfdeblend.inference import priors
 
 
 class StandIn:
-    """Gives every source a Gaussian of flux 100; fails on scenes named "cursed"; can be interrupted."""
+    """Gives every source a Gaussian of flux 100; fails on scenes named "cursed"; notes what it sees; can be stopped."""
 
     done: list[str]
     interrupt_after: int | None
+    meanwhile = staticmethod(lambda: None)  # what happens before each scene
 
     def __init__(self, *settings, **more):
         pass
 
     def iterate(self, scenes):
         for index, scene in enumerate(scenes):
+            self.meanwhile()
             if len(self.done) == self.interrupt_after:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
             if scene.name.startswith("cursed"):
                 yield index, RuntimeError("did not converge\nat all")
                 continue
             self.done.append(scene.name)
             shape = scene.observation.shape
             models = [np.stack([100 * gaussian(shape[1:], y, x, 2.0)] * shape[0]) for y, x in scene.positions]
-            yield index, result_of(scene, np.array(models, np.float32))
+            seen = replace(scene.observation, notes=(*scene.observation.notes, "the sky is bright"))
+            yield index, result_of(Scene(seen, scene.sources), np.array(models, np.float32))
 
 
 @pytest.fixture
 def deblender(monkeypatch):
-    StandIn.done, StandIn.interrupt_after = [], None
+    StandIn.done, StandIn.interrupt_after, StandIn.meanwhile = [], None, staticmethod(lambda: None)
     monkeypatch.setitem(sys.modules, "tfdeblend.deblender", SimpleNamespace(Deblender=StandIn))
     return StandIn
 
@@ -101,6 +108,7 @@ def test_second_run_does_only_what_is_missing(deblender, scenes, tmp_path, capsy
 
 
 def test_interrupted_run_keeps_what_is_done_and_goes_on(deblender, scenes, tmp_path, capsys):
+    """Stopped by SIGTERM, as batch systems stop, which does as SIGINT; and what a killed process left is removed."""
     out = tmp_path / "out"
     deblender.interrupt_after = 2
     assert deblend(scenes, "--out", out) == 130
@@ -109,6 +117,78 @@ def test_interrupted_run_keeps_what_is_done_and_goes_on(deblender, scenes, tmp_p
     deblender.interrupt_after = None
     assert deblend(scenes, "--out", out) == 0
     assert deblender.done == ["a", "b", "c"]
+
+
+def test_what_killed_processes_left_is_removed(deblender, scenes, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    dead, alive = 2**22 + 1, os.getppid()  # no process has a number as high
+    left = [out / f".{process}-{name}" for process in (dead, alive) for name in ("a.fits", "notes.txt")]
+    for path in left:
+        path.touch()
+    assert deblend(scenes, "--out", out, "--no-figures") == 0
+    assert [path.exists() for path in left] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("change", ["replaced", "vanished", "replaced before"])
+def test_results_belong_to_the_bytes_that_were_read(deblender, scenes, tmp_path, capsys, change, monkeypatch):
+    """An input that changes after it was read leaves a result of the old one; before, it fails."""
+    out = tmp_path / "out"
+
+    def meanwhile():
+        write_scene(scenes, "b", seed=7) if change == "replaced" else (scenes / "b.npz").unlink(missing_ok=True)
+
+    if change == "replaced before":
+        monkeypatch.setattr("tfdeblend.app.runs.CHUNK", 1)
+        deblender.meanwhile = staticmethod(lambda: (scenes / "b.npz").write_bytes(b"PK no archive"))
+        assert deblend(scenes, "--out", out, "--no-figures") == 1
+        assert deblender.done == ["a", "c"]
+        return
+    deblender.meanwhile = staticmethod(meanwhile)
+    assert deblend(scenes, "--out", out, "--no-figures") == 0
+    assert deblender.done == ["a", "b", "c"]
+    if change == "replaced":
+        capsys.readouterr()
+        assert deblend(scenes, "--out", out, "--no-figures") == 2
+        assert "b.fits: INPUTSHA: expected a result of the same settings and input" in capsys.readouterr().err
+
+
+def test_a_changing_input_fails_alone(deblender, scenes, tmp_path, monkeypatch):
+    read = Scene.from_catalog.__func__
+
+    def changed(cls, observations, table):
+        if observations[0].name == "b":
+            write_scene(scenes, "b", seed=7)
+        return read(cls, observations, table)
+
+    monkeypatch.setattr(Scene, "from_catalog", classmethod(changed))
+    assert deblend(scenes, "--out", tmp_path / "out", "--no-figures") == 1
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["error"].endswith("b.npz: file: expected one that stays as it is while it is read, received changes")
+
+
+def test_notes_of_results_are_said_once_and_kept(deblender, scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert deblend(scenes, "--out", out, "--no-figures") == 0
+    assert capsys.readouterr().err.count("a, b, c: the sky is bright") == 1
+    data = (out / "index.html").read_text().split('type="application/json">')[1].split("</script>")[0]
+    assert [scene["notes"] for scene in json.loads(data)["scenes"]] == [["the sky is bright"]] * 3
+    assert main(["info", str(out / "a.fits"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["a"]["notes"] == ["the sky is bright"]
+
+
+def test_a_deblender_that_stops_fails_what_is_left(deblender, scenes, tmp_path):
+    def stop():
+        if deblender.done == ["a"]:
+            raise RuntimeError("out of order")
+
+    deblender.meanwhile = staticmethod(stop)
+    out = tmp_path / "out"
+    assert deblend(scenes, "--out", out, "--no-figures") == 1
+    failures = json.loads((out / "failures.json").read_text())
+    assert [(one["scene"], one["error"].split(": ", 1)[1]) for one in failures] == [
+        (name, "RuntimeError: out of order") for name in "bc"
+    ]
 
 
 @pytest.mark.parametrize("change", ["settings", "input"])
@@ -184,7 +264,15 @@ def test_bad_input_exits_with_2_and_one_line(deblender, scenes, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["deblend"], ["deblend", "x"], ["deblend", "x", "--out", "y", "--method", "z"], ["nonsense"]]
+    "args",
+    [
+        [],
+        ["deblend"],
+        ["deblend", "x"],
+        ["deblend", "x", "--out", ""],
+        ["deblend", "x", "--out", "y", "--method", "z"],
+        ["nonsense"],
+    ],
 )
 def test_bad_usage_exits_with_2(args):
     with pytest.raises(SystemExit) as leaving:

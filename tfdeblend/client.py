@@ -72,7 +72,7 @@ class Client:
             waiting = {pool.submit(self._one, scene.kept): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
                 index, error = waiting[done], done.exception()
-                if isinstance(error, DataError):
+                if isinstance(error, Exception):
                     yield index, error
                 else:
                     yield index, builder.with_left_out(done.result(), scenes[index])

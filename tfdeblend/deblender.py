@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -23,7 +25,7 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch, Tensors
-from tfdeblend.forward.shapes import BatchShape, brightness, merge_buckets, scene_shape, stamp_side
+from tfdeblend.forward.shapes import BatchShape, brightness, memory, merge_buckets, scene_shape, stamp_side
 from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
 from tfdeblend.inference import priors
@@ -36,7 +38,9 @@ from tfdeblend.inference.sample_batches import in_turn
 
 METHODS = ("map", "sample")
 LARGEST_BATCH = 64
-MEMORY = 1e7  # numbers in the images' derivatives that one batch may hold
+NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
+MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
+SAID = 200  # characters of another package's message, at most
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
@@ -59,6 +63,7 @@ class Deblender:
       trust_weights: take weights as they are even where the sky's scatter contradicts them; see `examined`.
       assume_ab: take bands without zero points as having one and the same; without it a learned prior refuses them.
       batch_size: scenes fitted together; None: as many as fit into memory.
+      memory: GB that a fit may take; scenes that need more, by an estimate, are refused. None: 80% of the machine's.
       position_sigma: expected error of the given positions, in pixels; 0 keeps them where they are.
       options: of the fit; see `MapOptions`.
       calibration: how far several observations of a field may be shifted and rescaled; see `CalibrationOptions`.
@@ -77,6 +82,7 @@ class Deblender:
     trust_weights: bool = False
     assume_ab: bool = False
     batch_size: int | None = None
+    memory: float | None = None
     position_sigma: float = 0.5
     options: MapOptions = field(default_factory=MapOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
@@ -130,19 +136,23 @@ class Deblender:
         """
         wanted: dict[int, int] = {}
         good: dict[int, Scene] = {}
+        fitted: dict[int, Scene] = {}
         for index, scene in enumerate(scenes):
             try:
                 good[index] = examined(scene, self.trust_weights, self.background)
-            except DataError as error:
-                yield index, error
-        fitted = [good[index].kept if index in good else scene for index, scene in enumerate(scenes)]
-        sides = dict.fromkeys(good, self.stamp or 0)
+                fitted[index] = good[index].kept
+            except Exception as error:
+                yield index, _failure(scene, error)
+        sides = dict.fromkeys(fitted, self.stamp or 0)
         first = self._in_batches(fitted, sides, wanted if self.stamp is None else None)
         for index, result in chain(first, self._in_batches(fitted, wanted, None)):
-            yield index, result if isinstance(result, Exception) else builder.with_left_out(result, good[index])
+            try:
+                yield index, result if isinstance(result, Exception) else builder.with_left_out(result, good[index])
+            except Exception as error:
+                yield index, _failure(good[index], error)
 
     def _in_batches(
-        self, scenes: Sequence[Scene], sides: Mapping[int, int], wanted: dict[int, int] | None
+        self, scenes: Mapping[int, Scene], sides: Mapping[int, int], wanted: dict[int, int] | None
     ) -> Iterator[tuple[int, Deblended | Exception]]:
         """Results of the scenes that `sides` has, each with stamps of so many pixels or more.
 
@@ -153,10 +163,12 @@ class Deblender:
         for index, side in sides.items():
             try:
                 prior = self.prior_of(scenes[index])
+                shape = self._shape(scenes[index], prior, side)
+            except Exception as error:
+                yield index, _failure(scenes[index], error)
+            else:
                 chosen[prior.key] = prior
-                buckets[prior.key][self._shape(scenes[index], prior, side)].append(index)
-            except DataError as error:
-                yield index, error
+                buckets[prior.key][shape].append(index)
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
             for shape, members in sorted(merge_buckets(shapes).items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
@@ -164,7 +176,25 @@ class Deblender:
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
                     run = Chunk(self, chunk, [scenes[i] for i in chunk], shape._replace(blends=most), chosen[key])
-                    yield from run.results(wanted)
+                    yield from self._of_chunk(run, wanted)
+
+    def _of_chunk(self, run: Chunk, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended | Exception]]:
+        """The results of a batch; one that fails is done again in halves, until a scene fails alone."""
+        left = dict(zip(run.indices, run.scenes, strict=True))
+        try:
+            for index, result in run.results(wanted):
+                yield index, result
+                del left[index]
+        except Exception as error:
+            left = {index: scene for index, scene in left.items() if wanted is None or index not in wanted}
+            if len(left) == 1 == len(run.scenes):
+                yield from ((index, _failure(scene, error)) for index, scene in left.items())
+                return
+            indices = list(left)
+            half = (len(indices) + 1) // 2
+            for part in (indices[:half], indices[half:]):
+                if part:
+                    yield from self._of_chunk(replace(run, indices=part, scenes=[left[i] for i in part]), wanted)
 
     def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
         """The scene's bucket, of stamps of `least` pixels or more.
@@ -183,14 +213,27 @@ class Deblender:
                 expected = f"expected at least {prior.least_stamp} pixels for prior {prior.name}"
                 raise DataError(scene.name, "stamp", f"{expected}, received {self.stamp}")
             side = max(self.stamp, least)
-        return scene_shape(scene, side, prior.model_sigma, self.background)
+        shape = scene_shape(scene, side, prior.model_sigma, self.background)
+        self._check_memory(scene, shape, prior)
+        return shape
+
+    def _check_memory(self, scene: Scene, shape: BatchShape, prior: Prior) -> None:
+        """Raises: DataError for a scene whose fit would take more memory than it may."""
+        most = self.memory or MEMORY_SHARE * machine_memory()
+        needed = memory(shape, _latents(prior.initial, shape.bands)) / 1e9
+        if needed > most:
+            _, height, width = scene.observation.shape
+            what = f"{len(scene.sources)} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
+            expected = f"expected a scene whose fit takes at most {most:.3g} GB of memory"
+            remedy = "cut the image smaller, or allow more memory"
+            raise DataError(scene.name, "memory", f"{expected}, received {what}", remedy)
 
     def _batch_size(self, shape: BatchShape) -> int:
         reach = max(one.reach for one in shape.exposures)
         neighbours = 2 * reach * (reach + 1)  # of each pixel, that its noise is predicted from
         images = sum(len(one.bands) for one in shape.exposures)
         images *= shape.sources * max(shape.fourier, shape.stamp) ** 2 * 8 + neighbours * shape.side**2
-        return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(MEMORY / images, 1))), 1, LARGEST_BATCH))
+        return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(NUMBERS / images, 1))), 1, LARGEST_BATCH))
 
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
         """The compiled closed-form fit of a shape."""
@@ -257,6 +300,8 @@ class Chunk:
         corners = self.batch.first_pixels(row)[:count]
         y, x, size, e1, e2 = found.summary[row, :count].T.astype(float)
         errors = np.sqrt(np.maximum(np.diagonal(found.summary_covariance[row, :count], axis1=1, axis2=2), 0))
+        flux = found.state.flux[row, :count].astype(float) * scale
+        _check_finite(scene, flux, terms)
         middle = corners + self.shape.stamp // 2
         models, sources, backgrounds = self._images(found.models, found.sources, found.constants, row)
         fit = builder.Fit(
@@ -265,7 +310,7 @@ class Chunk:
             backgrounds=backgrounds,
             stamps=found.stamps[row, :count] * scale[:, None, None],
             corners=corners,
-            flux=found.state.flux[row, :count].astype(float) * scale,
+            flux=flux,
             flux_cov=np.stack([terms[b, :count, b, :count] * scale[b] ** 2 for b in range(bands)]),
             shapes=Shapes(middle[:, 0] + y, middle[:, 1] + x, size, e1, e2, errors),
             converged=bool(found.distance[row] <= CONVERGED),
@@ -313,6 +358,7 @@ class Chunk:
         """One sample in its scene's own units, cut to its size."""
         scene, scale = self.scenes[row], self.batch.band_scale[row]
         count, unit = len(scene.sources), scale[:, None, None]
+        _check_finite(scene, drawn.flux[place, :count])
         models, sources, backgrounds = self._images(drawn.models, drawn.sources, drawn.constants, row, place)
         return Sample(
             models=models,
@@ -357,6 +403,36 @@ class Chunk:
     def _facts(self, seconds: float) -> Facts:
         deblender = self.deblender
         return {"method": deblender.method, "prior": self.prior.name, "seed": deblender.seed, "walltime": seconds}
+
+
+@cache
+def _latents(galaxies: type[GalaxyPrior], bands: int) -> int:
+    """How many latents a source has."""
+    return galaxies(bands).size
+
+
+def machine_memory() -> float:
+    """The memory of this machine, in GB, or what a container is given of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    given = Path("/sys/fs/cgroup/memory.max")
+    text = given.read_text().strip() if given.is_file() else ""
+    return min(whole, int(text) / 1e9) if text.isdigit() else whole
+
+
+def _failure(scene: Scene, error: Exception) -> DataError:
+    """What a scene that cannot be done yields: in one line, of TensorFlow's many the one that says what went wrong."""
+    if isinstance(error, DataError):
+        return error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("[[", "Detected at node", "Graph execution error", "File "))]
+    received = f"{type(error).__name__}: {said[0][:SAID]}" if said else type(error).__name__
+    return DataError(scene.name, "fit", f"expected numbers that can be fitted, received {received}")
+
+
+def _check_finite(scene: Scene, *arrays: np.ndarray) -> None:
+    """Raises: DataError for a fit that ended in what is no number."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise DataError(scene.name, "fit", "expected numbers that can be fitted, received some that end in NaN")
 
 
 def first_latents(prior: GalaxyPrior, shape: BatchShape, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -239,7 +239,7 @@ def _result(scene: Scene, ordered: Scene, fit: DustFit, batch: Batch, found: Fou
     wide = np.pad(found.depth, ((max(top, 0), height), (max(left, 0), width)))[max(-top, 0) :, max(-left, 0) :]
     galaxies, dust = np.split(found.latent, [fit.number])
     mine = fit.galaxies.unpack(tf.constant(galaxies[: fit.galaxies.size], DTYPE))
-    residual = one.weights * (one.images - model) ** 2
+    residual = (np.sqrt(one.weights) * (one.images - model)) ** 2
     return DustyGalaxy(
         scene=scene,
         flux=found.flux[0] * scale,

@@ -290,10 +290,10 @@ def evaluate(scene: Scene, images: np.ndarray, models: np.ndarray, seed: int) ->
     scatter too little; that of a few numbers is not, once it is corrected for S (`log_gaussian`).
     """
     weights, number = scene.observation.weights.astype(float), max(int(scene.observation.valid.sum()), 1)
-    mean, count = models.mean(0, dtype=float), len(models)
-    variance = float(np.sum(weights * models.var(0, ddof=1, dtype=float)) / number)
-    error = float(np.sum(weights * (images - mean) ** 2) / number) - 1 - variance / count
-    chi2 = float(np.sum(weights * np.mean((scene.observation.images - models) ** 2, 0, dtype=float)) / number)
+    mean, count, inverse = models.mean(0, dtype=float), len(models), np.sqrt(weights)
+    variance = float(np.sum((inverse * models).var(0, ddof=1)) / number)
+    error = float(np.sum((inverse * (images - mean)) ** 2) / number) - 1 - variance / count
+    chi2 = float(np.sum(np.mean((inverse * (scene.observation.images - models)) ** 2, 0)) / number)
     y, x = np.indices(mean.shape[1:])
     light, noise = [], []
     for source in scene.sources:

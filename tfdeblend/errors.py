@@ -21,7 +21,7 @@ class DataError(ValueError):
     def __init__(self, source: object, field: object, problem: object, remedy: object = None) -> None:
         parts = (source, field, problem, remedy)
         # The parts are the arguments of the exception too, by which it is pickled on its way between processes.
-        super().__init__(*(None if part is None else " ".join(str(part).split()) for part in parts))
+        super().__init__(*(None if part is None else one_line(part) for part in parts))
         self.source, self.field, self.problem, self.remedy = self.args
 
     def __str__(self) -> str:
@@ -34,3 +34,8 @@ class DataError(ValueError):
         Checks know an observation by its name and its fields; who reads a file says which file and key these are.
         """
         return type(self)(source, self.field if field is None else field, self.problem, self.remedy)
+
+
+def one_line(text: object) -> str:
+    """Text in one line, with escapes for what cannot be printed: control characters, bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))

@@ -78,7 +78,7 @@ class LightCurve:
         chi2 = []
         for number, model in enumerate(self.models):
             one = self.scene.fitted(number)
-            residual = (one.weights * (one.images - model) ** 2)[one.valid]
+            residual = ((np.sqrt(one.weights) * (one.images - model)) ** 2)[one.valid]
             chi2.append(float(residual.sum() / max(one.valid.sum(), 1)))
         return tuple(chi2)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tfdeblend.app import commands
@@ -24,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        with terminated_as_interrupted():
+            return args.run(args)
     except KeyboardInterrupt:
         print("tfdeblend: interrupted", file=sys.stderr)
         return commands.INTERRUPTED
@@ -34,6 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"tfdeblend: error: {error}", file=sys.stderr)
         return commands.BAD_INPUT
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as batch systems send it, ends what runs here as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,7 +103,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         help="sources, as a table (.ecsv, .fits, .cat, .csv, .parquet) of ra, dec, or of x, y in the finest pixels; "
         "for several scenes a folder with a table of each scene's name (default: as the scenes' own files have them)",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
+    parser.add_argument(
+        "--out", type=_path, metavar="DIR", required=True, help="folder to write to; created where missing"
+    )
     parser.add_argument(
         "--prior",
         default="auto",
@@ -133,6 +152,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="scenes fitted together")
     parser.add_argument(
+        "--memory", type=_gigabytes, metavar="GB", help="that a scene's fit may take (default: 80%% of the machine's)"
+    )
+    parser.add_argument(
         "--server", metavar="URL", help="deblend on a model server: grpc://HOST:PORT or http://HOST:PORT"
     )
     parser.add_argument("--overwrite", action="store_true", help="do all scenes, also those done before")
@@ -154,7 +176,9 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
         description="Draws blends with their truth, or with --stamps single galaxies to train on, and manifest.json. "
         "Given again, the same command goes on where an interrupted one stopped.",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created where missing")
+    parser.add_argument(
+        "--out", type=_path, metavar="DIR", required=True, help="folder to write to; created where missing"
+    )
     parser.add_argument("--number", type=positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
     parser.add_argument(
         "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
@@ -221,7 +245,7 @@ def _add_detect(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     parser.add_argument(
         "--threshold", type=float, default=3.0, metavar="SIGMA", help="detection threshold (default: 3)"
     )
-    parser.add_argument("--out", metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
+    parser.add_argument("--out", type=_path, metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
     return parser
 
 
@@ -232,14 +256,14 @@ def _add_measure(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         description="Measures saved results again, and prints or writes a catalogue.",
     )
     _add_results(parser)
-    parser.add_argument("--out", metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
+    parser.add_argument("--out", type=_path, metavar="FILE", help="catalogue to write: .ecsv, .parquet or .fits")
     return parser
 
 
 def _add_plot(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("plot", help="draw saved results", description="Draws saved results as <scene>.png.")
     _add_results(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: beside each result)")
+    parser.add_argument("--out", type=_path, metavar="DIR", help="folder to write to (default: beside each result)")
     return parser
 
 
@@ -288,6 +312,12 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="RESULT", help="FITS files that `tfdeblend deblend` wrote")
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, received an empty one; give . for this folder")
+    return text
+
+
 def _planes(text: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in text.split(",") if part)
 
@@ -329,6 +359,13 @@ def _pair(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, Any
         return kind(least), kind(most if dash else least)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected a number or two, such as {example}, received {text}") from error
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+    return value
 
 
 def _seed(text: str) -> int:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, one_line
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def deblend(args: argparse.Namespace) -> int:
     if args.observation:
         found = inputs.find_fields(args.observation, catalog, settings)
     else:
-        found = inputs.find(args.inputs, catalog)
+        found = inputs.find(args.inputs, catalog, args.psf)
     if args.catalog_format == "fits" and "catalog" in (one.name for one in found):
         raise DataError(
             "--catalog-format", None, "expected ecsv or parquet, received fits, but a scene is named catalog"
@@ -72,7 +72,7 @@ def deblend(args: argparse.Namespace) -> int:
     run = Run(found, Path(args.out), settings, make_deblender(args), **how)
     try:
         run.go()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):
         kept = sum(state != "failed" for state in run.status.values())
         print(
             f"tfdeblend: {kept} of {len(run.inputs)} scenes are done; give the same command to go on", file=sys.stderr
@@ -115,6 +115,7 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         trust_weights=args.trust_weights,
         assume_ab=args.assume_ab,
         batch_size=args.batch_size,
+        memory=args.memory,
         samples=args.samples,
         keep_samples=args.save_samples,
         sampling=SampleOptions(args.steps) if args.steps else SampleOptions(),
@@ -248,6 +249,7 @@ def describe(path: Path, how: Reading) -> dict[str, Any]:
             "sources": len(result.catalog),
             "chi2": result.chi2,
             "undeclared": undeclared,
+            "notes": [note for one in result.scene.observations for note in one.notes],
             **result.header,
         }
         first, *others = result.scene.observations
@@ -300,8 +302,9 @@ def each(paths: Sequence[Path], work: Callable[[Path], Any]) -> tuple[dict[str, 
     for path in paths:
         try:
             results[scene_name(path)] = work(path)
-        except DataError as error:
-            print(f"tfdeblend: {error}", file=sys.stderr)
+        except Exception as error:
+            message = one_line(error) if isinstance(error, DataError) else one_line(f"{path}: {error!r}")
+            print(f"tfdeblend: {message}", file=sys.stderr)
     failed = len(paths) - len(results)
     return results, DONE if not failed else SOME_FAILED if results else BAD_INPUT
 

@@ -12,6 +12,8 @@ from tfdeblend import io
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, finest_first
 from tfdeblend.errors import DataError
+from tfdeblend.io import companions
+from tfdeblend.io.atomic import sha256
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -29,15 +31,17 @@ class Input:
         files: of its observations. Several have one name, or that of the finest pixels comes first.
         catalog: of its sources, in pixels of the finest observation or on the sky; None: what the observations' files
             hold, that of the finest first, else sources are detected.
+        bands: whether the files are those of the bands of one observation.
     """
 
     files: tuple[Path, ...]
     catalog: Path | None = None
+    bands: bool = False
 
     @property
     def name(self) -> str:
         """The name of the result."""
-        return io.scene_name(self.files[0])
+        return companions.field_name(self.files) if self.bands else io.scene_name(self.files[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,11 +51,13 @@ class Input:
         return next((level for level in zip(*paths, strict=False) if len({*level}) == len(level)), numbered)
 
     def digest(self) -> str:
-        """Hash of the content of all files, and of PSFs that lie beside them."""
-        files = [*self.files, *([self.catalog] if self.catalog else [])]
-        beside = [file.with_name(io.scene_name(file) + end) for file in self.files for end in ("_psf.fits", ".psf")]
-        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, *beside) if file.exists()]
-        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+        """Hash of the content of all files, and of those beside them that are read with them.
+
+        Raises: OSError where one cannot be read.
+        """
+        others = [file for path in self.files for files in companions.beside(path).values() for file in files]
+        files = [*self.files, *([self.catalog] if self.catalog and self.catalog.is_file() else []), *others]
+        return hashlib.sha256(" ".join(map(sha256, files)).encode()).hexdigest()[:16]
 
     def read(self, settings: Settings) -> Scene:
         """The scene, the observation of the finest pixels first; it has the field's name.
@@ -82,9 +88,12 @@ class Input:
 
         Raises: DataError by file and field.
         """
+        how = vars(settings.reading)
+        if self.bands:
+            return [(*io.read(self.files, **how), self.files[0])]
         found = {}
         for name, file in zip(self.names, self.files, strict=True):
-            one, table = io.read(file, **vars(settings.reading))
+            one, table = io.read(file, **how)
             found[name] = (one if one.name == name else replace(one, name=name)), table, file
         if len(found) == 1:
             return list(found.values())
@@ -110,15 +119,23 @@ class Input:
         return None, contents[0][2]
 
 
-def find(paths: Sequence[str], catalog: Path | None = None) -> list[Input]:
-    """One input a file, of those that files, folders and globs stand for.
+def find(paths: Sequence[str], catalog: Path | None = None, psf: str | None = None) -> list[Input]:
+    """One input for each field of the files that files, folders and globs stand for, by their names.
 
     Args:
         catalog: of the sources: a file for one input; for several a folder that holds one of each input's name.
+        psf: a file that is no input.
 
     Raises: DataError for nothing found, two files of one name, and a catalogue of one file for several inputs.
     """
-    return _with_catalogs([Input((file,)) for file in io.find_inputs(paths)], catalog)
+    files = [file for file in io.find_inputs(paths) if psf is None or file.absolute() != Path(psf).absolute()]
+    found = [Input(group, bands=len(group) > 1) for group in companions.by_field(files)]
+    first: dict[str, Input] = {}
+    for one in found:
+        if (other := first.setdefault(one.name, one)) is not one:
+            problem = f"expected a different name for each field, received {one.name} of {other.files[0]} too"
+            raise DataError(one.files[0], "name", problem)
+    return _with_catalogs(found, catalog)
 
 
 def find_fields(observations: Sequence[str], catalog: Path | None, settings: Settings) -> list[Input]:

@@ -22,6 +22,7 @@ from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
 from tfdeblend.catalog.result import positions_in_views
+from tfdeblend.errors import one_line
 from tfdeblend.io.atomic import written_whole
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class ScenePlotter:
 
     def _text(self, x: float, y: float, text: str, size: float = 8, color: str = FAINT, weight: str = "normal") -> None:
         style: dict[str, Any] = {"fontsize": size, "color": color, "weight": weight, "parse_math": False}
-        self.figure.text(x, y, text, transform=IdentityTransform(), **style)
+        self.figure.text(x, y, one_line(text), transform=IdentityTransform(), **style)
 
     def _marks(self, x: np.ndarray, y: np.ndarray, marker: str, color: str, size: float = 7) -> None:
         line = Line2D(x, y, linestyle="", marker=marker, markersize=size, color=color, markeredgewidth=0.9)

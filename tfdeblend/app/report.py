@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class Entry:
     """One scene of a run, without its images, or why it failed.
 
     observations: the names of those that were fitted, each with its bands. undeclared: detections on the residuals of
-    all of them. strips: pictures of posterior samples.
+    all of them. notes: of all of them. strips: pictures of posterior samples.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Entry:
     catalog: Table | None = None
     observations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     undeclared: int = 0
+    notes: tuple[str, ...] = ()
     strips: tuple[str, ...] = ()
     error: str | None = None
 
@@ -50,8 +53,10 @@ class Entry:
     def of(cls, deblended: Deblended) -> Entry:
         observations = {one.name: one.bands for one in deblended.scene.observations}
         undeclared = sum(len(view.undeclared) for view in deblended.views if view.undeclared is not None)
+        notes = tuple(dict.fromkeys(note for one in deblended.scene.observations for note in one.notes))
         strips = () if deblended.samples is None else sample_strips(deblended.samples)
-        return cls(deblended.scene.name, deblended.header, deblended.catalog, observations, undeclared, strips)
+        name, header, catalog = deblended.scene.name, deblended.header, deblended.catalog
+        return cls(name, header, catalog, observations, undeclared, notes, strips)
 
     @classmethod
     def read(cls, path: Path) -> Entry:
@@ -67,8 +72,10 @@ class Entry:
             for name, band in zip(hdus["BANDS"].data["observation"], hdus["BANDS"].data["band"], strict=True):
                 observations.setdefault(str(name), []).append(str(band))
             undeclared = sum(len(hdu.data) for hdu in hdus if hdu.name.partition("_")[0] == "UNDECLARED")
+            noted = [hdu.data["note"] for hdu in hdus if hdu.name.partition("_")[0] == "NOTES"]
+            notes = tuple(dict.fromkeys(str(note) for notes in noted for note in notes))
             strips = sample_strips(hdus["SAMPLES"].data.astype(np.float32)) if "SAMPLES" in hdus else ()
-        return cls(scene_name(path), header, catalog, observations, undeclared, strips)
+        return cls(scene_name(path), header, catalog, observations, undeclared, notes, strips)
 
     def document(self, figure: str | None) -> dict[str, Any]:
         """What the page shows of the scene. figure: the address of its picture."""
@@ -84,6 +91,7 @@ class Entry:
             "rows": [] if self.catalog is None else [list(row.values()) for row in rows(self.catalog)],
             "observations": [{"name": name, "bands": bands} for name, bands in self.observations.items()],
             "undeclared": self.undeclared,
+            "notes": self.notes,
             "figure": figure,
             "samples": self.strips,
             "error": self.error,
@@ -98,7 +106,9 @@ def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
     paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.error is None}
     paths = {name: path for name, path in paths.items() if path.exists()}
     embed = sum(path.stat().st_size for path in paths.values()) <= EMBED_LIMIT
-    links = {name: png_uri(path.read_bytes()) if embed else path.name for name, path in paths.items()}
+    links = {
+        name: png_uri(path.read_bytes()) if embed else quote(os.fsencode(path.name)) for name, path in paths.items()
+    }
     document = {"title": title, "scenes": [entry.document(links.get(entry.name)) for entry in entries]}
     data = dumps(document, indent=None).replace("<", "\\u003c")  # so that no text can end the script element
     page = files("tfdeblend.app").joinpath("report.html").read_text(encoding="utf-8").replace("{{data}}", data)
@@ -123,7 +133,7 @@ def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
     from tfdeblend.app.plots import Stretch, as_bytes
 
     kept = samples[np.linspace(0, len(samples) - 1, min(len(samples), STRIPS)).round().astype(int)]
-    white = max(float(np.percentile(kept.mean((0, 2)), 99.9)), 1e-30)
+    white = max(float(np.percentile(kept.mean((0, 2), dtype=float), 99.9)), np.finfo(float).tiny)
     stretch = Stretch(np.ones(kept.shape[2]), white / 50, white)
     scale = max(1, math.ceil(TILE / kept.shape[-1]))
     uris = []

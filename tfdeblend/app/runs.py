@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from tfdeblend.app.report import Entry, write_report
 from tfdeblend.catalog import files
 from tfdeblend.diffusion import registry
-from tfdeblend.errors import DataError
-from tfdeblend.io.atomic import sha256, written_whole
+from tfdeblend.errors import DataError, one_line
+from tfdeblend.io.atomic import remove_leftovers, sha256, written_whole
 from tfdeblend.io.json_values import dumps
 from tfdeblend.io.reading import Reading
 from tfdeblend.version import __version__
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
     from tfdeblend.deblender import Deblender
 
+SAID = 300  # characters of another package's message, at most
 CHUNK = 256  # scenes in memory at a time
+TOGETHER = {"catalog.ecsv", "catalog.parquet", "catalog.fits", "index.html", "failures.json"}
+NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what no other scene would fare better with
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Ready(NamedTuple):
+    """A scene in memory, and the hash of the bytes that it was read from."""
+
+    scene: Scene
+    digest: str
+
+
 @dataclass
 class Run:
     """Deblends the fields of `inputs` into the folder `out`, all of one shape together.
@@ -92,17 +104,19 @@ class Run:
     def go(self) -> None:
         """Checks all inputs, then deblends those not done before, writing each result as it is finished.
 
-        A field that cannot be done is reported on standard error and becomes a failed entry; the others are done.
+        A field that cannot be done, whatever it fails of, is reported on standard error and becomes a failed entry; the
+        others are done.
 
         Raises: DataError where results in `out` come from other settings or inputs, or no input can be used; OSError
           where `out` cannot be written.
         """
         config = self.settings.digest()
+        remove_leftovers(self.out, {name for one in self.inputs for name in self._outputs(one.name)} | TOGETHER)
         todo = [one for one in self.inputs if self.overwrite or not self._done_before(one, config)]
-        if len(todo) < len(self.inputs):
-            self._say(f"{len(self.inputs) - len(todo)} of {len(self.inputs)} scenes were done before")
+        if done := sum(state == "skipped" for state in self.status.values()):
+            self._say(f"{done} of {len(self.inputs)} scenes were done before")
         good = self._check(todo) if todo else {}
-        if "skipped" not in self.status.values() and not good:
+        if not done and not good:
             raise DataError("inputs", None, "expected scenes, received none that can be used, for the reasons above")
         self.out.mkdir(parents=True, exist_ok=True)
         if good:
@@ -136,64 +150,86 @@ class Run:
     def _target(self, name: str, suffix: str = ".fits") -> Path:
         return self.out / f"{name}{suffix}"
 
+    def _outputs(self, name: str) -> list[str]:
+        return [self._target(name, suffix).name for suffix in (".fits", ".png", ".samples.png")]
+
     def _done_before(self, one: Input, config: str) -> bool:
-        """Whether a whole result of these settings and this input is there. Raises: DataError where it is another's."""
-        target = self._target(one.name)
-        if not target.exists():
-            return False
+        """Whether nothing is to be done: a whole result of these settings and this input is there, or none can be.
+
+        Raises: DataError where the result is another's.
+        """
+        target, now = self._target(one.name), ""
+        with self._alone(one):
+            if not target.exists():
+                return False
+            now = one.digest()
+        if one.name in self.status:
+            return True
         try:
             entry = Entry.read(target)
-        except DataError:
+        except Exception:
             return False  # damaged: done again
-        for key, now, what in (("config", config, "settings"), ("inputsha", one.digest(), "input")):
-            if entry.header.get(key) != now:
+        for key, wanted, what in (("config", config, "settings"), ("inputsha", now, "input")):
+            if entry.header.get(key) != wanted:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
                 raise DataError(target, key.upper(), problem, "give --overwrite or another --out")
-        if self.figures and not self._target(one.name, ".png").exists():
-            self._plot(files.read(target), one.name)
-        self._keep(one.name, entry, "skipped")
+        with self._alone(one):
+            if self.figures and not self._target(one.name, ".png").exists():
+                self._plot(files.read(target), one.name)
+            self._keep(one.name, entry, "skipped")
         return True
 
-    def _check(self, inputs: Sequence[Input]) -> dict[Input, Scene | None]:
+    def _check(self, inputs: Sequence[Input]) -> dict[Input, Ready | None]:
         """The scenes that can be read; the first `CHUNK` stay in memory, the others are read again when due."""
-        good: dict[Input, Scene | None] = {}
+        good: dict[Input, Ready | None] = {}
         notes: dict[str, list[str]] = defaultdict(list)
         for one in self._progress(inputs, "checking"):
-            scene = self._read(one)
-            if scene is None:
-                continue
-            good[one] = scene if len(good) < CHUNK else None
-            for number, observation in enumerate(scene.observations):
-                for note in observation.notes:
-                    notes[note].append(f"{scene.name} ({observation.name})" if number else scene.name)
-        for note, names in notes.items():
-            self._say(f"{', '.join(names) if len(names) < 4 else f'{len(names)} scenes'}: {note}")
+            if ready := self._read(one):
+                good[one] = ready if len(good) < CHUNK else None
+                _collect(notes, ready.scene)
+        self._say_notes(notes)
         return good
 
-    def _read(self, one: Input) -> Scene | None:
-        try:
-            return one.read(self.settings)
-        except DataError as error:
-            self._fail(one, error)
-            return None
+    def _read(self, one: Input) -> Ready | None:
+        """The scene; None for one that cannot be read, or changes meanwhile, which fails."""
+        with self._alone(one):
+            before = one.digest()
+            scene = one.read(self.settings)
+            if one.digest() == before:
+                return Ready(scene, before)
+            raise DataError(one.files[0], "file", "expected one that stays as it is while it is read, received changes")
+        return None
 
-    def _deblend(self, good: dict[Input, Scene | None], config: str) -> None:
+    def _deblend(self, good: dict[Input, Ready | None], config: str) -> None:
         inputs = list(good)
-        with self._progress(None, "deblending", len(inputs)) as bar:
-            for start in range(0, len(inputs), CHUNK):
-                chunk = {one: good.pop(one) or self._read(one) for one in inputs[start : start + CHUNK]}
-                scenes = {one: scene for one, scene in chunk.items() if scene}
-                bar.update(len(chunk) - len(scenes))
-                for index, result in self.deblender.iterate(list(scenes.values())):
-                    one = list(scenes)[index]
-                    if isinstance(result, Exception):
-                        self._fail(one, result)
-                    else:
-                        self._write(one, result, config)
-                    bar.update()
+        notes: dict[str, list[str]] = defaultdict(list)
+        try:
+            with self._progress(None, "deblending", len(inputs)) as bar:
+                for start in range(0, len(inputs), CHUNK):
+                    chunk = {one: good.pop(one) or self._read(one) for one in inputs[start : start + CHUNK]}
+                    ready = {one: each for one, each in chunk.items() if each}
+                    bar.update(len(chunk) - len(ready))
+                    for one, result in self._results(ready):
+                        with self._alone(one):
+                            if isinstance(result, Exception):
+                                raise result
+                            _collect(notes, result.scene, ready[one].scene)
+                            self._write(one, result, {"config": config, "inputsha": ready[one].digest})
+                        bar.update()
+        finally:
+            self._say_notes(notes)
 
-    def _write(self, one: Input, result: Deblended, config: str) -> None:
-        result = replace(result, header={**result.header, "config": config, "inputsha": one.digest()})
+    def _results(self, ready: Mapping[Input, Ready]) -> Iterator[tuple[Input, Deblended | Exception]]:
+        """What the deblender makes of scenes; where it stops, its error is that of all that are left."""
+        left = dict(enumerate(ready))
+        try:
+            for index, result in self.deblender.iterate([each.scene for each in ready.values()]):
+                yield left.pop(index), result
+        except Exception as error:
+            yield from ((one, error) for one in left.values())
+
+    def _write(self, one: Input, result: Deblended, facts: Mapping[str, str]) -> None:
+        result = replace(result, header={**result.header, **facts})
         if self.figures:
             self._plot(result, one.name)
         files.write(result, self._target(one.name))  # last: a scene with this file is complete
@@ -212,10 +248,26 @@ class Run:
     def _keep(self, name: str, entry: Entry, status: str) -> None:
         self.entries[name], self.status[name] = entry, status
 
+    @contextmanager
+    def _alone(self, one: Input) -> Iterator[None]:
+        """Whatever a field fails of in here is reported, and fails it alone.
+
+        Raises: OSError where nothing can be written any more.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NOWHERE_TO_WRITE:
+                raise
+            self._fail(one, error)
+
     def _fail(self, one: Input, error: Exception) -> None:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = str(error)
+        if not isinstance(error, DataError | OSError):
+            message = f"{type(error).__name__}: {message[:SAID]}" if message else type(error).__name__
         if not any(str(file) in message for file in (*one.files, one.catalog) if file):
             message = f"{one.files[0]}: {message}"
+        message = one_line(message)
         self._keep(one.name, Entry(one.name, error=message), "failed")
         tqdm.write(f"tfdeblend: {message}", file=sys.stderr)
 
@@ -232,6 +284,11 @@ class Run:
         record |= {"sources": len(entry.catalog), "undeclared": entry.undeclared}
         return record | {"chi2": entry.header.get("chi2")}
 
+    def _say_notes(self, notes: Mapping[str, Sequence[str]]) -> None:
+        """A line for each note, with the names of the observations that have it."""
+        for note, names in notes.items():
+            self._say(f"{', '.join(names) if len(names) < 4 else f'{len(names)} scenes'}: {note}")
+
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(f"tfdeblend: {text}", file=sys.stderr)
@@ -239,3 +296,13 @@ class Run:
     def _progress(self, items: Iterable[Input] | None, what: str, total: int | None = None) -> tqdm:
         every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
         return tqdm(items, what, total, unit="scene", file=sys.stderr, disable=self.quiet, mininterval=every)
+
+
+def _collect(notes: dict[str, list[str]], scene: Scene, known: Scene | None = None) -> None:
+    """Add the names of a scene's observations to their notes, save those that it had before."""
+    before = {(one.name, note) for one in known.observations for note in one.notes} if known else set()
+    for number, one in enumerate(scene.observations):
+        name = f"{scene.name} ({one.name})" if number else scene.name
+        for note in one.notes:
+            if (one.name, note) not in before and name not in notes[note]:
+                notes[note].append(name)

@@ -44,7 +44,7 @@ from astropy.table import Table, vstack
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, one_line
 from tfdeblend.io import headers, images
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import source_table
@@ -242,7 +242,7 @@ class _Contents:
         return self.hdus[name]
 
     def image(self, name: str) -> np.ndarray:
-        data = np.asarray(images.pixels(self.path, self.hdu(name)))
+        data = np.asarray(images.pixels(self.path, self.hdu(name), of_any_size=True))
         return data.astype(data.dtype.newbyteorder("="))
 
     def table(self, name: str, columns: Sequence[str] = ()) -> Table:
@@ -330,7 +330,7 @@ def _join(path: Path, tables: Mapping[str, Table] | Sequence[Table]) -> Table:
             table = Table(table, copy=True)
             if "scene" in table.colnames:
                 table.remove_column("scene")
-            table.add_column(np.full(len(table), scene, dtype=f"U{max(len(scene), 1)}"), name="scene", index=0)
+            table.add_column(np.full(len(table), one_line(scene)), name="scene", index=0)
             named.append(table)
     else:
         named = [Table(table, copy=True) for table in tables]

@@ -98,10 +98,11 @@ def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -
 
 def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum (2, K) the chi-square and the pixels whose ratio is `local_chi2`."""
-    power = np.maximum(sources, 0) ** 2 * weights
+    inverse = np.sqrt(weights.astype(float))  # of the noise: squares are of numbers without a unit
+    power = (np.maximum(sources, 0) * inverse) ** 2
     share = power / (power + 1)
     count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
-    return np.stack([np.einsum("kchw,chw->k", share, weights * residual**2), count])
+    return np.stack([np.einsum("kchw,chw->k", share, (inverse * residual) ** 2), count])
 
 
 def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
@@ -203,7 +204,7 @@ def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) ->
     """
     light = np.maximum(stamps.sum(1, dtype=float), 0)
     t = np.arange(light.shape[-1])
-    total = np.maximum(light.sum((1, 2)), 1e-30)
+    total = np.maximum(light.sum((1, 2)), np.finfo(float).tiny)
     y, x = (light.sum(2) @ t) / total, (light.sum(1) @ t) / total
     covariance = adaptive_moments(light, np.stack([y, x], 1))
     radius = np.empty(len(light))

@@ -76,7 +76,7 @@ class View:
 
     @property
     def _chi2_sum(self) -> float:
-        return float(np.nansum(self.observation.weights * self.residual**2))
+        return float(np.nansum((np.sqrt(self.observation.weights) * self.residual) ** 2))
 
     @property
     def _pixels(self) -> int:

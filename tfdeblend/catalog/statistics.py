@@ -94,7 +94,8 @@ class SampleStatistics:
         self.shapes.append(self._shapes(sample))
         observation = self.scene.observation
         residual = np.where(observation.valid, observation.images - sample.models[0], 0)
-        self.chi2.append(float(np.sum(observation.weights * residual**2.0) / max(observation.valid.sum(), 1)))
+        whitened = np.sqrt(observation.weights) * residual
+        self.chi2.append(float(np.sum(whitened**2) / max(observation.valid.sum(), 1)))
         self.local_chi2.append(measure.local_chi2(sample.sources[0], residual, observation.weights))
         self.beyond_prior |= sample.beyond_prior
         if self.keep:

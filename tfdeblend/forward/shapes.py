@@ -94,6 +94,18 @@ class BatchShape(NamedTuple):
         return self.stamp + 2 * WINGS
 
 
+def memory(shape: BatchShape, latents: int) -> float:
+    """About how many bytes the fit of one scene of a shape takes, with so many latents a source.
+
+    Good to a factor of 1.6, as measured on scenes of 16 to 128 sources and 64 to 400 pixels: five times the derivatives
+    on stamps, ten times the images of all sources, and twice the normal equations.
+    """
+    derivatives = shape.sources * (latents + 1)
+    images = sum(bands * side**2 for bands, side in shape.images) * shape.sources
+    stamps = derivatives * shape.bands * shape.stamp**2
+    return 20.0 * stamps + 40.0 * images + 16.0 * (shape.bands + 2) * derivatives**2
+
+
 def fit_size(number: float, sizes: Sequence[int]) -> int:
     """The smallest of `sizes` that holds `number`; beyond the last, whole multiples of it."""
     for size in sizes:

@@ -14,11 +14,15 @@ zero points, and the names of bands from BANDS, BAND, FILTER, or FILTER1, FILTER
 `tfdeblend.io.names` lists what surveys call these parts, `tfdeblend.io.masks` their bit planes, and
 `tfdeblend.io.headers` their keywords. What is not understood is named in a note of the observation.
 
+Of a field in several files the noise, the mask and the PSF that lie beside a FITS image are read with it, and bands in
+files of their own are one observation: see `tfdeblend.io.companions`.
+
 Files of results are described in `tfdeblend.catalog.files`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +30,10 @@ import numpy as np
 
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
-from tfdeblend.io import images, npz, psfs
+from tfdeblend.io import fields, images, npz, psfs
+from tfdeblend.io.companions import beside, find_inputs
 from tfdeblend.io.contents import Contents, read_catalog
-from tfdeblend.io.files import content, find_inputs, psf_companion, scene_name
+from tfdeblend.io.files import content, scene_name
 from tfdeblend.io.reading import Reading
 
 if TYPE_CHECKING:
@@ -46,25 +51,43 @@ __all__ = [
 ]
 
 
-def read(path: str | Path, **how: Any) -> tuple[Observation, Table | None]:
+def read(path: str | Path | Sequence[str | Path], **how: Any) -> tuple[Observation, Table | None]:
     """Read an observation, and the catalogue of its sources where the file has one.
 
     Args:
-        path: an NPZ or FITS file, recognised by content.
+        path: an NPZ or FITS file, recognised by content; or several, of which each holds one band of the observation.
+            What lies beside a FITS image is read with it (see `companions.beside`).
         how: the arguments of `Reading`, such as psf, bands or zeropoints, in place of what the file says.
 
     Returns:
-        The observation, named after the file, and the table as it stands in the file, or None.
+        The observation, named after the file or the field, and the table as it stands in the first file that has one,
+        or None.
 
     Raises:
         DataError: in one line by file and field, whatever is wrong with the file.
     """
-    path, reading = Path(path), Reading(**how)
+    reading = Reading(**how)
+    if isinstance(path, str | Path):
+        return _read(Path(path), reading)
+    files = [Path(each) for each in path]
+    read = [_read(file, fields.told(reading, files, number), number, len(files)) for number, file in enumerate(files)]
+    table = next((table for _, table in read if table is not None), None)
+    return fields.as_one(files, [one for one, _ in read]), table
+
+
+def _read(path: Path, reading: Reading, number: int = 0, count: int = 1) -> tuple[Observation, Table | None]:
+    """Read one file, or the file of one band, by its number, of so many."""
+    fields.refuse_map(path)
+    others = beside(path)
     contents = (npz if content(path) == "npz" else images).load(path)
-    return contents.observation(_psf(contents, reading), reading), contents.catalog
+    fields.join(contents, others)
+    psf = _psf(contents, reading, next(iter(others.get("psf", ())), None))
+    if count > 1 and psf is not None and np.ndim(psf) == 3 and len(psf) == count:
+        psf = psf[number]
+    return contents.observation(psf, reading), contents.catalog
 
 
-def _psf(contents: Contents, reading: Reading) -> Any:
+def _psf(contents: Contents, reading: Reading, file: Path | None) -> Any:
     """The PSF that was given, of the file or beside it, on the image's pixels and at its place; notes go to contents.
 
     None: the contents' own, as it stands there.
@@ -79,7 +102,7 @@ def _psf(contents: Contents, reading: Reading) -> Any:
     if psf is None and own is not None and contents.psf_header is not None:
         psf = psfs.on_pixels(contents.path, "PSF", own, contents.psf_header, place, notes)
     elif psf is None and own is None:
-        psf = psf_companion(contents.path)
+        psf = file
     elif own is not None and psf is not None:
         notes.append("PSF as given, not the file's own")
     if isinstance(psf, str | Path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,27 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 def temporary_name(name: str, process: str = "*") -> str:
     """The name under which a process writes file `name`; by default a glob of what any killed process has left."""
     return f".{process}-{name}"
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that no longer live have left of writing these names to a folder, where it exists."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = re.fullmatch(r"\.(\d+)-(.+)", path.name, re.DOTALL)
+        if found and found[2] in names and not _lives(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of this number runs on this machine."""
+    if process == os.getpid():  # nothing of our own is left over: an earlier process had our number
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

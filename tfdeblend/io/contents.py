@@ -18,7 +18,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError
 from tfdeblend.io import masks
-from tfdeblend.io.files import parsing, scene_name
+from tfdeblend.io.files import check_rows, parsing, scene_name
 from tfdeblend.io.names import NOISES
 from tfdeblend.io.reading import Reading
 
@@ -183,6 +183,7 @@ def read_catalog(path: str | Path) -> Table:
         elif path.suffix == ".parquet":
             table = _parquet_table(path)
         else:
+            check_rows(path, "table", sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b"")))
             table = Table.read(path, format=FORMATS.get(path.suffix, "fits"))
         table.convert_bytestring_to_unicode()
     return as_catalog(path, "table", "catalog", table)
@@ -194,6 +195,7 @@ def _fits_table(path: Path) -> Table:
         tables = [hdu for hdu in tables if has_positions(hdu.columns.names)] or tables
         if not tables:
             raise DataError(path, "table", "expected a table of sources, received images alone")
+        check_rows(path, "table", tables[0].header["NAXIS2"])
         return Table.read(tables[0], format="fits", mask_invalid=False)
 
 
@@ -202,6 +204,7 @@ def _parquet_table(path: Path) -> Table:
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(path, "format", "expected the package pyarrow, which is not installed") from error
+    check_rows(path, "table", parquet.read_metadata(path).num_rows)
     return Table(parquet.read_table(path).to_pydict())
 
 

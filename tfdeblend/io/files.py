@@ -1,17 +1,19 @@
-"""Input files: which there are, of what kind each is, and what a broken one ends in."""
+"""Input files: their names, of what kind each is, how much of it is read, and what a broken one ends in."""
 
 from __future__ import annotations
 
-import glob
+import math
+import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tfdeblend.errors import DataError
 
+MOST_NUMBERS, MOST_ROWS = 100_000_000, 1_000_000
+LARGEST = "TFDEBLEND_LARGEST"  # the variable of the environment that takes the place of MOST_NUMBERS
 SUFFIXES = (".npz", ".fits", ".fit", ".fits.gz", ".fits.fz")
-COMPANION = "_psf"
 
 
 def scene_name(path: str | Path) -> str:
@@ -23,61 +25,14 @@ def scene_name(path: str | Path) -> str:
     return Path(path).stem
 
 
-def find_inputs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List the files that files, folders and globs stand for: sorted, each once.
-
-    PSF companions (`*_psf.fits`) are left out, and in folders hidden files.
-
-    Raises:
-        DataError: nothing found for one of `paths`, or two files of one name, whose outputs would collide.
-    """
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    found = sorted({path for given in paths for path in _expand(Path(given))})
-    if not found:
-        raise DataError("inputs", "files", "expected files, folders or globs, received none")
-    first: dict[str, Path] = {}
-    for path in found:
-        other = first.setdefault(scene_name(path), path)
-        if other is not path:
-            raise DataError(path, "name", f"expected a different name for each scene, received {other} too")
-    return found
-
-
-def _expand(given: Path) -> list[Path]:
-    if given.is_file():
-        return [] if _is_companion(given) else [given]
-    if given.is_dir():
-        found = [path for path in given.iterdir() if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-        found = [path for path in found if not path.name.startswith(".")]
-        expected = f"expected files ending in {', '.join(SUFFIXES)}"
-    else:
-        found = [Path(path) for path in glob.glob(str(given), recursive=True) if Path(path).is_file()]
-        expected = "expected a file, a folder or a glob that matches files"
-    found = [path for path in found if not _is_companion(path)]
-    if not found:
-        raise DataError(given, "files", f"{expected}, received none")
-    return found
-
-
-def _is_companion(path: Path) -> bool:
-    return scene_name(path).endswith(COMPANION)
-
-
-def psf_companion(path: Path) -> Path | None:
-    """The PSF file beside an image, `<name>_psf.fits` or else the PSFEx model `<name>.psf`; None without either."""
-    name = scene_name(path)
-    beside = (path.parent / f"{name}{COMPANION}.fits", path.parent / f"{name}.psf")
-    return next((companion for companion in beside if companion.is_file()), None)
-
-
 def content(path: Path) -> str:
     """Tell "npz" or "fits" by the first bytes of a file, whatever its suffix.
 
     Raises:
         DataError: no such file, a folder, a file that cannot be read or is of another kind.
     """
-    if path.is_dir() or not path.exists():
-        received = "a folder" if path.is_dir() else "none"
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "no file" if path.exists() else "none"
         raise DataError(path, "file", f"expected an NPZ or FITS file, received {received}")
     try:
         with path.open("rb") as file:
@@ -90,6 +45,27 @@ def content(path: Path) -> str:
         return "fits"
     received = "an empty file" if not start else "other content"
     raise DataError(path, "file", f"expected an NPZ or FITS file, received {received}")
+
+
+def check_size(path: str | Path, part: str, shape: Sequence[int]) -> None:
+    """Look at the shape of an array before it is read.
+
+    Raises: DataError for more than 100 million numbers, or as many as the variable TFDEBLEND_LARGEST says.
+    """
+    said = os.environ.get(LARGEST, "") or str(MOST_NUMBERS)
+    try:
+        most = float(said)
+    except ValueError as error:
+        raise DataError(LARGEST, None, f"expected a number, received {said}") from error
+    if not math.prod(shape) <= most:
+        problem = f"expected at most {most:,.0f} numbers, received {math.prod(shape):,} of shape {tuple(shape)}"
+        raise DataError(path, part, problem, f"cut it smaller, or set {LARGEST} to read more")
+
+
+def check_rows(path: str | Path, part: str, count: int) -> None:
+    """Look at the length of a catalogue before it is read. Raises: DataError for more than a million rows."""
+    if count > MOST_ROWS:
+        raise DataError(path, part, f"expected a catalogue of at most {MOST_ROWS:,} rows, received {count:,}")
 
 
 @contextmanager

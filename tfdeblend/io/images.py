@@ -18,7 +18,7 @@ from tfdeblend.io import headers as hd
 from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import Contents, as_catalog, source_table
-from tfdeblend.io.files import parsing
+from tfdeblend.io.files import check_rows, check_size, parsing
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:
@@ -75,11 +75,16 @@ def find(hdus: fits.HDUList, called: Sequence[str], kinds: tuple[type, ...] = IM
     return None
 
 
-def pixels(path: Path, hdu: Any) -> Any:
-    """The image of an HDU; None for no HDU. Raises: DataError, by extension, for one that is broken or empty."""
+def pixels(path: Path, hdu: Any, of_any_size: bool = False) -> Any:
+    """The image of an HDU; None for no HDU.
+
+    Raises: DataError, by extension, for one that is broken or empty, or larger than `check_size` has it.
+    """
     if hdu is None:
         return None
     with parsing(path, hdu.name):
+        if not of_any_size and isinstance(hdu, IMAGE_HDUS):
+            check_size(path, hdu.name, hdu.shape)
         if hdu.data is None:
             raise DataError(path, hdu.name, "expected an image, received none")
         return hdu.data
@@ -313,6 +318,7 @@ def _catalog(path: Path, hdus: fits.HDUList, header: hd.Header) -> Table | None:
     if hdu is None:
         return None
     with parsing(path, "CATALOG"):
+        check_rows(path, "CATALOG", hdu.header["NAXIS2"])
         table = Table.read(hdu, format="fits", mask_invalid=False)
     x, y = header.get("LTV1"), header.get("LTV2")
     origin = (-float(x), -float(y)) if isinstance(x, float | int) and isinstance(y, float | int) else None

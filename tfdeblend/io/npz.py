@@ -15,7 +15,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import Contents, source_table
-from tfdeblend.io.files import parsing
+from tfdeblend.io.files import check_rows, check_size, parsing
 
 if TYPE_CHECKING:
     from tfdeblend.data.scene import Scene
@@ -56,14 +56,30 @@ class Archive:
         self._file.close()
 
     def get(self, key: str) -> Any:
-        """Read the array under `key`; None where there is none. Raises: DataError for what is no whole array."""
+        """Read the array under `key`; None where there is none.
+
+        Raises: DataError for what is no whole array, and for a larger one than is read, before it is.
+        """
         if key not in self.keys:
             return None
         with parsing(self.path, key):
+            self._check_size(key)
             array = self._file[key]
         if not isinstance(array, np.ndarray):  # a member of the archive that no array was saved as
             raise DataError(self.path, key, "expected an array, received other content")
         return array
+
+    def _check_size(self, key: str) -> None:
+        """Look at the header of an array alone."""
+        header = np.lib.format
+        with self._file.zip.open(key if key in self._file.zip.namelist() else f"{key}.npy") as member:
+            if member.read(6) != header.MAGIC_PREFIX[:6]:
+                return
+            old = tuple(member.read(2)) == (1, 0)
+            shape, _, dtype = (header.read_array_header_1_0 if old else header.read_array_header_2_0)(member)
+        if key in SOURCES and shape:
+            check_rows(self.path, key, shape[0])
+        check_size(self.path, key, (*shape, -(-dtype.itemsize // 8)))  # of 8 bytes each
 
     def need(self, key: str) -> Any:
         """Read the array under `key`. Raises: DataError where there is none, or a broken one."""

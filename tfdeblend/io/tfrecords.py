@@ -17,9 +17,13 @@ def write(path: Path, examples: Iterable[dict[str, np.ndarray]]) -> None:
     """Write a TFRecord file of `encode`d examples, whole or not at all. Raises: OSError where it cannot be written."""
     import tensorflow as tf
 
-    with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-        for arrays in examples:
-            writer.write(encode(arrays))
+    with written_whole(path) as temporary:
+        try:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for arrays in examples:
+                    writer.write(encode(arrays))
+        except tf.errors.OpError as error:
+            raise OSError(f"{path}: {error.message}") from error
 
 
 def encode(arrays: dict[str, np.ndarray]) -> bytes:

@@ -266,7 +266,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         whole = {"number": int, "files": dict, "config": dict}
         if not all(isinstance(manifest[key], kind) for key, kind in whole.items()):
             raise ValueError("values of other types")
-    except (ValueError, TypeError, KeyError) as error:
+        if not all(isinstance(one, dict) and isinstance(one.get("sha256"), str) for one in manifest["files"].values()):
+            raise ValueError("files without a sha256")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         problem = f"expected the manifest of a simulation, received {type(error).__name__}: {error}"
         raise DataError(path, "manifest", problem, REMEDY) from error
     return manifest
