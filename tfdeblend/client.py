@@ -69,17 +69,17 @@ class Client:
         """Yields (index, result) of every scene as it is done; a scene that cannot be done yields its error."""
         pool = ThreadPoolExecutor(self.at_once)
         try:
-            waiting = {pool.submit(self._one, scene.kept): index for index, scene in enumerate(scenes)}
+            waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
-                index, error = waiting[done], done.exception()
-                if isinstance(error, Exception):
-                    yield index, error
-                else:
-                    yield index, builder.with_left_out(done.result(), scenes[index])
+                error = done.exception()
+                yield waiting[done], error if isinstance(error, Exception) else done.result()
         finally:
             pool.shutdown(cancel_futures=True)  # nobody waits for the others
 
     def _one(self, scene: Scene) -> Deblended:
+        return builder.with_left_out(self._of_kept(scene.kept), scene)
+
+    def _of_kept(self, scene: Scene) -> Deblended:
         began = time.perf_counter()
         prior = self._local.prior_of(scene)
         try:
