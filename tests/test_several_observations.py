@@ -148,3 +148,16 @@ def test_an_observation_more_on_the_same_pixels_is_one_of_twice_the_depth() -> N
     np.testing.assert_allclose(twice.flux_err, alone.flux_err, rtol=0.03)
     assert (np.abs(twice.flux - alone.flux) < 0.1 * alone.flux_err).all()
     np.testing.assert_allclose(twice.model, alone.model, atol=3e-3 * alone.model.max())
+
+
+@pytest.mark.slow
+def test_surface_brightnesses_are_summed_over_pixels_of_the_first() -> None:
+    """Pixels 2.25 times as large hold the same surface brightness: a sum over them is 2.25 times smaller."""
+    first, coarse = expose("first"), expose("coarse", 0.3, (30, 30), 20, seeing=0.9, bands="i", seed=2)
+    area = 2.25
+    coarse = replace(coarse, images=coarse.images / area, weights=coarse.weights * area**2)
+    scene = Scene.from_catalog([replace(one, unit="MJy/sr") for one in (first, coarse)], positions(first))
+    result = Deblender("sersic").deblend(scene)
+    np.testing.assert_allclose(result.flux, expected("gri"), rtol=0.03)
+    assert np.ptp(scene.zeropoints) == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(result.views[1].sources.sum((2, 3))[:, 0] * area, expected("i")[:, 0], rtol=0.03)
