@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from helpers import gaussian
-from scene_files import SHAPE, celestial, write_fits
+from scene_files import SHAPE, celestial, write_fits, write_npz
 
 from tfdeblend import io
 from tfdeblend.errors import DataError
@@ -236,7 +236,7 @@ def stamps(**header: Any) -> list[Any]:
     [
         (
             stamps(PIXSCALE=0.3),
-            "PRIMARY: expected pixels of 0.2 arcsec, as the image's, or finer, received 0.3; give the PSF on",
+            "PRIMARY: expected pixels of 0.01 to 1 of the image's, which are of 0.2 arcsec, received 0.3",
         ),
         (
             stamps(STMPSIZE=21),
@@ -296,3 +296,31 @@ def test_psf_that_is_given_in_place_of_the_file_s_own(tmp_path: Path) -> None:
     observation, _ = io.read(write_fits(tmp_path / "scene.fits"), psf=seen() / seen().sum())
     np.testing.assert_allclose(observation.psf[0], seen() / seen().sum(), rtol=1e-5)
     assert "PSF as given, not the file's own" in observation.notes
+
+
+def test_what_is_wrong_with_a_psf_names_its_file(image: Path, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "star.fits", 3 * seen())
+    with pytest.raises(DataError, match=r"scene\.fits: star\.fits: expected a sum of 1 within 5% in band band0"):
+        io.read(image, psf=path)
+
+
+@pytest.mark.parametrize("cards", [{"PIXELSCL": 1e-300}, {"PIXELSCL": 1e300}, {"PSF_SAMP": 1e9}, {"PSF_SAMP": 1e-9}])
+def test_pixels_of_no_size(cards: dict[str, float], image: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected pixels of 0\.01 to 1 of the image's"):
+        io.read(image, psf=write_image(tmp_path / "star.fits", seen(), **cards))
+    with pytest.raises(DataError, match=r"expected a PSF_SAMP of 0\.01 to 10, received 1e\+09"):
+        io.read(image, psf=write_psfex(tmp_path / "tile.psf", PSF_SAMP=1e9))
+
+
+def test_one_psf_for_all_bands_is_noted(image: Path, tmp_path: Path) -> None:
+    notes = io.read(image, psf=write_image(tmp_path / "star.fits", seen()))[0].notes
+    assert "one PSF is given for all bands" in notes
+    own = write_npz(tmp_path / "own.npz", psfs=seen() / seen().sum())
+    assert "one PSF is given for all bands" in io.read(own)[0].notes
+    assert not any("one PSF" in note for note in io.read(write_fits(tmp_path / "cube.fits"))[0].notes)
+
+
+@pytest.mark.parametrize("position", [(1.0,), (np.nan, 2.0), ("a", "b"), 3.0])
+def test_position_that_is_none(position: Any, image: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="PSF: psf_position: expected"):
+        io.read(image, psf=write_psfex(tmp_path / "tile.psf"), psf_position=position)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from tfdeblend.data.psf import centroid, core_width, fwhm, psf_center
-from tfdeblend.data.validation import MAX_SIDE, numbers
+from tfdeblend.data.validation import numbers
 from tfdeblend.errors import DataError
 
+LARGEST = 4_000  # pixels a side: what is further out is sky
 TOLERANCE = 0.05  # a sum further from 1 is refused
 ROUNDING = 1e-3  # a sum closer to 1 is renormalised without a note
 FLOAT32 = 1e-6  # a sum closer to 1 is that of a PSF that was normalised in float32 before, and stays as it is
@@ -79,19 +80,19 @@ def _cube(where: str | Path, psf: Any, bands: tuple[str, ...]) -> np.ndarray:
     if isinstance(psf, str | Path):
         remedy = "read it with the image: Observation.read(path, psf=...)"
         raise DataError(where, "psf", "expected an array (bands, height, width), received the name of a file", remedy)
-    if hasattr(psf, "drawImage"):
+    if callable(getattr(psf, "drawImage", psf)):
         remedy = "draw it as the image's pixels see it: psf.drawImage(scale=pixel_scale).array"
         raise DataError(where, "psf", f"expected an array, received a profile, {type(psf).__name__}", remedy)
-    array = numbers(where, "psf", getattr(psf, "value", psf)).astype(float)
+    array = numbers(where, "psf", getattr(psf, "value", psf))
     if array.ndim == 2:
         array = np.repeat(array[np.newaxis], len(bands), axis=0)
-    if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape or max(array.shape[1:]) > MAX_SIDE:
-        expected = f"expected shape ({len(bands)}, height, width) or (height, width)"
+    if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape or max(array.shape[1:]) > LARGEST:
+        expected = f"expected shape ({len(bands)}, height, width) or (height, width), up to {LARGEST} pixels a side"
         raise DataError(where, "psf", f"{expected}, received {array.shape}")
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise DataError(where, "psf", f"expected finite values, received {count} NaN or infinite")
-    return array
+    return array.astype(float)
 
 
 def centred(psf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

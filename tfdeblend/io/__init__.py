@@ -90,7 +90,7 @@ def _read(path: Path, reading: Reading, number: int = 0, count: int = 1) -> tupl
 def _psf(contents: Contents, reading: Reading, file: Path | None) -> Any:
     """The PSF that was given, of the file or beside it, on the image's pixels and at its place; notes go to contents.
 
-    None: the contents' own, as it stands there.
+    None: the contents' own, as it stands there. Errors are about the file of the PSF.
     """
     place = psfs.Place(
         contents.parts["images"].shape[1:],
@@ -106,7 +106,10 @@ def _psf(contents: Contents, reading: Reading, file: Path | None) -> Any:
     elif own is not None and psf is not None:
         notes.append("PSF as given, not the file's own")
     if isinstance(psf, str | Path):
+        contents.names = {**contents.names, "psf": Path(psf).name}
         psf = psfs.read_psf(Path(psf), place, notes, named=reading.psf is not None)
+    if getattr(own if psf is None else psf, "ndim", 0) == 2 and len(contents.parts["images"]) > 1:
+        notes.append("one PSF is given for all bands")
     contents.notes += tuple(notes)
     return psf
 

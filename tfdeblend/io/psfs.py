@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfdeblend.data import validation
+from tfdeblend.data.psf_checks import LARGEST
 from tfdeblend.errors import DataError
 from tfdeblend.io import headers as hd
 from tfdeblend.io import images
@@ -23,6 +24,7 @@ IMAGES = ("PSF", "DET_DIST", "DET_SAMP", "OVERDIST", "OVERSAMP")
 SCALES = ("PIXELSCL", "PIXSCALE")  # keywords of the PSF's pixel, arcsec
 GRIDS = ("DET_YX0", "NXPSFS", "STMPSIZE")  # keywords of stamps at many places: of STPSF's, HST's and Euclid's
 SAME = 0.03  # by which pixels of one scale may differ
+STEPS = (0.01, 10.0)  # pixels of a PSF in those of an image
 WHOLE = 0.01  # by which pixels of the image may differ from whole ones of the PSF
 PIFF_SIDE = 65  # pixels of the stamp that a Piff model is drawn on
 
@@ -36,11 +38,20 @@ class Place:
         pixel_scale: arcsec, or None where it is not known.
         position: (x, y) of the image's centre in the image that a varying model was made for, the first pixel's centre
             being (1, 1) as in FITS; None where it is not known.
+
+    Raises:
+        DataError: a position that is not two numbers.
     """
 
     shape: tuple[int, ...]
     pixel_scale: float | None = None
     position: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.position is not None:
+            numbers = validation.numbers("PSF", "psf_position", self.position)
+            if numbers.shape != (2,) or not np.isfinite(numbers).all():
+                raise DataError("PSF", "psf_position", f"expected finite (x, y), received {self.position}")
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -64,7 +75,8 @@ def read_psf(path: Path, place: Place, notes: list[str], named: bool = True) -> 
     if content(path) == "npz":
         with Archive(path) as archive:
             psf, scale = archive.need("psfs"), archive.get("pixel_scale")
-        return on_pixels(path, "psfs", psf, {} if scale is None else {"PIXSCALE": scale.item()}, place, notes)
+        header = {} if scale is None else {"PIXSCALE": validation.as_pixel_scale(path, scale, None, [])}
+        return on_pixels(path, "psfs", psf, header, place, notes)
     with images.opened(path) as hdus:
         models = [hdu for hdu in hdus if hdu.name.upper() == PSFEX and isinstance(hdu, images.TABLE_HDUS)]
         if len(models) > 1:
@@ -143,14 +155,16 @@ def on_pixels(
     step = pixel_step(path, header, place.pixel_scale)
     if step is None or abs(step - 1) <= SAME:
         return psf
-    sampled = "PSF_SAMP" in header
-    if step > 1 and not sampled:
-        scale = place.pixel_scale or np.nan
-        expected = f"expected pixels of {scale:.4g} arcsec, as the image's, or finer"
-        raise DataError(path, field, f"{expected}, received {step * scale:.4g}", "give the PSF on the image's pixels")
-    array = validation.numbers(path, field, psf).astype(float)
-    if array.ndim not in (2, 3) or not np.isfinite(array).all():
+    sampled, unit = "PSF_SAMP" in header, place.pixel_scale
+    if not STEPS[0] <= step <= (STEPS[1] if sampled else 1):
+        expected, received = f"expected pixels of {STEPS[0]:g} to 1 of the image's", f"{step:.4g}"
+        if unit is not None:
+            expected, received = f"{expected}, which are of {unit:.4g} arcsec", f"{step * unit:.4g} arcsec"
+        raise DataError(path, field, f"{expected}, received {received}", "give the PSF on the image's pixels")
+    array = validation.numbers(path, field, psf)
+    if array.ndim not in (2, 3) or max(array.shape) > LARGEST or not np.isfinite(array).all():
         return psf  # what is wrong with it the checks of an Observation say
+    array = array.astype(float)
     bands = array[np.newaxis] if array.ndim == 2 else array
     count = round(1 / step)
     if not sampled and abs(count * step - 1) <= WHOLE and count > 1 and _divides(bands.shape[1:], count):
@@ -159,7 +173,8 @@ def on_pixels(
         cut = bands[:, y : y + height * count, x : x + width * count]
         brought = cut.reshape(len(bands), height, count, width, count).sum((2, 4))
     else:
-        brought = np.stack([_interpolated(band, step, sampled) for band in bands])
+        with parsing(path, field):
+            brought = np.stack([_interpolated(band, step, sampled) for band in bands])
     notes.append(f"PSF brought to the image's pixels: its own are {step:.4g} of them")
     return brought if array.ndim == 3 else brought[0]
 
@@ -206,6 +221,9 @@ def evaluate_psfex(path: Path, table: Any, place: Place, notes: list[str]) -> np
         raise DataError(path, PSFEX, f"{expected}, received one with {', '.join(names)}")
     with parsing(path, PSFEX):
         model = galsim.des.DES_PSFEx(table)
+        if not STEPS[0] <= model.sample_scale <= STEPS[1]:
+            expected = "expected a PSF_SAMP of {:g} to {:g}".format(*STEPS)
+            raise DataError(path, PSFEX, f"{expected}, received {model.sample_scale:g}")
         x, y = place.centre if model.fit_order == 0 else _position(model, place, notes)
         profile = model.getPSF(galsim.PositionD(x, y))
         side = 2 * int(max(model.basis.shape[1:]) * model.sample_scale / 2) + 1
