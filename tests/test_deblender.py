@@ -324,9 +324,11 @@ def test_settings_are_checked() -> None:
 
 def test_wrong_arguments_are_refused_in_one_line(deblender: Deblender) -> None:
     scene = simulate()[0]
-    with pytest.raises(TypeError, match="scenes: expected a Scene, an Observation or a list of them, received a str"):
+    with pytest.raises(
+        TypeError, match="scenes: expected a Scene or an Observation, or a list of them, received a str"
+    ):
         deblender.deblend("blend.npz")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match=r"received a PosixPath; read files with Scene.read"):
+    with pytest.raises(TypeError, match=r"received a PosixPath; Scene.read reads files"):
         deblender.deblend([scene, Path("blend.npz")])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"scenes: expected .* received a ndarray"):
         deblender.deblend(scene.observation.images)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from fields import expose, positions
 
 from benchmarks.dust import FLUX, LANE, SCALE, SIDE, WAVELENGTHS, alone, relative, simulate
-from tfdeblend.data.scene import Scene
+from tfdeblend.data.scene import Scene, Source
 from tfdeblend.deblender import Deblender
 from tfdeblend.dust import DTYPE, DustPrior, DustyGalaxy, calzetti, fit_dust
 from tfdeblend.errors import DataError
@@ -44,6 +44,28 @@ def test_units_are_the_observations(lane: tuple[DustyGalaxy, np.ndarray, np.ndar
     again = fit_dust(other, calzetti(WAVELENGTHS), prior="exponential")
     np.testing.assert_allclose(again.flux, 10 * found.flux, rtol=1e-3)
     np.testing.assert_allclose(again.log_posterior, found.log_posterior, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_neighbours_are_no_part_of_the_dusty_galaxy() -> None:
+    """And a declared source of which nothing is seen changes nothing."""
+    observation, intrinsic, attenuated = simulate(LANE)
+    star = np.zeros_like(observation.images)
+    star[:, :31, :31] = 1000 * observation.psf[:, 10:, 10:]
+    y = x = 10
+    middle = (SIDE - 1) / 2
+    sources = (
+        Source(500, 500, id="far"),
+        Source(middle, middle, id="dusty"),
+        Source(y, x, "point", "star"),
+    )
+    scene = Scene((replace(observation, images=observation.images + star),), sources)
+    found = fit_dust(scene, calzetti(WAVELENGTHS), 1, prior="exponential")
+    assert relative(found.intrinsic, intrinsic) < 0.3 and relative(found.attenuated, attenuated) < 0.2
+    assert np.abs((found.model - found.attenuated)[:, int(middle), int(middle)]).max() < 1
+    assert found.model[0, y, x] - found.attenuated[0, y, x] == pytest.approx(star[0, y, x], rel=0.1)
+    with pytest.raises(DataError, match="source: expected one with unmasked pixels near it, received 0"):
+        fit_dust(scene, calzetti(WAVELENGTHS), 0)
 
 
 def test_no_dust_takes_no_light() -> None:

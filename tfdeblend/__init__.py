@@ -56,9 +56,10 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'tfdeblend' has no attribute '{name}'")
-    value = getattr(import_module(f"tfdeblend.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    loaded = import_module(f"tfdeblend.{_MODULES[name]}")
+    # All names of the module at once, as importing it has put the module in the place of a function of its name.
+    globals().update({other: getattr(loaded, other) for other, module in _MODULES.items() if module == _MODULES[name]})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

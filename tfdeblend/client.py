@@ -24,7 +24,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import LARGEST_GAIN, MODEL_SIGMA, pixels_per_arcsec, psf_center
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.shapes import IMAGE_SIDES, SOURCE_COUNTS, amplifications
 from tfdeblend.inference.diffusion_sampler import SampleOptions
 from tfdeblend.inference.priors import Prior
@@ -54,6 +54,7 @@ class Client:
     _models: dict[str, Model | None] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        expect("url", self.url, str)
         self._local = Deblender(self.prior, self.method, self.seed)  # what prior a scene has, and checks of the rest
         self._server = connect(self.url, self.timeout)
         self._finding = Lock()
@@ -67,6 +68,7 @@ class Client:
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """Yields (index, result) of every scene as it is done; a scene that cannot be done yields its error."""
+        builder.check_scenes(scenes, Scene)
         pool = ThreadPoolExecutor(self.at_once)
         try:
             waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}

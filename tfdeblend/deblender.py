@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any, overload
 
 import numpy as np
@@ -21,9 +22,9 @@ from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.plausibility import examined
-from tfdeblend.data.scene import Scene
+from tfdeblend.data.scene import READS, Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import BatchShape, brightness, memory, merge_buckets, scene_shape, stamp_side
 from tfdeblend.galaxies.moments import moments
@@ -41,6 +42,18 @@ LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 SAID = 200  # characters of another package's message, at most
+KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
+    "method": (str,),
+    "seed": (int,),
+    "batch_size": (int, NoneType),
+    "position_sigma": (float, int),
+    "options": (MapOptions,),
+    "calibration": (CalibrationOptions,),
+    "stamp": (int, NoneType),
+    "samples": (int,),
+    "sampling": (SampleOptions,),
+    "nuts": (NutsOptions,),
+}
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
@@ -95,6 +108,8 @@ class Deblender:
     _compiled: Compiled = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, kinds in KINDS.items():
+            expect(name, getattr(self, name), *kinds)
         object.__setattr__(self, "_prior", priors.find(self.prior))
         object.__setattr__(self, "_compiled", Compiled())
         if self.method not in METHODS:
@@ -113,6 +128,7 @@ class Deblender:
 
     def prior_of(self, scene: Scene) -> Prior:
         """The prior that a scene is fitted under."""
+        expect("scene", scene, Scene, remedy=READS)
         return self._prior.choose(scene) if isinstance(self._prior, AutomaticPrior) else self._prior
 
     @overload
@@ -134,6 +150,7 @@ class Deblender:
 
         Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
+        builder.check_scenes(scenes, Scene)
         wanted: dict[int, int] = {}
         good: dict[int, Scene] = {}
         fitted: dict[int, Scene] = {}

@@ -21,8 +21,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import bijectors as tfb
 
-from tfdeblend.data.scene import Scene
-from tfdeblend.errors import DataError
+from tfdeblend.data.scene import READS, Scene
+from tfdeblend.data.validation import numbers
+from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.likelihood import Likelihood
 from tfdeblend.forward.shapes import BatchShape, scene_shape
@@ -140,7 +141,7 @@ class DustFit:
         best = tf.argmin(end.objective_value)
         bare, seen, depth = self.stamps(end.position, tensors, curve)
         flux = self.best_fluxes(likelihood, seen)
-        alone = flux * tf.one_hot([0], self.shape.sources, axis=1, dtype=DTYPE)
+        alone = flux * tf.one_hot([[0]], self.shape.sources, axis=1, dtype=DTYPE)
         bare, attenuated, model = (
             likelihood.render(*part)[0][best] for part in ((bare, alone), (seen, alone), (seen, flux))
         )
@@ -197,6 +198,9 @@ def fit_dust(
 
     Raises: DataError for values that do not belong to the scene; ValueError for an unknown prior or law.
     """
+    expect("scene", scene, Scene, remedy=READS)
+    for name, value, kind in (("source", source, int), ("prior", prior, str), ("law", law, str)):
+        expect(name, value, kind)
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if law not in ("gaussian", "exponential"):
@@ -204,7 +208,7 @@ def fit_dust(
     one, count = scene.observation, len(scene.sources)
     if len(scene.observations) > 1:
         raise DataError(scene.name, "observations", f"expected one observation, received {len(scene.observations)}")
-    curve = np.asarray(attenuation, float)
+    curve = numbers(scene.name, "attenuation", attenuation).astype(float)
     if curve.shape != (len(one.bands),) or not (np.isfinite(curve) & (curve >= 0)).all():
         expected = f"expected {len(one.bands)} finite values that are not negative, one a band"
         raise DataError(scene.name, "attenuation", f"{expected}, received {attenuation}")

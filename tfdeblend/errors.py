@@ -1,6 +1,12 @@
-"""DataError, which every input that cannot be used ends in."""
+"""DataError, which every input that cannot be used ends in, and the check of what kind of thing an argument is."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+CALLED = {int: "a whole number", float: "a number", str: "text"}
 
 
 class DataError(ValueError):
@@ -39,3 +45,23 @@ class DataError(ValueError):
 def one_line(text: object) -> str:
     """Text in one line, with escapes for what cannot be printed: control characters, bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+
+
+def expect(what: str, value: Any, *kinds: type, remedy: str | None = None) -> None:
+    """Check that an argument of a public call is of one of `kinds`; NumPy's numbers are numbers.
+
+    Raises: TypeError in one line, "<what>: expected X, received a Y; <remedy>".
+    """
+    plain = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
+    if isinstance(plain, kinds) and not (isinstance(plain, bool) and bool not in kinds):
+        return
+    expected = " or ".join(CALLED.get(kind, kind.__name__) for kind in kinds)
+    received = "None" if value is None else f"a {type(value).__name__}"
+    raise TypeError(f"{what}: expected {expected}, received {received}" + (f"; {remedy}" if remedy else ""))
+
+
+def as_path(value: Any) -> Path:
+    """Convert a path given as text or otherwise. Raises: TypeError in one line for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        expect("path", value, str, Path)
+    return Path(value)

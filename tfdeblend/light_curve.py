@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfdeblend.data.astrometry import WITHOUT_WCS
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, ExposureTensors, Tensors
 from tfdeblend.forward.likelihood import Exposure
 from tfdeblend.forward.operators import Place
@@ -126,6 +126,10 @@ def light_curve(
     Raises: DataError for observations that cannot be joined, and for a transient, epochs or times that do not belong to
       them; ValueError for an unknown prior.
     """
+    expect("prior", prior, str)
+    expect("observations", observations, list, tuple)
+    for one in observations:
+        expect("observations", one, Observation, remedy="Observation.read reads files")
     if prior not in PRIORS:
         raise ValueError(f"prior: expected one of {', '.join(PRIORS)}, received {prior!r}")
     if not observations:

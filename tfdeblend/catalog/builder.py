@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_
 from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.data.detection import residual_detections
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.scene import Scene
+from tfdeblend.data.scene import READS, Scene
+from tfdeblend.errors import expect
 from tfdeblend.version import __version__
 
 Facts = dict[str, str | int | float | bool]  # of a result's header
@@ -157,7 +157,9 @@ def in_order(
     Raises: DataError of the first scene that cannot be done; TypeError for what is neither a scene nor an observation.
     """
     single = isinstance(scenes, Scene | Observation)
-    ready = _as_scenes(scenes, background)
+    several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
+    check_scenes(several, Scene, Observation)
+    ready = [one if isinstance(one, Scene) else Scene.detect(one, background=background) for one in several]
     results: dict[int, Deblended] = {}
     for index, result in iterate(ready):
         if isinstance(result, Exception):
@@ -167,17 +169,14 @@ def in_order(
     return ordered[0] if single else ordered
 
 
-def _as_scenes(scenes: Any, background: bool) -> list[Scene]:
-    several = [scenes] if isinstance(scenes, Scene | Observation) else scenes
-    if not isinstance(several, Sequence) or isinstance(several, str | bytes):
-        raise TypeError(
-            f"scenes: expected a Scene, an Observation or a list of them, received a {type(scenes).__name__}"
-        )
-    for one in several:
-        if not isinstance(one, Scene | Observation):
-            hint = "; read files with Scene.read" if isinstance(one, str | Path) else ""
-            raise TypeError(f"scenes: expected Scene or Observation, received a {type(one).__name__}{hint}")
-    return [one if isinstance(one, Scene) else Scene.detect(one, background=background) for one in several]
+def check_scenes(scenes: Any, *kinds: type) -> None:
+    """Check that `scenes` is a list of things of these kinds. Raises: TypeError in one line."""
+    listed = isinstance(scenes, Sequence) and not isinstance(scenes, str | bytes)
+    if not listed:
+        expected = f"a {' or an '.join(kind.__name__ for kind in kinds)}, or a list of them"
+        raise TypeError(f"scenes: expected {expected}, received a {type(scenes).__name__}; {READS}")
+    for one in scenes:
+        expect("scenes", one, *kinds, remedy=READS)
 
 
 def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:

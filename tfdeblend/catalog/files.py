@@ -44,7 +44,7 @@ from astropy.table import Table, vstack
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.errors import DataError, one_line
+from tfdeblend.errors import DataError, as_path, one_line
 from tfdeblend.io import headers, images
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import source_table
@@ -57,10 +57,10 @@ WITHOUT_UNIT = ("WEIGHTS", "PRIORSHARE")
 
 def write(deblended: Deblended, path: str | Path) -> None:
     """Write a result, whole or not at all, over any file of that name; the extensions are listed above."""
-    hdus = [_primary(deblended), *_of_scene(deblended)]
+    path, hdus = as_path(path), [_primary(deblended), *_of_scene(deblended)]
     for number in range(len(deblended.views)):
         hdus += _of_view(deblended, number)
-    with written_whole(Path(path)) as temporary, temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         _write_hdus(fits.HDUList(hdus), file)
 
 
@@ -182,7 +182,7 @@ def read(path: str | Path) -> Deblended:
     Raises:
         DataError: by file and extension, where one is missing or broken.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix == ".npz":
         raise DataError(path, "file", "expected a deblended scene as FITS, received an NPZ archive, which holds scenes")
     with images.opened(path) as hdus:

@@ -12,7 +12,7 @@ from tfdeblend.data.noise_correlation import convolved
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import fwhm
 from tfdeblend.data.validation import sky_sigma
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -97,6 +97,7 @@ def detect(observations: Observation | Sequence[Observation], threshold: float =
     Raises:
         DataError: a threshold that is not positive, observations without a WCS.
     """
+    expect("threshold", threshold, float, int)
     if isinstance(observations, Observation):
         observations = (observations,)
     if len(observations) > 1:

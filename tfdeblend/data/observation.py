@@ -14,7 +14,7 @@ from tfdeblend.data.noise_correlation import WINDOW, as_correlation, from_power,
 from tfdeblend.data.photometry import as_unit, as_zeropoints
 from tfdeblend.data.psf_checks import as_psf
 from tfdeblend.data.weights import as_weights
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
@@ -65,6 +65,9 @@ class Observation:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        expect("notes", self.notes, tuple, list)
+        for note in self.notes:
+            expect("notes", note, str)
         where, notes = str(self.name), list(self.notes)
         pixels = validation.unwrap(where, self.images, self.weights, self.wcs, self.unit)
         images = validation.as_images(where, pixels.images)
@@ -105,6 +108,9 @@ class Observation:
 
     def select(self, bands: Sequence[str]) -> Observation:
         """Keep some of the bands, in the order given. Raises: DataError for one that is not there."""
+        expect("bands", bands, tuple, list, str)
+        for band in bands:
+            expect("bands", band, str)
         missing = [band for band in bands if band not in self.bands]
         if missing:
             expected = f"expected some of {', '.join(self.bands)}"

@@ -19,7 +19,7 @@ from tfdeblend.data.photometry import alike, per_solid_angle
 from tfdeblend.data.placement import misplaced
 from tfdeblend.data.psf import fwhm
 from tfdeblend.data.validation import check_columns
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, expect
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -29,6 +29,7 @@ REACH = 2.0  # widths of a PSF: a source without an unmasked pixel so near is no
 MOST_LEFT_OUT = 100  # sources whose rows are kept
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
 FINER = 1.02  # ratio of pixel scales that counts as equal
+READS = "Scene.read reads files, Scene.from_catalog takes an Observation and positions"
 UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
 
 
@@ -69,6 +70,10 @@ class Scene:
     def __post_init__(self) -> None:
         given = _as_tuple(self.observations)
         object.__setattr__(self, "observations", given)
+        remedy = "Scene.from_catalog takes positions and tables"
+        expect("sources", self.sources, list, tuple, remedy=remedy)
+        for source in self.sources:
+            expect("sources", source, Source, remedy=remedy)
         sources = tuple(source if source.id else replace(source, id=str(k)) for k, source in enumerate(self.sources))
         object.__setattr__(self, "sources", sources)
         if not sources:
@@ -307,7 +312,11 @@ class Scene:
 
 def _as_tuple(observations: Observation | Sequence[Observation]) -> tuple[Observation, ...]:
     """One observation or several, as a tuple. Raises: DataError for none."""
+    remedy = "Observation.read reads files, Observation(images, weights, psf) takes arrays"
+    expect("observations", observations, Observation, list, tuple, remedy=remedy)
     several = (observations,) if isinstance(observations, Observation) else tuple(observations)
+    for one in several:
+        expect("observations", one, Observation, remedy=remedy)
     if not several:
         raise DataError("observations", "observations", "expected at least one, received none")
     return several

@@ -46,7 +46,7 @@ def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) ->
         mask, wcs = images.mask, images.wcs if wcs is None else wcs
         unit = images.unit if unit is None else unit
         images = images.data
-    if hasattr(images, "unit"):  # Quantity
+    if hasattr(images, "unit") and hasattr(images, "value"):  # Quantity
         unit, images = images.unit if unit is None else unit, images.value
     if isinstance(images, np.ma.MaskedArray):
         mask, images = np.ma.getmaskarray(images), np.ma.getdata(images)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdeblend.data.observation import Observation
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, as_path
 from tfdeblend.io import fields, images, npz, psfs
 from tfdeblend.io.companions import beside, find_inputs
 from tfdeblend.io.contents import Contents, read_catalog
@@ -67,9 +67,11 @@ def read(path: str | Path | Sequence[str | Path], **how: Any) -> tuple[Observati
         DataError: in one line by file and field, whatever is wrong with the file.
     """
     reading = Reading(**how)
-    if isinstance(path, str | Path):
-        return _read(Path(path), reading)
-    files = [Path(each) for each in path]
+    if not isinstance(path, list | tuple):
+        return _read(as_path(path), reading)
+    if not path:
+        raise DataError("path", None, "expected a file, or those of several bands, received none")
+    files = [as_path(each) for each in path]
     read = [_read(file, fields.told(reading, files, number), number, len(files)) for number, file in enumerate(files)]
     table = next((table for _, table in read if table is not None), None)
     return fields.as_one(files, [one for one, _ in read]), table
@@ -129,7 +131,7 @@ def write(scene: Scene, path: str | Path, **more: np.ndarray) -> None:
         DataError: a scene of several observations, as a file holds one; text that FITS cannot hold. OSError: the file
             cannot be written.
     """
-    path, count = Path(path), len(scene.observations)
+    path, count = as_path(path), len(scene.observations)
     if count > 1:
         raise DataError(scene.name, "observations", f"expected one, as a file holds one, received {count}")
     if path.suffix.lower() == ".npz":

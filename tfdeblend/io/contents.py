@@ -16,7 +16,7 @@ from tfdeblend.data import validation
 from tfdeblend.data.catalogs import has_positions
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.weights import Noise
-from tfdeblend.errors import DataError
+from tfdeblend.errors import DataError, as_path
 from tfdeblend.io import masks
 from tfdeblend.io.files import check_rows, parsing, scene_name
 from tfdeblend.io.names import NOISES
@@ -172,7 +172,7 @@ def read_catalog(path: str | Path) -> Table:
     Raises:
         DataError: a file that is missing, broken or of another suffix; a table without columns of positions.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in SUFFIXES:
         raise DataError(path, "suffix", f"expected one of {', '.join(SUFFIXES)}, received {path.suffix!r}")
     if not path.is_file():
