@@ -57,6 +57,16 @@ def test_a_band_off_its_middle_is_moved_there_with_a_note(offset: tuple[float, f
     assert len(notes) == 1
 
 
+def test_a_doubt_is_noted_once() -> None:
+    """Also where a note of one band's file has become one of the field's."""
+    psf, notes = checked(moffat(4.0, 13), moffat(4.0, 13))
+    (note,) = notes
+    for before in ([note], [f"r.fits: {note}"]):
+        again = [*before]
+        as_psf("blend", psf, ("g", "r"), None, again)
+        assert again == before
+
+
 @pytest.mark.parametrize(("offset", "moved"), [(0.08, False), (0.2, True)])
 def test_small_offsets_are_not_noted(offset: float, moved: bool) -> None:
     psf, notes = checked(moffat(4.0), moffat(4.0, offset=(0.0, offset)))

@@ -68,8 +68,7 @@ def as_psf(
     if far:
         lines.append(f"PSF shifted to its stamp's middle: it was off by (x, y) {'; '.join(far)}")
     lines += doubts(array, bands, pixel_scale)
-    told = {note.split(":")[0] for note in notes}
-    notes += [line for line in lines if line.split(":")[0] not in told]
+    notes += [line for line in lines if not any(line.split(":")[0] in note for note in notes)]
     return array.astype(np.float32)
 
 
