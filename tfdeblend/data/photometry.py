@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def parsed(unit: str | None) -> Any:
     return None if isinstance(known, units.UnrecognizedUnit) else known
 
 
+@lru_cache(maxsize=256)
 def per_solid_angle(unit: str | None) -> bool:
     """Whether the unit is one of surface brightness: something per steradian, square arcsecond, ..."""
     from astropy import units
@@ -81,6 +83,7 @@ def _factors(unit: Any) -> tuple[Any, Any]:
     return plain.bases, plain.powers
 
 
+@lru_cache(maxsize=256)
 def unit_zeropoint(unit: str | None, pixel_scale: float | None = None) -> float | None:
     """The AB magnitude of one unit of flux density: 31.4 for nJy, 22.5 for nmgy; None for another unit.
 

@@ -260,15 +260,18 @@ def as_wcs(where: str | Path, wcs: Any) -> Any:
 
 def _check_wcs(where: str | Path, wcs: Any) -> None:
     """Raises: DataError for a WCS that does not tell pixels apart, has no known frame, or cannot be written."""
+    from astropy.wcs.utils import wcs_to_celestial_frame
+
+    corners = np.array([[0, 0], [1, 1]])
     try:
         known = parse_wcs(where, wcs.to_header(relax=True))
-        there = known.pixel_to_world(0, 0), known.pixel_to_world(1, 1)
-        back = np.array([known.world_to_pixel(sky) for sky in there])
+        wcs_to_celestial_frame(known)
+        back = known.all_world2pix(known.all_pix2world(corners, 0), 0, quiet=True)
     except DataError:
         raise
     except Exception as error:  # wcslib and astropy raise of many kinds
         raise DataError(where, "wcs", f"expected a usable WCS, received {type(error).__name__}: {error}") from error
-    if not np.allclose(back, [[0, 0], [1, 1]], atol=0.1):
+    if not np.allclose(back, corners, atol=0.1):
         raise DataError(where, "wcs", "expected a sky position of its own for each pixel, received a singular matrix")
 
 
