@@ -3,6 +3,7 @@
 All is measured on the detection image, filtered with half the PSF's width and divided by its noise. With the limits
 below, none of 97 real HSC blends and 200 simulated ones has a note with its own positions. With positions that count
 from 1 92 and 137 have one, with transposed ones 88 and 164: few others have a bright source, or one off the diagonal.
+Of 380 further simulated ones, of HSC, LSST, Euclid and HST, 3 have one with their own positions.
 """
 
 from __future__ import annotations
