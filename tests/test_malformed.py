@@ -113,7 +113,7 @@ def npz_cases() -> Iterator[Case]:
             "twice": np.concatenate([XY, XY]),
             "almost_twice": np.concatenate([XY, XY[:1] + 0.05]),
             "left": XY - np.array([30, 0]),
-            "right": XY + np.array([SHAPE[2] + 5, 0]),
+            "right": XY + np.array([SHAPE[2] + 30, 0]),
             "below": XY - np.array([0, 30]),
             "above": XY + np.array([0, 30]),
             "absurd": XY * 1e300,

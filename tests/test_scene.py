@@ -198,7 +198,7 @@ def test_kinds_and_ids(observation: Observation) -> None:
     assert [source.kind for source in named.sources] == ["galaxy", "point"]
 
 
-def test_sources_are_fitted_up_to_two_widths_of_the_psf_from_the_data(observation: Observation) -> None:
+def test_sources_are_fitted_up_to_three_widths_of_the_psf_from_the_data(observation: Observation) -> None:
     """Beyond, a source is left out with one note, and a scene without any other is refused."""
     height, width = SHAPE[1:]
     reach = REACH * float(fwhm(observation.psf).max())
@@ -218,7 +218,7 @@ def test_sources_are_fitted_up_to_two_widths_of_the_psf_from_the_data(observatio
 
 def test_sources_without_data_in_any_band_are_left_out(observation: Observation) -> None:
     weights = observation.weights.copy()
-    weights[:, 11:, 7:] = 0
+    weights[:, 8:, 4:] = 0
     for band, out in ((None, [False, True]), (2, [False, False])):
         shown = weights.copy()
         if band is not None:
