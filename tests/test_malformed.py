@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from scene_files import SHAPE, XY, arrays, celestial, extensions, write_fits, wr
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
+from tfdeblend.io import read_catalog
 
 MANY = (0, slice(3, 5))  # pixels, of which more than 1% are broken
 Case = tuple[str, str, Callable[[Path], Any]]  # id, field that the message names, writer of the file
@@ -388,3 +390,63 @@ def test_unaltered_files_are_read(tmp_path: Path) -> None:
     assert len(Scene.read(write_npz(tmp_path / "a.npz")).sources) == 2
     assert len(Scene.read(write_fits(tmp_path / "b.fits")).sources) == 2
     assert fits.getdata(tmp_path / "b.fits", "SCI").shape == SHAPE
+
+
+def npy(shape: tuple[int, ...], kind: Any) -> bytes:
+    """The header of an array of zeros, and of the zeros as many as would show that they are read."""
+    buffer = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue() + bytes(100)
+
+
+SOURCES = [("x", float), ("y", float)]
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "kind", "received"),
+    [
+        ("images", (1, 20_000, 20_000), np.float32, "400,000,000 of shape"),
+        ("images", (1, 20_000, 20_000), np.uint8, "400,000,000 of shape"),
+        ("weights", (20_000, 20_000), float, "400,000,000 of shape"),
+        ("psfs", (1, 20_000, 20_000), float, "400,000,000 of shape"),
+        ("filters", (1,), "U100000000", "50,000,000 of shape"),
+        ("peaks", (60_000_000, 2), np.float32, "at most 1,000,000 rows, received 60,000,000"),
+        ("catalog", (60_000_000,), SOURCES, "at most 1,000,000 rows, received 60,000,000"),
+    ],
+)
+def test_archives_are_refused_by_the_shapes_of_their_arrays(
+    tmp_path: Path, key: str, shape: tuple[int, ...], kind: Any, received: str
+) -> None:
+    """Before anything of that size is read."""
+    path = tmp_path / "scene.npz"
+    write_npz(path, without=(key, *(("peaks",) if key == "catalog" else ())))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{key}.npy", npy(shape, kind))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"scene.npz: {key}: expected .*{received}"):
+        Scene.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+def test_what_is_read_can_be_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, PSFs and tables of FITS files and catalogues likewise; the limit is a variable of the environment."""
+    path, catalog = write_fits(tmp_path / "scene.fits"), tmp_path / "rows.csv"
+    monkeypatch.setenv("TFDEBLEND_LARGEST", "1439")
+    with pytest.raises(
+        DataError, match=r"SCI: expected at most 1,439 numbers, received 1,440 of shape \(3, 24, 20\); cut"
+    ):
+        Scene.read(path)
+    monkeypatch.setenv("TFDEBLEND_LARGEST", "1440")
+    Scene.read(path)
+    monkeypatch.setenv("TFDEBLEND_LARGEST", "many")
+    with pytest.raises(DataError, match="TFDEBLEND_LARGEST: expected a number, received many"):
+        Scene.read(path)
+    monkeypatch.delenv("TFDEBLEND_LARGEST")
+    monkeypatch.setattr("tfdeblend.io.files.MOST_ROWS", 1)
+    with pytest.raises(DataError, match="CATALOG: expected a catalogue of at most 1 rows, received 2"):
+        Scene.read(path)
+    catalog.write_text("x,y\n1,2\n3,4\n")
+    with pytest.raises(DataError, match="table: expected a catalogue of at most 1 rows, received 2"):
+        read_catalog(catalog)

@@ -72,9 +72,13 @@ def test_other_configurations_are_refused_unless_overwritten(tmp_path: Path):
         Production(other, 3, tmp_path, quiet=True).go()
     assert Production(other, 2, tmp_path, overwrite=True, quiet=True).go()["config"]["seed"] == 2
     assert not (tmp_path / "scene_000002.npz").exists()
-    (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match=r"manifest.json: manifest: expected the manifest of a simulation"):
-        Production(other, 2, tmp_path, quiet=True).go()
+    listed = {"number": 2, "config": {}, "files": {"scene_000000.npz": {"sha256": "a"}}}
+    odd = [{"number": "2"}, {"config": []}, {"files": ["a"]}, {"files": {"a": 3}}, {"files": {"a": {"sha256": []}}}]
+    texts = ["{", "[]", "3", "\0", "[" * 100_000, *(json.dumps(listed | change) for change in odd)]
+    for text in texts:
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(DataError, match=r"manifest.json: manifest: expected the manifest of a simulation"):
+            Production(other, 2, tmp_path, quiet=True).go()
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(DataError, match=r"expected a manifest beside scene_000000.npz, received none"):
         Production(other, 2, tmp_path, quiet=True).go()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tfdeblend.errors import DataError
 
-MOST_NUMBERS, MOST_ROWS = 100_000_000, 1_000_000
+MOST_NUMBERS = 18_000_000  # in an array, such that even what is refused later takes less than 1 GB of memory
+MOST_ROWS = 1_000_000  # of a catalogue
 LARGEST = "TFDEBLEND_LARGEST"  # the variable of the environment that takes the place of MOST_NUMBERS
 SUFFIXES = (".npz", ".fits", ".fit", ".fits.gz", ".fits.fz")
 
@@ -50,7 +51,7 @@ def content(path: Path) -> str:
 def check_size(path: str | Path, part: str, shape: Sequence[int]) -> None:
     """Look at the shape of an array before it is read.
 
-    Raises: DataError for more than 100 million numbers, or as many as the variable TFDEBLEND_LARGEST says.
+    Raises: DataError for more than 18 million numbers, or as many as the variable TFDEBLEND_LARGEST says.
     """
     said = os.environ.get(LARGEST, "") or str(MOST_NUMBERS)
     try:

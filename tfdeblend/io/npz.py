@@ -79,7 +79,9 @@ class Archive:
             shape, _, dtype = (header.read_array_header_1_0 if old else header.read_array_header_2_0)(member)
         if key in SOURCES and shape:
             check_rows(self.path, key, shape[0])
-        check_size(self.path, key, (*shape, -(-dtype.itemsize // 8)))  # of 8 bytes each
+        check_size(
+            self.path, key, shape if dtype.itemsize <= 8 else (*shape, -(-dtype.itemsize // 8))
+        )  # of 8 bytes each
 
     def need(self, key: str) -> Any:
         """Read the array under `key`. Raises: DataError where there is none, or a broken one."""
