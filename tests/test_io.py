@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from helpers import make_deblended, make_joint, make_scene, result_of, smooth_correlation, with_view
+from helpers import make_deblended, make_joint, make_scene, on_sky, result_of, smooth_correlation, with_view
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from scene_files import BANDS, SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
 from tfdeblend import io
@@ -635,3 +638,61 @@ def test_a_file_of_images_is_no_catalogue(tmp_path: Path) -> None:
     fits.PrimaryHDU(np.zeros((3, 3))).writeto(tmp_path / "image.fits")
     with pytest.raises(DataError, match=r"image.fits: table: expected a table of sources, received images alone"):
         io.read_catalog(tmp_path / "image.fits")
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+BANDS_OF = [("g", "r"), ("HSC-G", "F115W"), ("a b", "c,d"), ("g'", 'r"'), ("MP9601" * 4, "x" * 30), ("err", "&<")]
+
+
+@st.composite
+def odd_scenes(draw: st.DrawFn) -> tuple[Scene, np.ndarray]:
+    """Scenes of any unit of flux, sky, zero points, names and notes, as far as they are not refused."""
+    scene, truth = make_scene("odd", "gr", (16, 18), 2, seed=1)
+    one, factor, wcs = scene.observation, 10.0 ** draw(st.integers(-34, 26)), None
+    if draw(st.booleans()):
+        wcs = on_sky(10.0 ** draw(st.floats(-3, 1.7)), draw(st.floats(-180, 180)), (16, 18))
+        wcs.wcs.cd = wcs.wcs.cd * draw(st.sampled_from([[1, 1], [1, -1], [1, 0], [1, 1e-9], [1, 0.1]]))
+        wcs.wcs.crval = [draw(st.floats(0, 360)), draw(st.floats(-90, 90))]
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            odd = Observation(
+                images=one.images * factor,
+                weights=None if draw(st.booleans()) else one.weights / factor**2,
+                psf=one.psf,
+                bands=draw(st.sampled_from(BANDS_OF)),
+                name=draw(TEXT),
+                wcs=wcs,
+                zeropoints=draw(st.none() | st.floats(-99, 99)),
+                unit=draw(st.none() | TEXT | st.sampled_from(["nJy", "mJy", "count/s", "10-20W/m2"])),
+                pixel_scale=draw(st.none() | st.floats(1e-3, 60)),
+                notes=tuple(draw(st.lists(TEXT, max_size=2, unique=True))),
+            )
+            ids = draw(st.lists(TEXT, min_size=2, max_size=2, unique=True))
+            sources = [replace(source, id=id) for source, id in zip(scene.sources, ids, strict=True)]
+            return Scene(odd, tuple(sources)), (truth * factor).astype(np.float32)
+    except DataError:
+        assume(False)
+        raise
+
+
+@given(odd_scenes())
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_results_that_are_written_are_read(
+    tmp_path_factory: pytest.TempPathFactory, pair: tuple[Scene, np.ndarray]
+) -> None:
+    """Whatever an observation may be, its result reads back with the same numbers and as many names that differ."""
+    path = tmp_path_factory.mktemp("odd") / "odd.fits"
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        made = result_of(*pair)
+        made.write(path)
+        read = Deblended.read(path)
+    ours, theirs = made.scene.observation, read.scene.observation
+    for field in ("images", "weights", "psf", "zeropoints"):
+        np.testing.assert_array_equal(getattr(theirs, field), getattr(ours, field))
+    assert (theirs.pixel_scale or 0) == pytest.approx(ours.pixel_scale or 0, rel=1e-6)
+    assert theirs.bands == ours.bands and len(theirs.notes) == len(ours.notes)
+    np.testing.assert_array_equal(read.flux, made.flux)
+    np.testing.assert_array_equal(read.catalog["x"], made.catalog["x"])
+    assert len({*read.catalog["id"]}) == len({source.id for source in read.scene.sources}) == 2

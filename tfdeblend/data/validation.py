@@ -252,10 +252,14 @@ def as_wcs(where: str | Path, wcs: Any) -> Any:
         wcs = parse_wcs(where, wcs.decode("ascii", "replace") if isinstance(wcs, bytes) else wcs)
     if not isinstance(wcs, WCS):
         raise DataError(where, "wcs", f"expected a WCS or the text of a FITS header, received {type(wcs).__name__}")
-    if not wcs.has_celestial:
+    try:
+        celestial = wcs.celestial if wcs.has_celestial else None
+    except Exception as error:  # of wcslib, such as of a singular matrix
+        raise DataError(where, "wcs", f"expected a usable WCS, received {type(error).__name__}: {error}") from error
+    if celestial is None:
         raise DataError(where, "wcs", "expected a celestial WCS (such as RA---TAN, DEC--TAN), received none")
-    _check_wcs(where, wcs.celestial)
-    return wcs.celestial
+    _check_wcs(where, celestial)
+    return celestial
 
 
 def _check_wcs(where: str | Path, wcs: Any) -> None:
