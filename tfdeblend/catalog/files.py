@@ -104,7 +104,7 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
     rows = []
     for one, view in zip(scene.observations, deblended.views, strict=True):
         zeropoints = [np.nan] * len(one.bands) if one.zeropoints is None else one.zeropoints
-        rows += [(one.name, *row) for row in zip(one.bands, view.background, zeropoints, strict=True)]
+        rows += [(_card_value(one.name), *row) for row in zip(one.bands, view.background, zeropoints, strict=True)]
     bands = Table(rows=rows, names=("observation", "band", "background", "zeropoint"))
     if scene.zeropoints is None:
         bands.remove_column("zeropoint")
@@ -167,12 +167,12 @@ def _table(table: Table, name: str) -> fits.BinTableHDU:
 
 
 def _ascii(table: Table) -> Table:
-    """Copy a table without its metadata, its text as ASCII, which FITS can hold, other letters as in \\xe9."""
+    """Copy a table without its metadata, its text as of `_ascii_text`, which FITS can hold."""
     table = Table(table, copy=True)
     table.meta.clear()
     for name in table.colnames:
         if table[name].dtype.kind == "U":
-            table[name] = np.char.encode(np.asarray(table[name]), "ascii", "backslashreplace")
+            table[name] = np.array([_ascii_text(str(text)).encode() for text in table[name]], "S")
     return table
 
 
