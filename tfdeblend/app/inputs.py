@@ -90,10 +90,12 @@ class Input:
         """
         how = vars(settings.reading)
         if self.bands:
-            return [(*io.read(self.files, **how), self.files[0])]
+            one, table = io.read(self.files, **how)
+            return [(_by_its_sky(one, self.files[0], settings), table, self.files[0])]
         found = {}
         for name, file in zip(self.names, self.files, strict=True):
             one, table = io.read(file, **how)
+            one = _by_its_sky(one, file, settings)
             found[name] = (one if one.name == name else replace(one, name=name)), table, file
         if len(found) == 1:
             return list(found.values())
@@ -117,6 +119,15 @@ class Input:
         if detect is False:
             raise DataError(self.files[0], "catalog", "expected a catalogue of sources, received none")
         return None, contents[0][2]
+
+
+def _by_its_sky(one: Observation, file: Path, settings: Settings) -> Observation:
+    """The observation with its weights rescaled, and its noise's correlation estimated, where the settings want it."""
+    try:
+        one = one.with_sky_weights() if settings.rescale_weights else one
+        return one.with_sky_correlation() if settings.sky_correlation else one
+    except DataError as error:
+        raise error.at(file) from error
 
 
 def find(paths: Sequence[str], catalog: Path | None = None, psf: str | None = None) -> list[Input]:

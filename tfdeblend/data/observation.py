@@ -139,12 +139,12 @@ class Observation:
         """Estimate `noise_correlation` from the empty sky, and return the observation with it.
 
         Args:
-            sky: (H,W) bool, where nothing but noise is seen. None: what `detection.empty_sky` finds.
+            sky: (H,W) bool, where nothing but noise is seen. None: what `sky.empty` finds.
 
         Raises:
             DataError: another shape, or too few pixels of sky in some band.
         """
-        from tfdeblend.data.detection import empty_sky
+        from tfdeblend.data.sky import empty as empty_sky
 
         empty = empty_sky(self) if sky is None else np.asarray(sky, bool)
         if empty.shape != self.shape[1:]:
@@ -157,6 +157,15 @@ class Observation:
             return replace(self, noise_correlation=np.stack(found))
         except ValueError as error:
             raise DataError(self.name, "noise_correlation", str(error)) from error
+
+    def with_sky_weights(self) -> Observation:
+        """Rescale the weights of each band so that its noise is the scatter of its sky, with a note of the factors."""
+        from tfdeblend.data.sky import rescaled
+
+        factors = rescaled(self)
+        text = ", ".join(f"{factor:.3g} in {band}" for factor, band in zip(factors, self.bands, strict=True))
+        note = f"weights rescaled to the scatter of the sky: by {text}"
+        return replace(self, weights=self.weights * factors[:, None, None], notes=(*self.notes, note))
 
     def sky_levels(self) -> np.ndarray:
         """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above."""

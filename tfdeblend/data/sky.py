@@ -1,0 +1,268 @@
+"""The sky of an observation as its own pixels show it, whatever the weights say: its scatter, correlation and level.
+
+Cut-outs are small and crowded, so that little of them is empty. Noise is therefore measured on mixed second differences,
+
+    d_p = sum_ij k_i k_j y_(p + lag (i, j)),    k = (1, -2, 1),
+
+which feel neither a level of the sky nor a drift, and light only where it is curved along both axes within `lag` pixels;
+of white noise of variance 1 they have variance 36. They are taken where the image is faint, and clipped. Noise that is
+correlated between neighbours has smaller differences at lag 1 than at longer ones. With the correlation of noise that was
+smoothed by a Gaussian of s pixels, exp(-d^2 / 4 s^2), their variance is
+
+    36 (1 - 4/3 exp(-lag^2 / 4 s^2) + 1/3 exp(-lag^2 / s^2))^2,
+
+by which the ratio of the scatters at the lags tells s.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdeblend.data.detection import empty_sky, psf_kernel
+from tfdeblend.data.noise_correlation import convolved
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import fwhm
+from tfdeblend.data.validation import MAD_TO_SIGMA, sky_sigma
+
+SECOND = np.array([1.0, -2.0, 1.0])
+DIFFERENCE = np.outer(SECOND, SECOND)
+LAGS = (1, 2, 3)  # pixels
+CLIP, CLIPPED = 3.0, 0.9866  # sigma; what is left of a Gaussian's within
+SPREAD = 3.78  # sum of the squared correlations of these differences, by which fewer of them are independent
+LEAST = 40  # differences that tell a scatter
+LEAST_SKY = 200  # pixels of empty sky that tell its scatter or level
+SMOOTHINGS = np.linspace(0, 2.5, 251)  # pixels
+SIGNIFICANT = 4.0  # sigma
+NOISELESS = 4.0  # ratio of the scatters at one lag and the next: a smooth image's grow with the fourth power of the lag
+BLOCKS = 20  # along the longer axis, in which a level is measured; of 4 pixels or more
+LEAST_BLOCKS = 8
+EMPTY = 0.3  # of an image: with less, what seems empty is wings
+LEAST_LEVEL, CROWDED_LEVEL = 0.15, 1.0  # sigma a pixel; in 97 real HSC blends the faintest tenth is up to 0.7
+STEEP = 2.0  # times the way from the tenth to the third part
+OWN = 0.7  # of the median, that the level itself must be
+
+
+class Scatter(NamedTuple):
+    """The scatter of a band in units of the noise that its weights state, by several estimates.
+
+    value: their median. low, high: their range. error: relative, of one. noiseless: whether nothing is seen but what is
+    smooth.
+    """
+
+    value: float
+    low: float
+    high: float
+    error: float
+    noiseless: bool
+
+
+class Level(NamedTuple):
+    """The level of a band's sky in units of its scatter, and how far it must be from 0 to be certain."""
+
+    value: float
+    doubt: float
+
+    @property
+    def certain(self) -> bool:
+        return abs(self.value) > self.doubt
+
+
+def rescaled(observation: Observation) -> np.ndarray:
+    """(C,): the factors by which the weights of each band become those of its sky's scatter; 1 where none is seen."""
+    found, _ = scatters(observation, empty(observation))
+    seen = [each is not None and not each.noiseless and each.value > 0 for each in found]
+    return np.array([each.value**-2 if ok and each else 1.0 for each, ok in zip(found, seen, strict=True)])
+
+
+def empty(observation: Observation) -> np.ndarray:
+    """(H,W) bool: the empty pixels, whatever the sky's level."""
+    return empty_sky(observation.less(observation.sky_levels()))
+
+
+def scatters(observation: Observation, sky: np.ndarray) -> tuple[list[Scatter | None], float]:
+    """The scatter of each band, None where too few pixels tell; and the smoothing, in pixels, of noise whose correlation
+    is not given, 0 where it is not certain.
+
+    Args:
+        sky: (H,W) bool, the empty pixels.
+    """
+    values, valid = observation.images * np.sqrt(observation.weights), observation.valid
+    pairs = list(zip(values, valid, strict=True))
+    measured = np.array([[_differences(*pair, lag) for lag in LAGS] for pair in pairs])  # (C, lags, 2)
+    sizes, number = measured[..., 0], measured[..., 1]
+    known = observation.noise_correlation
+    if known is None:
+        smoothing = _smoothing(sizes, number)
+        expected = np.array([[_variance(lag, smoothing) for lag in LAGS]] * len(pairs))
+    else:
+        smoothing = 0.0
+        expected = np.array([[_variance_of(lag, correlation) for lag in LAGS] for correlation in known])
+    rows = zip(sizes / np.sqrt(expected), number, sizes, values, valid, strict=True)
+    white = known is None and not smoothing
+    return [_combined(*row[:3], row[3][sky & row[4]], white) for row in rows], smoothing
+
+
+def _combined(
+    scaled: np.ndarray, number: np.ndarray, sizes: np.ndarray, sky: np.ndarray, white: bool
+) -> Scatter | None:
+    """One band's estimates, where its sky is not `white` also the sky's own, which wings of galaxies may widen."""
+    if number[1] < LEAST:
+        return None
+    estimates = [float(each) for each, count in zip(scaled[1:], number[1:], strict=True) if count >= LEAST]
+    error = float(np.sqrt(SPREAD / (2 * number[1])))
+    noiseless = len(estimates) > 1 and bool(sizes[2] >= NOISELESS * sizes[1] >= NOISELESS**2 * sizes[0])
+    if len(sky) >= LEAST_SKY:
+        own = sky_sigma(sky)
+        estimates.append(min(own, max(estimates)) if white else own)
+    return Scatter(float(np.median(estimates)), min(estimates), max(estimates), error, noiseless)
+
+
+def _differences(values: np.ndarray, valid: np.ndarray, lag: int) -> tuple[float, int]:
+    """The scatter, over 6, of the differences at a lag whose nine pixels are all valid, in the fainter half of the image;
+    and their number."""
+    if min(values.shape) <= 2 * lag:
+        return 0.0, 0
+    first, middle, last = (slice(start, start - 2 * lag or None) for start in (0, lag, 2 * lag))
+    a, b, c = values[first], values[middle], values[last]
+    curved, light, seen = a - 2 * b + c, a + b + c, valid[first] & valid[middle] & valid[last]
+    difference = curved[:, first] - 2 * curved[:, middle] + curved[:, last]
+    light = light[:, first] + light[:, middle] + light[:, last]
+    seen = seen[:, first] & seen[:, middle] & seen[:, last]
+    if not seen.any():
+        return 0.0, 0
+    difference, light = np.abs(difference[seen]), light[seen]
+    size = difference[light <= np.median(light)]
+    sigma = MAD_TO_SIGMA * float(np.median(size)) or float(np.sqrt((size**2).mean()))
+    for _ in range(3):
+        kept = size[size <= CLIP * sigma]
+        sigma = float(np.sqrt((kept**2).mean())) / CLIPPED
+    return sigma / 6, len(size)
+
+
+def _variance(lag: int, smoothing: float) -> float:
+    """Of a difference, over 36, for noise of variance 1 that was smoothed."""
+    if not smoothing:
+        return 1.0
+    near = np.exp(-((lag / smoothing) ** 2) / 4)
+    return float((1 - 4 / 3 * near + near**4 / 3) ** 2)
+
+
+def _variance_of(lag: int, correlation: np.ndarray) -> float:
+    """Of a difference, over 36, for noise of variance 1 and a correlation (h,w)."""
+    half = max(correlation.shape) // 2
+    kernel = np.zeros((2 * lag + 1, 2 * lag + 1))
+    kernel[::lag, ::lag] = DIFFERENCE
+    kernel = np.pad(kernel, half)
+    return max(float((kernel * convolved(kernel, correlation)).sum()) / 36, 1e-4)
+
+
+def _smoothing(sizes: np.ndarray, number: np.ndarray) -> float:
+    """The s, in pixels, of noise by the scatters at the lags, (C, lags), from so many differences; 0 if not certain."""
+    told = ((number >= LEAST) & (sizes > 0)).all(1)
+    if not told.any():
+        return 0.0
+    ratios = np.log(sizes[told, :2] / sizes[told, 2:]).mean(0)
+    error = float(np.sqrt(SPREAD / (2 * number[told]).sum(0)).max()) * np.sqrt(2)
+    if ratios[0] > -SIGNIFICANT * error:
+        return 0.0
+    variances = np.array([[_variance(lag, one) for lag in LAGS] for one in SMOOTHINGS])
+    expected = np.log(variances[:, :2] / variances[:, 2:]) / 2
+    return float(SMOOTHINGS[np.argmin(((expected - ratios) ** 2).sum(1))])
+
+
+def error_factor(smoothing: float, psf: np.ndarray) -> float:
+    """By how much smoothed noise makes the flux error of a point source larger than white noise of the same variance."""
+    if not smoothing:
+        return 1.0
+    kernel = psf_kernel(psf)
+    offset = np.arange(-int(4 * smoothing) - 1, int(4 * smoothing) + 2)
+    line = np.exp(-((offset / smoothing) ** 2) / 4)
+    kernel = np.pad(kernel, len(offset) // 2)
+    return float(np.sqrt((kernel * convolved(kernel, np.outer(line, line))).sum() / (kernel**2).sum()))
+
+
+def levels(observation: Observation, sky: np.ndarray, scatter: np.ndarray) -> list[Level | None]:
+    """The level of each band's sky, in units of its scatter (C,); None where too few pixels tell.
+
+    The wings of galaxies and of the PSF raise the sky around them. With T_p the light of all that is not empty, spread
+    as r^-p, the pixels of the empty sky, averaged in blocks, are fitted by
+
+        y = level + a_2 T_2 + a_3 T_3,    a >= 0.
+
+    Where most of the median is wings, or where less than EMPTY of the image is empty, they cannot be told from a level:
+    then only one by which even the faintest tenth of the image, in means of nine pixels, is raised is certain, and by
+    more where the image rises steeply from there: a galaxy's.
+
+    Args:
+        sky: (H,W) bool, the empty pixels.
+        scatter: (C,) in units of the images.
+    """
+    side = max(4, -(-max(sky.shape) // BLOCKS))
+    rows, columns = (np.arange(-(-size // side)) * side for size in sky.shape)
+    y, x = (part.ravel() for part in np.meshgrid(rows, columns, indexing="ij"))
+    softened = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 + float(fwhm(observation.psf).mean()) ** 2
+    spread = np.stack([1 / softened, softened**-1.5])
+    found: list[Level | None] = []
+    for image, valid, sigma in zip(observation.images, observation.valid, scatter, strict=True):
+        seen = valid & sky
+        count = _blocks(seen.astype(float), side)
+        use = count >= side**2 / 2
+        faint = _faintest(image / sigma, valid)
+        if faint is None:
+            found.append(None)
+            continue
+        raised = Level(max(float(faint[0] - STEEP * (faint[1] - faint[0])), 0.0), CROWDED_LEVEL)
+        if seen.sum() < max(EMPTY * sky.size, LEAST_SKY) or use.sum() < LEAST_BLOCKS:
+            found.append(raised)
+            continue
+        median = float(np.median(image[seen]))
+        above = (image - median) / sigma
+        light = _blocks(np.where(valid & ~sky, np.maximum(above, 0), 0), side)
+        mean = _blocks(np.where(seen, np.clip(above, -4, 4), 0), side)[use] / count[use]
+        constant, error = _constant(mean, (spread @ light)[:, use], count[use])
+        level, doubt = median / sigma + constant, max(LEAST_LEVEL, SIGNIFICANT * error)
+        if median < 0:  # wings only raise it
+            found.append(Level(median / sigma, doubt))
+        else:
+            own = OWN * median / sigma < level < faint[0] + CROWDED_LEVEL
+            found.append(Level(level, doubt) if own else raised)
+    return found
+
+
+def _faintest(image: np.ndarray, valid: np.ndarray) -> np.ndarray | None:
+    """The means of nine pixels that a tenth and a third of all do not reach; None of too few."""
+    if min(image.shape) < 3:
+        return None
+    total, count = (_sums_of_nine(part) for part in (np.where(valid, image, 0), valid.astype(float)))
+    means = total[count > 8.5] / 9
+    return np.percentile(means, (10, 30)) if len(means) >= LEAST else None
+
+
+def _sums_of_nine(image: np.ndarray) -> np.ndarray:
+    rows = image[:-2] + image[1:-1] + image[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+
+
+def _constant(mean: np.ndarray, wings: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    """The constant beside positive amounts of `wings` (2,n) in the means (n,) of so many pixels each, and its error."""
+    from scipy.optimize import nnls
+
+    root = np.sqrt(count)
+    peaks = wings.max(1)
+    columns = [np.ones_like(mean), -np.ones_like(mean), *(wings / np.where(peaks > 0, peaks, 1)[:, None])]
+    design = np.stack(columns, 1) * root[:, None]
+    solution, _ = nnls(design, mean * root)
+    active = [0, *(2 + np.flatnonzero(solution[2:]))]
+    left = mean * root - design @ solution
+    variance = (left**2).sum() / max(len(left) - len(active), 1)
+    covariance = np.linalg.pinv(design[:, active].T @ design[:, active]) * variance
+    return float(solution[0] - solution[1]), float(np.sqrt(covariance[0, 0]))
+
+
+def _blocks(image: np.ndarray, side: int) -> np.ndarray:
+    """The sums of an image in squares of pixels, (n,) row by row; those at the end may be cut."""
+    height, width = image.shape
+    padded = np.pad(image, ((0, -height % side), (0, -width % side)))
+    return padded.reshape(len(padded) // side, side, -1, side).sum((1, 3)).ravel()
