@@ -11,7 +11,7 @@ from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.noise_correlation import convolved
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import fwhm
-from tfdeblend.data.validation import sky_sigma
+from tfdeblend.data.sky import detection_image, less_sky, psf_kernel
 from tfdeblend.errors import DataError, expect
 
 if TYPE_CHECKING:
@@ -24,56 +24,11 @@ FILTER_WIDTH = 0.5  # of the PSF
 MIN_AREA = 5  # pixels above the threshold
 DEBLEND_LEVELS = 64
 DEBLEND_CONTRAST = 5e-5  # of the flux of the parent: low, for crowded fields
-KERNEL_SIGMAS = 3.0  # half width of the filter
 DECLARED_RADIUS = 1.5  # pixels: a residual peak this close to a source is that source's
-GROWN = 0.05  # of the PSF's peak: how far around a bright pixel the sky is not empty
 LEAST = 1e-3  # of the variance of white noise through a filter: what is left of any other
 # Of 480 crowded simulated sources 411 are found together and 367 in the sharp observation alone, at 0.5 to 1 alike.
 SAME = 0.75  # of the wider of two PSFs' full widths at half maximum: detections closer than this are one source
 TWICE = 1.0  # pixels: a detection this close to a brighter one is the same
-
-
-def detection_image(images: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All bands in one image whose noise has unit variance.
-
-    For a source of the same flux f in each band (a flat spectrum), y_b = f + n_b with variance 1 / w_b, the estimate of
-    least variance is f = sum_b w_b y_b / sum_b w_b, of standard deviation sigma = 1 / sqrt(sum_b w_b). Their ratio,
-
-        d = sum_b w_b y_b / sqrt(sum_b w_b),
-
-    is the signal-to-noise of that source in a pixel, and no other weighting makes it larger. A source of another
-    colour is found too, at less than its largest signal-to-noise: one seen in a single band of five equally deep ones
-    at 45% of it.
-
-    Args:
-        images, weights: (C,H,W); weight 0 = masked.
-
-    Returns:
-        d (H,W), 0 where all bands are masked, and sigma (H,W) in units of the images, infinite there.
-    """
-    total = weights.sum(axis=0, dtype=float)
-    sigma = np.full(total.shape, np.inf)
-    np.divide(1, np.sqrt(total), out=sigma, where=total > 0)
-    combined = (weights * images.astype(float)).sum(axis=0)
-    return np.where(total > 0, combined * np.where(total > 0, sigma, 0), 0), sigma
-
-
-def psf_kernel(psf: np.ndarray, width: float = 1.0) -> np.ndarray:
-    """(n,n) of sum 1, n odd: the round Gaussian of `width` times the width of the mean PSF.
-
-    That is the Gaussian of the same equivalent area, 4 pi sigma^2 = (sum p)^2 / sum p^2, which feels the PSF's wings
-    less than second moments do.
-
-    Args:
-        psf: (C,h,w).
-        width: 1 for the matched filter of a lone point source.
-    """
-    mean = psf.mean(axis=0, dtype=float)
-    sigma = width * float(np.sqrt(mean.sum() ** 2 / (mean**2).sum() / (4 * np.pi)))
-    half = max(int(np.ceil(KERNEL_SIGMAS * sigma)), 1)
-    square = np.arange(-half, half + 1) ** 2
-    kernel = np.exp(-(square[:, np.newaxis] + square) / (2 * sigma**2))
-    return kernel / kernel.sum()
 
 
 def detect(observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Table:
@@ -85,7 +40,7 @@ def detect(observations: Observation | Sequence[Observation], threshold: float =
     sky: at the threshold that white noise allows, drizzled images are full of detections.
 
     Args:
-        observations: what to search, the sky taken as subtracted; several need a WCS each.
+        observations: what to search, less what is certain of the sky's level; several need a WCS each.
         threshold: in sigma of the filtered image, its noise as correlated as the observation says.
 
     Returns:
@@ -103,7 +58,7 @@ def detect(observations: Observation | Sequence[Observation], threshold: float =
     if len(observations) > 1:
         return _detect_in_each(observations, threshold)
     observation = observations[0]
-    image, sigma = detection_image(observation.images, observation.weights)
+    image, sigma = detection_image(less_sky(observation).images, observation.weights)
     kernel = psf_kernel(observation.psf, FILTER_WIDTH)
     return _extract(observation, image, np.isinf(sigma), kernel, threshold)
 
@@ -136,21 +91,6 @@ def _with_sky_correlation(one: Observation) -> Observation:
         return one if one.noise_correlation is not None else one.with_sky_correlation()
     except DataError:
         return one
-
-
-def empty_sky(observation: Observation, threshold: float = 3.0) -> np.ndarray:
-    """(H,W) bool: pixels away from whatever stands out of the noise, and masked in no band.
-
-    Args:
-        threshold: in sigma of the detection image through the PSF's filter, as its own scatter tells, whatever the
-            noise's correlation; what is above grows by a PSF's width.
-    """
-    image, sigma = detection_image(observation.images, observation.weights)
-    kernel = psf_kernel(observation.psf)
-    filtered = convolved(image, kernel)
-    bright = filtered > threshold * sky_sigma(filtered[np.isfinite(sigma)])
-    valid = observation.valid[observation.valid.any((1, 2))]  # a band that is all masked tells nothing
-    return valid.all(0) & np.isfinite(sigma) & (convolved(bright.astype(float), kernel) < GROWN * kernel.max())
 
 
 def residual_detections(

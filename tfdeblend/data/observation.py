@@ -144,9 +144,9 @@ class Observation:
         Raises:
             DataError: another shape, or too few pixels of sky in some band.
         """
-        from tfdeblend.data.sky import empty as empty_sky
+        from tfdeblend.data.sky import empty as without_sources
 
-        empty = empty_sky(self) if sky is None else np.asarray(sky, bool)
+        empty = without_sources(self) if sky is None else np.asarray(sky, bool)
         if empty.shape != self.shape[1:]:
             raise DataError(self.name, "sky", f"expected shape {self.shape[1:]}, received {empty.shape}")
         noise = self.images * np.sqrt(self.weights)
@@ -160,9 +160,9 @@ class Observation:
 
     def with_sky_weights(self) -> Observation:
         """Rescale the weights of each band so that its noise is the scatter of its sky, with a note of the factors."""
-        from tfdeblend.data.sky import rescaled
+        from tfdeblend.data import sky
 
-        factors = rescaled(self)
+        factors = (sky.stated_noise(self) / sky.noise_seen(self)) ** 2
         text = ", ".join(f"{factor:.3g} in {band}" for factor, band in zip(factors, self.bands, strict=True))
         note = f"weights rescaled to the scatter of the sky: by {text}"
         return replace(self, weights=self.weights * factors[:, None, None], notes=(*self.notes, note))

@@ -58,9 +58,11 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
     _refuse_magnitudes(one, positions)
     empty = sky.empty(one)
     scatters, smoothing = sky.scatters(one, empty)
-    stated = _stated(one)
+    stated = sky.stated_noise(one)
     seen = stated * [1.0 if each is None or each.noiseless or not each.value > 0 else each.value for each in scatters]
-    if silent := [band for band, each in zip(one.bands, scatters, strict=True) if each and (each.noiseless or not each.high)]:
+    if silent := [
+        band for band, each in zip(one.bands, scatters, strict=True) if each and (each.noiseless or not each.high)
+    ]:
         yield f"no noise is seen in {_listed(silent)}, although the weights state some: errors cannot be checked"
     yield from _on_weights(one, scatters, stated, trust_weights)
     if not background:
@@ -71,12 +73,6 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
         yield f"{expected}; --sky-correlation (Observation.with_sky_correlation()) measures and uses it"
     if sharp := _sharper(one, positions, seen / stated):
         yield f"sources in {_listed(sharp)} fall off faster than the PSF does: is it of another pixel scale or image?"
-
-
-def _stated(one: Observation) -> np.ndarray:
-    """(C,): the noise that the weights of each band state, 1 where all is masked."""
-    pairs = zip(one.weights, one.valid, strict=True)
-    return np.array([float(np.median(w[v])) ** -0.5 if v.any() else 1.0 for w, v in pairs])
 
 
 def _refuse_magnitudes(one: Observation, positions: np.ndarray) -> None:
@@ -91,13 +87,11 @@ def _refuse_magnitudes(one: Observation, positions: np.ndarray) -> None:
             raise DataError(one.name, "images", f"expected fluxes, {received}, as magnitudes are")
 
 
-def _on_weights(
-    one: Observation, scatters: Sequence[Scatter | None], stated: np.ndarray, trust: bool
-) -> Iterator[str]:
+def _on_weights(one: Observation, scatters: Sequence[Scatter | None], stated: np.ndarray, trust: bool) -> Iterator[str]:
     """A note on weights that state another noise than is seen. Raises: DataError beyond REFUSED, unless trusted."""
     certain, wrong = np.ones(len(scatters)), np.ones(len(scatters))
     for band, scatter in enumerate(scatters):
-        if scatter is not None and not scatter.noiseless and scatter.value > 0:
+        if scatter and scatter.seen:
             least, most = scatter.low / (1 + scatter.error), scatter.high * (1 + scatter.error)
             certain[band], wrong[band] = least if least > 1 else min(most, 1), scatter.value
     size = np.abs(np.log(certain))
@@ -107,7 +101,8 @@ def _on_weights(
     worst = int(bad[np.argmax(size[bad])])
     noise, seen = stated[worst], (stated * wrong)[worst]
     cause = _cause(stated[bad], (stated * wrong)[bad])
-    where = f"in {one.bands[worst]}" + (f" (and wrong in {_listed([one.bands[b] for b in bad if b != worst])})" if len(bad) > 1 else "")
+    others = [one.bands[band] for band in bad if band != worst]
+    where = f"in {one.bands[worst]}" + (f" (and wrong in {_listed(others)})" if others else "")
     if size[worst] > np.log(REFUSED) and not trust:
         received = f"received some that state noise of {noise:.3g} {where}, while the sky scatters by {seen:.3g}{cause}"
         raise DataError(one.name, "weights", f"expected inverse variances, {received}", REMEDY)
@@ -126,7 +121,7 @@ def _cause(stated: np.ndarray, seen: np.ndarray) -> str:
     ratio = seen / stated
     if len(ratio) > 1 and ratio.max() < ALIKE * ratio.min():
         return ", as if images and weights were in different units"
-    return ", as if they were exposure times or counts" if len(stated) else ""
+    return ", as if they were exposure times or counts"
 
 
 def _on_level(bands: Sequence[str], levels: Sequence[Level | None]) -> Iterator[str]:
@@ -150,8 +145,8 @@ def _on_level(bands: Sequence[str], levels: Sequence[Level | None]) -> Iterator[
 def _sharper(one: Observation, positions: np.ndarray, scatter: np.ndarray) -> list[str]:
     """The bands in which some source falls off faster than the PSF; all together where only these tell.
 
-    What is seen is the PSF convolved with something non-negative. So with L the difference of a pixel and those at a lag
-    around it, and G a mean over nine pixels, L y <= c G y wherever L P <= c G P holds for the PSF P.
+    What is seen is the PSF convolved with something non-negative. So with L the difference of a pixel and those at a
+    lag around it, and G a mean over nine pixels, L y <= c G y if L P <= c G P holds everywhere for the PSF P.
 
     Args:
         scatter: (C,) of the noise over that of the weights.
@@ -179,8 +174,7 @@ def _sharper(one: Observation, positions: np.ndarray, scatter: np.ndarray) -> li
         if together.max() > SHARP_SIGMA:
             k, row, column = np.unravel_index(int(np.argmax(together)), together.shape)
             found[:, k] = np.maximum(found[:, k], significance[:, k, row, column])
-    best = found.max(1)
-    return [band for band, one_best in zip(one.bands, best, strict=True) if one_best > SHARP_SIGMA / 2] if np.isfinite(best).any() else []
+    return [band for band, best in zip(one.bands, found.max(1), strict=True) if best > SHARP_SIGMA / 2]
 
 
 def _shifted(psf: np.ndarray) -> np.ndarray:

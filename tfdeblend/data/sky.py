@@ -1,13 +1,14 @@
 """The sky of an observation as its own pixels show it, whatever the weights say: its scatter, correlation and level.
 
-Cut-outs are small and crowded, so that little of them is empty. Noise is therefore measured on mixed second differences,
+Cut-outs are small and crowded, so that little of them is empty. Noise is therefore measured on mixed second
+differences,
 
     d_p = sum_ij k_i k_j y_(p + lag (i, j)),    k = (1, -2, 1),
 
-which feel neither a level of the sky nor a drift, and light only where it is curved along both axes within `lag` pixels;
-of white noise of variance 1 they have variance 36. They are taken where the image is faint, and clipped. Noise that is
-correlated between neighbours has smaller differences at lag 1 than at longer ones. With the correlation of noise that was
-smoothed by a Gaussian of s pixels, exp(-d^2 / 4 s^2), their variance is
+which feel neither a level of the sky nor a drift, and light only where it is curved along both axes within `lag`
+pixels; of white noise of variance 1 they have variance 36. They are taken where the image is faint, and clipped. Noise
+that is correlated between neighbours has smaller differences at lag 1 than at longer ones. With the correlation of
+noise that was smoothed by a Gaussian of s pixels, exp(-d^2 / 4 s^2), their variance is
 
     36 (1 - 4/3 exp(-lag^2 / 4 s^2) + 1/3 exp(-lag^2 / s^2))^2,
 
@@ -16,16 +17,20 @@ by which the ratio of the scatters at the lags tells s.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tfdeblend.data.detection import empty_sky, psf_kernel
 from tfdeblend.data.noise_correlation import convolved
-from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import fwhm
 from tfdeblend.data.validation import MAD_TO_SIGMA, sky_sigma
 
+if TYPE_CHECKING:
+    from tfdeblend.data.observation import Observation
+
+KERNEL_SIGMAS = 3.0  # half width of a filter
+GROWN = 0.05  # of the PSF's peak: how far around a bright pixel the sky is not empty
 SECOND = np.array([1.0, -2.0, 1.0])
 DIFFERENCE = np.outer(SECOND, SECOND)
 LAGS = (1, 2, 3)  # pixels
@@ -41,7 +46,51 @@ LEAST_BLOCKS = 8
 EMPTY = 0.3  # of an image: with less, what seems empty is wings
 LEAST_LEVEL, CROWDED_LEVEL = 0.15, 1.0  # sigma a pixel; in 97 real HSC blends the faintest tenth is up to 0.7
 STEEP = 2.0  # times the way from the tenth to the third part
+LARGE, MESH = 192, 64  # pixels: an image's side from which its sky may drift; of the meshes it is then measured in
 OWN = 0.7  # of the median, that the level itself must be
+
+
+def detection_image(images: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All bands in one image whose noise has unit variance.
+
+    For a source of the same flux f in each band (a flat spectrum), y_b = f + n_b with variance 1 / w_b, the estimate of
+    least variance is f = sum_b w_b y_b / sum_b w_b, of standard deviation sigma = 1 / sqrt(sum_b w_b). Their ratio,
+
+        d = sum_b w_b y_b / sqrt(sum_b w_b),
+
+    is the signal-to-noise of that source in a pixel, and no other weighting makes it larger. A source of another
+    colour is found too, at less than its largest signal-to-noise: one seen in a single band of five equally deep ones
+    at 45% of it.
+
+    Args:
+        images, weights: (C,H,W); weight 0 = masked.
+
+    Returns:
+        d (H,W), 0 where all bands are masked, and sigma (H,W) in units of the images, infinite there.
+    """
+    total = weights.sum(axis=0, dtype=float)
+    sigma = np.full(total.shape, np.inf)
+    np.divide(1, np.sqrt(total), out=sigma, where=total > 0)
+    combined = (weights * images.astype(float)).sum(axis=0)
+    return np.where(total > 0, combined * np.where(total > 0, sigma, 0), 0), sigma
+
+
+def psf_kernel(psf: np.ndarray, width: float = 1.0) -> np.ndarray:
+    """(n,n) of sum 1, n odd: the round Gaussian of `width` times the width of the mean PSF.
+
+    That is the Gaussian of the same equivalent area, 4 pi sigma^2 = (sum p)^2 / sum p^2, which feels the PSF's wings
+    less than second moments do.
+
+    Args:
+        psf: (C,h,w).
+        width: 1 for the matched filter of a lone point source.
+    """
+    mean = psf.mean(axis=0, dtype=float)
+    sigma = width * float(np.sqrt(mean.sum() ** 2 / (mean**2).sum() / (4 * np.pi)))
+    half = max(int(np.ceil(KERNEL_SIGMAS * sigma)), 1)
+    square = np.arange(-half, half + 1) ** 2
+    kernel = np.exp(-(square[:, np.newaxis] + square) / (2 * sigma**2))
+    return kernel / kernel.sum()
 
 
 class Scatter(NamedTuple):
@@ -57,6 +106,11 @@ class Scatter(NamedTuple):
     error: float
     noiseless: bool
 
+    @property
+    def seen(self) -> bool:
+        """Whether there is noise that tells a scatter."""
+        return self.value > 0 and not self.noiseless
+
 
 class Level(NamedTuple):
     """The level of a band's sky in units of its scatter, and how far it must be from 0 to be certain."""
@@ -69,21 +123,26 @@ class Level(NamedTuple):
         return abs(self.value) > self.doubt
 
 
-def rescaled(observation: Observation) -> np.ndarray:
-    """(C,): the factors by which the weights of each band become those of its sky's scatter; 1 where none is seen."""
-    found, _ = scatters(observation, empty(observation))
-    seen = [each is not None and not each.noiseless and each.value > 0 for each in found]
-    return np.array([each.value**-2 if ok and each else 1.0 for each, ok in zip(found, seen, strict=True)])
+def empty(observation: Observation, threshold: float = 3.0) -> np.ndarray:
+    """(H,W) bool: pixels away from whatever stands out of the noise, and masked in no band.
 
-
-def empty(observation: Observation) -> np.ndarray:
-    """(H,W) bool: the empty pixels, whatever the sky's level."""
-    return empty_sky(observation.less(observation.sky_levels()))
+    Args:
+        threshold: in sigma of the detection image through the PSF's filter, as its own scatter about the sky's level
+            tells, whatever the noise's correlation; what is above grows by a PSF's width.
+    """
+    flat = observation.images - observation.sky_levels()[:, None, None]
+    image, sigma = detection_image(flat, observation.weights)
+    kernel = psf_kernel(observation.psf)
+    filtered = convolved(image, kernel)
+    bright = filtered > threshold * sky_sigma(filtered[np.isfinite(sigma)])
+    valid = observation.valid[observation.valid.any((1, 2))]  # a band that is all masked tells nothing
+    return valid.all(0) & np.isfinite(sigma) & (convolved(bright.astype(float), kernel) < GROWN * kernel.max())
 
 
 def scatters(observation: Observation, sky: np.ndarray) -> tuple[list[Scatter | None], float]:
-    """The scatter of each band, None where too few pixels tell; and the smoothing, in pixels, of noise whose correlation
-    is not given, 0 where it is not certain.
+    """The scatter of each band, None where too few pixels tell; and the smoothing of the noise in pixels.
+
+    That is 0 where the noise's correlation is given, or the smoothing not certain.
 
     Args:
         sky: (H,W) bool, the empty pixels.
@@ -120,8 +179,8 @@ def _combined(
 
 
 def _differences(values: np.ndarray, valid: np.ndarray, lag: int) -> tuple[float, int]:
-    """The scatter, over 6, of the differences at a lag whose nine pixels are all valid, in the fainter half of the image;
-    and their number."""
+    """The scatter, over 6, of the differences at a lag whose nine pixels are all valid, and their number: those in the
+    fainter half of the image."""
     if min(values.shape) <= 2 * lag:
         return 0.0, 0
     first, middle, last = (slice(start, start - 2 * lag or None) for start in (0, lag, 2 * lag))
@@ -173,7 +232,7 @@ def _smoothing(sizes: np.ndarray, number: np.ndarray) -> float:
 
 
 def error_factor(smoothing: float, psf: np.ndarray) -> float:
-    """By how much smoothed noise makes the flux error of a point source larger than white noise of the same variance."""
+    """By how much smoothed noise makes the flux error of a point source larger than white noise of its variance."""
     if not smoothing:
         return 1.0
     kernel = psf_kernel(psf)
@@ -181,6 +240,32 @@ def error_factor(smoothing: float, psf: np.ndarray) -> float:
     line = np.exp(-((offset / smoothing) ** 2) / 4)
     kernel = np.pad(kernel, len(offset) // 2)
     return float(np.sqrt((kernel * convolved(kernel, np.outer(line, line))).sum() / (kernel**2).sum()))
+
+
+def noise_seen(observation: Observation) -> np.ndarray:
+    """(C,): the noise of each band by its scatter in units of the images, or that of the weights where none is seen."""
+    found, _ = scatters(observation, empty(observation))
+    return stated_noise(observation) * [each.value if each and each.seen else 1.0 for each in found]
+
+
+def less_sky(observation: Observation) -> Observation:
+    """The observation less the level of its sky where that is certain: on images large enough, SEP's background."""
+    if min(observation.shape[1:]) >= LARGE:
+        import sep
+
+        pairs = zip(observation.images, observation.valid, strict=True)
+        skies = [sep.Background(np.ascontiguousarray(i), mask=~v, bw=MESH, bh=MESH).back() for i, v in pairs]
+        return replace(observation, images=observation.images - np.stack(skies))
+    clear = empty(observation)
+    sigma = noise_seen(observation)
+    certain = [level.value if level and level.certain else 0.0 for level in levels(observation, clear, sigma)]
+    return observation.less(sigma * certain) if any(certain) else observation
+
+
+def stated_noise(observation: Observation) -> np.ndarray:
+    """(C,): the noise that the weights of each band state, their median; 1 where all is masked."""
+    pairs = zip(observation.weights, observation.valid, strict=True)
+    return np.array([float(np.median(w[v])) ** -0.5 if v.any() else 1.0 for w, v in pairs])
 
 
 def levels(observation: Observation, sky: np.ndarray, scatter: np.ndarray) -> list[Level | None]:

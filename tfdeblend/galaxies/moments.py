@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfdeblend.data.detection import detection_image
 from tfdeblend.data.psf import pixels_per_arcsec
 from tfdeblend.data.scene import Scene
+from tfdeblend.data.sky import detection_image
 
 HALF = 12  # pixels: half the side of the cut-outs less one half
 ITERATIONS = 8
