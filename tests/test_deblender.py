@@ -338,18 +338,18 @@ def test_it_can_be_pickled(deblender: Deblender, blend: Deblended) -> None:
     """A compiled deblender is pickled with its settings only; workers compile again what they need."""
     copy = pickle.loads(pickle.dumps(replace(deblender, prior="sersic", samples=5)))
     assert copy == replace(deblender, prior="sersic", samples=5)
-    assert copy.prior_of(blend.scene).name == "sersic"
+    assert copy.prior_of(blend.scene)[0].name == "sersic"
     assert pickle.loads(pickle.dumps(deblender)) == deblender
 
 
 def test_a_prior_is_an_object(blend: Deblended) -> None:
     """It says why it is not for a scene; a denoiser is one, too."""
     learned = priors.find("hsc-grizy-64")
-    assert isinstance(learned, priors.LearnedPrior) and not learned.fits(blend.scene)
+    assert isinstance(learned, priors.LearnedPrior) and learned.problem(blend.scene)
     assert learned.problem(blend.scene) == "expected bands g, r, i, z, y, received g, r"
     same = priors.find(learned.denoiser)
     assert isinstance(same, priors.LearnedPrior) and same.denoiser is learned.denoiser
-    assert priors.find(learned) is learned and Deblender(learned).prior_of(blend.scene) is learned
+    assert priors.find(learned) is learned and Deblender(learned).prior_of(blend.scene)[0] is learned
 
 
 # -- non-parametric

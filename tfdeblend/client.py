@@ -38,7 +38,8 @@ class Client:
     """Deblends scenes on a server.
 
     Args:
-      url: grpc://HOST:PORT or http://HOST:PORT. prior, method, seed, keep_samples: as for `Deblender`.
+      url: grpc://HOST:PORT or http://HOST:PORT.
+      prior, method, seed, keep_samples, trust_weights, assume_ab: as for `Deblender`.
       timeout: seconds for one scene. at_once: scenes on their way together, so that the server can batch them.
 
     Raises: ValueError for a wrong argument; see `deblend`, too.
@@ -49,13 +50,17 @@ class Client:
     method: str = "map"
     seed: int = 0
     keep_samples: bool = False
+    trust_weights: bool = False
+    assume_ab: bool = False
     timeout: float = 600.0
     at_once: int = 8
     _models: dict[str, Model | None] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         expect("url", self.url, str)
-        self._local = Deblender(self.prior, self.method, self.seed)  # what prior a scene has, and checks of the rest
+        # Which prior a scene has, and checks of the rest.
+        trust, assume = self.trust_weights, self.assume_ab
+        self._local = Deblender(self.prior, self.method, self.seed, trust_weights=trust, assume_ab=assume)
         self._server = connect(self.url, self.timeout)
         self._finding = Lock()
 
@@ -79,11 +84,9 @@ class Client:
             pool.shutdown(cancel_futures=True)  # nobody waits for the others
 
     def _one(self, scene: Scene) -> Deblended:
-        return builder.with_left_out(self._of_kept(scene.kept), scene)
-
-    def _of_kept(self, scene: Scene) -> Deblended:
         began = time.perf_counter()
-        prior = self._local.prior_of(scene)
+        whole, (prior, reason) = self._local.prepared(scene)
+        scene = whole.kept
         try:
             model = self._model(scene, prior)
             arrays = blend_arrays(scene, model.side, model.sources, model.psf)
@@ -97,12 +100,13 @@ class Client:
             expected = "expected numbers that the model can take, see its card"
             raise DataError(scene.name, "server", f"{expected}, received others: the server refused the scene")
         facts: builder.Facts = {"method": self.method, "seed": self.seed, "walltime": time.perf_counter() - began}
-        facts["prior"] = prior.name
+        facts |= {"prior": prior.name, "priorwhy": reason}
         if self.method == "sample":
             facts |= SampleOptions(steps=STEPS).facts()
-            return sampled(scene, found, facts, model.model_sigma, self.keep_samples)
-        facts["modelsig"] = model.model_sigma
-        return fitted(scene, found, facts)
+            result = sampled(scene, found, facts, model.model_sigma, self.keep_samples)
+        else:
+            result = fitted(scene, found, facts | {"modelsig": model.model_sigma})
+        return builder.with_left_out(result, whole)
 
     def _model(self, scene: Scene, prior: Prior) -> Model:
         """Finds the smallest model of the prior that the server has and the scene fits into."""
@@ -113,7 +117,7 @@ class Client:
         if scene.observation.noise_correlation is not None:
             raise DataError(scene.name, "noise_correlation", "expected white noise, which servers know alone")
         sigma = prior.model_sigma or MODEL_SIGMA
-        problem = prior.problem(scene)
+        problem = prior.problem(scene, self.assume_ab)
         if problem is None and max(amplifications(scene, sigma)) > LARGEST_GAIN:
             problem = f"expected PSFs wider than a Gaussian of sigma {sigma:g} pixel, received a narrower one"
         if problem:

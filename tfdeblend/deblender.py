@@ -34,7 +34,7 @@ from tfdeblend.inference.calibration import CalibratedFit, CalibrationOptions, C
 from tfdeblend.inference.diffusion_sampler import SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 from tfdeblend.inference.nuts import NutsOptions
-from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, Prior, SampleRun
+from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
 from tfdeblend.inference.sample_batches import in_turn
 
 METHODS = ("map", "sample")
@@ -126,10 +126,12 @@ class Deblender:
         vars(self).update(state)
         self.__post_init__()
 
-    def prior_of(self, scene: Scene) -> Prior:
-        """The prior that a scene is fitted under."""
+    def prior_of(self, scene: Scene) -> tuple[Prior, str]:
+        """The prior that a scene is fitted under, and why `auto` chose it."""
         expect("scene", scene, Scene, remedy=READS)
-        return self._prior.choose(scene) if isinstance(self._prior, AutomaticPrior) else self._prior
+        if isinstance(self._prior, AutomaticPrior):
+            return self._prior.choose(scene, self.assume_ab)
+        return self._prior, ""
 
     @overload
     def deblend(self, scenes: Scene | Observation) -> Deblended: ...
@@ -154,32 +156,51 @@ class Deblender:
         wanted: dict[int, int] = {}
         good: dict[int, Scene] = {}
         fitted: dict[int, Scene] = {}
+        choices: dict[int, tuple[Prior, str]] = {}
         for index, scene in enumerate(scenes):
             try:
-                good[index] = examined(scene, self.trust_weights, self.background)
+                good[index], choices[index] = self.prepared(scene)
                 fitted[index] = good[index].kept
             except Exception as error:
                 yield index, _failure(scene, error)
         sides = dict.fromkeys(fitted, self.stamp or 0)
-        first = self._in_batches(fitted, sides, wanted if self.stamp is None else None)
-        for index, result in chain(first, self._in_batches(fitted, wanted, None)):
+        first = self._in_batches(fitted, choices, sides, wanted if self.stamp is None else None)
+        for index, result in chain(first, self._in_batches(fitted, choices, wanted, None)):
             try:
                 yield index, result if isinstance(result, Exception) else builder.with_left_out(result, good[index])
             except Exception as error:
                 yield index, _failure(good[index], error)
 
+    def prepared(self, scene: Scene) -> tuple[Scene, tuple[Prior, str]]:
+        """A scene that was examined, with its notes, and its `prior_of`.
+
+        Raises: DataError for what cannot be right, see `examined`.
+        """
+        scene = examined(scene, self.trust_weights, self.background)
+        prior, reason = self.prior_of(scene)
+        if scene.zeropoints is None and isinstance(prior, LearnedPrior) and len(scene.bands) > 1:
+            note = f"no zero points: those of all bands are taken as alike by the prior {prior.name}"
+            first, *others = scene.observations
+            scene = replace(scene, observations=(replace(first, notes=(*first.notes, note)), *others))
+        return scene, (prior, reason)
+
     def _in_batches(
-        self, scenes: Mapping[int, Scene], sides: Mapping[int, int], wanted: dict[int, int] | None
+        self,
+        scenes: Mapping[int, Scene],
+        choices: Mapping[int, tuple[Prior, str]],
+        sides: Mapping[int, int],
+        wanted: dict[int, int] | None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
         """Results of the scenes that `sides` has, each with stamps of so many pixels or more.
 
+        choices: the prior of each scene, and why.
         wanted: takes the side of the stamps of scenes that want larger ones, which yield no result; None: all do.
         """
         buckets: dict[Any, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
         chosen: dict[Any, Prior] = {}
         for index, side in sides.items():
             try:
-                prior = self.prior_of(scenes[index])
+                prior, _ = choices[index]
                 shape = self._shape(scenes[index], prior, side)
             except Exception as error:
                 yield index, _failure(scenes[index], error)
@@ -192,7 +213,8 @@ class Deblender:
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
-                    run = Chunk(self, chunk, [scenes[i] for i in chunk], shape._replace(blends=most), chosen[key])
+                    these, batch = [scenes[i] for i in chunk], shape._replace(blends=most)
+                    run = Chunk(self, chunk, these, batch, chosen[key], {i: choices[i][1] for i in chunk})
                     yield from self._of_chunk(run, wanted)
 
     def _of_chunk(self, run: Chunk, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended | Exception]]:
@@ -221,7 +243,7 @@ class Deblender:
         if self.method == "sample" and not prior.samples:
             expected = f"expected a learned or closed-form one ({', '.join(PRIORS)}) to sample with"
             raise DataError(scene.name, "prior", f"{expected}, received {prior.name}")
-        if problem := prior.problem(scene):
+        if problem := prior.problem(scene, self.assume_ab):
             raise DataError(scene.name, f"prior {prior.name}", problem)
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least))
@@ -267,6 +289,7 @@ class Chunk:
     scenes: list[Scene]
     shape: BatchShape
     prior: Prior
+    reasons: Mapping[int, str]
 
     def results(self, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended]]:
         """(index, result) of each scene; see `Deblender._in_batches`."""
@@ -335,7 +358,7 @@ class Chunk:
             calibration=self._calibration(row),
         )
         own: Facts = {"steps": int(found.steps[row]), "distance": float(found.distance[row])}
-        return builder.build(scene, fit, self._facts(seconds) | own | {"modelsig": self.shape.model_sigma})
+        return builder.build(scene, fit, self._facts(seconds, row) | own | {"modelsig": self.shape.model_sigma})
 
     def _sampled(
         self, fit: MapFit, tensors: Tensors, found: MapResult, rows: list[int], began: float
@@ -365,7 +388,7 @@ class Chunk:
                     statistics[row].add(self._sample(drawn, place, row))
                     if statistics[row].count == deblender.samples:
                         spent += time.perf_counter() - start
-                        facts = self._facts(spent / total) | group.facts(row)
+                        facts = self._facts(spent / total, row) | group.facts(row)
                         mixed = not float(facts.get("rhat", 1)) > priors.LARGEST_RHAT
                         kept = statistics.pop(row)
                         yield self.indices[row], builder.build_from_samples(kept, facts, mixed, self._calibration(row))
@@ -417,9 +440,10 @@ class Chunk:
         shift, gain, error = self.calibrations
         return Calibration(shift[row], tuple(each[row] for each in gain), error[row])
 
-    def _facts(self, seconds: float) -> Facts:
+    def _facts(self, seconds: float, row: int) -> Facts:
         deblender = self.deblender
-        return {"method": deblender.method, "prior": self.prior.name, "seed": deblender.seed, "walltime": seconds}
+        own: Facts = {"method": deblender.method, "prior": self.prior.name, "priorwhy": self.reasons[self.indices[row]]}
+        return own | {"seed": deblender.seed, "walltime": seconds}
 
 
 @cache

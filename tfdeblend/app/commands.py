@@ -83,7 +83,11 @@ def deblend(args: argparse.Namespace) -> int:
         print_json(summary)
     else:
         print("scenes:", ", ".join(f"{count} {state}" for state, count in summary["counts"].items() if count))
-        print("priors:", ", ".join(f"{name} ({count})" for name, count in sorted(summary["priors"].items())))
+        reasons = [
+            f"{used['prior']} ({used['scenes']}{': ' if used['reason'] else ''}{used['reason']})"
+            for used in summary["prior_reasons"]
+        ]
+        print("priors:", ", ".join(reasons))
         for key in ("catalog", "report"):
             if key in summary:
                 print(f"{key}: {summary[key]}")
@@ -103,7 +107,8 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
     if args.server:
         from tfdeblend.client import Client
 
-        return Client(args.server, args.prior, args.method, args.seed, args.save_samples)
+        kept, trust, assume = args.save_samples, args.trust_weights, args.assume_ab
+        return Client(args.server, args.prior, args.method, args.seed, kept, trust, assume)
     from tfdeblend.deblender import Deblender
     from tfdeblend.inference.diffusion_sampler import SampleOptions
 

@@ -127,10 +127,14 @@ class Run:
         entries = [self.entries[one.name] for one in self.inputs]
         states = [self.status[one.name] for one in self.inputs]
         catalogs = {entry.name: entry.catalog for entry in entries if entry.catalog is not None}
-        used = Counter(str(entry.header.get("prior")) for entry in entries if entry.catalog is not None)
+        headers = [entry.header for entry in entries if entry.catalog is not None]
+        used = Counter((str(header.get("prior")), str(header.get("priorwhy", ""))) for header in headers)
         summary: dict[str, Any] = {"version": __version__, "out": str(self.out), "settings": asdict(self.settings)}
         summary["counts"] = {state: states.count(state) for state in ("done", "skipped", "failed")}
-        summary["priors"] = dict(used)
+        summary["priors"] = dict(Counter(str(header.get("prior")) for header in headers))
+        summary["prior_reasons"] = [
+            {"prior": prior, "scenes": count, "reason": reason} for (prior, reason), count in sorted(used.items())
+        ]
         if catalogs:
             summary["catalog"] = str(self.out / f"catalog.{catalog_format}")
             files.write_catalog(catalogs, summary["catalog"])

@@ -69,6 +69,7 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
     )
     table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
     table["flags"] |= np.where(fit.beyond_prior, measure.BEYOND_PRIOR, 0)
+    bare = _with_noise_noted(bare)
     return replace(bare, header=_header(bare, facts) | {"converged": fit.converged}, catalog=table)
 
 
@@ -102,15 +103,29 @@ def build_from_samples(
     table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed)
     if len(views) == 1:  # the mean of the samples' own, not that of their mean
         table["chi2"] = np.mean(statistics.local_chi2, 0)
-    off = table["chi2"] > measure.LARGE_CHI2
-    table["flags"] = (table["flags"] & ~measure.BAD_FIT) | np.where(off, measure.BAD_FIT, 0)
+        both = measure.BAD_FIT | measure.OVERSTATED
+        table["flags"] = (table["flags"] & ~both) | measure.chi2_flags(table["chi2"], views)
     table["flags"] |= np.where(statistics.beyond_prior, measure.BEYOND_PRIOR, 0)
     own: Facts = {
         "samples": statistics.count,
         "ppchi2": float(np.mean(statistics.chi2)),
         "modelsig": statistics.model_sigma,
     }
+    bare = _with_noise_noted(bare)
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
+
+
+def _with_noise_noted(result: Deblended) -> Deblended:
+    """Note on each observation whose residuals are far smaller than its weights say."""
+    if all(view.chi2 >= measure.SMALL_CHI2 for view in result.views):
+        return result
+    views, observations = [], []
+    for view, own in zip(result.views, result.scene.observations, strict=True):
+        stated = f"the chi-square per pixel is {view.chi2:.2g}: the weights state more noise than there is"
+        new = (f"{stated}, errors are overstated",) if view.chi2 < measure.SMALL_CHI2 else ()
+        observations.append(replace(own, notes=(*own.notes, *new)))
+        views.append(replace(view, observation=replace(view.observation, notes=(*view.observation.notes, *new))))
+    return replace(result, views=tuple(views), scene=replace(result.scene, observations=tuple(observations)))
 
 
 def with_left_out(result: Deblended, scene: Scene) -> Deblended:

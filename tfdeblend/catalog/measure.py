@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from tfdeblend.data.observation import Observation
     from tfdeblend.data.scene import Scene
 
-LARGE_CHI2 = 2.0
+LARGE_CHI2, SMALL_CHI2 = 2.0, 0.5
+BY_CHANCE = 1e-4  # probability of a smaller chi-square: that of few pixels may well be below 0.5
+PARAMETERS = 7  # of a source beside its fluxes, which leave as many pixels fewer free
 TRUNCATED_SHARE = 0.05
 
 
@@ -105,6 +107,28 @@ def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) 
     return np.stack([np.einsum("kchw,chw->k", share, (inverse * residual) ** 2), count])
 
 
+def _chi2_of_views(views: Sequence[View]) -> np.ndarray:
+    """Sum (2, K) the chi-square and the pixels of `local_chi2` over what all observations show."""
+    pairs = ((view, np.nan_to_num(view.residual)) for view in views)
+    return np.sum([_local_chi2(view.sources.astype(float), left, view.observation.weights) for view, left in pairs], 0)
+
+
+def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """Raise (K,) the bits BAD_FIT and OVERSTATED for chi-squares per pixel (K,).
+
+    A pixel counts less where its noise is correlated with its neighbours': n pixels as n / sum of rho^2.
+    """
+    from scipy.special import gammaincinv
+
+    known = [view.observation.noise_correlation for view in views]
+    repeated = max(1.0 if one is None else float((one**2).sum((1, 2)).max()) for one in known)
+    count = _chi2_of_views(views)[1]
+    free = np.maximum(count - PARAMETERS - sum(len(view.observation.bands) for view in views), 1) / repeated
+    least = 2 * gammaincinv(free / 2, BY_CHANCE) * repeated / np.maximum(count, 1)
+    small = (count > 0) & (chi2 < np.minimum(least, SMALL_CHI2))
+    return np.where(chi2 > LARGE_CHI2, BAD_FIT, 0) | np.where(small, OVERSTATED, 0)
+
+
 def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
     """Measure the catalogue of a scene, a row a source.
 
@@ -134,14 +158,10 @@ def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: flo
             table[name] = getattr(shapes, name)
         table[f"{name}_err"] = shapes.errors[:, column]
     table["blendedness"] = overlaps[0][1]
-    parts = [
-        _local_chi2(view.sources.astype(float), np.nan_to_num(view.residual), view.observation.weights)
-        for view in views
-    ]
-    total, count = np.sum(parts, 0)
+    total, count = _chi2_of_views(views)
     table["chi2"] = total / np.where(count > 0, count, 1)
-    raised = _flags(result, flux) | from_views(views, scene.bands)
-    raised |= np.where(table["chi2"] > LARGE_CHI2, BAD_FIT, 0) | np.where(nowhere.any(1), UNSEEN, 0)
+    raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
+    raised |= chi2_flags(table["chi2"], views)
     table["flags"] = raised | (0 if converged else NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
@@ -288,8 +308,8 @@ def side_wanted(scene: Scene, stamps: np.ndarray, corners: np.ndarray, flux: np.
     return fit_size(wanted, LARGER_STAMPS) if wanted > side else side
 
 
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED, LEFT_OUT = (
-    2**bit for bit in range(10)
+NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED, LEFT_OUT, OVERSTATED = (
+    2**bit for bit in range(11)
 )
 FLAG_NAMES = {
     NOT_CONVERGED: "the fit stopped before it converged",
@@ -302,6 +322,7 @@ FLAG_NAMES = {
     UNSEEN: "all masked in some band: its flux there is NaN",
     SATURATED: "saturated pixels within a PSF's width of its centre",
     LEFT_OUT: "not fitted: outside of the image, or without data in any band",
+    OVERSTATED: "chi-square per pixel below 0.5 where this source shines: the noise is overstated",
 }
 
 

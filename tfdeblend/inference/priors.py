@@ -93,8 +93,11 @@ class Prior(abc.ABC):
     initial: type[GalaxyPrior] = BulgeDiskPrior
     samples: bool = True
 
-    def problem(self, scene: Scene) -> str | None:
-        """Why the prior is not for a scene, in words that say what was expected and what came; None if it is."""
+    def problem(self, scene: Scene, assume_ab: bool = False) -> str | None:
+        """Why the prior is not for a scene, in words that say what was expected and what came; None if it is.
+
+        assume_ab: whether bands without zero points may be taken to have one and the same.
+        """
         return None
 
     @property
@@ -105,10 +108,6 @@ class Prior(abc.ABC):
     def load(self) -> None:
         """Reads what the prior needs, if that is a file. Raises: DataError for one that is missing or damaged."""
         return None
-
-    def fits(self, scene: Scene) -> bool:
-        """Whether the prior is for a scene; `problem` has the reason."""
-        return self.problem(scene) is None
 
     @abc.abstractmethod
     def fit(self, initial: MapFit) -> Refinement:
@@ -185,9 +184,9 @@ class LearnedPrior(Prior):
         """The denoiser, read at its first use. Raises: DataError for a file that is missing or damaged."""
         return self._denoiser or self.file.load()
 
-    def problem(self, scene: Scene) -> str | None:
+    def problem(self, scene: Scene, assume_ab: bool = False) -> str | None:
         """Why not, see `mismatch`; the file need not have been read for that."""
-        return mismatch(self.file, scene)
+        return mismatch(self.file, scene, assume_ab)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -215,14 +214,20 @@ class LearnedPrior(Prior):
                 yield SampleGroup(narrow, some, draw, lambda row: facts)
 
 
-def mismatch(prior: PriorFile, scene: Scene) -> str | None:
-    """Why a learned prior is not for a scene, or None; one without a pixel scale is taken to have the prior's."""
+def mismatch(prior: PriorFile, scene: Scene, assume_ab: bool = False) -> str | None:
+    """Why a learned prior is not for a scene, or None; one without a pixel scale is taken to have the prior's.
+
+    assume_ab: whether bands without zero points are taken to have one and the same; a single band needs none.
+    """
     scale = scene.observation.pixel_scale
     if scene.bands != prior.bands:
         in_order = "" if len(scene.observations) == 1 else ", in this order"
         return f"expected bands {', '.join(prior.bands)}{in_order}, received {', '.join(scene.bands)}"
     if scale and abs(scale / prior.pixel_scale - 1) > SCALE_TOLERANCE:
         return f"expected pixels of {prior.pixel_scale:g} arcsec, received {scale:.4g}"
+    if scene.zeropoints is None and len(scene.bands) > 1 and not assume_ab:
+        expected = "expected zero points, which set the colours (--zeropoints)"
+        return f"{expected}, received none; --assume-ab (Deblender(assume_ab=True)) takes them as alike"
     if max(amplifications(scene, prior.model_sigma)) > LARGEST_GAIN:
         wide = f"a Gaussian of sigma {prior.model_sigma:g} pixel"
         return f"expected PSFs wider than {wide}, received a narrower one"
@@ -254,14 +259,23 @@ class AutomaticPrior:
 
     name = AUTO
 
-    def choose(self, scene: Scene) -> Prior:
-        """The prior for a scene; where its pixel scale is not known, that is enough of a reason for `bulge-disk`."""
-        if scene.observation.pixel_scale is not None:
-            for file in registry.shipped().values():
-                prior = LearnedPrior(file)
-                if prior.fits(scene):
-                    return prior
-        return ClosedFormPrior(BulgeDiskPrior)
+    def choose(self, scene: Scene, assume_ab: bool = False) -> tuple[Prior, str]:
+        """The prior for a scene and why: of the shipped ones the first that fits, else the reason of the nearest one.
+
+        That is one for the scene's bands, if there is one. A pixel scale that is not known is reason enough.
+        """
+        reasons = []
+        for file in registry.shipped().values():
+            prior, expected = LearnedPrior(file), f"expected pixels of {file.pixel_scale:g} arcsec, received none"
+            problem = prior.problem(scene, assume_ab)
+            if problem is None and scene.observation.pixel_scale is None:
+                problem = f"{expected} (--pixel-scale)"
+            if problem is None:
+                return prior, "bands, pixels and PSF are its own"
+            reasons.append((scene.bands != file.bands, f"{file.name}: {problem}"))
+        own = [reason for other, reason in reasons if not other]
+        listed = f"no learned prior has the bands {', '.join(scene.bands)}"
+        return ClosedFormPrior(BulgeDiskPrior), own[0] if own else listed
 
 
 def names() -> list[str]:
