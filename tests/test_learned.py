@@ -231,13 +231,17 @@ def test_auto_takes_bands_and_pixels_into_account():
     scene, _ = simulated(0)
     seen = scene.observation
     auto = Deblender()
-    assert auto.prior_of(scene).name == SHIPPED
-    for changed in (
-        replace(seen, pixel_scale=0.2),
-        replace(seen, bands=tuple("ugriz")),
-        replace(seen, pixel_scale=None),
+    assert auto.prior_of(scene)[0].name == SHIPPED
+    for changed, reason in (
+        (replace(seen, pixel_scale=0.2), f"{SHIPPED}: expected pixels of 0.168 arcsec, received 0.2"),
+        (replace(seen, bands=tuple("ugriz")), "no learned prior has the bands u, g, r, i, z"),
+        (replace(seen, pixel_scale=None), f"{SHIPPED}: expected pixels of 0.168 arcsec, received none"),
+        (replace(seen, zeropoints=None, unit=None), f"{SHIPPED}: expected zero points"),
     ):
-        assert auto.prior_of(replace(scene, observations=changed)).name == "bulge-disk"
+        prior, why = auto.prior_of(replace(scene, observations=changed))
+        assert prior.name == "bulge-disk" and why.startswith(reason)
+    bare = replace(scene, observations=replace(seen, zeropoints=None, unit=None))
+    assert Deblender(assume_ab=True).prior_of(bare)[0].name == SHIPPED
 
 
 def test_real_scenes_take_the_prior(data: Path):
