@@ -35,7 +35,7 @@ SIDE = 24
 def together(observations: list[Observation], prior: str, **how: object) -> Deblended:
     """The result for the observations, with the sources at their places."""
     scene = Scene.from_catalog(observations, positions(observations[0]))
-    return Deblender(prior, **how).deblend(scene)  # type: ignore[arg-type]
+    return Deblender(prior, assume_ab=True, **how).deblend(scene)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_real_blend_through_a_server_is_that_without_one(data: Path, tmp_path:
     server = Server(tmp_path / "models")
     try:
         for method, apart in (("map", relative), ("sample", deviations)):
-            command = ["deblend", str(data / "hsc_blends" / f"{BLEND}.npz"), "--prior", "hsc-grizy-64"]
+            command = ["deblend", str(data / "hsc_blends" / f"{BLEND}.npz"), "--prior", "hsc-grizy-64", "--assume-ab"]
             command += ["--method", method, "--no-figures"]
             places = [tmp_path / f"{method}-{where}" for where in ("here", "there")]
             for place, options in zip(places, ([], ["--server", f"grpc://{server.grpc}"]), strict=True):

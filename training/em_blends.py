@@ -44,7 +44,7 @@ def read_scenes(config: EMConfig) -> list[Scene]:
         try:
             scene = Scene.read(path)
             scene = Scene((scene.observation.select(config.bands),), scene.sources).kept
-            problem = mismatch(about, scene)
+            problem = mismatch(about, scene, assume_ab=True)
         except DataError as error:
             problem = str(error)
         if problem is None:

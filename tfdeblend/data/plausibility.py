@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NOTED, REFUSED = 1.5, 3.0  # factors between the noise that weights state and the sky's scatter
 MAGNITUDES = (10.0, 40.0)
 ALIKE = 1.25  # factor within which weights are what they seem to be
-CORRELATED = 1.2  # factor by which errors are too small
+CORRELATED = 1.25  # factor by which errors are too small
 SHARPER = 1.3  # ratio of curvatures
 SHARP_LAGS = (1, 2, 3)  # pixels
 SHARP_SIGMA = 6.0
@@ -51,7 +51,8 @@ def examined(scene: Scene, trust_weights: bool = False, background: bool = False
         positions = np.linalg.solve(pixels.matrix, (scene.positions - pixels.offset).T).T
         new = [note for note in _notes(one, positions, trust_weights, background) if note not in one.notes]
         observations.append(replace(one, notes=(*one.notes, *new)) if new else one)
-    return replace(scene, observations=tuple(observations))
+    same = all(one is own for one, own in zip(observations, scene.observations, strict=True))
+    return scene if same else replace(scene, observations=tuple(observations))
 
 
 def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, background: bool) -> Iterator[str]:

@@ -169,9 +169,9 @@ def _combined(
     """One band's estimates, where its sky is not `white` also the sky's own, which wings of galaxies may widen."""
     if number[1] < LEAST:
         return None
-    estimates = [float(each) for each, count in zip(scaled[1:], number[1:], strict=True) if count >= LEAST]
+    estimates = [float(each) for each, count in zip(scaled, number, strict=True) if count >= LEAST]
     error = float(np.sqrt(SPREAD / (2 * number[1])))
-    noiseless = len(estimates) > 1 and bool(sizes[2] >= NOISELESS * sizes[1] >= NOISELESS**2 * sizes[0])
+    noiseless = len(estimates) > 2 and bool(sizes[2] >= NOISELESS * sizes[1] >= NOISELESS**2 * sizes[0])
     if len(sky) >= LEAST_SKY:
         own = sky_sigma(sky)
         estimates.append(min(own, max(estimates)) if white else own)
@@ -218,17 +218,22 @@ def _variance_of(lag: int, correlation: np.ndarray) -> float:
 
 
 def _smoothing(sizes: np.ndarray, number: np.ndarray) -> float:
-    """The s, in pixels, of noise by the scatters at the lags, (C, lags), from so many differences; 0 if not certain."""
+    """The s, in pixels, of noise by the scatters at the lags, (C, lags), from so many differences; 0 if not certain.
+
+    It is that of the first two lags. Light of crowded sources makes scatters grow with the lag too, but more so at the
+    last: then there is no telling.
+    """
     told = ((number >= LEAST) & (sizes > 0)).all(1)
     if not told.any():
         return 0.0
-    ratios = np.log(sizes[told, :2] / sizes[told, 2:]).mean(0)
-    error = float(np.sqrt(SPREAD / (2 * number[told]).sum(0)).max()) * np.sqrt(2)
-    if ratios[0] > -SIGNIFICANT * error:
+    first, last = np.log(sizes[told][:, [0, 2]] / sizes[told, 1:2]).mean(0)
+    error = float(np.sqrt(SPREAD / number[told].sum(0).min()))
+    if first > -SIGNIFICANT * error:
         return 0.0
-    variances = np.array([[_variance(lag, one) for lag in LAGS] for one in SMOOTHINGS])
-    expected = np.log(variances[:, :2] / variances[:, 2:]) / 2
-    return float(SMOOTHINGS[np.argmin(((expected - ratios) ** 2).sum(1))])
+    expected = np.log([[_variance(lag, one) for lag in LAGS] for one in SMOOTHINGS]) / 2
+    best = int(np.argmin(np.abs(expected[:, 0] - expected[:, 1] - first)))
+    grown = last - (expected[best, 2] - expected[best, 1])
+    return float(SMOOTHINGS[best]) if grown < 0.1 + 2 * error else 0.0
 
 
 def error_factor(smoothing: float, psf: np.ndarray) -> float:
