@@ -75,13 +75,11 @@ def resampled(factor: float) -> Mistake:
 
 
 def correlated(scene: Scene) -> Scene:
-    """The scene with its noise replaced by one that is correlated as that of a drizzled image."""
+    """The scene with further noise, four times what it had, that is correlated as that of a drizzled image."""
     seen = scene.observation
     rho = np.repeat(smoothed(0.7)[None], len(seen.bands), 0)
-    quiet = np.stack([np.asarray(zoom(image, 1)) for image in seen.images])
-    return replace(
-        scene, observations=(replace(seen, images=quiet + draw(rho, seen.weights / 9, 0), weights=seen.weights / 10),)
-    )
+    images = seen.images + draw(rho, seen.weights / 16, 0)
+    return replace(scene, observations=(replace(seen, images=images, weights=seen.weights / 17),))
 
 
 def two_units(scene: Scene) -> Scene:
@@ -141,19 +139,22 @@ class Outcome:
 
 def blends(number: int, galaxies: Path | None) -> list[SimulatedScene]:
     """Blends of two or three galaxies, simulated or of a GalSim catalogue of real ones."""
-    population = Population(20, 23.5) if galaxies is None else RealPopulation(galaxies, 20, 23.5)
+    population = Population(20, 23.5) if galaxies is None else RealPopulation(str(galaxies), 20, 23.5)
     config = SceneConfig(HSC, population, (2, 3), "clustered", "white", SIDE, seed=26)
     return [Simulator(config).scene(index) for index in range(number)]
 
 
 def scene_of(drawn: SimulatedScene) -> Scene:
-    """The right input, in a unit in which the noise is about SKY."""
-    scene = drawn.scene
-    unit = SKY * float(np.sqrt(np.median(scene.observation.weights)))
-    seen = scene.observation
-    zeropoints = None if seen.zeropoints is None else seen.zeropoints + 2.5 * np.log10(unit)
-    one = replace(seen, images=seen.images * unit, weights=seen.weights / unit**2, zeropoints=zeropoints, unit="count")
-    return replace(scene, observations=(one,))
+    """The right input, all bands of one zero point as in coadds, in a unit in which the noise is SKY and more."""
+    seen = drawn.scene.observation
+    if seen.zeropoints is None:
+        raise ValueError("expected zero points of a survey")
+    noise = np.median(seen.weights, (1, 2)) ** -0.5 * 10 ** (0.4 * (27 - seen.zeropoints))
+    unit = 10 ** (0.4 * (27 - seen.zeropoints)) * SKY / noise.min()
+    zeropoints = np.full(len(unit), 27 + 2.5 * np.log10(SKY / noise.min()))
+    images, weights = seen.images * unit[:, None, None], seen.weights / unit[:, None, None] ** 2
+    one = replace(seen, images=images, weights=weights, zeropoints=zeropoints, unit="count")
+    return replace(drawn.scene, observations=(one,))
 
 
 def notes_of(scene: Scene) -> set[str]:

@@ -69,7 +69,7 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
     )
     table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
     table["flags"] |= np.where(fit.beyond_prior, measure.BEYOND_PRIOR, 0)
-    bare = _with_noise_noted(bare)
+    bare = _with_noise_noted(_with_colours_noted(bare, fit.flux))
     return replace(bare, header=_header(bare, facts) | {"converged": fit.converged}, catalog=table)
 
 
@@ -111,18 +111,39 @@ def build_from_samples(
         "ppchi2": float(np.mean(statistics.chi2)),
         "modelsig": statistics.model_sigma,
     }
-    bare = _with_noise_noted(bare)
+    bare = _with_noise_noted(_with_colours_noted(bare, np.mean(statistics.flux, 0)))
     return replace(bare, header=_header(bare, facts) | own, catalog=table)
 
 
 def _with_noise_noted(result: Deblended) -> Deblended:
     """Note on each observation whose residuals are far smaller than its weights say."""
-    if all(view.chi2 >= measure.SMALL_CHI2 for view in result.views):
+    text = "the weights state more noise than there is, errors are overstated"
+    sizes = [view.chi2 for view in result.views]
+    stated = [
+        f"the chi-square per pixel is {size:.2g}: {text}" if size < measure.SMALL_CHI2 else None for size in sizes
+    ]
+    return _with_notes(result, stated)
+
+
+def _with_colours_noted(result: Deblended, flux: np.ndarray) -> Deblended:
+    """Note on the first observation that the colours of most sources are those of nothing in the sky. flux: (K,C)."""
+    bands = measure.bluer_than_anything(result.scene, flux, measure.flux_errors(result.flux_cov))
+    if bands is None:
+        return result
+    blue, red = bands
+    text = (
+        f"most sources are bluer in {blue} - {red} than any star or galaxy: are the bands in order, the zero points AB?"
+    )
+    return _with_notes(result, [text, *[None] * (len(result.views) - 1)])
+
+
+def _with_notes(result: Deblended, notes: Sequence[str | None]) -> Deblended:
+    """Add a note to each observation that has one, in the scene and in what it shows."""
+    if not any(notes):
         return result
     views, observations = [], []
-    for view, own in zip(result.views, result.scene.observations, strict=True):
-        stated = f"the chi-square per pixel is {view.chi2:.2g}: the weights state more noise than there is"
-        new = (f"{stated}, errors are overstated",) if view.chi2 < measure.SMALL_CHI2 else ()
+    for view, own, note in zip(result.views, result.scene.observations, notes, strict=True):
+        new = (note,) if note else ()
         observations.append(replace(own, notes=(*own.notes, *new)))
         views.append(replace(view, observation=replace(view.observation, notes=(*view.observation.notes, *new))))
     return replace(result, views=tuple(views), scene=replace(result.scene, observations=tuple(observations)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 LARGE_CHI2, SMALL_CHI2 = 2.0, 0.5
 BY_CHANCE = 1e-4  # probability of a smaller chi-square: that of few pixels may well be below 0.5
+WAVELENGTHS = {"u": 0.36, "g": 0.48, "r": 0.62, "i": 0.76, "z": 0.89, "y": 0.98}  # micrometres
+BLUER = 0.1  # mag beyond the Rayleigh-Jeans law, for emission lines and the bands of other cameras
+COLOUR_SNR = 5.0  # of a flux, for its colour, and of how far that is out
 PARAMETERS = 7  # of a source beside its fluxes, which leave as many pixels fewer free
 TRUNCATED_SHARE = 0.05
 
@@ -127,6 +130,29 @@ def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
     least = 2 * gammaincinv(free / 2, BY_CHANCE) * repeated / np.maximum(count, 1)
     small = (count > 0) & (chi2 < np.minimum(least, SMALL_CHI2))
     return np.where(chi2 > LARGE_CHI2, BAD_FIT, 0) | np.where(small, OVERSTATED, 0)
+
+
+def bluer_than_anything(scene: Scene, flux: np.ndarray, error: np.ndarray) -> tuple[str, str] | None:
+    """Find two bands in which most of two and more sources are bluer than the Rayleigh-Jeans law, f ~ nu^2.
+
+    That is the limit of what is hot; stars and galaxies at any redshift are redder but for their lines. It tells bands
+    in the wrong order, and zero points that are none of AB.
+
+    Args: flux, error (K, C) in the bands of the scene, whose names end in u, g, r, i, z or y.
+    """
+    known = [(index, WAVELENGTHS.get(band[-1:].lower())) for index, band in enumerate(scene.bands)]
+    placed = sorted(((wave, index) for index, wave in known if wave is not None))
+    if scene.zeropoints is None or len({wave for wave, _ in placed}) < len(placed):
+        return None
+    bright = np.where(flux > COLOUR_SNR * error, flux, np.nan)
+    magnitude, spread = scene.zeropoints - 2.5 * np.log10(bright), 2.5 / np.log(10) * error / bright
+    for (short, blue), (long, red) in combinations(placed, 2):
+        colour = magnitude[:, blue] - magnitude[:, red]
+        excess = -5 * np.log10(long / short) - BLUER - colour
+        seen = np.isfinite(colour)
+        if seen.sum() > 1 and (excess > COLOUR_SNR * np.hypot(spread[:, blue], spread[:, red])).sum() > seen.sum() / 2:
+            return scene.bands[blue], scene.bands[red]
+    return None
 
 
 def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
