@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from helpers import make_scene
 from hsc import small
 
 from tfdeblend.client import Client
+from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 
 
@@ -64,13 +66,13 @@ def test_a_stranger_at_the_url_is_told_in_one_line(stranger: tuple[str, str]):
 def test_who_leaves_does_not_wait_for_the_other_scenes():
     client, done = Client("http://127.0.0.1:1", at_once=1), []
 
-    def one(index: int) -> int:
+    def one(scene: Scene) -> Scene:
         time.sleep(0.05)
-        done.append(index)
-        return index
+        done.append(scene)
+        return scene
 
     client._one = one  # type: ignore[method-assign, assignment]
-    results = client.iterate(range(100))  # type: ignore[arg-type]
+    results = client.iterate([make_scene()[0]] * 100)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(done) < 5
