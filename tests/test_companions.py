@@ -172,6 +172,8 @@ def test_bands_of_one_field_are_one_observation(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.psf[1], np.pad(small / small.sum(), 2), atol=1e-7)
     assert one.notes[0] == "bands joined to one image: g from x-image-g.fits, r from x-image-r.fits"
     assert one.pixel_scale == pytest.approx(0.2)
+    named = io.read(field.files, bands=["blue", "red"], zeropoints={"blue": 27.0, "red": 26.0})[0]
+    assert named.bands == ("blue", "red") and list(named.zeropoints) == [27, 26]
     before = field.digest()
     (tmp_path / "x-rms-r.fits").unlink()
     write(tmp_path / "x-rms-r.fits", 2 * MAPS["sigma"])

@@ -103,6 +103,14 @@ def test_local_chi2_looks_where_the_source_shines() -> None:
     assert local_chi2(0 * source, residual, weights)[0] == 0
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e20])
+def test_chi2_has_no_unit(unit: float) -> None:
+    """Also where squares of fluxes are out of float32."""
+    residual, weights = np.full((1, 4, 4), 2 * unit, np.float32), np.full((1, 4, 4), unit**-2.0)
+    source = np.full((1, 1, 4, 4), 1e6 * unit, np.float32)
+    assert local_chi2(source, residual, weights)[0] == pytest.approx(4, rel=1e-5)
+
+
 # -- catalogues
 
 
