@@ -112,7 +112,9 @@ class Batcher:
 
     def _do(self, batch: list[Task]) -> None:
         try:
-            inputs = {name: np.concatenate([task.inputs[name] for task in batch]) for name in batch[0].inputs}
+            inputs = batch[0].inputs
+            if len(batch) > 1:
+                inputs = {name: np.concatenate([task.inputs[name] for task in batch]) for name in inputs}
             outputs = self.run(batch[0].signature, inputs)
         except Exception as error:  # whatever the graph raises: each then fails, or not, for itself
             if len(batch) > 1:
