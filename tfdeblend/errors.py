@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+LONGEST = 500  # characters that a problem may have
 CALLED = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -25,7 +26,8 @@ class DataError(ValueError):
     remedy: str | None
 
     def __init__(self, source: object, field: object, problem: object, remedy: object = None) -> None:
-        parts = (source, field, problem, remedy)
+        shown = one_line(problem)  # values and other libraries' errors may be of any length
+        parts = (source, field, shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ...", remedy)
         # The parts are the arguments of the exception too, by which it is pickled on its way between processes.
         super().__init__(*(None if part is None else one_line(part) for part in parts))
         self.source, self.field, self.problem, self.remedy = self.args

@@ -65,6 +65,8 @@ class Archive:
         with parsing(self.path, key):
             self._check_size(key)
             array = self._file[key]
+            if isinstance(array, np.ndarray) and array.dtype.kind in "UV":
+                array.tolist()  # fails where its text has numbers that are no characters
         if not isinstance(array, np.ndarray):  # a member of the archive that no array was saved as
             raise DataError(self.path, key, "expected an array, received other content")
         return array
