@@ -137,7 +137,7 @@ def test_noise_is_estimated_from_the_sky() -> None:
     observation = observe(images=images, weights=None)
     np.testing.assert_allclose(observation.weights[:, 0, 0] ** -0.5, sigma, rtol=0.03)
     assert len(observation.notes) == 1
-    assert "median absolute deviation" in observation.notes[0]
+    assert "the scatter of the sky" in observation.notes[0]
 
 
 def test_psf_of_two_dimensions_serves_all_bands() -> None:

@@ -80,7 +80,7 @@ def test_of_several_noises_the_variance_or_the_error_is_used(tmp_path: Path) -> 
 
 def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fits", science(), ("NOISE_LEVEL", full(1), {}), ("CTX", full(1), {}))
-    estimated = "no weights given: estimated from the median absolute deviation of the sky in each band"
+    estimated = "no weights given: estimated from the scatter of the sky in each band"
     assert io.read(path)[0].notes == ("not read, as not understood or given twice: NOISE_LEVEL", estimated)
     path = write_npz(tmp_path / "a.npz", depth=np.ones(SHAPE), truth=np.ones(SHAPE), model_sigma=np.array(1.0))
     assert io.read(path)[0].notes == ("not read, as not understood or given twice: depth",)

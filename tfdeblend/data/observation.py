@@ -29,7 +29,7 @@ class Observation:
             (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels, and marks of missing data such as
             1e30, become 0 with weight 0, and are counted in `notes`.
         weights: as images: inverse variance in 1/unit^2, 0 = masked; or an uncertainty of `astropy.nddata`. None: one
-            value per band, from the clipped median absolute deviation of its pixels, with a note. See
+            value per band, from the scatter of its sky, with a note. See
             `tfdeblend.data.weights.as_weights` for what is masked.
         psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
             Bands that are not centred on one origin are shifted to it (see `tfdeblend.data.psf_checks`).
@@ -98,6 +98,11 @@ class Observation:
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)
+        if pixels.weights is None:  # what is crowded has more deviation than noise
+            from tfdeblend.data.sky import noise_seen
+
+            noise = noise_seen(self)[:, None, None]
+            object.__setattr__(self, "weights", np.where(self.valid, noise**-2.0, 0))
 
     @classmethod
     def read(cls, path: str | Path, **how: Any) -> Observation:

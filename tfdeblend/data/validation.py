@@ -186,7 +186,7 @@ def estimate_weights(
             if not 0 < sigma < ABSURD:
                 raise DataError(where, "weights", f"expected weights or variance, as band {band} has no scatter")
             weights[c] = sigma**-2.0
-    notes.append("no weights given: estimated from the median absolute deviation of the sky in each band")
+    notes.append("no weights given: estimated from the scatter of the sky in each band")
     return weights
 
 
