@@ -312,7 +312,10 @@ def test_arrays_are_read_as_json_has_them(shape: tuple[int, ...]):
 
 @pytest.mark.parametrize(
     "value",
-    ["[[1,2],[3,4]", "[1,2,]", "[01]", "[1 2]", "[1,,2]", "[[1],2]", "[1],[2]", "[[1]]]", "[[1],[]]", "[]", "["],
+    [
+        *("[[1,2],[3,4]", "[1,2,]", "[01]", "[1 2]", "[1,,2]", "[[1],2]", "[1],[2]", "[[1]]]", "[[1],[]]", "[]", "["),
+        *("[NaN", '[NaN, "a"]', "[NaN, {}]"),
+    ],
 )
 def test_arrays_that_are_none_are_refused(value: str):
     specs = {"x": tf.TensorSpec([None, 2], tf.float32)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Body:
 
     def __init__(self, text: bytearray):
         self.text = text
-        around, spans = bytearray(), []
+        around, spans = bytearray(), deque[Span]()
         for piece in self._pieces():
             if isinstance(piece, Span):
                 spans.append(piece)
@@ -64,9 +65,14 @@ class Body:
                 around += piece
             if len(around) > AROUND:
                 raise invalid("body", f"at most {AROUND} bytes beside arrays of numbers", "more")
-        each = iter(spans)
+
+        def span(_: str) -> Span:
+            if not spans:  # a number that is not finite stands beside text or objects, or in a list without an end
+                raise ValueError("a list of numbers and others")
+            return spans.popleft()
+
         try:
-            self.values = json.loads(around, parse_constant=lambda _: next(each))
+            self.values = json.loads(around, parse_constant=span)
         except (ValueError, RecursionError) as error:
             raise _no_json(error) from error
 
