@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import gaussian
+from helpers import gaussian, make_scene, result_of
 from scipy.ndimage import map_coordinates
 from simulations import BLEND, Galaxy, random_blends, simulate
 
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.deblender import Deblender
+from tfdeblend.deblender import Chunk, Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import scene_shape, stamp_side
@@ -311,6 +311,28 @@ def test_noise_alone_gives_no_flux(deblender: Deblender) -> None:
     result = deblender.deblend(simulate([galaxy._replace(flux=(1e-3, 1e-3)) for galaxy in BLEND])[0])
     assert_finite(result)
     assert np.abs(pulls(result, np.zeros((3, 2)))).max() < 5
+
+
+@pytest.mark.parametrize("scarce", [False, True], ids=["number", "memory"])
+def test_a_batch_that_fails_is_done_in_halves(monkeypatch: pytest.MonkeyPatch, scarce: bool) -> None:
+    """Until the scene that ails fails alone; in smaller shapes only where memory is scarce."""
+    scenes = [make_scene(f"scene {number}")[0] for number in range(7)]
+    shapes = []
+
+    def results(chunk: Chunk, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended]]:
+        shapes.append(chunk.shape.blends)
+        if scarce and chunk.shape.blends > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        if 4 in chunk.indices:
+            raise tf.errors.InvalidArgumentError(None, None, "no eigenvalues")
+        for index, scene in zip(chunk.indices, chunk.scenes, strict=True):
+            yield index, result_of(scene, np.ones((3, 5, 40, 50), np.float32))
+
+    monkeypatch.setattr(Chunk, "results", results)
+    found = dict(Deblender("exponential", stamp=48, batch_size=8).iterate(scenes))
+    assert sorted(found) == list(range(7))
+    assert [index for index, result in found.items() if isinstance(result, DataError)] == [4]
+    assert set(shapes) == ({8, 4, 2} if scarce else {8})
 
 
 def test_settings_are_checked() -> None:

@@ -79,7 +79,7 @@ class Client:
             waiting = {pool.submit(self._one, scene): index for index, scene in enumerate(scenes)}
             for done in as_completed(waiting):
                 error = done.exception()
-                yield waiting[done], error if isinstance(error, Exception) else done.result()
+                yield waiting.pop(done), error if isinstance(error, Exception) else done.result()
         finally:
             pool.shutdown(cancel_futures=True)  # nobody waits for the others
 

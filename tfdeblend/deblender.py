@@ -46,6 +46,7 @@ KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
     "method": (str,),
     "seed": (int,),
     "batch_size": (int, NoneType),
+    "memory": (float, int, NoneType),
     "position_sigma": (float, int),
     "options": (MapOptions,),
     "calibration": (CalibrationOptions,),
@@ -218,22 +219,29 @@ class Deblender:
                     yield from self._of_chunk(run, wanted)
 
     def _of_chunk(self, run: Chunk, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended | Exception]]:
-        """The results of a batch; one that fails is done again in halves, until a scene fails alone."""
-        left = dict(zip(run.indices, run.scenes, strict=True))
+        """The results of a batch; one that fails is done again in halves, until a scene fails alone.
+
+        Halves have the batch's compiled shape, unless it was too large for the memory.
+        """
+        left, shape = dict(zip(run.indices, run.scenes, strict=True)), run.shape
         try:
             for index, result in run.results(wanted):
                 yield index, result
                 del left[index]
-        except Exception as error:
+            return
+        except Exception as error:  # which holds the batch's tensors: they are let go before the halves are done
             left = {index: scene for index, scene in left.items() if wanted is None or index not in wanted}
-            if len(left) == 1 == len(run.scenes):
+            if len(run.scenes) == 1:
                 yield from ((index, _failure(scene, error)) for index, scene in left.items())
                 return
-            indices = list(left)
-            half = (len(indices) + 1) // 2
-            for part in (indices[:half], indices[half:]):
-                if part:
-                    yield from self._of_chunk(replace(run, indices=part, scenes=[left[i] for i in part]), wanted)
+            if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+                shape = shape._replace(blends=(len(run.scenes) + 1) // 2)
+        indices = list(left)
+        half = (len(indices) + 1) // 2
+        for part in (indices[:half], indices[half:]):
+            if part:
+                again = replace(run, indices=part, scenes=[left[i] for i in part], shape=shape)
+                yield from self._of_chunk(again, wanted)
 
     def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
         """The scene's bucket, of stamps of `least` pixels or more.

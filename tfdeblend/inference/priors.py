@@ -134,8 +134,8 @@ class ClosedFormPrior(Prior):
     def _chains(self, run: SampleRun, compiled: Compiled, shape: BatchShape, members: list[int]) -> SampleGroup:
         """Runs the chains of scenes with about as many sources, by each scene's own random numbers."""
         alone = shape._replace(blends=1)
-        key, fit = ("chains", self.name, alone, run.samples), MapFit(run.fit.prior, alone, run.fit.options)
-        sampler: NutsSampler = compiled.get(key, lambda: NutsSampler(fit, run.samples, run.nuts))
+        key, of = ("chains", self.name, alone, run.samples), (run.fit.prior, alone, run.fit.options)
+        sampler: NutsSampler = compiled.get(key, lambda: NutsSampler(MapFit(*of), run.samples, run.nuts))
         names = [run.scenes[row].name for row in members]
         keys = random.keys(run.seed, names, 1 + run.samples).view(np.int32).reshape(len(members), -1, 2)
         tensors = run.tensors.first_sources(shape.sources)
