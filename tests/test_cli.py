@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -151,6 +152,55 @@ def test_results_belong_to_the_bytes_that_were_read(deblender, scenes, tmp_path,
         capsys.readouterr()
         assert deblend(scenes, "--out", out, "--no-figures") == 2
         assert "b.fits: INPUTSHA: expected a result of the same settings and input" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(deblender, scenes, tmp_path, capsys, monkeypatch):
+    """It is reported, also when the command is given again, until it is drawn."""
+    from tfdeblend.app import plots
+
+    def broken(result, path):
+        if result.scene.name == "b":
+            raise RuntimeError("no ink")
+        path.touch()
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "plot", broken)
+        for counted in ("3 done", "3 skipped"):
+            assert deblend(scenes, "--out", out) == 1
+            said = capsys.readouterr()
+            assert f"{scenes / 'b.npz'}: picture: RuntimeError: no ink" in said.err
+            assert f"scenes: {counted}" in said.out
+            assert len(Table.read(out / "catalog.ecsv")) == 9 and not (out / "b.png").exists()
+            (failure,) = json.loads((out / "failures.json").read_text())
+            assert failure["scene"] == "b" and failure["output"] == str(out / "b.fits")
+    assert deblend(scenes, "--out", out) == 0
+    assert (out / "b.png").exists() and not (out / "failures.json").exists()
+
+
+def test_no_picture_of_an_earlier_result_is_left(deblender, scenes, tmp_path):
+    out = tmp_path / "out"
+    deblend(scenes, "--out", out)
+    deblend(scenes, "--out", out, "--overwrite", "--no-figures")
+    assert not list(out.glob("*.png"))
+
+
+def test_a_full_disk_ends_the_run(deblender, scenes, tmp_path, capsys, monkeypatch):
+    """Astropy's own error has no number; the one that it handles has."""
+
+    def full(hdus, file):
+        if deblender.done == ["a"]:
+            return
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise OSError(f"Not enough space on disk: {error}")  # noqa: B904  as Astropy does
+
+    monkeypatch.setattr(files, "_write_hdus", full)
+    assert deblend(scenes, "--out", tmp_path / "out", "--no-figures") == 2
+    *_, done, error = capsys.readouterr().err.splitlines()
+    assert "1 of 3 scenes are done; give the same command to go on" in done
+    assert "Not enough space on disk" in error and deblender.done == ["a", "b"]
 
 
 def test_a_changing_input_fails_alone(deblender, scenes, tmp_path, monkeypatch):

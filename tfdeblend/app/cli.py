@@ -17,7 +17,7 @@ from tfdeblend.app.commands import positive
 from tfdeblend.errors import DataError
 from tfdeblend.version import __version__
 
-EXIT_CODES = "exit codes: 0 done, 1 some scenes failed, 2 bad usage or input, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 1 some scenes or pictures failed, 2 bad usage or input, 130 interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

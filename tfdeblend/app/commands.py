@@ -91,7 +91,7 @@ def deblend(args: argparse.Namespace) -> int:
         for key in ("catalog", "report"):
             if key in summary:
                 print(f"{key}: {summary[key]}")
-    return SOME_FAILED if summary["counts"]["failed"] else DONE
+    return SOME_FAILED if any("error" in scene for scene in summary["scenes"]) else DONE
 
 
 def reading(args: argparse.Namespace) -> Reading:

@@ -34,10 +34,11 @@ TILE = 96  # pixels, side of a source in a strip
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One scene of a run, without its images, or why it failed.
+    """One scene of a run, without its images.
 
     observations: the names of those that were fitted, each with its bands. undeclared: detections on the residuals of
-    all of them. notes: of all of them. strips: pictures of posterior samples.
+    all of them. notes: of all of them. strips: pictures of posterior samples. error: why the scene failed or, where it
+    has a catalogue, its pictures.
     """
 
     name: str
@@ -103,7 +104,7 @@ def write_report(folder: Path, entries: Sequence[Entry], title: str) -> Path:
 
     Raises: OSError where it cannot be written.
     """
-    paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.error is None}
+    paths = {entry.name: folder / f"{entry.name}.png" for entry in entries if entry.catalog is not None}
     paths = {name: path for name, path in paths.items() if path.exists()}
     embed = sum(path.stat().st_size for path in paths.values()) <= EMBED_LIMIT
     links = {

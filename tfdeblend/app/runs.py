@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SAID = 300  # characters of another package's message, at most
 CHUNK = 256  # scenes in memory at a time
 TOGETHER = {"catalog.ecsv", "catalog.parquet", "catalog.fits", "index.html", "failures.json"}
+PICTURES = (".samples.png", ".png")  # suffixes of a scene's
 NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what no other scene would fare better with
 
 
@@ -105,7 +106,7 @@ class Run:
         """Checks all inputs, then deblends those not done before, writing each result as it is finished.
 
         A field that cannot be done, whatever it fails of, is reported on standard error and becomes a failed entry; the
-        others are done.
+        others are done. So is a picture that cannot be drawn; its result is kept, and its entry has the error.
 
         Raises: DataError where results in `out` come from other settings or inputs, or no input can be used; OSError
           where `out` cannot be written.
@@ -142,7 +143,7 @@ class Run:
             title = f"{len(entries)} scene" + "s" * (len(entries) != 1)
             summary["report"] = str(write_report(self.out, entries, title))
         summary["scenes"] = [self._record(one) for one in self.inputs]
-        failures = [scene for scene in summary["scenes"] if scene["status"] == "failed"]
+        failures = [scene for scene in summary["scenes"] if "error" in scene]
         log = self.out / "failures.json"
         if failures:
             with written_whole(log) as temporary:
@@ -155,7 +156,7 @@ class Run:
         return self.out / f"{name}{suffix}"
 
     def _outputs(self, name: str) -> list[str]:
-        return [self._target(name, suffix).name for suffix in (".fits", ".png", ".samples.png")]
+        return [self._target(name, suffix).name for suffix in (".fits", *PICTURES)]
 
     def _done_before(self, one: Input, config: str) -> bool:
         """Whether nothing is to be done: a whole result of these settings and this input is there, or none can be.
@@ -178,9 +179,9 @@ class Run:
                 problem = f"expected a result of the same settings and input, received one of other {what}"
                 raise DataError(target, key.upper(), problem, "give --overwrite or another --out")
         with self._alone(one):
-            if self.figures and not self._target(one.name, ".png").exists():
-                self._plot(files.read(target), one.name)
             self._keep(one.name, entry, "skipped")
+            if self.figures and not self._target(one.name, PICTURES[-1]).exists():
+                self._plot(files.read(target), one.name)
         return True
 
     def _check(self, inputs: Sequence[Input]) -> dict[Input, Ready | None]:
@@ -234,20 +235,20 @@ class Run:
 
     def _write(self, one: Input, result: Deblended, facts: Mapping[str, str]) -> None:
         result = replace(result, header={**result.header, **facts})
+        for suffix in PICTURES:
+            self._target(one.name, suffix).unlink(missing_ok=True)  # of an earlier result
+        files.write(result, self._target(one.name))
+        self._keep(one.name, Entry.of(result), "done")
         if self.figures:
             self._plot(result, one.name)
-        files.write(result, self._target(one.name))  # last: a scene with this file is complete
-        self._keep(one.name, Entry.of(result), "done")
 
     def _plot(self, result: Deblended, name: str) -> None:
         from tfdeblend.app import plots
 
-        plots.plot(result, self._target(name, ".png"))
-        of_samples = self._target(name, ".samples.png")
+        of_samples, of_result = (self._target(name, suffix) for suffix in PICTURES)
         if result.samples is not None:
             plots.plot_samples(result, of_samples)
-        else:
-            of_samples.unlink(missing_ok=True)
+        plots.plot(result, of_result)  # last: a scene with this picture has all
 
     def _keep(self, name: str, entry: Entry, status: str) -> None:
         self.entries[name], self.status[name] = entry, status
@@ -261,18 +262,22 @@ class Run:
         try:
             yield
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NOWHERE_TO_WRITE:
+            if _nowhere_to_write(error):
                 raise
             self._fail(one, error)
 
     def _fail(self, one: Input, error: Exception) -> None:
+        """Reports an error of a field, which has failed by it; or its picture has, where a result is kept already."""
         message = str(error)
         if not isinstance(error, DataError | OSError):
             message = f"{type(error).__name__}: {message[:SAID]}" if message else type(error).__name__
+        entry = self.entries.get(one.name, Entry(one.name))
+        if entry.catalog is not None:
+            message = f"picture: {message}"
         if not any(str(file) in message for file in (*one.files, one.catalog) if file):
             message = f"{one.files[0]}: {message}"
         message = one_line(message)
-        self._keep(one.name, Entry(one.name, error=message), "failed")
+        self._keep(one.name, replace(entry, error=message), self.status.get(one.name, "failed"))
         tqdm.write(f"tfdeblend: {message}", file=sys.stderr)
 
     def _record(self, one: Input) -> dict[str, Any]:
@@ -281,8 +286,10 @@ class Run:
         record: dict[str, Any] = {"scene": name, "input": str(one.files[0]), "status": self.status[name]}
         if len(one.files) > 1:
             record["observations"] = [str(file) for file in one.files]
+        if entry.error is not None:
+            record["error"] = entry.error
         if entry.catalog is None:
-            return record | {"error": entry.error}
+            return record
         figure = self._target(name, ".png")
         record |= {"output": str(self._target(name)), "figure": str(figure) if figure.exists() else None}
         record |= {"sources": len(entry.catalog), "undeclared": entry.undeclared}
@@ -300,6 +307,15 @@ class Run:
     def _progress(self, items: Iterable[Input] | None, what: str, total: int | None = None) -> tqdm:
         every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
         return tqdm(items, what, total, unit="scene", file=sys.stderr, disable=self.quiet, mininterval=every)
+
+
+def _nowhere_to_write(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from as by Astropy, is that nothing can be written any more."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NOWHERE_TO_WRITE:
+            return True
+        error = error.__context__
+    return False
 
 
 def _collect(notes: dict[str, list[str]], scene: Scene, known: Scene | None = None) -> None:
