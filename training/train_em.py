@@ -45,11 +45,11 @@ class Run:
     """
 
     def __init__(self, config: EMConfig, out: Path):
-        self.config, self.out = config, out.resolve()
+        self.config, self.out = config, out.resolve()  # which the trainings below it keep in their settings
         check_start(config)
         self._keep_config()
-        self.blends = Blends.prepare(config, read_scenes(config), out / "initial_fits")
-        self.evaluator = Evaluator(config, self.blends.shards["validation"], self.blends.halves, out)
+        self.blends = Blends.prepare(config, read_scenes(config), self.out / "initial_fits")
+        self.evaluator = Evaluator(config, self.blends.shards["validation"], self.blends.halves, self.out)
         self._expectations: dict[type, em.Expectation] = {}
         self._twin: em.Expectation | None = None
 
