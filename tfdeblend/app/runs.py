@@ -262,7 +262,7 @@ class Run:
         try:
             yield
         except Exception as error:
-            if _nowhere_to_write(error):
+            if isinstance(error, OSError) and error.errno in NOWHERE_TO_WRITE:
                 raise
             self._fail(one, error)
 
@@ -307,15 +307,6 @@ class Run:
     def _progress(self, items: Iterable[Input] | None, what: str, total: int | None = None) -> tqdm:
         every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
         return tqdm(items, what, total, unit="scene", file=sys.stderr, disable=self.quiet, mininterval=every)
-
-
-def _nowhere_to_write(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from as by Astropy, is that nothing can be written any more."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in NOWHERE_TO_WRITE:
-            return True
-        error = error.__context__
-    return False
 
 
 def _collect(notes: dict[str, list[str]], scene: Scene, known: Scene | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, and put that file in place of `path` once all is written.
 
     Folders that are missing are made. The temporary file has the suffixes of `path`, and a name that begins with a dot;
-    it is removed where writing fails. Raises: OSError where the folder cannot be written to.
+    it is removed where writing fails. Raises: OSError where the folder cannot be written to, or has no space left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +24,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # NumPy and Astropy do not say why only a part of a file could be written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
