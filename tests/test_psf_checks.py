@@ -57,6 +57,22 @@ def test_a_band_off_its_middle_is_moved_there_with_a_note(offset: tuple[float, f
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("width", [3.0, 5.0])
+def test_small_stamps_are_centred_too(width: float) -> None:
+    """Though the window of the centroid reaches out of them."""
+    psf, _ = checked(moffat(width, 9), moffat(width, 9, (0.3, -0.4)))
+    np.testing.assert_allclose([centroid(band) for band in psf], 4, atol=0.06)
+    np.testing.assert_array_equal(as_psf("blend", psf, ("g", "r"), None, []), psf)
+
+
+def test_a_psf_too_narrow_for_a_shift_stays_as_it_is() -> None:
+    given = gaussian((SIDE, SIDE), SIDE // 2 + 0.4, SIDE // 2 - 0.4, 0.35)
+    psf, notes = checked(given)
+    np.testing.assert_allclose(psf[0], given / given.sum(), rtol=1e-5, atol=1e-9)
+    assert "PSF too narrow to be shifted to its stamp's middle" in [note.split(":")[0] for note in notes]
+    np.testing.assert_array_equal(as_psf("blend", psf, ("g",), None, []), psf)
+
+
 def test_a_doubt_is_noted_once() -> None:
     """Also where a note of one band's file has become one of the field's."""
     psf, notes = checked(moffat(4.0, 13), moffat(4.0, 13))

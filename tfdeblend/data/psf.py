@@ -19,6 +19,7 @@ NARROWEST_MODEL_SIGMA = 0.45  # below, a stamp sampled at whole pixels no longer
 LARGEST_GAIN = 1.02  # of PSF over model PSF in Fourier space: the sigma that just obeys it has the least aliasing
 FWHM_PER_SIGMA = 2.3548  # of a Gaussian
 NARROWEST_WINDOW = 1.3  # pixels: sigma of the window of a centroid; in a narrower one pixels would bias it
+WINDOW_REACH = 5  # of its sigma, where the window ends
 GAIN_SIDE = 64  # pixels of the Fourier grid on which that gain is looked at
 
 
@@ -47,15 +48,16 @@ def centroid(psf: np.ndarray) -> tuple[float, float]:
     """Measure where a PSF (h, w) is centred: (y, x) in pixels, in a Gaussian window as wide as its core.
 
     Wings and their noise hardly count, as in SExtractor's XWIN_IMAGE. It is good to 0.01 pixel from a width of 1.5
-    pixels on.
+    pixels on, and to 0.05 where the window reaches out of the stamp, beyond which there is taken to be no light.
     """
     import sep
 
     core = psf > psf.max() / 2
     y, x = (float(at.mean()) for at in np.nonzero(core))
     sigma = max(core_width(psf) / FWHM_PER_SIGMA, NARROWEST_WINDOW)
-    [found_x], [found_y], [flag] = sep.winpos(np.ascontiguousarray(psf, float), [x], [y], sigma)
-    return (y, x) if flag else (float(found_y), float(found_x))  # flagged are windows that reach out of the stamp
+    border = int(np.ceil(WINDOW_REACH * sigma))
+    [found_x], [found_y], [flag] = sep.winpos(np.pad(psf.astype(float), border), [x + border], [y + border], sigma)
+    return (y, x) if flag else (float(found_y) - border, float(found_x) - border)
 
 
 def core_width(psf: np.ndarray) -> float:

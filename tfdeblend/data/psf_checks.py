@@ -59,14 +59,16 @@ def as_psf(
     lines = []
     if abs(totals[worst] - 1) > ROUNDING:
         lines.append(f"PSF renormalised: summed to {', '.join(f'{total:.4f}' for total in totals)}")
-    array, offsets = centred(array / np.where(np.abs(totals - 1) > FLOAT32, totals, 1)[:, np.newaxis, np.newaxis])
+    given = array / np.where(np.abs(totals - 1) > FLOAT32, totals, 1)[:, np.newaxis, np.newaxis]
+    array, offsets = centred(given)
     far = [
         f"{x:+.2f}, {y:+.2f} pixel in {band}"
         for band, (y, x) in zip(bands, offsets, strict=True)
         if np.hypot(y, x) >= NOTED_OFF_CENTER
     ]
     if far:
-        lines.append(f"PSF shifted to its stamp's middle: it was off by (x, y) {'; '.join(far)}")
+        done = "too narrow to be shifted to its stamp's middle" if array is given else "shifted to its stamp's middle"
+        lines.append(f"PSF {done}: it was off by (x, y) {'; '.join(far)}")
     lines += doubts(array, bands, pixel_scale)
     notes += [line for line in lines if not any(line.split(":")[0] in note for note in notes)]
     return array.astype(np.float32)
@@ -97,13 +99,23 @@ def _cube(where: str | Path, psf: Any, bands: tuple[str, ...]) -> np.ndarray:
 def centred(psf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shift the bands of a PSF (C,h,w) whose centroid is further than OFF_CENTER from the origin of all onto it.
 
+    Where a shift does not bring a band there, or makes it negative, it is too narrow for one: then all stay as they
+    are.
+
     Returns:
         The PSF, each band with the sum it had; and the offsets (C,2) along (y, x), in pixels, that it had.
     """
-    offsets = np.array([centroid(band) for band in psf]) - psf_center(psf)
+    origin = np.array(psf_center(psf))
+    offsets = np.array([centroid(band) for band in psf]) - origin
     far = np.hypot(*offsets.T) > OFF_CENTER
-    moved = [shifted(band, *-by) if off else band for band, by, off in zip(psf, offsets, far, strict=True)]
-    return np.stack(moved), offsets
+    if not far.any():
+        return psf, offsets
+    pairs = zip(psf, offsets, far, strict=True)
+    moved = np.stack([shifted(band, *-by) if off else band for band, by, off in pairs])
+    left = np.array([centroid(band) for band in moved]) - origin
+    deeper = np.minimum(psf.min((1, 2)), 0) - moved.min((1, 2))
+    whole = (np.hypot(*left.T) <= OFF_CENTER) & (deeper < NEGATIVE * moved.max((1, 2)))
+    return (moved if whole.all() else psf), offsets
 
 
 def shifted(psf: np.ndarray, dy: float, dx: float) -> np.ndarray:
