@@ -17,6 +17,7 @@ from scene_files import BANDS, SHAPE, XY, arrays, celestial
 
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.plausibility import examined
 from tfdeblend.data.psf import fwhm
 from tfdeblend.data.scene import REACH, Scene, Source, finest_first
 from tfdeblend.errors import DataError
@@ -155,6 +156,23 @@ def test_positions_at_odds_with_the_light_are_noted(observation: Observation) ->
         assert len(notes) == (note is not None) and (note is None or re.match(note, notes[0])), notes
 
 
+@pytest.mark.parametrize("missing", [np.nan, np.inf, np.ma.masked])
+def test_rows_without_a_position_are_left_out(missing: Any, observation: Observation) -> None:
+    """By pixels, by the sky, and by both, with a note; the rows stay."""
+    table = Table(
+        {"ra": sky().ra.deg, "dec": sky().dec.deg, "x": XY[:, 0], "y": XY[:, 1], "id": ["a", "b"]}, masked=True
+    )
+    table.add_row([150.0, 2.0, 3.0, 3.0, "c"])
+    table["x"][2] = table["ra"][2] = missing
+    for names in (("x", "y", "id"), ("ra", "dec", "id"), tuple(table.colnames)):
+        scene = Scene.from_catalog(observation, table[names])
+        assert scene.left_out.tolist() == [False, False, True]
+        np.testing.assert_allclose(scene.kept.positions, YX, atol=1e-6)
+        (note,) = scene.observation.notes
+        assert note.startswith("1 of 3 sources left out, with no unmasked pixel near them, such as 'c' at x=")
+        assert examined(scene).left_out.tolist() == scene.left_out.tolist()
+
+
 def test_the_catalogue_of_a_larger_field_is_cut(observation: Observation) -> None:
     far = np.column_stack([np.arange(101) + 500, np.zeros(101)])
     few = Scene.from_catalog(observation, np.concatenate([XY, far[1:]]))
@@ -241,7 +259,7 @@ def test_duplicates_are_found_wherever_they_are(observation: Observation) -> Non
 
 @pytest.mark.parametrize(
     "sources",
-    [(), (Source(np.nan, 3),), (Source(3, 3, "star"),), (Source(3, 3, id="a"), Source(9, 9, id="a"))],
+    [(), (Source(np.nan, 3), Source(3, np.inf)), (Source(3, 3, "star"),), (Source(3, 3, id="a"), Source(9, 9, id="a"))],
     ids=["none", "nan", "kind", "id"],
 )
 def test_refused(sources: tuple[Source, ...], observation: Observation) -> None:

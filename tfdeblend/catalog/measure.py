@@ -347,7 +347,7 @@ FLAG_NAMES = {
     BEYOND_PRIOR: "larger than the learned prior's stamps, or without light: near the bulge-disk fit",
     UNSEEN: "all masked in some band: its flux there is NaN",
     SATURATED: "saturated pixels within a PSF's width of its centre",
-    LEFT_OUT: "not fitted: outside of the image, or without data in any band",
+    LEFT_OUT: "not fitted: outside of the image, without data in any band, or without a position",
     OVERSTATED: "chi-square per pixel below 0.5 where this source shines: the noise is overstated",
 }
 

@@ -69,7 +69,8 @@ APART = 1.0  # pixels by which two sets of positions may differ and be the same
 
 @dataclass(frozen=True)
 class Rows:
-    """N sources. positions: (N,2) of (y, x) in pixels. kinds, ids: as in `Source`, ids "" where the table has none."""
+    """N sources. positions: (N,2) of (y, x) in pixels, NaN where the table has none. kinds, ids: as in `Source`, ids ""
+    where the table has none."""
 
     positions: np.ndarray
     kinds: list[str]
@@ -106,7 +107,15 @@ class Column(NamedTuple):
     def pixels(self, where: str) -> np.ndarray:
         if self.unit is not None and not str(self.unit).lower().startswith("pix"):
             raise DataError(where, f"catalog.{self.name}", f"expected pixels, received {self.unit}")
-        return self.plain(where, "fiu", "numbers").astype(float)
+        return self.numbers(where)
+
+    def numbers(self, where: str) -> np.ndarray:
+        """The values (N,) as floats, NaN where they are masked or infinite."""
+        values = getattr(self.values, "value", self.values)
+        if np.ma.is_masked(values) and values.dtype.kind in "fiu":
+            values = values.astype(float).filled(np.nan)
+        floats = Column(self.name, values).plain(where, "fiu", "numbers").astype(float)
+        return np.where(np.isfinite(floats), floats, np.nan)
 
     def degrees(self, where: str) -> np.ndarray:
         """Angles, of which those without a unit are in degrees."""
@@ -116,7 +125,7 @@ class Column(NamedTuple):
             scale = 1.0 if self.unit is None else units.Unit(self.unit).to(units.deg)
         except (units.UnitsError, TypeError, ValueError) as error:
             raise DataError(where, f"catalog.{self.name}", f"expected degrees, received {self.unit}") from error
-        return scale * self.plain(where, "fiu", "numbers").astype(float)
+        return scale * self.numbers(where)
 
 
 class Places(NamedTuple):
@@ -222,11 +231,12 @@ def _by_angles(observation: Observation, first: Column, second: Column) -> Place
     from astropy.coordinates import SkyCoord
 
     ra, dec = first.degrees(observation.name), second.degrees(observation.name)
-    if not (np.abs(dec) <= 90).all():
+    if (np.abs(dec) > 90).any():
         raise DataError(observation.name, f"catalog.{second.name}", "expected degrees from -90 to 90, received others")
     found = Places(f"{first.name}, {second.name}", _on_image(observation, SkyCoord(ra, dec, unit="deg")))
     bare = first.unit is second.unit is None
-    if bare and not _inside(observation, found.positions) and (np.abs(ra) <= 7).all() and (np.abs(dec) <= 1.6).all():
+    small = not (np.abs(ra) > 7).any() and not (np.abs(dec) > 1.6).any()
+    if bare and small and not _inside(observation, found.positions):
         radians = _on_image(observation, SkyCoord(ra, dec, unit="rad"))
         if _inside(observation, radians):
             return Places(
@@ -242,13 +252,13 @@ def _best(observation: Observation, choices: list[Places]) -> tuple[Places, list
     if not others:
         return first, list(first.notes)
     light, differing = Light(observation), [first, *others]
-    seen = [light.seen(one.positions) if len(one.positions) else 0.0 for one in differing]
+    seen = [light.seen(one.positions[np.isfinite(one.positions).all(1)]) for one in differing]
     inside = [_inside(observation, one.positions) for one in differing]
     best = max(range(len(differing)), key=lambda n: (seen[n], inside[n], -n))
     chosen, other = differing[best], differing[1 if best == 0 else 0]
     if chosen.columns == other.columns:
         return chosen, list(chosen.notes)
-    apart = np.median(np.hypot(*(chosen.positions - other.positions).T))
+    apart = np.nanmedian(np.hypot(*(chosen.positions - other.positions).T))
     taken = f"{chosen.columns} taken, which see more light than {other.columns}"
     return chosen, [*chosen.notes, f"{taken}, {apart:.3g} pixels away in the median by the WCS"]
 
@@ -258,7 +268,8 @@ def _same(observation: Observation, places: np.ndarray, others: np.ndarray) -> b
     shape = np.array(observation.shape[1:])
     near = [((one > -0.5) & (one < shape - 0.5)).all(1) for one in (places, others)]
     distance = np.hypot(*(places - others)[near[0] | near[1]].T)
-    return not len(distance) or bool(np.median(distance) <= APART)
+    known = distance[np.isfinite(distance)]
+    return not len(known) or bool(np.median(known) <= APART)
 
 
 def _inside(observation: Observation, places: np.ndarray) -> int:

@@ -48,7 +48,7 @@ def examined(scene: Scene, trust_weights: bool = False, background: bool = False
     """
     observations = []
     for one, pixels in zip(scene.observations, scene.maps, strict=True):
-        positions = np.linalg.solve(pixels.matrix, (scene.positions - pixels.offset).T).T
+        positions = np.linalg.solve(pixels.matrix, (scene.positions[~scene.left_out] - pixels.offset).T).T
         new = [note for note in _notes(one, positions, trust_weights, background) if note not in one.notes]
         observations.append(replace(one, notes=(*one.notes, *new)) if new else one)
     same = all(one is own for one, own in zip(observations, scene.observations, strict=True))

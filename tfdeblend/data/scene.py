@@ -61,7 +61,7 @@ class Scene:
         sources: where the sources are, in pixels of the first observation; one without an `id` gets its index.
 
     Raises:
-        DataError: no source, or none that can be fitted, a position that is not finite, two sources within 0.1 pixel,
+        DataError: no source, or none that can be fitted, two sources within 0.1 pixel,
             an unknown kind, an id used twice; observations that cannot be joined: without a WCS, with finer pixels than
             the first's, without a name of their own, with unnamed bands, or with zero points of some alone.
     """
@@ -159,7 +159,7 @@ class Scene:
     def left_out(self) -> np.ndarray:
         """(K,) bool: which sources are not fitted, as no observation has an unmasked pixel within `REACH` of them.
 
-        They lie outside of the image, or where there are no data in any band.
+        They lie outside of the image, or where there are no data in any band, or have no finite position.
         """
         seen = np.zeros(len(self.sources), bool)
         for number, pixels in enumerate(self.maps):
@@ -272,10 +272,6 @@ class Scene:
 
     def _check_positions(self) -> None:
         positions, shape = self.positions, self.observation.shape[1:]
-        finite = np.isfinite(positions).all(axis=1)
-        if not finite.all():
-            count = int((~finite).sum())
-            raise DataError(self.name, "catalog", f"expected finite positions, received {count} that are not")
         fitted = positions[~self.left_out]
         if not len(fitted):
             outside = ((positions < -0.5) | (positions > np.array(shape) - 0.5)).any(axis=1)
