@@ -29,7 +29,7 @@ SURVEYS: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "Legacy": (
         "legacysurvey-0000p000-image-r.fits.fz",
         {"weights": "legacysurvey-0000p000-invvar-r.fits.fz"},
-        ["legacysurvey-0000p000-nexp-r.fits.fz", "legacysurvey-0000p000-psfsize-r.fits.fz"],
+        ["legacysurvey-0000p000-model-r.fits.fz", "legacysurvey-0000p000-psfsize-r.fits.fz"],
     ),
     "CANDELS": ("hlsp_gs-tot_f814w_v1.0_drz.fits", {"sigma": "hlsp_gs-tot_f814w_v1.0_rms.fits"}, []),
     "grizli": ("a2744-f115w_drc_sci.fits", {"weights": "a2744-f115w_drc_wht.fits"}, []),

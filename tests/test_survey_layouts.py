@@ -132,7 +132,7 @@ LAYOUTS: dict[str, tuple[list[Any], dict[str, Any], str, float | None, list[int]
     ),
     "JWST cal": (
         [science(BUNIT="MJy/sr", PIXAR_A2=0.04), ("ERR", full(SIGMA), {}), ("DQ", BITS, {}), ("AREA", full(1), {})],
-        {"TELESCOP": "JWST", "FILTER": "F277W", "PUPIL": "CLEAR"},
+        {"TELESCOP": "JWST", "BAND": "N/A", "FILTER": "F277W", "PUPIL": "CLEAR"},
         "F277W",
         -2.5 * np.log10(1e6 * AREA / 3631),
         [0],
@@ -371,6 +371,12 @@ def test_a_surface_brightness_needs_an_area() -> None:
 def test_magnitudes_are_refused(unit: str) -> None:
     with pytest.raises(DataError, match=r"observation: unit: expected a linear unit, received .*; convert magnitudes"):
         observe(unit)
+
+
+def test_images_of_pan_starrs_are_refused_as_they_come(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.fits", science(BSOFTEN=46.0, BOFFSET=12.0))
+    with pytest.raises(DataError, match=r"BSOFTEN: expected fluxes, received numbers on the scale of asinh; convert"):
+        io.read(path)
 
 
 def test_zero_points_at_odds_with_the_unit_are_noted() -> None:

@@ -23,13 +23,13 @@ from tfdeblend.io.files import SUFFIXES, scene_name
 
 IMAGE = frozenset("image img sci science drz drc i2d".split())
 WORDS = {  # of the parts of `Contents`, and of other maps, which are not read
-    "weights": "invvar ivar wht weight weights wgt wei conf",
+    "weights": "invvar ivar ivm wht weight weights wgt wei wt conf",
     "variance": "var variance",
-    "sigma": "rms err error sigma std unc",
+    "sigma": "rms err error sigma std stddev unc uncert uncertainty",
     "mask": "mask msk flag flags dq bpm maskbits",
     "psf": "psf",
     "other": "ctx context coverage depth galdepth psfdepth psfsize nexp expmap exptime seg segm segmap "
-    "segmentation chi2 blobmodel",
+    "segmentation chi2 blobmodel model resid residual bkg",
 }
 PART = {word: part for part, words in WORDS.items() for word in words.split()}
 BAND = re.compile(r"[ugrizyjhk]|ks|vis|[nf]uv|w[1-4]|f\d{3,4}(?:w|n|m|lp|x|w2|n2)|mp\d{4}")

@@ -21,6 +21,7 @@ OTHER_ZEROPOINTS = (
     *("MAGZEROPOINT", "MAG_ZERO", "ABMAGZP", "ZPT"),
 )
 CLEAR = "CLEAR"
+NOTHING = ("N/A", "NONE", "NULL", "UNKNOWN", "UNDEFINED")  # what headers say that know no band
 WIDTHS = ("N", "M", "W", "LP", "X", "W2")  # of the filters of HST and JWST, the narrowest first
 SPACE_FILTER = re.compile(r"F\d{3,4}(W2|LP|[NMWX])")
 AREA_AGREES = 0.05  # by which a pixel's area in the header and the WCS may differ
@@ -50,7 +51,8 @@ def band_names(header: Header, count: int) -> list[str] | None:
 
 
 def _text(header: Header, key: str) -> str:
-    return str(header.get(key, "")).strip()
+    text = str(header.get(key, "")).strip()
+    return "" if text.upper() in NOTHING else text
 
 
 def _single_filter(text: str, pupil: str) -> str:
@@ -164,6 +166,13 @@ def celestial_wcs(path: Path, *headers: Any) -> Any:
             if wcs.has_celestial:
                 return wcs
     return None
+
+
+def refuse_asinh(path: Path, header: Header) -> None:
+    """Raises: DataError for an image whose numbers are magnitudes of the inverse hyperbolic sine, as of Pan-STARRS."""
+    if "BSOFTEN" in header:
+        remedy = "convert it: BOFFSET + 2 BSOFTEN sinh(number / 1.0857)"
+        raise DataError(path, "BSOFTEN", "expected fluxes, received numbers on the scale of asinh", remedy)
 
 
 def one_unit(path: Path, headers: Sequence[Header]) -> Any:

@@ -99,6 +99,7 @@ def load(path: Path) -> Contents:
         layers = Layers(path, hdus)
         images = layers.images
         headers = [header_values(path, hdu, hdus[0]) for hdu in images]
+        hd.refuse_asinh(path, headers[0])
         parts = {field: layers.stack(field) for field in names.PARTS}
         if parts["saturated"] is not None:
             parts["saturated"] = parts["saturated"] > 0

@@ -20,7 +20,7 @@ NOISES = ("variance", "sigma", "weights")  # that is used where a file has sever
 # Contexts, exposures, parts of the noise and distortions, which say nothing more; and what simulations add.
 HARMLESS = re.compile(
     r"CTX|CON|CONTEXT|(VAR|ERR)_(POISSON|RNOISE|FLAT|IMSUB)|HDRTAB|ASDF|WCSDVARR|WCSCORR|D2IMARR|AREA|N?EXP|NIMAGES?"
-    r"|EXPTIME|EXPOSURE|COVERAGE|TRUTH\w*|NOISE_?KER(NEL)?|MODEL_?SIG(MA)?"
+    r"|EXPTIME|EXPOSURE|COVERAGE|SAMP|TIME|TRUTH\w*|NOISE_?KER(NEL)?|MODEL_?SIG(MA)?"
 )
 
 
