@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_images_of_magnitudes_are_refused() -> None:
     images = 27 - 2.5 * np.log10(np.maximum(scene.observation.images, 0.01))
     with pytest.raises(DataError, match=r"images: expected fluxes, received values such as .* as magnitudes are"):
         examined(with_change(scene, images=images))
+
+
+def test_pixels_without_data_that_are_not_masked_are_noted_alone() -> None:
+    scene = blend()
+    images = scene.observation.images.copy()
+    images[:, : SHAPE[0] // 3] = 0
+    found = notes(with_change(scene, images=images))
+    assert re.fullmatch(r"3.% of the pixels are exactly 0: mask them where there are no data", found), found
+
+
+def test_a_level_of_the_sky_is_not_taken_for_another_mistake() -> None:
+    """Neither where it is far below 0, nor where weights vary from pixel to pixel."""
+    scene = blend()
+    weights = scene.observation.weights * np.random.default_rng(0).uniform(0.7, 1.3, scene.observation.shape)
+    for level, changed in ((-20, {}), (30, {"weights": weights})):
+        images = scene.observation.images + level * SIGMA
+        (found,) = examined(with_change(scene, images=images, **changed)).observation.notes
+        assert found.startswith("the sky is not 0"), found
 
 
 def test_an_image_without_noise_is_noted() -> None:

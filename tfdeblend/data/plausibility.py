@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.fft
+from scipy.ndimage import binary_opening
 
 from tfdeblend.data import sky
 from tfdeblend.data.sky import Level, Scatter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 NOTED, REFUSED = 1.5, 3.0  # factors between the noise that weights state and the sky's scatter
 MAGNITUDES = (10.0, 40.0)
+BLANK = 0.01  # of the pixels
 ALIKE = 1.25  # factor within which weights are what they seem to be
 CORRELATED = 1.25  # factor by which errors are too small
 SHARPER = 1.3  # ratio of curvatures
@@ -57,6 +59,10 @@ def examined(scene: Scene, trust_weights: bool = False, background: bool = False
 
 def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, background: bool) -> Iterator[str]:
     _refuse_magnitudes(one, positions)
+    blank = _blank(one)
+    share = blank.sum() / one.valid.sum()
+    if BLANK < share < 1:
+        one = replace(one, weights=np.where(blank, 0, one.weights))
     empty = sky.empty(one)
     scatters, smoothing = sky.scatters(one, empty)
     stated = sky.stated_noise(one)
@@ -65,6 +71,8 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
         band for band, each in zip(one.bands, scatters, strict=True) if each and (each.noiseless or not each.high)
     ]:
         yield f"no noise is seen in {_listed(silent)}, although the weights state some: errors cannot be checked"
+    elif share > BLANK:
+        yield f"{share:.0%} of the pixels are exactly 0: mask them where there are no data"
     yield from _on_weights(one, scatters, stated, trust_weights)
     if not background:
         yield from _on_level(one.bands, sky.levels(one, empty, seen))
@@ -74,6 +82,12 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
         yield f"{expected}; --sky-correlation (Observation.with_sky_correlation()) measures and uses it"
     if sharp := _sharper(one, positions, seen / stated):
         yield f"sources in {_listed(sharp)} fall off faster than the PSF does: is it of another pixel scale or image?"
+
+
+def _blank(one: Observation) -> np.ndarray:
+    """(C,H,W) bool: the unmasked pixels in squares of nine that are exactly 0, but in images of integers."""
+    whole = bool((one.images == np.round(one.images)).all())
+    return binary_opening(one.valid & (one.images == 0) & ~whole, np.ones((1, 3, 3)))
 
 
 def _refuse_magnitudes(one: Observation, positions: np.ndarray) -> None:
@@ -159,7 +173,8 @@ def _sharper(one: Observation, positions: np.ndarray, scatter: np.ndarray) -> li
         return []
     width = np.arange(-reach, reach + 1)
     rows, columns = y[room, None, None] + width[:, None], x[room, None, None] + width
-    image, weights = (part[:, rows, columns].astype(float) for part in (one.images, one.weights))  # (C, K, n, n)
+    raised = one.images - np.minimum(one.sky_levels(), 0)[:, None, None]  # what is seen is not negative
+    image, weights = (part[:, rows, columns].astype(float) for part in (raised, one.weights))  # (C, K, n, n)
     shifted = _shifted(np.pad(one.psf.astype(float), ((0, 0), (reach, reach), (reach, reach))))
     seen, own = _mean(image), _mean(shifted)
     bright = own > 0.02 * own.max((1, 2, 3), keepdims=True)

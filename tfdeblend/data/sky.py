@@ -147,7 +147,8 @@ def scatters(observation: Observation, sky: np.ndarray) -> tuple[list[Scatter | 
     Args:
         sky: (H,W) bool, the empty pixels.
     """
-    values, valid = observation.images * np.sqrt(observation.weights), observation.valid
+    flat = observation.images - observation.sky_levels()[:, None, None]  # else weights that vary make a level scatter
+    values, valid = flat * np.sqrt(observation.weights), observation.valid
     pairs = list(zip(values, valid, strict=True))
     measured = np.array([[_differences(*pair, lag) for lag in LAGS] for pair in pairs])  # (C, lags, 2)
     sizes, number = measured[..., 0], measured[..., 1]
