@@ -86,6 +86,21 @@ def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
     assert io.read(path)[0].notes == ("not read, as not understood or given twice: depth",)
 
 
+def test_names_that_begin_with_the_image_s_are_no_further_bands(tmp_path: Path) -> None:
+    bad = np.zeros(ONE, np.uint8)
+    bad[3, 4] = 1
+    rest = ("IMAGE_RAW", IMAGE, {})
+    path = write(tmp_path / "a.fits", science(), ("SCI_ERR", full(SIGMA), {}), ("SCI_MASK", bad, {}), rest)
+    observation = io.read(path)[0]
+    np.testing.assert_allclose(observation.weights[0], np.where(bad, 0, SIGMA**-2), rtol=1e-5)
+    assert observation.notes == ("not read, as not understood or given twice: IMAGE_RAW",)
+    both = [(name, *science()[1:]) for name in ("SCI_g", "SCI_r")]
+    path = write(tmp_path / "b.fits", *both, ("SCI_r_ERR", full(SIGMA), {}), ("SCI_g_ERR", full(2 * SIGMA), {}))
+    observation = io.read(path)[0]
+    assert observation.bands == ("g", "r")
+    np.testing.assert_allclose(observation.weights[:, 0, 0], [SIGMA**-2 / 4, SIGMA**-2], rtol=1e-5)
+
+
 def test_the_weights_of_jwst_alone_are_a_mask(tmp_path: Path) -> None:
     weights = full(900)
     weights[:2] = 0
@@ -432,6 +447,8 @@ def test_what_is_said_of_a_file_takes_the_place_of_what_it_says(tmp_path: Path) 
         "zeropoints 25.5 as given, not 27 of MAGZERO",
         "pixel_scale 0.3 arcsec given, 0.2 in the WCS",
     )
+    (note,) = io.read(path, zeropoints={"G": 25.0})[0].notes
+    assert note == "zero points given for G, not for g"
     npz = write_npz(tmp_path / "a.npz", ("filters",))
     assert io.read(npz, bands=BANDS, zeropoints={"g": 25.0, "r": 26.0, "i": 27.0})[0].zeropoints == pytest.approx(
         [25, 26, 27]

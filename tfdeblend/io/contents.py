@@ -74,6 +74,8 @@ class Contents:
                 if parts[field] is None:
                     raise DataError(self.path, field, "expected this key, received none")
             bands = validation.as_bands(self.path, parts["bands"], len(images))
+            if isinstance(reading.zeropoints, Mapping) and not {*bands} & {*reading.zeropoints}:
+                notes.append(f"zero points given for {', '.join(reading.zeropoints)}, not for {', '.join(bands)}")
             masked = np.zeros(images.shape, bool)
             if mask is not None:
                 masked = masks.masked_pixels(self.path, mask, images.shape, reading.mask_planes, self.planes, bands)

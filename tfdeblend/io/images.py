@@ -157,8 +157,10 @@ class Layers:
                 words.setdefault(name.word, []).append((name.tag or str(hdu.ver), hdu))
             elif hdu.header.get("NAXIS", 0) > 0:
                 unknown.append(hdu)
-        named = [pair for found in known.pop("images").values() for pair in found]
-        images = [(key, hdu) for key, hdu in named if hdu.header.get("NAXIS", 0) > 0]
+        named = [(word, *pair) for word, found in known.pop("images").items() for pair in found]
+        named = [(word, key, hdu) for word, key, hdu in named if hdu.header.get("NAXIS", 0) > 0]
+        images = [(key, hdu) for word, key, hdu in named if hdu.name.upper() == word] or [pair[1:] for pair in named]
+        unknown += [hdu for _, key, hdu in named if (key, hdu) not in images]
         if not images:
             images = [(str(number), hdu) for number, hdu in enumerate(self._unnamed(hdus, unknown))]
         self.keys = [key for key, _ in images]

@@ -25,7 +25,10 @@ HARMLESS = re.compile(
 
 
 class Name(NamedTuple):
-    """A name of an extension, taken apart: WHT_g is `part` "weights", `word` "WHT", `tag` "g"; SCI2 has the tag "2"."""
+    """A name of an extension, taken apart.
+
+    WHT_g is `part` "weights", `word` "WHT", `tag` "g"; SCI2 has the tag "2"; SCI_g_ERR is the noise of SCI_g, as ERR_g.
+    """
 
     part: str
     word: str
@@ -37,7 +40,10 @@ def parsed(name: str) -> Name | None:
     for part, words in PARTS.items():
         for word in words:
             if match := re.fullmatch(rf"{word}(?:[_.\- ](\w[\w.\-]*)|(\d+))?", name.strip(), re.IGNORECASE):
-                return Name(part, word, match[1] or match[2] or "")
+                tag = match[1] or match[2] or ""
+                band, _, last = tag.rpartition("_")
+                own = parsed(last) if part == "images" and last else None
+                return Name(part, word, tag) if own is None else own._replace(tag=band)
     return None
 
 
