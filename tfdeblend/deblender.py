@@ -41,7 +41,6 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
-SAID = 200  # characters of another package's message, at most
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
     "method": (str,),
     "seed": (int,),
@@ -474,8 +473,11 @@ def _failure(scene: Scene, error: Exception) -> DataError:
         return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("[[", "Detected at node", "Graph execution error", "File "))]
-    received = f"{type(error).__name__}: {said[0][:SAID]}" if said else type(error).__name__
-    return DataError(scene.name, "fit", f"expected numbers that can be fitted, received {received}")
+    received = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    failure = DataError(scene.name, "fit", f"expected numbers that can be fitted, received {received}")
+    if not isinstance(error, MemoryError | tf.errors.OpError):  # whose traceback would hold a batch's tensors
+        failure.__cause__ = error
+    return failure
 
 
 def _check_finite(scene: Scene, *arrays: np.ndarray) -> None:

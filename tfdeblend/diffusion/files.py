@@ -68,8 +68,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
     except _Unfit as error:
         raise DataError(path, "prior", error) from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(path, "prior", f"expected {expected}, received {reason}") from error
+        raise DataError(path, "prior", f"expected {expected}, received {str(error) or type(error).__name__}") from error
 
 
 def _examine(path: Path) -> None:
