@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.fft
-from scipy.ndimage import binary_opening
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from tfdeblend.data import sky
 from tfdeblend.data.sky import Level, Scatter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOTED, REFUSED = 1.5, 3.0  # factors between the noise that weights state and the sky's scatter
 MAGNITUDES = (10.0, 40.0)
-BLANK = 0.01  # of the pixels
+BLANK = 0.005  # of the pixels
 ALIKE = 1.25  # factor within which weights are what they seem to be
 CORRELATED = 1.25  # factor by which errors are too small
 SHARPER = 1.3  # ratio of curvatures
@@ -72,7 +72,8 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
     ]:
         yield f"no noise is seen in {_listed(silent)}, although the weights state some: errors cannot be checked"
     elif share > BLANK:
-        yield f"{share:.0%} of the pixels are exactly 0: mask them where there are no data"
+        alike = f"{share:.1%} of the pixels are exactly as those around them, such as {one.images[blank][0]:g}"
+        yield f"{alike}: mask what is no data"
     yield from _on_weights(one, scatters, stated, trust_weights)
     if not background:
         yield from _on_level(one.bands, sky.levels(one, empty, seen))
@@ -85,9 +86,12 @@ def _notes(one: Observation, positions: np.ndarray, trust_weights: bool, backgro
 
 
 def _blank(one: Observation) -> np.ndarray:
-    """(C,H,W) bool: the unmasked pixels in squares of nine that are exactly 0, but in images of integers."""
-    whole = bool((one.images == np.round(one.images)).all())
-    return binary_opening(one.valid & (one.images == 0) & ~whole, np.ones((1, 3, 3)))
+    """(C,H,W) bool: the unmasked pixels in squares of nine that are all the same, but in images of integers."""
+    if (one.images == np.round(one.images)).all():
+        return np.zeros(one.shape, bool)
+    square = (1, 3, 3)
+    same = maximum_filter(one.images, square) == minimum_filter(one.images, square)
+    return maximum_filter(same & minimum_filter(one.valid, square), square)
 
 
 def _refuse_magnitudes(one: Observation, positions: np.ndarray) -> None:
