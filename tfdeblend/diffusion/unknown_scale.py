@@ -1,6 +1,14 @@
-"""The unknown flux scale: in flux, the prior of a galaxy is that of r x, with r > 0 unknown and evenly in ln r.
+"""Unknown flux scales: of a whole galaxy along the way, and of each of its bands at the end.
 
-A sampler keeps an r for each galaxy and draws it from p(r | x_0) whenever it has drawn x_0 (a Gibbs step).
+In flux, the prior of a galaxy is that of r x, with r > 0 unknown and evenly in ln r. A sampler keeps an r for each
+galaxy and draws it from p(r | x_0) whenever it has drawn x_0 (a Gibbs step).
+
+A network is never as sure of colours as the data of a bright galaxy are, nor are zero points. So amplitudes a of each
+galaxy in each band end every fit and every sample: given the galaxies' shapes u they are a linear Gaussian problem,
+
+    y = sum_i a_i A u_i + n,   a_i ~ N(1, width^2),
+
+which is solved exactly.
 """
 
 from __future__ import annotations
@@ -11,9 +19,12 @@ import tensorflow as tf
 from keras import ops
 
 from tfdeblend.diffusion.denoisers import PriorDenoiser, Tensor, flux_scale, pixels
-from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
+from tfdeblend.diffusion.linear_gaussian import Normals
+from tfdeblend.forward.likelihood import Images, Likelihood
+from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
 
 LARGEST = 100.0  # of r, and of 1 / r
+WIDTH = 0.3  # of a galaxy's amplitude in a band about 1, where a prior has said what it looks like
 
 
 class ScaledDenoiser(PriorDenoiser):
@@ -56,12 +67,37 @@ class UnknownScale:
     """How flux scales r are drawn along with the galaxies, given each x_0 on the way.
 
     widened: whether V leaves r as open as the noise does, see `ScaledDenoiser`; without, r moves by the denoiser's
-    `scale_jitter` a step.
+    `scale_jitter` a step. amplitude_width: of each band's amplitude at the end; 0: none is drawn.
     """
 
     widened: bool = True
+    amplitude_width: float = WIDTH
 
     def draw(self, x0: tf.Tensor, jitter: float, normals: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
         """Draws r ~ p(r | x_0) [B, K], a log-normal of the jitter about |x_0|, not below `least`."""
         scale = flux_scale(x0) * tf.exp(jitter * normals)
         return tf.clip_by_value(scale, tf.maximum(least, 1 / LARGEST), LARGEST)
+
+
+def amplitudes(
+    likelihood: Likelihood, sources: Images, width: float = WIDTH, normals: Normals | None = None
+) -> tf.Tensor:
+    """Gives the amplitudes [B, K, C] of sources whose shapes are given: the best ones, or a draw.
+
+    A draw perturbs the prior and the data by normals, and solves. These may be the ones that the shapes were drawn by:
+    of the data's, it then explains what the shapes have left.
+
+    Args:
+      sources: each as each exposure observes it [B, K, C_e, S_e, S_e]. width: of the amplitudes' prior.
+    """
+    bands, count = [one.bands for one in likelihood.exposures], likelihood.shape.bands
+    residual = likelihood.data([tf.reduce_sum(each, 1) for each in sources])
+    pairs = zip(likelihood.exposures, sources, strict=True)
+    columns = [one.noise.whiten.forward(width * tf.transpose(each, [0, 2, 1, 3, 4])) for one, each in pairs]
+    update = LowRankUpdate(bands, count, columns)
+    unit = tf.zeros([tf.shape(residual)[0], 0], residual.dtype)
+    if normals is None:
+        return 1 + width * tf.linalg.matrix_transpose(update.coefficients(residual)[1])
+    prior = tf.linalg.matrix_transpose(normals.amplitude)
+    _, moved = update.coefficients(residual - update.combine((unit, prior)) - normals.data)
+    return 1 + width * tf.linalg.matrix_transpose(prior + moved)

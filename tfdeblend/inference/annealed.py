@@ -7,7 +7,7 @@ At level sigma the denoiser says that x, given x_t, has the mean D and, pixel by
 
 whose answer is the next, less noisy x_t: one network call a level. It starts from a closed-form fit, at a level as low
 as that fit's errors: annealed from higher ones, overlapping galaxies first share their light pixel by pixel, and keep
-that.
+that. It ends with the best amplitudes in each band, see `unknown_scale`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
 from tfdeblend.diffusion.linear_gaussian import gaussian_step
 from tfdeblend.diffusion.schedules import FAINTEST
+from tfdeblend.diffusion.unknown_scale import amplitudes
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.galaxies.posterior import MapState
 from tfdeblend.inference.map_fit import MapFit, MapResult, seen
@@ -73,7 +74,8 @@ class AnnealedFit:
 
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), problem.start])
         stamps = problem.stamps(end)
-        model = tuple(tf.reduce_sum(images, 1) for images in problem.likelihood.sources(stamps))
+        stamps *= amplitudes(problem.likelihood, problem.sources(stamps))[..., None, None]
+        model = tuple(tf.reduce_sum(images, 1) for images in problem.sources(stamps))
         found = seen(problem.likelihood, stamps, model)
         return initial._replace(
             state=MapState(initial.state.latent, problem.flux(stamps)),

@@ -21,10 +21,11 @@ from tfdeblend.diffusion import centres
 from tfdeblend.diffusion.conditioning import CONDITIONINGS, GaussianConditioning, PosteriorDenoiser
 from tfdeblend.diffusion.denoisers import PriorDenoiser, pixels
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
+from tfdeblend.diffusion.linear_gaussian import Normals
 from tfdeblend.diffusion.random import KeyedNormals, RandomNumbers
 from tfdeblend.diffusion.schedules import BlendSchedule
 from tfdeblend.diffusion.steps import STEPS, Step, moment_matched
-from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
+from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale, amplitudes
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.likelihood import with_constants
 from tfdeblend.forward.shapes import BatchShape
@@ -179,7 +180,7 @@ class PosteriorSampler:
             x = posterior.draw(galaxies.x, last, normals.draw)
         else:
             x = posterior.denoise(galaxies.x, last)
-        return self._samples(problem, galaxies._replace(x=x), normals.draw.data)
+        return self._samples(problem, galaxies._replace(x=x), normals.draw)
 
     def problem(self, tensors: Tensors, fit: InitialFit, random: RandomNumbers) -> BlendProblem:
         """Poses the rows' problems, with the sources where a draw from the fit's errors puts them."""
@@ -226,14 +227,19 @@ class PosteriorSampler:
         moved = problem.clipped_begin(begin + shift)
         return galaxies._replace(x=centres.recentred(galaxies.x, moved - begin), begin=moved)
 
-    def _samples(self, problem: BlendProblem, galaxies: Galaxies, normals: tf.Tensor) -> Samples:
-        """Gives what galaxies without noise look like; normals [N, n] are those of the data in the last draw."""
+    def _samples(self, problem: BlendProblem, galaxies: Galaxies, normals: Normals) -> Samples:
+        """Gives what galaxies without noise look like; normals are those of the last draw."""
         problem = problem.at(galaxies.begin)
-        stamps = problem.stamps(galaxies.x)
+        stamps, unit = problem.stamps(galaxies.x), galaxies.x
         sources = problem.sources(stamps)
-        likelihood = problem.likelihood
+        likelihood, open_scale = problem.likelihood, self.options.unknown_scale
+        if open_scale is not None and open_scale.amplitude_width:
+            a = amplitudes(likelihood, sources, open_scale.amplitude_width, normals)[..., None, None]
+            stamps, unit = a * stamps, a * unit
+            pairs = zip(likelihood.exposures, sources, strict=True)
+            sources = tuple(tf.gather(a, one.bands, axis=2) * each for one, each in pairs)
         light = tuple(tf.reduce_sum(each, 1) for each in sources)
-        constants = likelihood.drawn_constants(light, likelihood.unused_normals(normals))
+        constants = likelihood.drawn_constants(light, likelihood.unused_normals(normals.data))
         before = problem.galaxy * (problem.scale * pixels(galaxies.scale)) ** 2 * self.denoiser.variance
         flux = problem.flux(stamps)
         return Samples(
@@ -245,7 +251,7 @@ class PosteriorSampler:
             prior_variance=problem.cut.forward(before),
             large=problem.large[:, :, 0, 0, 0] > 0,
             summary=flux[..., :0],
-            unit=problem.galaxy * galaxies.x,
+            unit=problem.galaxy * unit,
         )
 
 
