@@ -116,7 +116,7 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     tensors = Batch.build([scene], shape).tensors
     initial = fit(tensors)
     solver = ConjugateGradients(max_steps=300)
-    end = AnnealedFit(fit, denoiser, AnnealingOptions(2, largest=30.0, smallest=10.0, solver=solver))(tensors, initial)
+    end = AnnealedFit(fit, denoiser, AnnealingOptions(2, 30.0, 10.0, solver, amplitude_width=0))(tensors, initial)
     begin = stamp_begin(initial.summary[..., :2], shape.stamp, 48)
     cut = StampWindow(begin, 48, shape.stamp)
     unit = tensors.band_unit[:, None, :, None, None]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
+from simulations import simulate
 
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
-from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale
+from tfdeblend.diffusion.linear_gaussian import Normals
+from tfdeblend.diffusion.unknown_scale import ScaledDenoiser, UnknownScale, amplitudes
+from tfdeblend.forward.batch import Batch
+from tfdeblend.forward.likelihood import Likelihood
+from tfdeblend.forward.shapes import scene_shape
 
 SHAPE = (2, 8, 8)
 FACTOR = 3.0
@@ -47,3 +52,29 @@ def test_scales_are_drawn_about_the_norm_and_no_smaller_than_least():
     normals, least = tf.constant([[0.0, 1.0, 0.0]], tf.float64), tf.constant([[0.5, 0.0, 0.0]], tf.float64)
     drawn = UnknownScale().draw(x0, 0.2, normals, least)
     np.testing.assert_allclose(drawn, [[0.5, np.exp(0.2) * np.prod(SHAPE) ** 0.5, 100]], rtol=1e-12)
+
+
+def test_amplitudes_are_those_of_a_linear_gaussian_problem():
+    """Of given shapes u: N((U^T U + 1 / w^2)^-1 (U^T y + 1 / w^2), (U^T U + 1 / w^2)^-1), in each band."""
+    scene, width, draws = simulate()[0], 0.3, 4000
+    shape = scene_shape(scene, 48)._replace(blends=1)
+    likelihood = Likelihood(Batch.build([scene], shape).tensors, shape)
+    side = shape.exposures[0].side
+    rng = np.random.default_rng(0)
+    shapes = rng.exponential(0.01, (1, shape.sources, shape.bands, side, side)).astype(np.float32)
+    shapes[:, len(scene.sources) :] = 0
+    best = amplitudes(likelihood, (tf.constant(shapes),), width).numpy()[0]
+    whiten = likelihood.exposures[0].noise.whiten.forward
+    y = whiten(likelihood.exposures[0].images).numpy()[0]
+    drawn = []
+    for _ in range(draws):
+        normals = [rng.standard_normal(size).astype(np.float32) for size in (best.shape, shape.bands * side**2)]
+        given = Normals(tf.zeros([]), tf.zeros([]), *(tf.constant(one[None]) for one in normals))
+        drawn.append(amplitudes(likelihood, (tf.constant(shapes),), width, given).numpy()[0])
+    for band in range(shape.bands):
+        columns = np.stack([whiten(tf.constant(shapes[:, k])).numpy()[0, band].ravel() for k in range(shape.sources)])
+        covariance = np.linalg.inv(columns @ columns.T + np.eye(shape.sources) / width**2)
+        expected = covariance @ (columns @ y[band].ravel() + 1 / width**2)
+        np.testing.assert_allclose(best[:, band], expected, atol=1e-3 * np.sqrt(covariance.max()))
+        scatter = np.cov(np.array(drawn)[:, :, band].T)
+        np.testing.assert_allclose(scatter, covariance, atol=6 * covariance.max() / np.sqrt(draws))

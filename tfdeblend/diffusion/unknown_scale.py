@@ -91,7 +91,7 @@ def amplitudes(
       sources: each as each exposure observes it [B, K, C_e, S_e, S_e]. width: of the amplitudes' prior.
     """
     bands, count = [one.bands for one in likelihood.exposures], likelihood.shape.bands
-    residual = likelihood.data([tf.reduce_sum(each, 1) for each in sources])
+    residual = likelihood.data(tuple(tf.reduce_sum(each, 1) for each in sources))
     pairs = zip(likelihood.exposures, sources, strict=True)
     columns = [one.noise.whiten.forward(width * tf.transpose(each, [0, 2, 1, 3, 4])) for one, each in pairs]
     update = LowRankUpdate(bands, count, columns)

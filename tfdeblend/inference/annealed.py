@@ -20,7 +20,7 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.initial import BlendProblem, InitialFit, check_fits
 from tfdeblend.diffusion.linear_gaussian import gaussian_step
 from tfdeblend.diffusion.schedules import FAINTEST
-from tfdeblend.diffusion.unknown_scale import amplitudes
+from tfdeblend.diffusion.unknown_scale import WIDTH, amplitudes
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.galaxies.posterior import MapState
 from tfdeblend.inference.map_fit import MapFit, MapResult, seen
@@ -33,13 +33,14 @@ class AnnealingOptions:
     """How the noise level falls: in so many levels from `largest` to `smallest` sigma, in units of a galaxy's norm.
 
     For bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is that noise.
-    solver: of the linear problem at each level.
+    solver: of the linear problem at each level. amplitude_width: see `UnknownScale`.
     """
 
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
     solver: ConjugateGradients = field(default_factory=lambda: ConjugateGradients(rtol=0.0, max_steps=25))
+    amplitude_width: float = WIDTH
 
 
 class AnnealedFit:
@@ -74,7 +75,9 @@ class AnnealedFit:
 
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), problem.start])
         stamps = problem.stamps(end)
-        stamps *= amplitudes(problem.likelihood, problem.sources(stamps))[..., None, None]
+        if options.amplitude_width:
+            best = amplitudes(problem.likelihood, problem.sources(stamps), options.amplitude_width)
+            stamps *= best[..., None, None]
         model = tuple(tf.reduce_sum(images, 1) for images in problem.sources(stamps))
         found = seen(problem.likelihood, stamps, model)
         return initial._replace(
