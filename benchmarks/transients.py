@@ -21,7 +21,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from tfdeblend.data.observation import Observation
-from tfdeblend.light_curve import light_curve
+from tfdeblend.transients import light_curve
 
 SCALE, SIDE, PSF_SIDE = 0.2, 32, 41  # arcsec a pixel; pixels
 EPOCHS, OFF = 12, 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +101,7 @@ def test_the_remedy_is_told() -> None:
         assert str(caught.value) == message
 
 
-def test_functions_are_not_hidden_by_the_modules_that_they_are_in() -> None:
-    assert isinstance(tfdeblend.LightCurve, type) and callable(tfdeblend.light_curve)
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    """Importing it would put the module in the function's place."""
+    modules = {module.name for module in pkgutil.iter_modules(tfdeblend.__path__)}
+    assert not modules & set(tfdeblend.__all__)

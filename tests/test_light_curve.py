@@ -11,7 +11,7 @@ from epochs import FLUXES, HOST, NOISE, OFF, PLACE, SEEING, SIDE, catalog, disk_
 from helpers import gaussian
 
 from tfdeblend.errors import DataError
-from tfdeblend.light_curve import LightCurve, light_curve
+from tfdeblend.transients import LightCurve, light_curve
 
 
 @pytest.fixture(scope="module")

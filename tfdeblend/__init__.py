@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfdeblend.dust import DustyGalaxy, fit_dust
     from tfdeblend.errors import DataError
     from tfdeblend.io import read
-    from tfdeblend.light_curve import LightCurve, light_curve
+    from tfdeblend.transients import LightCurve, light_curve
 
 __all__ = [
     "Client",
@@ -43,12 +43,12 @@ _MODULES = {
     "Deblended": "catalog.result",
     "Deblender": "deblender",
     "DustyGalaxy": "dust",
-    "LightCurve": "light_curve",
+    "LightCurve": "transients",
     "Observation": "data.observation",
     "Scene": "data.scene",
     "Source": "data.scene",
     "fit_dust": "dust",
-    "light_curve": "light_curve",
+    "light_curve": "transients",
     "read": "io",
 }
 
@@ -56,10 +56,9 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'tfdeblend' has no attribute '{name}'")
-    loaded = import_module(f"tfdeblend.{_MODULES[name]}")
-    # All names of the module at once, as importing it has put the module in the place of a function of its name.
-    globals().update({other: getattr(loaded, other) for other, module in _MODULES.items() if module == _MODULES[name]})
-    return globals()[name]
+    value = getattr(import_module(f"tfdeblend.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
