@@ -32,6 +32,7 @@ def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
     assert merged == {wide: [1, 2, 3, 4, 5, 0], both: [7, 8, 6], other: [9], far: [10]}
 
 
+@pytest.mark.slow
 def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
     """At the image's edge half of the image is beyond a stamp of the image's size; scenes beside it are done once."""
     (large, truth), (small, _) = simulate([WIDE, BLEND[0]], (64, 64)), simulate(BLEND[:1], (64, 64))

@@ -244,6 +244,7 @@ def test_auto_takes_bands_and_pixels_into_account():
     assert Deblender(assume_ab=True).prior_of(bare)[0].name == SHIPPED
 
 
+@pytest.mark.slow
 def test_real_scenes_take_the_prior(data: Path):
     """Measured PSFs, whose corners in Fourier space are noise, are wide enough all the same."""
     scene = Scene.read(data / "scenes" / "hsc_cosmos_35.npz")

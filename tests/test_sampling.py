@@ -119,6 +119,7 @@ def test_a_wrong_initial_fit_is_forgotten():
         np.testing.assert_array_less(np.abs(mean[other] - mean[0]), 4 * np.hypot(error[other], error[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recentre", [True, False])
 def test_a_wrong_pixel_is_forgotten(recentre: bool):
     """Of a fit that lies a pixel off along y; by where the brightest galaxy's stamps begin."""
