@@ -74,7 +74,7 @@ CALLS = {  # by what they take, which the wrong things leave out
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_wrong_kind_of_thing_is_told_in_one_line(name: str) -> None:
+def test_the_wrong_kind_of_thing_is_refused_in_one_line(name: str) -> None:
     call, taken = CALLS[name]
     for kind, thing in WRONG.items():
         if kind in taken:

@@ -224,11 +224,11 @@ def _smoothing(sizes: np.ndarray, number: np.ndarray) -> float:
     It is that of the first two lags. Light of crowded sources makes scatters grow with the lag too, but more so at the
     last: then there is no telling.
     """
-    told = ((number >= LEAST) & (sizes > 0)).all(1)
-    if not told.any():
+    measured = ((number >= LEAST) & (sizes > 0)).all(1)
+    if not measured.any():
         return 0.0
-    first, last = np.log(sizes[told][:, [0, 2]] / sizes[told, 1:2]).mean(0)
-    error = float(np.sqrt(SPREAD / number[told].sum(0).min()))
+    first, last = np.log(sizes[measured][:, [0, 2]] / sizes[measured, 1:2]).mean(0)
+    error = float(np.sqrt(SPREAD / number[measured].sum(0).min()))
     if first > -SIGNIFICANT * error:
         return 0.0
     expected = np.log([[_variance(lag, one) for lag in LAGS] for one in SMOOTHINGS]) / 2

@@ -72,7 +72,9 @@ def read(path: str | Path | Sequence[str | Path], **how: Any) -> tuple[Observati
     if not path:
         raise DataError("path", None, "expected a file, or those of several bands, received none")
     files = [as_path(each) for each in path]
-    read = [_read(file, fields.told(reading, files, number), number, len(files)) for number, file in enumerate(files)]
+    read = [
+        _read(file, fields.reading_of(reading, files, number), number, len(files)) for number, file in enumerate(files)
+    ]
     table = next((table for _, table in read if table is not None), None)
     return fields.as_one(files, [one for one, _ in read]), table
 

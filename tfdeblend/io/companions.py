@@ -81,8 +81,8 @@ def parse(path: Path) -> Name:
     first = len(words)
     while first and (words[first - 1] in PART or words[first - 1] in IMAGE or FOLLOWING.fullmatch(words[first - 1])):
         first -= 1
-    told = [word for word in words[first:] if word in PART]
-    word = told[-1] if told else ""
+    called = [word for word in words[first:] if word in PART]
+    word = called[-1] if called else ""
     part = PART[word] if word else "images"
     spoken = IMAGE | ({"psf"} if part == "psf" else PART.keys())
     kept = [place for place, word in enumerate(words) if place < first or word not in spoken]

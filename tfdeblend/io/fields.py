@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def told(reading: Reading, files: Sequence[Path], number: int) -> Reading:
+def reading_of(reading: Reading, files: Sequence[Path], number: int) -> Reading:
     """What the user says of a field whose bands have files of their own, as it holds for one of them, by its number.
 
     Raises: DataError for another number of bands than files.
