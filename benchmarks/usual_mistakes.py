@@ -131,9 +131,9 @@ LEARNED = ("no zero points", "bands reversed")  # mistakes that only a learned p
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one mistake brought on one blend: how it was told, "" if it was not, and the errors of the fluxes."""
+    """What one mistake led to on one blend: how it was reported, "" if it was not, and the errors of the fluxes."""
 
-    told: str
+    reported: str
     errors: tuple[float, ...]
 
 
@@ -164,7 +164,7 @@ def notes_of(scene: Scene) -> set[str]:
 def outcomes(
     deblender: Deblender, right: Sequence[Scene], known: Sequence[Deblended], mistake: Mistake
 ) -> Iterator[Outcome]:
-    """Of one mistake on each blend, given the results of the right input."""
+    """Yields the outcome of one mistake on each blend, given the results of the right input."""
     for scene, good in zip(right, known, strict=True):
         try:
             wrong = mistake(scene)
@@ -177,9 +177,9 @@ def outcomes(
         new = notes_of(result.scene) - notes_of(good.scene)
         before, now = (np.asarray(one.catalog["flags"]) for one in (good, result))
         raised = int(np.bitwise_or.reduce(now & ~before)) if len(now) == len(before) else 0
-        told = next(iter(sorted(new)), f"flag {raised}" if raised else "")
+        reported = next(iter(sorted(new)), f"flag {raised}" if raised else "")
         share = np.abs(result.flux[:, : good.flux.shape[1]] / good.flux - 1) if len(now) == len(before) else np.zeros(0)
-        yield Outcome(told, tuple(np.nan_to_num(share, nan=1.0).ravel().tolist()))
+        yield Outcome(reported, tuple(np.nan_to_num(share, nan=1.0).ravel().tolist()))
 
 
 def false_alarms(scenes: Sequence[Scene]) -> list[str]:
@@ -208,15 +208,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     right, deblender = [scene_of(one) for one in drawn], Deblender("bulge-disk")
     known = deblender.deblend(right)
     report: dict[str, Any] = {"blends": len(right), "mistakes": {}}
-    print(f"{'mistake':<26}{'clean':>9}{'flux error':>12}  told by, on the first blend that it was told on")
+    print(f"{'mistake':<26}{'clean':>9}{'flux error':>12}  reported by, on the first blend where it was")
     for name in options.only:
         used = Deblender("hsc-grizy-64") if name in LEARNED else deblender
         found = list(outcomes(used, right, known, MISTAKES[name]))
-        clean, errors = sum(not one.told for one in found), [error for one in found for error in one.errors]
-        told = next((one.told for one in found if one.told), "nothing")
+        clean, errors = sum(not one.reported for one in found), [error for one in found for error in one.errors]
+        reported = next((one.reported for one in found if one.reported), "nothing")
         size = float(np.median(errors)) if errors else None
-        report["mistakes"][name] = {"clean": clean, "flux_error": size, "told": [one.told for one in found]}
-        print(f"{name:<26}{clean:>4} / {len(found):<2}{'-' if size is None else f'{size:.3f}':>12}  {told}", flush=True)
+        report["mistakes"][name] = {"clean": clean, "flux_error": size, "reported": [one.reported for one in found]}
+        print(
+            f"{name:<26}{clean:>4} / {len(found):<2}{'-' if size is None else f'{size:.3f}':>12}  {reported}",
+            flush=True,
+        )
     groups = {"simulated": [one.scene for one in (blends_of_all(options.right))]}
     for folder in ("hsc_blends", "scenes"):
         groups[folder] = [Scene.read(path) for path in sorted((data / folder).glob("*.npz"))]

@@ -92,7 +92,7 @@ def test_numbers_that_are_not_finite_travel_as_bare_tokens(server: Server):
 
 
 def test_blends_that_cannot_be_used_leave_their_batch_as_it_is(server: Server, expected):
-    """Of three, one has no pixel with a weight, another zero points that no image has."""
+    """Three blends are sent: one has no pixel with a weight, another zero points that no image has."""
     given = warmup.example(BUCKET, 3)
     given["images"][0], given["weights"][0] = np.nan, -1
     given["zeropoints"][2, 1] = -1000

@@ -202,7 +202,7 @@ def _differences(values: np.ndarray, valid: np.ndarray, lag: int) -> tuple[float
 
 
 def _variance(lag: int, smoothing: float) -> float:
-    """Of a difference, over 36, for noise of variance 1 that was smoothed."""
+    """The variance of a difference, over 36, for noise of variance 1 that was smoothed."""
     if not smoothing:
         return 1.0
     near = np.exp(-((lag / smoothing) ** 2) / 4)
@@ -210,7 +210,7 @@ def _variance(lag: int, smoothing: float) -> float:
 
 
 def _variance_of(lag: int, correlation: np.ndarray) -> float:
-    """Of a difference, over 36, for noise of variance 1 and a correlation (h,w)."""
+    """The variance of a difference, over 36, for noise of variance 1 and a correlation (h,w)."""
     half = max(correlation.shape) // 2
     kernel = np.zeros((2 * lag + 1, 2 * lag + 1))
     kernel[::lag, ::lag] = DIFFERENCE
@@ -238,7 +238,7 @@ def _smoothing(sizes: np.ndarray, number: np.ndarray) -> float:
 
 
 def error_factor(smoothing: float, psf: np.ndarray) -> float:
-    """By how much smoothed noise makes the flux error of a point source larger than white noise of its variance."""
+    """The factor by which smoothed noise makes a point source's flux error larger than white noise of its variance."""
     if not smoothing:
         return 1.0
     kernel = psf_kernel(psf)
@@ -282,7 +282,7 @@ def levels(observation: Observation, sky: np.ndarray, scatter: np.ndarray) -> li
 
         y = level + a_2 T_2 + a_3 T_3,    a >= 0.
 
-    Where most of the median is wings, or where less than EMPTY of the image is empty, they cannot be told from a level:
+    Where most of the median is wings, or where less than EMPTY of the image is empty, they cannot be distinguished from a level:
     then only one by which even the faintest tenth of the image, in means of nine pixels, is raised is certain, and by
     more where the image rises steeply from there: a galaxy's.
 

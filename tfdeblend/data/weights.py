@@ -24,7 +24,7 @@ class Noise(NamedTuple):
 
     @classmethod
     def of(cls, where: str | Path, given: Any) -> Noise:
-        """Of weights as they are given: an array of inverse variance, a Noise or an uncertainty of `astropy.nddata`.
+        """Take weights as they are given: an array of inverse variance, a Noise or an uncertainty of `astropy.nddata`.
 
         Raises: DataError for an uncertainty of unknown type.
         """

@@ -38,7 +38,7 @@ def temporary_name(name: str, process: str = "*") -> str:
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Remove what processes that no longer live have left of writing these names to a folder, where it exists."""
+    """Remove the unfinished files of these names that dead processes have left in a folder, where it exists."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = re.fullmatch(r"\.(\d+)-(.+)", path.name, re.DOTALL)
         if found and found[2] in names and not _lives(int(found[1])):

@@ -206,7 +206,7 @@ def by_field(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
 
 
 def _wavelength(band: str) -> float:
-    """By which bands are ordered, from blue to red: about that in nm."""
+    """The wavelength of a band in nm, roughly, by which bands are ordered from blue to red."""
     if number := re.match(r"f(\d+)", band, re.IGNORECASE):
         return float(number[1]) * (1 if float(number[1]) >= 200 else 10)
     return WAVELENGTHS.get(band.lower(), 0)

@@ -98,7 +98,7 @@ def positive(header: Header, key: str) -> float | None:
 
 
 def _of_hst(header: Header, unit: Any) -> float | None:
-    """From PHOTFLAM, the flux density in erg/s/cm2/A of one count a second, at the wavelength PHOTPLAM in A."""
+    """The zero point by PHOTFLAM, the flux density in erg/s/cm2/A of one count a second, at the wavelength PHOTPLAM in A."""
     from astropy import units
 
     density, wavelength, exposure = (positive(header, key) for key in ("PHOTFLAM", "PHOTPLAM", "EXPTIME"))
@@ -128,13 +128,13 @@ def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float]
 
 
 def pixel_scale(header: Header) -> float | None:
-    """In arcsec: PIXSCALE, or of the pixel's area PIXAR_A2 (arcsec^2) or PIXAR_SR; text there says nothing."""
+    """The pixel scale in arcsec: PIXSCALE, or by the pixel's area PIXAR_A2 (arcsec^2) or PIXAR_SR; text there says nothing."""
     scale, area = header.get("PIXSCALE"), pixel_area(header)
     return float(scale) if scale is not None and _is_number(scale) else None if area is None else area**0.5
 
 
 def pixel_area(header: Header) -> float | None:
-    """In arcsec^2, from PIXAR_SR or PIXAR_A2."""
+    """The area of a pixel in arcsec^2, from PIXAR_SR or PIXAR_A2."""
     steradian = positive(header, "PIXAR_SR")
     return positive(header, "PIXAR_A2") if steradian is None else steradian * ARCSEC**2
 

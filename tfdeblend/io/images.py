@@ -203,7 +203,7 @@ class Layers:
         )
 
     def _of_bands(self, words: dict[str, list[tuple[str, Any]]]) -> list[Any]:
-        """Of a part's extensions, by word and key, those of all bands, or the one for all."""
+        """Choose a part's extensions, given by word and key: one for each band, or one for all."""
         for word, pairs in words.items():
             called = {key.upper(): hdu for key, hdu in pairs}
             if all(tag in called for tag in self.tags):
