@@ -156,7 +156,7 @@ def test_bands_of_one_field_are_found_by_name(
 
 
 def test_bands_of_one_field_are_one_observation(tmp_path: Path) -> None:
-    """Bands are joined with the noise beside each, PSFs of any size, and names by the names of the files where these say none."""
+    """Bands are joined with the noise beside each and PSFs of any size, and named by their files if need be."""
     small = gaussian((11, 11), 5, 5, 1.2)
     for seed, (band, psf) in enumerate({"g": PSF, "r": small}.items()):
         write(tmp_path / f"x-image-{band}.fits", image(seed))

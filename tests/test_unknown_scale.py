@@ -55,7 +55,7 @@ def test_scales_are_drawn_about_the_norm_and_no_smaller_than_least():
 
 
 def test_amplitudes_are_those_of_a_linear_gaussian_problem():
-    """Their posterior, given shapes u, is N((U^T U + 1 / w^2)^-1 (U^T y + 1 / w^2), (U^T U + 1 / w^2)^-1), in each band."""
+    """In a band it is N(C (U^T y + 1 / w^2), C), C = (U^T U + 1 / w^2)^-1, given the shapes u."""
     scene, width, draws = simulate()[0], 0.3, 1000
     shape = scene_shape(scene, 48)._replace(blends=1)
     likelihood = Likelihood(Batch.build([scene], shape).tensors, shape)

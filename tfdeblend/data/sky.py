@@ -282,9 +282,9 @@ def levels(observation: Observation, sky: np.ndarray, scatter: np.ndarray) -> li
 
         y = level + a_2 T_2 + a_3 T_3,    a >= 0.
 
-    Where most of the median is wings, or where less than EMPTY of the image is empty, they cannot be distinguished from a level:
-    then only one by which even the faintest tenth of the image, in means of nine pixels, is raised is certain, and by
-    more where the image rises steeply from there: a galaxy's.
+    Where most of the median is wings, or less than EMPTY of the image is empty, wings look like a level. Then only a
+    level is certain that raises even the faintest tenth of the image, in means of nine pixels, and by more where the
+    image rises steeply from there, as a galaxy does.
 
     Args:
         sky: (H,W) bool, the empty pixels.

@@ -98,7 +98,7 @@ def positive(header: Header, key: str) -> float | None:
 
 
 def _of_hst(header: Header, unit: Any) -> float | None:
-    """The zero point by PHOTFLAM, the flux density in erg/s/cm2/A of one count a second, at the wavelength PHOTPLAM in A."""
+    """The zero point by PHOTFLAM, the flux density in erg/s/cm2/A of a count a second, at PHOTPLAM, in A."""
     from astropy import units
 
     density, wavelength, exposure = (positive(header, key) for key in ("PHOTFLAM", "PHOTPLAM", "EXPTIME"))
@@ -128,7 +128,7 @@ def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float]
 
 
 def pixel_scale(header: Header) -> float | None:
-    """The pixel scale in arcsec: PIXSCALE, or by the pixel's area PIXAR_A2 (arcsec^2) or PIXAR_SR; text there says nothing."""
+    """The pixel scale in arcsec: PIXSCALE if a number, else by the pixel's area, PIXAR_A2 (arcsec^2) or PIXAR_SR."""
     scale, area = header.get("PIXSCALE"), pixel_area(header)
     return float(scale) if scale is not None and _is_number(scale) else None if area is None else area**0.5
 
