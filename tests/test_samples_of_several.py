@@ -198,7 +198,8 @@ def test_command_line_samples_a_field(tmp_path: Path, prior: str) -> None:
     x, y = positions(first).T
     (tmp_path / "sources.csv").write_text("x,y\n" + "\n".join(f"{a},{b}" for a, b in zip(x, y, strict=True)))
     files = [part for one in (first, coarse) for part in ("--observation", str(write(tmp_path, one)))]
-    options = ["--prior", prior, "--method", "sample", "--samples", "4", "--save-samples", "--no-figures"]
+    options = ["--prior", prior, "--assume-ab", "--method", "sample", "--samples", "4"]
+    options += ["--save-samples", "--no-figures"]
     command = ["deblend", *files, "--catalog", str(tmp_path / "sources.csv"), *options, "--out", str(tmp_path / "out")]
     assert main(command) == 0
     with fits.open(tmp_path / "out" / "first.fits") as hdus:

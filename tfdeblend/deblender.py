@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfdeblend.catalog import builder
 from tfdeblend.catalog.measure import Shapes, side_wanted
+from tfdeblend.catalog.mosaic import Mosaic, largest_pull
 from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
@@ -29,11 +30,12 @@ from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import BatchShape, brightness, memory, merge_buckets, scene_shape, stamp_side
 from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
-from tfdeblend.inference import priors
+from tfdeblend.inference import parts, priors
 from tfdeblend.inference.calibration import CalibratedFit, CalibrationOptions, Calibrations
 from tfdeblend.inference.diffusion_sampler import SampleOptions, Samples
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
 from tfdeblend.inference.nuts import NutsOptions
+from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
 from tfdeblend.inference.sample_batches import in_turn
 
@@ -41,6 +43,9 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
+OF_RESULT = 20.0  # bytes a pixel, band and source
+SWEEPS = 3  # over the parts of a large scene, at most
+MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
     "method": (str,),
     "seed": (int,),
@@ -153,7 +158,6 @@ class Deblender:
         Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
         """
         builder.check_scenes(scenes, Scene)
-        wanted: dict[int, int] = {}
         good: dict[int, Scene] = {}
         fitted: dict[int, Scene] = {}
         choices: dict[int, tuple[Prior, str]] = {}
@@ -163,13 +167,68 @@ class Deblender:
                 fitted[index] = good[index].kept
             except Exception as error:
                 yield index, _failure(scene, error)
-        sides = dict.fromkeys(fitted, self.stamp or 0)
-        first = self._in_batches(fitted, choices, sides, wanted if self.stamp is None else None)
-        for index, result in chain(first, self._in_batches(fitted, choices, wanted, None)):
+        large = {index: fitted.pop(index) for index in list(fitted) if parts.is_large(fitted[index])}
+        in_parts = ((index, self._in_parts(scene, *choices[index])) for index, scene in large.items())
+        for index, result in chain(self._in_turn(fitted, choices), in_parts):
             try:
                 yield index, result if isinstance(result, Exception) else builder.with_left_out(result, good[index])
             except Exception as error:
                 yield index, _failure(good[index], error)
+
+    def _in_turn(
+        self, scenes: Mapping[int, Scene], choices: Mapping[int, tuple[Prior, str]]
+    ) -> Iterator[tuple[int, Deblended | Exception]]:
+        """Results of scenes with stamps of their own images' size, then of those that want larger ones."""
+        wanted: dict[int, int] = {}
+        sides = dict.fromkeys(scenes, self.stamp or 0)
+        yield from self._in_batches(scenes, choices, sides, wanted if self.stamp is None else None)
+        yield from self._in_batches(scenes, choices, wanted, None)
+
+    def _in_parts(self, scene: Scene, prior: Prior, reason: str) -> Deblended | Exception:
+        """The result of a large scene, or its error.
+
+        A closed-form MAP of each part, without the pixels where sources shine that are none of its own, says how much
+        light falls into the others. It is done again less this light where that moves a flux; so is every part under
+        another prior or method.
+        """
+        began = time.perf_counter()
+        try:
+            self._check_result(scene)
+            pieces = parts.split(scene)
+            first = replace(self, prior=prior.initial.name, method="map", keep_samples=False)
+            object.__setattr__(first, "_compiled", self._compiled)
+            closed, _ = first.prior_of(scene)
+            results = first._of_parts({n: piece.masked for n, piece in enumerate(pieces)}, closed, reason)
+            light = [np.zeros(piece.scene.observation.shape) for piece in pieces]
+            for _ in range(SWEEPS):
+                mosaic = Mosaic(scene, pieces, list(results.values()))
+                beyond = mosaic.beyond()
+                moved = [
+                    number
+                    for number, piece in enumerate(pieces)
+                    if largest_pull(results[number], piece.own, beyond[number] - light[number]) > MOVED
+                ]
+                if not moved:
+                    break
+                light = beyond
+                results |= first._of_parts({n: pieces[n].less(light[n]) for n in moved}, closed, reason)
+            if self.method != first.method or prior.key != closed.key:
+                bare = {number: piece.less(light[number]) for number, piece in enumerate(pieces)}
+                results = self._of_parts(bare, prior, reason)
+            mosaic = Mosaic(scene, pieces, list(results.values()))
+            return mosaic.result(time.perf_counter() - began)
+        except Exception as error:
+            return _failure(scene, error)
+
+    def _of_parts(self, pieces: Mapping[int, Part], prior: Prior, reason: str) -> dict[int, Deblended]:
+        """Results of parts, by their number. Raises: the error of the first that fails."""
+        scenes = {number: piece.scene for number, piece in pieces.items()}
+        results: dict[int, Deblended] = {}
+        for number, result in self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason))):
+            if isinstance(result, Exception):
+                raise result
+            results[number] = result
+        return dict(sorted(results.items()))
 
     def prepared(self, scene: Scene) -> tuple[Scene, tuple[Prior, str]]:
         """A scene that was examined, with its notes, and its `prior_of`.
@@ -262,6 +321,16 @@ class Deblender:
         shape = scene_shape(scene, side, prior.model_sigma, self.background)
         self._check_memory(scene, shape, prior)
         return shape
+
+    def _check_result(self, scene: Scene) -> None:
+        """Raises: DataError for a scene whose result would take more memory than it may."""
+        most = self.memory or MEMORY_SHARE * machine_memory()
+        count, (bands, height, width) = len(scene.sources), scene.observation.shape
+        needed = OF_RESULT * count * bands * height * width / 1e9
+        if needed > most:
+            what = f"{count} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
+            expected = f"expected a field whose result takes at most {most:.3g} GB of memory"
+            raise DataError(scene.name, "memory", f"{expected}, received {what}", "cut the image smaller")
 
     def _check_memory(self, scene: Scene, shape: BatchShape, prior: Prior) -> None:
         """Raises: DataError for a scene whose fit would take more memory than it may."""

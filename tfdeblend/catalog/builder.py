@@ -34,7 +34,7 @@ class Fit:
         flux: (K,C).
         flux_cov: (C,K,K).
         shapes: positions in the model frame, as the stamps are.
-        converged: whether the fit has.
+        converged: whether the fit has, of all sources together or (K,) of each.
         beyond_prior: (K,) galaxies that a learned prior could not know.
         calibration: shifts and gains of the observations, where they were fitted.
     """
@@ -47,7 +47,7 @@ class Fit:
     flux: np.ndarray
     flux_cov: np.ndarray
     shapes: measure.Shapes
-    converged: bool
+    converged: bool | np.ndarray
     beyond_prior: np.ndarray
     calibration: Calibration | None = None
 
@@ -70,7 +70,7 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
     table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
     table["flags"] |= np.where(fit.beyond_prior, measure.BEYOND_PRIOR, 0)
     bare = _with_noise_noted(_with_colours_noted(bare, fit.flux))
-    return replace(bare, header=_header(bare, facts) | {"converged": fit.converged}, catalog=table)
+    return replace(bare, header=_header(bare, facts) | {"converged": bool(np.all(fit.converged))}, catalog=table)
 
 
 def build_from_samples(

@@ -155,14 +155,16 @@ def bluer_than_anything(scene: Scene, flux: np.ndarray, error: np.ndarray) -> tu
     return None
 
 
-def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool) -> Table:
+def catalog(
+    result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool | np.ndarray
+) -> Table:
     """Measure the catalogue of a scene, a row a source.
 
     Args:
       result: everything but its catalogue. What its views show of the sources becomes positions, signal-to-noise,
         chi-square and flags; `flux_cov` the errors of the fluxes.
       shapes: sizes, ellipticities and all errors; the positions are those of the first view.
-      flux: (K, C) in the bands of the scene. runtime_ms: of the scene. converged: else all sources are flagged.
+      flux: (K, C) in the bands of the scene. runtime_ms: of the scene. converged: of all sources or (K,) of each; else they are flagged.
     """
     from astropy.table import Table
 
@@ -188,7 +190,7 @@ def catalog(result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: flo
     table["chi2"] = total / np.where(count > 0, count, 1)
     raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
     raised |= chi2_flags(table["chi2"], views)
-    table["flags"] = raised | (0 if converged else NOT_CONVERGED)
+    table["flags"] = raised | np.where(converged, 0, NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
     table["stamp_size"] = np.full(len(table), result.stamps.shape[-1])

@@ -148,6 +148,8 @@ class LowRankUpdate:
         gram += total * np.finfo(own[0].dtype.as_numpy_dtype).eps * gram * unit
         self._across, self._among_own = gram[:, :, :n, n:], gram[:, :, n:, n:] + unit[n:, n:]
         self._own = tf.linalg.inv(self._among_own)
+        if not n:
+            return
         reduced = gram[:, :, :n, :n] - self._across @ self._own @ tf.linalg.matrix_transpose(self._across)
         self._among_shared = tf.reduce_sum(reduced, 1) + unit[:n, :n]
         self._shared = tf.linalg.inv(self._among_shared)
@@ -157,8 +159,10 @@ class LowRankUpdate:
         shared, own = z
         rows = []
         for of, columns in zip(self.bands, self.columns, strict=True):
-            every = tf.tile(shared[:, None], [1, len(of), 1])
-            image = tf.matmul(tf.concat([every, gather_bands(own, of)], 2)[:, :, None], columns)
+            every = gather_bands(own, of)
+            if self.shared:
+                every = tf.concat([tf.tile(shared[:, None], [1, len(of), 1]), every], 2)
+            image = tf.matmul(every[:, :, None], columns)
             rows.append(tf.reshape(image, [-1, columns.shape[1] * columns.shape[3]]))
         return rows[0] if len(rows) == 1 else tf.concat(rows, 1)
 
@@ -176,6 +180,8 @@ class LowRankUpdate:
         projected = self.project(y)
         shared, own = (tf.cast(part, tf.float64)[..., None] for part in projected)
         inner = self._own @ own
+        if not self.shared:
+            return projected[0], tf.cast(inner[..., 0], projected[1].dtype)
         shared = self._shared @ (shared - tf.reduce_sum(self._across @ inner, 1))
         own = inner - self._own @ tf.matmul(self._across, shared[:, None], transpose_a=True)
         return tf.cast(shared[..., 0], projected[0].dtype), tf.cast(own[..., 0], projected[1].dtype)
@@ -186,4 +192,5 @@ class LowRankUpdate:
 
     def logdet(self) -> tf.Tensor:
         """Gives log det (I + U U^T) = log det C [B], float64."""
-        return tf.reduce_sum(tf.linalg.logdet(self._among_own), 1) + tf.linalg.logdet(self._among_shared)
+        own = tf.reduce_sum(tf.linalg.logdet(self._among_own), 1)
+        return own + tf.linalg.logdet(self._among_shared) if self.shared else own

@@ -1,0 +1,169 @@
+"""Parts: the cut-outs that a large field is fitted in, each with some of its sources and their neighbours.
+
+A field is a graph: sources are tied where the visible light of one reaches the body of the other. A part fits its own
+sources together with those that are tied to them, its guests, which shield it from what lies beyond; of the guests
+nothing is kept. The cost then grows linearly with the number of sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import fwhm, pixels_per_arcsec
+from tfdeblend.data.scene import REACH, Scene
+from tfdeblend.data.sky import detection_image
+from tfdeblend.forward.shapes import IMAGE_SIDES, fit_size
+from tfdeblend.galaxies.moments import moments
+
+WHOLE = (16, 192)  # the most sources, and pixels a side, of a scene that is fitted as one
+MOST = 8  # sources of a part, guests included
+SPAN = 96  # pixels: the longer side of the box around the centres of a part's own sources
+FAINT = 0.3  # sigma a pixel, all bands together, where a galaxy's light is taken to end
+EXPONENTIAL = 1.678  # of a disk: half-light radii over scale lengths
+FARTHEST = 64.0  # pixels from a source that its part must show
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A cut-out of a scene of one observation.
+
+    scene: the cut-out with its sources, named as in the whole. own: (K,) bool, which of them are kept. rows: (K,) their
+    numbers in the whole. corner: (y, x) of its first pixel in the whole. foreign: (h,w) bool, where sources shine that
+    are none of the part's.
+    """
+
+    scene: Scene
+    own: np.ndarray
+    rows: np.ndarray
+    corner: np.ndarray
+    foreign: np.ndarray
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns in the images of the whole."""
+        sides = self.scene.observation.shape[1:]
+        return tuple(slice(first, first + side) for first, side in zip(self.corner.tolist(), sides, strict=True))  # type: ignore[return-value]
+
+    @property
+    def masked(self) -> Part:
+        """The part without the pixels where foreign sources shine."""
+        one = self.scene.observation
+        return self._of(replace(one, weights=np.where(self.foreign, 0, one.weights)))
+
+    def less(self, light: np.ndarray) -> Part:
+        """The part with light (C,h,w) taken off its images."""
+        one = self.scene.observation
+        return self._of(replace(one, images=one.images - light))
+
+    def _of(self, one: Observation) -> Part:
+        return replace(self, scene=replace(self.scene, observations=(one,)))
+
+
+def is_large(scene: Scene) -> bool:
+    """Tell whether a scene is fitted in parts. One of several observations is not: its calibration is the whole's."""
+    most, side = WHOLE
+    return len(scene.observations) == 1 and (len(scene.sources) > most or max(scene.observation.shape[1:]) > side)
+
+
+def split(scene: Scene) -> list[Part]:
+    """Cut a scene of one observation into parts; each source is one part's own."""
+    half, reach = extents = _extents(scene)
+    groups = enumerate(_groups(scene, _ties(scene.positions, half, reach), half), 1)
+    name = scene.name
+    return [_cut(scene, np.array(own), np.array(guests), extents, f"{name}, part {n}") for n, (own, guests) in groups]
+
+
+def _extents(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate (K,) half-light radii as observed, and (K,) distances at which light ends, in pixels."""
+    one = scene.observation
+    image = np.pad(detection_image(one.less(one.sky_levels()).images, one.weights)[0], 1)
+    y, x = (
+        np.clip(np.round(at).astype(int), 0, side - 1)
+        for at, side in zip(scene.positions.T, one.shape[1:], strict=True)
+    )
+    near = np.stack([image[y + dy, x + dx] for dy in range(3) for dx in range(3)])
+    radius = moments(scene)[0] * pixels_per_arcsec(scene)
+    half = np.hypot(radius, fwhm(one.psf).max() / 2)
+    return half, half * (1 + np.log(np.maximum(near.max(0) / FAINT, 1)) / EXPONENTIAL)
+
+
+def _ties(positions: np.ndarray, half: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Give (K,K) how firmly sources are tied: at 1 the light of one just reaches the body of the other."""
+    apart = np.maximum(np.hypot(*(positions[:, None] - positions[None]).T), 1.0)
+    touch = reach[:, None] + half[None]
+    ties = np.maximum(touch, touch.T) / apart
+    np.fill_diagonal(ties, 0)
+    return ties
+
+
+def _groups(scene: Scene, ties: np.ndarray, half: np.ndarray) -> list[tuple[list[int], list[int]]]:
+    """Gather own sources and guests of each part, from the largest sources on."""
+    positions, groups = scene.positions, []
+    left = np.ones(len(ties), bool)
+    for first in np.argsort(-half, kind="stable").tolist():
+        if not left[first]:
+            continue
+        own, guests = [first], _guests(ties, [first])
+        left[first] = False
+        while True:
+            nearest = np.where(left, ties[own].max(0), 0)
+            best = int(np.argmax(nearest))
+            grown = [*own, best]
+            others = _guests(ties, grown)
+            if nearest[best] < 1 or len(grown) + len(others) > MOST or np.ptp(positions[grown], 0).max() > SPAN:
+                break
+            own, guests, left[best] = grown, others, False
+        firmest = sorted(guests, key=lambda k: -ties[own, k].max())
+        groups.append((own, firmest[: max(MOST - len(own), 0)]))
+    return groups
+
+
+def _guests(ties: np.ndarray, own: list[int]) -> list[int]:
+    """List the sources that are tied to some of `own` and are none of them."""
+    tied = ties[own].max(0) >= 1
+    tied[own] = False
+    return np.flatnonzero(tied).tolist()
+
+
+def _cut(scene: Scene, own: np.ndarray, guests: np.ndarray, extents: tuple[np.ndarray, np.ndarray], name: str) -> Part:
+    """Cut the part of some sources, and their guests, out of a scene."""
+    one, positions, (half, reach) = scene.observation, scene.positions, extents
+    every = np.concatenate([own, guests]).astype(int)
+    near = REACH * fwhm(one.psf).max()
+    around = np.concatenate([np.clip(reach[own], near, FARTHEST), np.full(len(guests), near)])
+    first = np.floor((positions[every] - around[:, None]).min(0)).astype(int)
+    last = np.ceil((positions[every] + around[:, None]).max(0)).astype(int) + 1
+    corner, sides = np.zeros(2, int), np.array(one.shape[1:])
+    side = fit_size(int((last - first).max()), IMAGE_SIDES)
+    for axis in (0, 1):  # the side of a compiled shape, inside of the image
+        length = min(side, sides[axis])
+        corner[axis] = np.clip((first[axis] + last[axis] - length) // 2, 0, sides[axis] - length)
+        sides[axis] = length
+    cut = replace(_cutout(one, corner, sides), name=name)
+    sources = [replace(scene.sources[k], y=positions[k][0] - corner[0], x=positions[k][1] - corner[1]) for k in every]
+    part = Scene((cut,), tuple(sources))
+    kept = ~part.left_out
+    others = np.setdiff1d(np.arange(len(positions)), every)
+    body = _within(positions[every] - corner, half[every], cut.shape[1:])
+    foreign = _within(positions[others] - corner, reach[others], cut.shape[1:]) & ~body
+    return Part(part.kept, np.isin(every, own)[kept], every[kept], corner, foreign)
+
+
+def _within(places: np.ndarray, radius: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Tell (h,w) which pixels lie within `radius` (K,) of some of `places` (K,2)."""
+    found = np.zeros(shape, bool)
+    y, x = np.indices(shape)
+    near = np.all((places > -radius[:, None]) & (places < np.array(shape) + radius[:, None]), 1)
+    for (row, column), most in zip(places[near], radius[near], strict=True):
+        found |= np.hypot(y - row, x - column) < most
+    return found
+
+
+def _cutout(one: Observation, corner: np.ndarray, sides: np.ndarray) -> Observation:
+    """Cut `sides` pixels from `corner` on out of an observation, which then needs no WCS."""
+    window = (slice(None), *(slice(a, a + n) for a, n in zip(corner.tolist(), sides.tolist(), strict=True)))
+    saturated = None if one.saturated is None else one.saturated[window]
+    return replace(one, images=one.images[window], weights=one.weights[window], saturated=saturated, wcs=None, notes=())
