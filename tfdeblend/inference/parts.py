@@ -18,10 +18,10 @@ from tfdeblend.data.sky import detection_image
 from tfdeblend.forward.shapes import IMAGE_SIDES, fit_size
 from tfdeblend.galaxies.moments import moments
 
-WHOLE = (16, 192)  # the most sources, and pixels a side, of a scene that is fitted as one
-MOST = 8  # sources of a part, guests included
+WHOLE = (32, 192)  # the most sources, and pixels a side, of a scene that is fitted as one
+MOST = 16  # sources of a part, guests included
 SPAN = 96  # pixels: the longer side of the box around the centres of a part's own sources
-FAINT = 0.3  # sigma a pixel, all bands together, where a galaxy's light is taken to end
+FAINT = 0.03  # sigma a pixel, all bands together, where a galaxy's light is taken to end
 EXPONENTIAL = 1.678  # of a disk: half-light radii over scale lengths
 FARTHEST = 64.0  # pixels from a source that its part must show
 
