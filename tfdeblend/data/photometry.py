@@ -20,17 +20,23 @@ from tfdeblend.errors import DataError
 MAX_ZEROPOINT = 100.0
 AGREE = 0.02  # magnitudes by which a zero point and a unit may differ without a note
 MAGNITUDE = re.compile(r"\b(ab|st|vega)?_?mag(s|nitudes?)?\b|\bdex\b|\bdB\b", re.IGNORECASE)
-# As headers spell them: in capitals, in the plural.
+# As headers spell them: in capitals, in the plural, in words; MJY, which may be milli or mega, is not known.
 SPELLINGS = {
     r"electrons?": "electron",
+    r"(?<!\d)(?<!\.)e-(?!\d)": "electron",  # no exponent, as in 1e-6 Jy
     r"counts?": "ct",
+    r"photons?": "ph",
     r"(nmgy|nanomagg(y|ies?))": "nmgy",
     r"magg(y|ies?)": "mgy",
+    r"jy": "Jy",
+    r"milli-?jy": "mJy",
+    r"(u|micro-?)jy": "uJy",
+    r"(n|nano-?)jy": "nJy",
     r"adu": "adu",
     r"dn": "DN",
     r"(sec|seconds?)": "s",
     r"s": "s",
-    r"pixels?": "pix",
+    r"pix(els?)?": "pix",
 }
 
 
