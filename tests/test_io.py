@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from scene_files import BANDS, SHAPE, XY, arrays, celestial, extensions, write_fits, write_npz
 
 from tfdeblend import io
+from tfdeblend.app import inputs
+from tfdeblend.app.runs import Settings
 from tfdeblend.catalog import files
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.observation import Observation
@@ -632,6 +634,28 @@ def test_a_table_beside_an_image_may_count_in_the_image_that_it_was_cut_from(tmp
             np.testing.assert_allclose(scene.positions, XY[:, ::-1], atol=1e-6)
             cut = f"{', '.join(names)} count in the image that this one was cut from: 8968, 4968 subtracted"
             assert (cut in scene.observation.notes) == (places[0, 0] > 100)
+
+
+@pytest.mark.parametrize(("scale", "moved"), [(1.0, True), (0.5, False)])
+def test_a_catalogue_may_count_in_the_image_that_its_own_was_cut_from(
+    scale: float, moved: bool, tmp_path: Path
+) -> None:
+    """As one in the image's file: where LTM1_1 and LTM2_2 say that the pixels are the same."""
+    header = {"LTV1": -8968.0, "LTV2": -4968.0, "LTM1_1": scale, "LTM2_2": scale}
+    image = write_fits(tmp_path / "a.fits", ("CATALOG",), header)
+    for offset in (np.array([8968.0, 4968.0]), np.zeros(2)):
+        Table(XY + offset, names=("x", "y")).write(tmp_path / "tile.csv", overwrite=True)
+        field = inputs.Input((image,), tmp_path / "tile.csv")
+        if offset.any() and not moved:
+            with pytest.raises(DataError, match=r"a.fits|tile.csv"):
+                field.read(Settings())
+            continue
+        scene = field.read(Settings())
+        np.testing.assert_allclose(scene.positions, XY[:, ::-1])
+        cut = "x, y count in the image that this one was cut from: 8968, 4968 subtracted"
+        assert (cut in scene.observation.notes) == bool(offset.any())
+    npz = inputs.Input((write_npz(tmp_path / "b.npz"),), tmp_path / "tile.csv")
+    np.testing.assert_allclose(npz.read(Settings()).positions, XY[:, ::-1])
 
 
 def test_a_file_of_images_is_no_catalogue(tmp_path: Path) -> None:

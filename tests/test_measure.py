@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from tfdeblend.catalog.measure import (
     stamp_shapes,
 )
 from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT
@@ -267,3 +270,14 @@ def test_remeasured_joint_results_have_all_bands_and_views() -> None:
     np.testing.assert_allclose(np.stack([table["y"], table["x"]], 1), on_stamps - [0.1, -0.2])
     alone = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in result.views]
     np.testing.assert_allclose(table["snr"], np.hypot(*alone))
+
+
+@pytest.mark.parametrize("bands", ["ugrizy", "YJHK"])
+def test_colours_bluer_than_the_rayleigh_jeans_law_are_found(bands: str) -> None:
+    """The hottest sources, f ~ nu^2, are not noted, nor are red ones; with twice the bluest flux they are."""
+    flux = np.tile([1e4 / WAVELENGTHS[band.lower()] ** 2 for band in bands], (3, 1))
+    scene: Any = SimpleNamespace(bands=tuple(bands), zeropoints=np.full(len(bands), 31.4))
+    assert measure.bluer_than_anything(scene, flux, flux / 100) is None
+    assert measure.bluer_than_anything(scene, flux[:, ::-1], flux / 100) is None
+    flux[:, 0] *= 2
+    assert measure.bluer_than_anything(scene, flux, flux / 100) == (bands[0], bands[1])

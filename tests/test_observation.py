@@ -13,6 +13,7 @@ from helpers import gaussian
 from scene_files import BANDS, SHAPE, arrays, celestial
 
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.photometry import alike, parsed
 from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError
 
@@ -159,11 +160,39 @@ def test_psf_is_renormalised_with_a_note(total: float, notes: int) -> None:
     assert len(observation.notes) == notes
 
 
-@pytest.mark.parametrize(("unit", "zeropoint"), [("nJy", 31.4), ("Jy", 8.9), ("uJy", 23.9), ("nmgy", 22.5)])
+@pytest.mark.parametrize(
+    ("unit", "zeropoint"),
+    [
+        ("nJy", 31.4),
+        ("Jy", 8.9),
+        ("uJy", 23.9),
+        ("nmgy", 22.5),
+        ("microJy", 23.9),
+        ("NJY/PIXEL", 31.4),
+        ("1e-6 JY", 23.9),
+    ],
+)
 def test_zeropoint_of_a_flux_density(unit: str, zeropoint: float) -> None:
     zeropoints = observe(unit=unit).zeropoints
     assert zeropoints is not None
     np.testing.assert_allclose(zeropoints, zeropoint, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "unit"),
+    [
+        *(("e-/s", "electron / s"), ("ELECTRONS/S", "electron / s"), ("e-", "electron"), ("e- s-1", "electron / s")),
+        *(("counts/sec", "ct / s"), ("PHOTONS", "ph"), ("DN/s", "DN / s"), ("UJY/PIX", "uJy / pix")),
+        *(("Nanomaggies", "nmgy"), ("micro-Jy", "uJy"), ("1.e-6 Jy", "1e-06 Jy"), ("10.0*nJy", "10 nJy")),
+        *(("MJY/SR", None), ("cps", None)),
+    ],
+)
+def test_units_as_headers_spell_them(spelling: str, unit: str | None) -> None:
+    """The text stays as it is; what it means decides about zero points and about what is alike."""
+    assert observe(unit=spelling).unit == spelling
+    found = parsed(spelling)
+    assert found == (None if unit is None else units.Unit(unit))
+    assert alike(spelling, unit) == (unit is not None)
 
 
 def test_other_units_have_no_zeropoint() -> None:

@@ -242,6 +242,12 @@ def test_survey(survey: str, tmp_path: Path) -> None:
     assert all(note.startswith("the noise is that of ERR") for note in observation.notes)
 
 
+@pytest.mark.parametrize(("unit", "added"), [("e-", 7.5), ("COUNTS", 7.5), ("e-/s", 0), ("ELECTRONS/S", 0)])
+def test_zeropoints_of_hst_are_of_a_count_a_second(unit: str, added: float, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.fits", science(BUNIT=unit, **HST), primary={"EXPTIME": 1000.0})
+    assert io.read(path)[0].zeropoints == pytest.approx([HST_ZERO + added], abs=2e-3)
+
+
 def test_saturation_is_told_of_every_survey(tmp_path: Path) -> None:
     columns = {"JWST cal": [1], "HST flc": [8, 11], "DES coadd": [1], "Legacy": [2], "HSC": [1]}
     for survey, expected in columns.items():

@@ -12,7 +12,7 @@ from tfdeblend import io
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, finest_first
 from tfdeblend.errors import DataError
-from tfdeblend.io import companions
+from tfdeblend.io import companions, images
 from tfdeblend.io.atomic import sha256
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Input:
         Raises: DataError for a catalogue that cannot be read, and where there is none though there must be.
         """
         if self.catalog is not None:
-            return io.read_catalog(self.catalog), self.catalog
+            return io.read_catalog(self.catalog, images.origin(contents[0][2])), self.catalog
         for number, (one, table, file) in enumerate(contents):
             if table is not None and detect is not True:
                 return (table if number == 0 else Scene.from_catalog(one, table).on_sky()), file

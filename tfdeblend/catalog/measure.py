@@ -16,6 +16,7 @@ import numpy as np
 
 from tfdeblend.catalog.result import Deblended, positions_in_views
 from tfdeblend.data.observation import band_scales
+from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.data.psf import choose_model_sigma, fwhm
 from tfdeblend.forward.shapes import fit_size
 from tfdeblend.galaxies.moments import GAUSSIAN_HALF_LIGHT, adaptive_moments
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 LARGE_CHI2, SMALL_CHI2 = 2.0, 0.5
 BY_CHANCE = 1e-4  # probability of a smaller chi-square: that of few pixels may well be below 0.5
-WAVELENGTHS = {"u": 0.36, "g": 0.48, "r": 0.62, "i": 0.76, "z": 0.89, "y": 0.98}  # micrometres
 BLUER = 0.1  # mag beyond the Rayleigh-Jeans law, for emission lines and the bands of other cameras
 COLOUR_SNR = 5.0  # of a flux, for its colour, and of how far that is out
 PARAMETERS = 7  # of a source beside its fluxes, which leave as many pixels fewer free
@@ -138,7 +138,7 @@ def bluer_than_anything(scene: Scene, flux: np.ndarray, error: np.ndarray) -> tu
     That is the limit of what is hot; stars and galaxies at any redshift are redder but for their lines. It tells bands
     in the wrong order, and zero points that are none of AB.
 
-    Args: flux, error (K, C) in the bands of the scene, whose names end in u, g, r, i, z or y.
+    Args: flux, error (K, C) in the bands of the scene, whose names end in u, g, r, i, z, y, j, h or k.
     """
     known = [(index, WAVELENGTHS.get(band[-1:].lower())) for index, band in enumerate(scene.bands)]
     placed = sorted(((wave, index) for index, wave in known if wave is not None))
@@ -164,7 +164,8 @@ def catalog(
       result: everything but its catalogue. What its views show of the sources becomes positions, signal-to-noise,
         chi-square and flags; `flux_cov` the errors of the fluxes.
       shapes: sizes, ellipticities and all errors; the positions are those of the first view.
-      flux: (K, C) in the bands of the scene. runtime_ms: of the scene. converged: of all sources or (K,) of each; else they are flagged.
+      flux: (K, C) in the bands of the scene. runtime_ms: of the scene.
+      converged: of all sources or (K,) of each; else they are flagged.
     """
     from astropy.table import Table
 

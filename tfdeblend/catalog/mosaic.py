@@ -15,7 +15,6 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import fast_fourier_size
 from tfdeblend.inference.parts import Part
 
-
 SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples"  # of the headers of parts
 LARGEST = "steps", "distance", "rhat", "ppchi2"
 

@@ -1,4 +1,4 @@
-"""Units and zero points: what a number in an image is on the sky.
+"""Units, zero points and bands: what a number in an image is on the sky.
 
 An image in a surface brightness, such as MJy/sr, holds a flux per solid angle: a number in one of its pixels is that
 times the pixel's area. Its zero points are those of one unit times the area of its own pixels.
@@ -19,18 +19,28 @@ from tfdeblend.errors import DataError
 
 MAX_ZEROPOINT = 100.0
 AGREE = 0.02  # magnitudes by which a zero point and a unit may differ without a note
+WAVELENGTHS = {  # of bands in nm, roughly: cameras differ by some percent, in y by a tenth
+    **{"u": 360, "g": 480, "r": 620, "vis": 700, "i": 760, "z": 890, "y": 980},
+    **{"j": 1250, "h": 1650, "ks": 2150, "k": 2200},
+}
 MAGNITUDE = re.compile(r"\b(ab|st|vega)?_?mag(s|nitudes?)?\b|\bdex\b|\bdB\b", re.IGNORECASE)
-# As headers spell them: in capitals, in the plural.
+# As headers spell them: in capitals, in the plural, in words; MJY, which may be milli or mega, is not known.
 SPELLINGS = {
     r"electrons?": "electron",
+    r"(?<!\d)(?<!\.)e-(?!\d)": "electron",  # no exponent, as in 1e-6 Jy
     r"counts?": "ct",
+    r"photons?": "ph",
     r"(nmgy|nanomagg(y|ies?))": "nmgy",
     r"magg(y|ies?)": "mgy",
+    r"jy": "Jy",
+    r"milli-?jy": "mJy",
+    r"(u|micro-?)jy": "uJy",
+    r"(n|nano-?)jy": "nJy",
     r"adu": "adu",
     r"dn": "DN",
     r"(sec|seconds?)": "s",
     r"s": "s",
-    r"pixels?": "pix",
+    r"pix(els?)?": "pix",
 }
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.errors import DataError
 from tfdeblend.io.files import SUFFIXES, scene_name
 
@@ -33,19 +34,6 @@ WORDS = {  # of the parts of `Contents`, and of other maps, which are not read
 }
 PART = {word: part for part, words in WORDS.items() for word in words.split()}
 BAND = re.compile(r"[ugrizyjhk]|ks|vis|[nf]uv|w[1-4]|f\d{3,4}(?:w|n|m|lp|x|w2|n2)|mp\d{4}")
-WAVELENGTHS = {
-    "u": 360,
-    "g": 480,
-    "r": 620,
-    "vis": 700,
-    "i": 760,
-    "z": 890,
-    "y": 1000,
-    "j": 1250,
-    "h": 1650,
-    "ks": 2150,
-    "k": 2200,
-}  # nm
 CAMERA = ("hsc", "nir", "des")  # words before a band's, as in HSC-I
 FOLLOWING = re.compile(rf"{BAND.pattern}|{'|'.join(CAMERA)}|v?\d+|tile\d+")  # words that may follow that of a part
 EUCLID = re.compile(r"^(euc_mer_)(?:bgsub-)?(mosaic-.+_tile\d+)-.*$", re.IGNORECASE)  # ends in a code and a time

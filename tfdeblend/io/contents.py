@@ -166,10 +166,12 @@ SUFFIXES = (".fits", ".fit", ".gz", ".fz", *FORMATS, ".parquet")  # of catalogue
 FITS_STARTS = (b"SIMPLE", b"\x1f\x8b")  # the second of what gzip has compressed
 
 
-def read_catalog(path: str | Path) -> Table:
+def read_catalog(path: str | Path, origin: tuple[float, float] | None = None) -> Table:
     """Read the table in a file: .ecsv, .csv, .cat of SExtractor, .parquet (needs pyarrow), or FITS by its content.
 
     Of a FITS file it is the first table with columns of positions, such as that of the objects in a FITS_LDAC.
+
+    origin: see `as_catalog`.
 
     Raises:
         DataError: a file that is missing, broken or of another suffix; a table without columns of positions.
@@ -188,7 +190,7 @@ def read_catalog(path: str | Path) -> Table:
             check_rows(path, "table", sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b"")))
             table = Table.read(path, format=FORMATS.get(path.suffix, "fits"))
         table.convert_bytestring_to_unicode()
-    return as_catalog(path, "table", "catalog", table)
+    return as_catalog(path, "table", "catalog", table, origin)
 
 
 def _fits_table(path: Path) -> Table:
@@ -213,7 +215,7 @@ def _parquet_table(path: Path) -> Table:
 def as_catalog(path: Path, where: str, field: str, table: Table, origin: tuple[float, float] | None = None) -> Table:
     """The same table with `field` in its metadata, the name by which later errors call it.
 
-    origin: where the first pixel of the image lies in the image that it was cut from, (x, y).
+    origin: where the first pixel of the image lies in the image that it was cut from, (x, y); positions may be there.
 
     Raises: DataError, about the field `where`, for a table without columns of positions.
     """

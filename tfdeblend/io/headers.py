@@ -127,6 +127,15 @@ def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float]
     return place[0], place[1]
 
 
+def origin(header: Header) -> tuple[float, float] | None:
+    """(x, y) of an image's first pixel, counted from 0, in the image of the same pixels that it was cut from, by LTV1
+    and LTV2; else None.
+    """
+    x, y = header.get("LTV1"), header.get("LTV2")
+    same = header.get("LTM1_1", 1) == header.get("LTM2_2", 1) == 1
+    return (-x, -y) if same and x is not None and y is not None and _is_number(x) and _is_number(y) else None
+
+
 def pixel_scale(header: Header) -> float | None:
     """The pixel scale in arcsec: PIXSCALE if a number, else by the pixel's area, PIXAR_A2 (arcsec^2) or PIXAR_SR."""
     scale, area = header.get("PIXSCALE"), pixel_area(header)

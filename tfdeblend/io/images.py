@@ -18,7 +18,7 @@ from tfdeblend.io import headers as hd
 from tfdeblend.io import masks, names
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.contents import Contents, as_catalog, source_table
-from tfdeblend.io.files import check_rows, check_size, parsing
+from tfdeblend.io.files import check_rows, check_size, content, parsing
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:
@@ -323,9 +323,15 @@ def _catalog(path: Path, hdus: fits.HDUList, header: hd.Header) -> Table | None:
     with parsing(path, "CATALOG"):
         check_rows(path, "CATALOG", hdu.header["NAXIS2"])
         table = Table.read(hdu, format="fits", mask_invalid=False)
-    x, y = header.get("LTV1"), header.get("LTV2")
-    origin = (-float(x), -float(y)) if isinstance(x, float | int) and isinstance(y, float | int) else None
-    return as_catalog(path, "CATALOG", "CATALOG", table, origin)
+    return as_catalog(path, "CATALOG", "CATALOG", table, hd.origin(header))
+
+
+def origin(path: Path) -> tuple[float, float] | None:
+    """The (x, y) of the first pixel of a file's image in the one that it was cut from; None where it does not say."""
+    if content(path) != "fits":
+        return None
+    with opened(path) as hdus:
+        return hd.origin(header_values(path, Layers(path, hdus).images[0], hdus[0]))
 
 
 def write(scene: Scene, path: Path, more: Mapping[str, np.ndarray]) -> None:
