@@ -1,8 +1,109 @@
-"""A large field in parts: every source is owned once, and the parts' sources are those of a fit of the whole."""
+"""A large field in parts: each source is one part's own, and is what a fit of the whole field finds."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from simulations import Galaxy, simulate
 
+from tfdeblend.catalog.mosaic import Mosaic
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.scene import Scene
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
+from tfdeblend.inference import parts
+
+SIDE = 208  # pixels: more than what is fitted as a whole
+
+
+def field(seed: int = 0) -> tuple[Scene, np.ndarray]:
+    """A blend of three galaxies, a bright galaxy with a faint neighbour 17 pixels away, and two alone."""
+    galaxies = [
+        Galaxy(40.3, 42.2, (4000, 6000), 1.0, 0.5, (0.2, 0.1)),
+        Galaxy(43.6, 50.4, (3000, 2500), 1.0, 0.4, (-0.1, 0.2)),
+        Galaxy(48.1, 43.7, (1500, 1500), 1.0, 0.4),
+        Galaxy(150.2, 60.1, (6000, 6000), 1.0, 0.7),
+        Galaxy(166.0, 66.3, (300, 250), 1.0, 0.3),
+        Galaxy(60.4, 160.9, (2500, 1800), 1.0, 0.5, (0.0, 0.2)),
+        Galaxy(170.7, 180.2, (900, 1200), 1.0, 0.4),
+    ]
+    scene, _ = simulate(galaxies, (SIDE, SIDE), seed=seed)
+    return scene, np.array([galaxy.flux for galaxy in galaxies])
+
+
+@pytest.fixture(scope="module")
+def found() -> Deblended:
+    return Deblender(prior="exponential").deblend(field()[0])
+
+
+def test_each_source_is_one_parts_own() -> None:
+    rng = np.random.default_rng(1)
+    galaxies = [Galaxy(*rng.uniform(5, 95, 2), (10 ** rng.uniform(2, 4),) * 2) for _ in range(40)]
+    scene, _ = simulate(galaxies, (100, 100))
+    found = parts.split(scene)
+    own = np.concatenate([part.rows[part.own] for part in found])
+    assert sorted(own) == list(range(40))
+    for part in found:
+        assert len(part.rows) <= parts.MOST
+        assert [source.id for source in part.scene.sources] == [scene.sources[row].id for row in part.rows]
+        np.testing.assert_allclose(part.scene.positions + part.corner, scene.positions[part.rows])
+        np.testing.assert_array_equal(part.scene.observation.images, scene.observation.images[:, *part.window])
+        y, x = np.round(part.scene.positions[part.own]).astype(int).T
+        assert not part.foreign[y, x].any()
+
+
+def test_small_scenes_are_not_cut() -> None:
+    assert not parts.is_large(simulate()[0])
+    assert parts.is_large(field()[0])
+
+
+def test_a_blend_is_in_one_part_and_what_is_alone_in_its_own() -> None:
+    together = [sorted(part.rows.tolist()) for part in parts.split(field()[0])]
+    assert [0, 1, 2] in together
+    assert [5] in together and [6] in together
+
+
+def test_fluxes_are_those_of_the_whole(found: Deblended, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, truth = field()
+    error = found.flux_err
+    assert np.abs((found.flux - truth) / error).max() < 4
+    assert found.header["parts"] > 1 and found.header["converged"]
+    assert found.chi2 == pytest.approx(1, abs=0.03)
+    monkeypatch.setattr(parts, "is_large", lambda scene: False)
+    whole = Deblender(prior="exponential").deblend(scene)
+    assert np.abs((found.flux - whole.flux) / error).max() < 0.2
+    np.testing.assert_allclose(error, whole.flux_err, rtol=0.1)
+    np.testing.assert_allclose(found.flux_cov[0, 0, 1], whole.flux_cov[0, 0, 1], rtol=0.1)
+    np.testing.assert_allclose(found.catalog["size"], whole.catalog["size"], rtol=0.1)
+    assert np.abs(found.model - whole.model).max() < 0.5  # of a pixel's noise
+
+
+def test_sources_add_up_to_the_model(found: Deblended) -> None:
+    np.testing.assert_allclose(found.sources.sum(0) + found.background[:, None, None], found.model, atol=1e-3)
+
+
+def test_a_mosaic_shows_sources_as_their_parts_do() -> None:
+    scene, _ = field()
+    piece = next(part for part in parts.split(scene) if len(part.rows) == 3)
+    result = Deblender(prior="exponential").deblend(piece.scene)
+    whole = replace(scene, sources=tuple(scene.sources[row] for row in piece.rows))
+    shown = Mosaic(whole, [replace(piece, rows=np.arange(3))], [result]).sources()[:, :, *piece.window]
+    np.testing.assert_allclose(shown, result.sources, atol=0.02)  # of a peak of 100
+
+
+def test_a_field_whose_result_is_too_large_is_refused_before_anything_is_fitted() -> None:
+    with pytest.raises(DataError, match=r"expected a field whose result takes at most 0.001 GB .*, received 7 sources"):
+        Deblender(prior="exponential", memory=0.001).deblend(field()[0])
+
+
+@pytest.mark.slow
+def test_samples_in_parts() -> None:
+    scene, truth = field()
+    found = Deblender(prior="exponential", method="sample", samples=4, keep_samples=True).deblend(scene)
+    assert found.samples is not None and found.samples.shape[:2] == (4, 7)
+    assert found.sources_std is not None and found.sources_std.shape == found.sources.shape
+    assert found.header["samples"] == 4 and found.header["method"] == "sample"
+    np.testing.assert_allclose(found.samples.mean(0), found.stamps, atol=1e-3 * found.stamps.max())
+    np.testing.assert_allclose(found.flux, truth, rtol=0.3)
