@@ -34,7 +34,7 @@ def _compare(session: Any, signatures: Any, work: Path) -> None:
     for kept in sorted(work.glob("*.npz")):
         name, (inputs, expected) = kept.stem, figures.load(kept)
         found = run(name, inputs)
-        figures.report(f"TensorFlow alone, {name}", figures.difference(found, expected), figures.LARGEST)
+        figures.report(f"TensorFlow alone, {name}", figures.difference(found, expected), figures.limit(name))
         blends = len(next(iter(inputs.values())))
         last = {key: value[-1:] for key, value in inputs.items()}
         again = run(name, last)

@@ -32,7 +32,7 @@ def main(folder: Path, work: Path) -> None:
     for kept in sorted(work.glob("*.npz")):
         inputs, expected = figures.load(kept)
         found = _run(program, folder, work, signatures[kept.stem], inputs, expected)
-        figures.report(f"C API, {kept.stem}", figures.difference(found, expected), figures.LARGEST)
+        figures.report(f"C API, {kept.stem}", figures.difference(found, expected), figures.limit(kept.stem))
 
 
 def _run(program: Path, folder: Path, work: Path, signature, inputs, expected) -> figures.Arrays:

@@ -91,16 +91,13 @@ def amplitudes(
       sources: each as each exposure observes it [B, K, C_e, S_e, S_e]. width: of the amplitudes' prior.
     """
     bands, count = [one.bands for one in likelihood.exposures], likelihood.shape.bands
-    residual = tf.cast(likelihood.data(tuple(tf.reduce_sum(each, 1) for each in sources)), tf.float64)
+    residual = likelihood.data(tuple(tf.reduce_sum(each, 1) for each in sources))
     pairs = zip(likelihood.exposures, sources, strict=True)
     columns = [one.noise.whiten.forward(width * tf.transpose(each, [0, 2, 1, 3, 4])) for one, each in pairs]
-    # In double precision: what two bright galaxies exchange is known to their prior alone, and rounding would say more.
-    update = LowRankUpdate(bands, count, [tf.cast(one, tf.float64) for one in columns])
+    update = LowRankUpdate(bands, count, columns)
+    unit = tf.zeros([tf.shape(residual)[0], 0], residual.dtype)
     if normals is None:
-        moved = update.coefficients(residual)[1]
-    else:
-        prior = tf.cast(tf.linalg.matrix_transpose(normals.amplitude), tf.float64)
-        shared = tf.zeros([tf.shape(residual)[0], 0], tf.float64)
-        drawn = residual - update.combine((shared, prior)) - tf.cast(normals.data, tf.float64)
-        moved = prior + update.coefficients(drawn)[1]
-    return 1 + width * tf.cast(tf.linalg.matrix_transpose(moved), columns[0].dtype)
+        return 1 + width * tf.linalg.matrix_transpose(update.coefficients(residual)[1])
+    prior = tf.linalg.matrix_transpose(normals.amplitude)
+    _, moved = update.coefficients(residual - update.combine((unit, prior)) - normals.data)
+    return 1 + width * tf.linalg.matrix_transpose(prior + moved)
