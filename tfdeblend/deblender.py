@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfdeblend.catalog import builder
 from tfdeblend.catalog.measure import Shapes, side_wanted
@@ -88,6 +89,7 @@ class Deblender:
       stamp: pixels a side that hold a galaxy; None: by the size of the image, and larger where a galaxy is cut.
       samples: how many, at least 2. keep_samples: whether results keep the samples themselves.
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
+      progress: whether the parts of a large scene are counted on standard error as they are done.
 
     Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another
       kind of prior.
@@ -109,6 +111,7 @@ class Deblender:
     keep_samples: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
+    progress: bool = False
     _prior: Prior | AutomaticPrior = field(init=False, repr=False, compare=False)
     _compiled: Compiled = field(init=False, repr=False, compare=False)
 
@@ -223,8 +226,9 @@ class Deblender:
     def _of_parts(self, pieces: Mapping[int, Part], prior: Prior, reason: str) -> dict[int, Deblended]:
         """Results of parts, by their number. Raises: the error of the first that fails."""
         scenes = {number: piece.scene for number, piece in pieces.items()}
+        found = self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason)))
         results: dict[int, Deblended] = {}
-        for number, result in self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason))):
+        for number, result in tqdm(found, "parts", len(scenes), leave=False, disable=not self.progress, mininterval=1):
             if isinstance(result, Exception):
                 raise result
             results[number] = result

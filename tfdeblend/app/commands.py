@@ -124,6 +124,7 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         samples=args.samples,
         keep_samples=args.save_samples,
         sampling=SampleOptions(args.steps) if args.steps else SampleOptions(),
+        progress=not args.quiet,
     )
 
 
