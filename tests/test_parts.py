@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from simulations import Galaxy, simulate
 
+from tfdeblend.catalog import measure
 from tfdeblend.catalog.mosaic import Mosaic
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
@@ -89,13 +90,59 @@ def test_a_mosaic_shows_sources_as_their_parts_do() -> None:
     piece = next(part for part in parts.split(scene) if len(part.rows) == 3)
     result = Deblender(prior="exponential").deblend(piece.scene)
     whole = replace(scene, sources=tuple(scene.sources[row] for row in piece.rows))
-    shown = Mosaic(whole, [replace(piece, rows=np.arange(3))], [result]).sources()[:, :, *piece.window]
+    shown = Mosaic(whole, [replace(piece, rows=np.arange(3))], [result], np.zeros(2)).sources()[:, :, *piece.window]
     np.testing.assert_allclose(shown, result.sources, atol=0.02)  # of a peak of 100
 
 
 def test_a_field_whose_result_is_too_large_is_refused_before_anything_is_fitted() -> None:
     with pytest.raises(DataError, match=r"expected a field whose result takes at most 0.001 GB .*, received 7 sources"):
         Deblender(prior="exponential", memory=0.001).deblend(field()[0])
+
+
+def test_extents_do_not_depend_on_the_sky() -> None:
+    scene, _ = field()
+    one = scene.observation
+    lit = replace(scene, observations=(replace(one, images=one.images + 30),))
+    for found, same in zip(parts._extents(lit), parts._extents(scene), strict=True):
+        np.testing.assert_allclose(found, same, rtol=0.05)
+
+
+def test_a_masked_core_hides_no_wings() -> None:
+    scene, _ = field()
+    one = scene.observation
+    y, x = np.indices(one.shape[1:])
+    core = np.hypot(y - 150.2, x - 60.1) < 3
+    masked = replace(scene, observations=(replace(one, weights=np.where(core, 0, one.weights)),))
+    assert 0.9 < parts._extents(masked)[1][3] / parts._extents(scene)[1][3] < 2  # as moments see a hole
+
+
+def test_a_background_is_that_of_the_whole_field() -> None:
+    scene, truth = field()
+    one = scene.observation
+    lit = replace(scene, observations=(replace(one, images=one.images + 30),))
+    found = Deblender(prior="exponential", background=True).deblend(lit)
+    np.testing.assert_allclose(found.background, 30, atol=0.03)
+    assert np.abs((found.flux - truth) / found.flux_err).max() < 4
+    assert found.chi2 == pytest.approx(1, abs=0.03)
+
+
+def test_sources_outside_and_under_masks_are_done() -> None:
+    """A bright galaxy covers all of the image that one outside could be seen in; another one's core is masked."""
+    galaxies = [Galaxy(100, 4, (8000, 8000), 1.0, 0.8), Galaxy(97, -7, (900, 900)), Galaxy(160, 150, (4000, 4000))]
+    scene, _ = simulate(galaxies, (SIDE, SIDE))
+    one = scene.observation
+    y, x = np.indices(one.shape[1:])
+    weights = np.where(np.hypot(y - 160, x - 150) < 3, 0, one.weights)
+    found = Deblender(prior="exponential").deblend(replace(scene, observations=(replace(one, weights=weights),)))
+    assert found.flux[0] == pytest.approx([8000, 8000], rel=0.05)
+    assert found.flux[2] == pytest.approx([4000, 4000], rel=0.1)
+    assert found.catalog["flags"][1] & measure.UNSEEN  # as it would be in a fit of the whole
+    assert np.linalg.eigvalsh(found.flux_cov).min() > 0
+
+
+def test_what_a_prior_is_not_for_is_refused_of_the_whole() -> None:
+    with pytest.raises(DataError, match=r"^blend0: prior hsc-grizy-64: expected bands g, r, i, z, y"):
+        Deblender(prior="hsc-grizy-64").deblend(field()[0])
 
 
 @pytest.mark.slow
@@ -105,5 +152,6 @@ def test_samples_in_parts() -> None:
     assert found.samples is not None and found.samples.shape[:2] == (4, 7)
     assert found.sources_std is not None and found.sources_std.shape == found.sources.shape
     assert found.header["samples"] == 4 and found.header["method"] == "sample"
+    assert found.header["sampler"] == "nuts" and "converged" not in found.header
     np.testing.assert_allclose(found.samples.mean(0), found.stamps, atol=1e-3 * found.stamps.max())
     np.testing.assert_allclose(found.flux, truth, rtol=0.3)

@@ -44,7 +44,7 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
-OF_RESULT = 20.0  # bytes a pixel, band and source
+OF_RESULT = 45.0  # bytes a pixel, band and source
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -158,7 +158,8 @@ class Deblender:
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
         """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
 
-        Scenes of which a galaxy reaches beyond its stamp are done last, with larger ones, see `side_wanted`.
+        Scenes of which a galaxy reaches beyond its stamp are done again with larger ones, see `side_wanted`, and large
+        scenes come last, part by part, see `inference.parts`.
         """
         builder.check_scenes(scenes, Scene)
         good: dict[int, Scene] = {}
@@ -190,38 +191,46 @@ class Deblender:
     def _in_parts(self, scene: Scene, prior: Prior, reason: str) -> Deblended | Exception:
         """The result of a large scene, or its error.
 
-        A closed-form MAP of each part, without the pixels where sources shine that are none of its own, says how much
-        light falls into the others. It is done again less this light where that moves a flux; so is every part under
-        another prior or method.
+        A closed-form MAP of each part, without the pixels where sources shine that it does not have, says how much
+        light falls into the others. It is done again with this light subtracted where that moves a flux; so is every
+        part under another prior or method. A background is the mean that is left over in the whole field.
         """
         began = time.perf_counter()
         try:
+            self._check(scene, prior)
             self._check_result(scene)
             pieces = parts.split(scene)
-            first = replace(self, prior=prior.initial.name, method="map", keep_samples=False)
-            object.__setattr__(first, "_compiled", self._compiled)
-            closed, _ = first.prior_of(scene)
-            results = first._of_parts({n: piece.masked for n, piece in enumerate(pieces)}, closed, reason)
-            light = [np.zeros(piece.scene.observation.shape) for piece in pieces]
-            for _ in range(SWEEPS):
-                mosaic = Mosaic(scene, pieces, list(results.values()))
-                beyond = mosaic.beyond()
-                moved = [
-                    number
-                    for number, piece in enumerate(pieces)
-                    if largest_pull(results[number], piece.own, beyond[number] - light[number]) > MOVED
-                ]
-                if not moved:
+            closed = priors.ClosedFormPrior(prior.initial)
+            first = self._like(prior=closed, method="map", background=False, keep_samples=False)
+            sky = _levels(scene, self.background)[0]
+            light = [sky[:, None, None] * np.ones(piece.scene.observation.shape) for piece in pieces]
+            masked = {n: piece.masked.less(light[n]) for n, piece in enumerate(pieces)}
+            results = first._of_parts(masked, closed, reason)
+            for sweep in range(SWEEPS + 1):
+                mosaic = Mosaic(scene, pieces, list(results.values()), sky)
+                if self.background:
+                    sky = mosaic.left_over()
+                beyond = [each + sky[:, None, None] for each in mosaic.beyond()]
+                moves = (largest_pull(results[n], pieces[n].own, beyond[n] - light[n]) for n in results)
+                moved = [n for n, pull in enumerate(moves) if pull > MOVED]
+                if not moved or sweep == SWEEPS:
                     break
-                light = beyond
+                for n in moved:
+                    light[n] = beyond[n]
                 results |= first._of_parts({n: pieces[n].less(light[n]) for n in moved}, closed, reason)
             if self.method != first.method or prior.key != closed.key:
-                bare = {number: piece.less(light[number]) for number, piece in enumerate(pieces)}
-                results = self._of_parts(bare, prior, reason)
-            mosaic = Mosaic(scene, pieces, list(results.values()))
-            return mosaic.result(time.perf_counter() - began)
+                bare = {n: piece.less(beyond[n]) for n, piece in enumerate(pieces)}
+                results = self._like(background=False)._of_parts(bare, prior, reason)
+            whole = Mosaic(scene, pieces, list(results.values()), sky)
+            return whole.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
+
+    def _like(self, **changes: Any) -> Deblender:
+        """Another deblender that uses what this one has compiled."""
+        other = replace(self, **changes)
+        object.__setattr__(other, "_compiled", self._compiled)
+        return other
 
     def _of_parts(self, pieces: Mapping[int, Part], prior: Prior, reason: str) -> dict[int, Deblended]:
         """Results of parts, by their number. Raises: the error of the first that fails."""
@@ -305,23 +314,22 @@ class Deblender:
                 again = replace(run, indices=part, scenes=[left[i] for i in part], shape=shape)
                 yield from self._of_chunk(again, wanted)
 
-    def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
-        """The scene's bucket, of stamps of `least` pixels or more.
-
-        Raises: DataError for a scene that the prior is not for, or that cannot be sampled under it.
-        """
+    def _check(self, scene: Scene, prior: Prior) -> None:
+        """Raises: DataError for a scene that the prior is not for, or that cannot be sampled under it."""
         if self.method == "sample" and not prior.samples:
             expected = f"expected a learned or closed-form one ({', '.join(PRIORS)}) to sample with"
             raise DataError(scene.name, "prior", f"{expected}, received {prior.name}")
         if problem := prior.problem(scene, self.assume_ab):
             raise DataError(scene.name, f"prior {prior.name}", problem)
+        if self.stamp is not None and self.stamp < prior.least_stamp:
+            expected = f"expected at least {prior.least_stamp} pixels for prior {prior.name}"
+            raise DataError(scene.name, "stamp", f"{expected}, received {self.stamp}")
+
+    def _shape(self, scene: Scene, prior: Prior, least: int) -> BatchShape:
+        """The scene's bucket, of stamps of `least` pixels or more. Raises: see `_check` and `_check_memory`."""
+        self._check(scene, prior)
         prior.load()
-        side = stamp_side(scene, max(prior.least_stamp, least))
-        if self.stamp is not None:
-            if self.stamp < prior.least_stamp:
-                expected = f"expected at least {prior.least_stamp} pixels for prior {prior.name}"
-                raise DataError(scene.name, "stamp", f"{expected}, received {self.stamp}")
-            side = max(self.stamp, least)
+        side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
         shape = scene_shape(scene, side, prior.model_sigma, self.background)
         self._check_memory(scene, shape, prior)
         return shape
@@ -334,7 +342,9 @@ class Deblender:
         if needed > most:
             what = f"{count} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
             expected = f"expected a field whose result takes at most {most:.3g} GB of memory"
-            raise DataError(scene.name, "memory", f"{expected}, received {what}", "cut the image smaller")
+            raise DataError(
+                scene.name, "memory", f"{expected}, received {what}", "cut the image smaller, or allow more memory"
+            )
 
     def _check_memory(self, scene: Scene, shape: BatchShape, prior: Prior) -> None:
         """Raises: DataError for a scene whose fit would take more memory than it may."""

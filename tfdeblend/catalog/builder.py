@@ -101,10 +101,8 @@ def build_from_samples(
         prior_share=statistics.prior_share(),
     )
     table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed)
-    if len(views) == 1:  # the mean of the samples' own, not that of their mean
-        table["chi2"] = np.mean(statistics.local_chi2, 0)
-        both = measure.BAD_FIT | measure.OVERSTATED
-        table["flags"] = (table["flags"] & ~both) | measure.chi2_flags(table["chi2"], views)
+    if len(views) == 1:
+        table = measure.with_chi2(table, np.mean(statistics.local_chi2, 0), views)
     table["flags"] |= np.where(statistics.beyond_prior, measure.BEYOND_PRIOR, 0)
     own: Facts = {
         "samples": statistics.count,
@@ -223,8 +221,8 @@ def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.n
         views.append(
             View(
                 observation=fitted,
-                model=model.astype(np.float32),
-                sources=sources.astype(np.float32),
+                model=model.astype(np.float32, copy=False),
+                sources=sources.astype(np.float32, copy=False),
                 background=background,
                 positions=places,
                 scale=scene.maps[number].area ** -0.5,

@@ -132,6 +132,13 @@ def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
     return np.where(chi2 > LARGE_CHI2, BAD_FIT, 0) | np.where(small, OVERSTATED, 0)
 
 
+def with_chi2(table: Table, chi2: np.ndarray, views: Sequence[View]) -> Table:
+    """Replace the chi-square (K,) of a catalogue by that of samples, the mean of their own, and its flags."""
+    table["chi2"] = chi2
+    table["flags"] = (table["flags"] & ~(BAD_FIT | OVERSTATED)) | chi2_flags(chi2, views)
+    return table
+
+
 def bluer_than_anything(scene: Scene, flux: np.ndarray, error: np.ndarray) -> tuple[str, str] | None:
     """Find two bands in which most of two and more sources are bluer than the Rayleigh-Jeans law, f ~ nu^2.
 
@@ -214,7 +221,7 @@ def remeasure(result: Deblended) -> Table:
     saved = result.catalog
     names = ("y_err", "x_err", "size_err", "e1_err", "e2_err")
     known = [np.asarray(saved[name], float) if name in saved.colnames else np.full(len(flux), np.nan) for name in names]
-    converged = not (np.asarray(saved["flags"]) & NOT_CONVERGED).any() if "flags" in saved.colnames else True
+    converged = (np.asarray(saved["flags"]) & NOT_CONVERGED) == 0 if "flags" in saved.colnames else True
     runtime = float(np.sum(saved["runtime_ms"])) if "runtime_ms" in saved.colnames else 0.0
     measured = replace(measured, errors=np.stack(known, 1))
     table = catalog(replace(result, views=views), measured, flux, runtime, converged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -15,19 +16,20 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import fast_fourier_size
 from tfdeblend.inference.parts import Part
 
-SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples"  # of the headers of parts
-LARGEST = "steps", "distance", "rhat", "ppchi2"
+SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples", "sampler", "covar"  # in the headers of parts
+LARGEST, SMALLEST, MEAN = ("steps", "distance", "rhat"), ("ess",), ("ppchi2",)
 
 
 class Mosaic:
     """The sources of a field of one observation, each from the result of the part that owns it.
 
     Args:
-      scene: the whole. parts: they own each source of it once. results: of the parts, in their order.
+      scene: the whole. parts: they own each source of it once. results: of the parts, in their order. sky: (C,) the
+        constant in each band that was subtracted from all parts.
     """
 
-    def __init__(self, scene: Scene, parts: Sequence[Part], results: Sequence[Deblended]):
-        self.scene, self.parts, self.results = scene, parts, results
+    def __init__(self, scene: Scene, parts: Sequence[Part], results: Sequence[Deblended], sky: np.ndarray):
+        self.scene, self.parts, self.results, self.sky = scene, parts, results, sky
         side = max(result.stamps.shape[-1] for result in results)
         count, bands = len(scene.sources), scene.observation.shape[0]
         self.stamps = np.zeros((count, bands, side, side), np.float32)
@@ -37,9 +39,7 @@ class Mosaic:
             rows, own = part.rows[part.own], result.stamps.shape[-1]
             self.stamps[rows, :, :own, :own] = result.stamps[part.own]
             self.corners[rows] = result.corners[part.own] + part.corner
-            self.flux_cov[:, rows[:, None], part.rows[None]] = result.flux_cov[:, part.own]
-        both = (self.flux_cov != 0) & (np.swapaxes(self.flux_cov, 1, 2) != 0)  # each is the other's guest
-        self.flux_cov = (self.flux_cov + np.swapaxes(self.flux_cov, 1, 2)) * np.where(both, 0.5, 1)
+            self.flux_cov[:, rows[:, None], rows] = result.flux_cov[:, part.own][:, :, part.own]
         self.model_sigma = float(results[0].header["modelsig"])  # that of all, since all have one PSF
         self._transfers: dict[int, np.ndarray] = {}
 
@@ -68,21 +68,33 @@ class Mosaic:
             _paste(image, *self._observed(stamp, corner))
         return image
 
-    def result(self, seconds: float) -> Deblended:
-        """Join the results to that of the whole, which took so many seconds."""
-        background = np.mean([result.background for result in self.results], 0)
+    def left_over(self) -> np.ndarray:
+        """Measure (C,) the weighted mean of the images less all sources; 0 in a band that is all masked."""
+        one = self.scene.observation
+        total = one.weights.sum((1, 2), dtype=float)
+        mean = (one.weights * (one.images - self.total())).sum((1, 2)) / np.where(total > 0, total, 1)
+        return np.asarray(mean)
+
+    def result(self, seconds: float, moving: Sequence[int]) -> Deblended:
+        """Join the results to that of the whole.
+
+        Args:
+          seconds: that it took. moving: the parts, by number, that light from beyond would still move.
+        """
         sources = self.sources()
         flags = self._column("flags")
+        settled = self._of_parts([np.full(int(part.own.sum()), n not in moving) for n, part in enumerate(self.parts)])
+        flux = np.stack([self._column(f"flux_{band}") for band in self.scene.bands], 1)
         fit = builder.Fit(
-            models=[sources.sum(0, dtype=float) + background[:, None, None]],
+            models=[sources.sum(0, dtype=float) + self.sky[:, None, None]],
             sources=[sources],
-            backgrounds=[background],
+            backgrounds=[self.sky],
             stamps=self.stamps,
             corners=self.corners,
-            flux=np.stack([self._column(f"flux_{band}") for band in self.scene.bands], 1),
+            flux=np.where(np.isfinite(flux), flux, self.stamps.sum((2, 3))),
             flux_cov=self.flux_cov,
             shapes=self._shapes(),
-            converged=(flags & measure.NOT_CONVERGED) == 0,
+            converged=((flags & measure.NOT_CONVERGED) == 0) & settled,
             beyond_prior=(flags & measure.BEYOND_PRIOR) > 0,
         )
         whole = builder.build(self.scene, fit, self._facts() | {"walltime": seconds})
@@ -92,7 +104,11 @@ class Mosaic:
         """Gather the headers: what all parts have in common, and the largest of each number."""
         headers = [result.header for result in self.results]
         facts: builder.Facts = {name: headers[0][name] for name in SHARED if name in headers[0]}
-        facts |= {name: max(header[name] for header in headers) for name in LARGEST if name in headers[0]}
+        for join, names in ((max, LARGEST), (min, SMALLEST), (np.mean, MEAN)):
+            for name in names:
+                if name in headers[0]:
+                    value: Any = join([header[name] for header in headers])
+                    facts[name] = value
         return facts | {"parts": len(self.parts)}
 
     def _sampled(self, whole: Deblended) -> Deblended:
@@ -101,20 +117,22 @@ class Mosaic:
         for part, result in zip(self.parts, self.results, strict=True):
             assert result.sources_std is not None
             deviation[(part.rows[part.own], slice(None), *part.window)] = result.sources_std[part.own]
-        whole.catalog["chi2"] = self._column("chi2")  # the mean of the samples' own, not that of their mean
+        header = {name: value for name, value in whole.header.items() if name != "converged"}
         return replace(
             whole,
+            header=header,
+            catalog=measure.with_chi2(whole.catalog, self._column("chi2"), whole.views),
             views=(replace(whole.views[0], sources_std=deviation),),
             samples=self._stacked("samples", 1),
-            prior_share=self._stacked("prior_share", 0),
+            prior_share=self._stacked("prior_share", 0, np.nan),
         )
 
-    def _stacked(self, name: str, axis: int) -> np.ndarray | None:
-        """Gather an array of the stamps' pixels, whose `axis` is that of the sources, from all results."""
+    def _stacked(self, name: str, axis: int, empty: float = 0.0) -> np.ndarray | None:
+        """Gather an array of the stamps' pixels, whose `axis` is that of the sources; `empty` where stamps end."""
         every = [getattr(result, name) for result in self.results]
         if any(one is None for one in every):
             return None
-        full = np.zeros((*every[0].shape[:axis], *self.stamps.shape), np.float32)
+        full = np.full((*every[0].shape[:axis], *self.stamps.shape), empty, np.float32)
         for part, one in zip(self.parts, every, strict=True):
             side = one.shape[-1]
             full[(*[slice(None)] * axis, part.rows[part.own], ..., slice(side), slice(side))] = np.compress(

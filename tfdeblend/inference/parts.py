@@ -24,6 +24,7 @@ SPAN = 96  # pixels: the longer side of the box around the centres of a part's o
 FAINT = 0.03  # sigma a pixel, all bands together, where a galaxy's light is taken to end
 EXPONENTIAL = 1.678  # of a disk: half-light radii over scale lengths
 FARTHEST = 64.0  # pixels from a source that its part must show
+NARROWEST = 64  # pixels a side of a part, as stamps have: what a stamp cuts off then shows in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Part:
 
     scene: the cut-out with its sources, named as in the whole. own: (K,) bool, which of them are kept. rows: (K,) their
     numbers in the whole. corner: (y, x) of its first pixel in the whole. foreign: (h,w) bool, where sources shine that
-    are none of the part's.
+    the part does not have.
     """
 
     scene: Scene
@@ -71,23 +72,32 @@ def is_large(scene: Scene) -> bool:
 def split(scene: Scene) -> list[Part]:
     """Cut a scene of one observation into parts; each source is one part's own."""
     half, reach = extents = _extents(scene)
-    groups = enumerate(_groups(scene, _ties(scene.positions, half, reach), half), 1)
-    name = scene.name
-    return [_cut(scene, np.array(own), np.array(guests), extents, f"{name}, part {n}") for n, (own, guests) in groups]
+    groups = _groups(scene, _ties(scene.positions, half, reach), half)
+    return [_cut(scene, np.array(own), np.array(guests), extents) for own, guests in groups]
 
 
 def _extents(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Estimate (K,) half-light radii as observed, and (K,) distances at which light ends, in pixels."""
-    one = scene.observation
-    image = np.pad(detection_image(one.less(one.sky_levels()).images, one.weights)[0], 1)
-    y, x = (
-        np.clip(np.round(at).astype(int), 0, side - 1)
-        for at, side in zip(scene.positions.T, one.shape[1:], strict=True)
-    )
-    near = np.stack([image[y + dy, x + dx] for dy in range(3) for dx in range(3)])
-    radius = moments(scene)[0] * pixels_per_arcsec(scene)
+    one = scene.observation.less(scene.observation.sky_levels())
+    image, valid = detection_image(one.images, one.weights)[0], np.any(one.valid, 0)
+    radius = moments(replace(scene, observations=(one,)))[0] * pixels_per_arcsec(scene)
     half = np.hypot(radius, fwhm(one.psf).max() / 2)
-    return half, half * (1 + np.log(np.maximum(near.max(0) / FAINT, 1)) / EXPONENTIAL)
+    seen = [_brightest(image, valid, place) for place in scene.positions]
+    distance, peak = np.array(seen).T
+    return half, distance + half * (1 + np.log(np.maximum(peak / FAINT, 1)) / EXPONENTIAL)
+
+
+def _brightest(image: np.ndarray, valid: np.ndarray, place: np.ndarray) -> tuple[float, float]:
+    """Find how far the nearest unmasked pixels are from a place, 0 for its own, and the brightest value among them."""
+    side = int(FARTHEST) // 2
+    first = np.maximum(np.floor(place).astype(int) - side, 0)
+    window = tuple(slice(a, a + 2 * side) for a in first)
+    y, x = np.nonzero(valid[window])
+    if not len(y):
+        return 0.0, 0.0
+    distance = np.hypot(y + first[0] - place[0], x + first[1] - place[1])
+    nearest = distance.min()
+    return max(nearest - 1, 0.0), image[window][y, x][distance < nearest + 1.5].max()
 
 
 def _ties(positions: np.ndarray, half: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -128,7 +138,7 @@ def _guests(ties: np.ndarray, own: list[int]) -> list[int]:
     return np.flatnonzero(tied).tolist()
 
 
-def _cut(scene: Scene, own: np.ndarray, guests: np.ndarray, extents: tuple[np.ndarray, np.ndarray], name: str) -> Part:
+def _cut(scene: Scene, own: np.ndarray, guests: np.ndarray, extents: tuple[np.ndarray, np.ndarray]) -> Part:
     """Cut the part of some sources, and their guests, out of a scene."""
     one, positions, (half, reach) = scene.observation, scene.positions, extents
     every = np.concatenate([own, guests]).astype(int)
@@ -137,18 +147,20 @@ def _cut(scene: Scene, own: np.ndarray, guests: np.ndarray, extents: tuple[np.nd
     first = np.floor((positions[every] - around[:, None]).min(0)).astype(int)
     last = np.ceil((positions[every] + around[:, None]).max(0)).astype(int) + 1
     corner, sides = np.zeros(2, int), np.array(one.shape[1:])
-    side = fit_size(int((last - first).max()), IMAGE_SIDES)
+    side = fit_size(max(int((last - first).max()), NARROWEST), IMAGE_SIDES)
     for axis in (0, 1):  # the side of a compiled shape, inside of the image
         length = min(side, sides[axis])
         corner[axis] = np.clip((first[axis] + last[axis] - length) // 2, 0, sides[axis] - length)
         sides[axis] = length
-    cut = replace(_cutout(one, corner, sides), name=name)
+    cut = replace(_cutout(one, corner, sides), name=f"{scene.name}, source {scene.sources[own[0]].id}")
     sources = [replace(scene.sources[k], y=positions[k][0] - corner[0], x=positions[k][1] - corner[1]) for k in every]
     part = Scene((cut,), tuple(sources))
     kept = ~part.left_out
     others = np.setdiff1d(np.arange(len(positions)), every)
-    body = _within(positions[every] - corner, half[every], cut.shape[1:])
-    foreign = _within(positions[others] - corner, reach[others], cut.shape[1:]) & ~body
+    places, radius, valid = positions[every] - corner, half[every], cut.valid.any(0)
+    shown = [(valid & _within(places[k : k + 1], radius[k : k + 1], valid.shape)).any() for k in range(len(every))]
+    body = _within(places, np.where(shown, radius, near), valid.shape)  # a pixel of each source at least stays
+    foreign = _within(positions[others] - corner, reach[others], valid.shape) & ~body
     return Part(part.kept, np.isin(every, own)[kept], every[kept], corner, foreign)
 
 
