@@ -388,7 +388,7 @@ class Chunk:
         flattened = [_less(scene, levels) for scene, levels in zip(self.scenes, self.levels, strict=True)]
         self.batch = Batch.build(flattened, self.shape)
         fit = self.deblender.map_fit(self.shape, self.prior.initial)
-        start = first_latents(fit.prior, self.shape, [moments(scene) for scene in flattened])
+        start = fit.first_latents([moments(scene) for scene in flattened])
         tensors, found = self.batch.tensors, None
         self.calibrations: Calibrations | None = None
         if len(self.shape.exposures) > 1:
@@ -567,15 +567,6 @@ def _check_finite(scene: Scene, *arrays: np.ndarray) -> None:
     """Raises: DataError for a fit that ended in what is no number."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise DataError(scene.name, "fit", "expected numbers that can be fitted, received some that end in NaN")
-
-
-def first_latents(prior: GalaxyPrior, shape: BatchShape, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(B, K, S) latents to start a fit from, by the `moments` of each scene."""
-    start = np.zeros((shape.blends, shape.sources, prior.size), np.float32)
-    for row, (radius, ellipticity) in enumerate(found):
-        guess = prior.start(tf.constant(radius, tf.float32), tf.constant(ellipticity, tf.float32)).numpy()
-        start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
-    return start
 
 
 def _levels(scene: Scene, background: bool) -> list[np.ndarray]:

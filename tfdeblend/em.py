@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.data.scene import Scene
-from tfdeblend.deblender import first_latents
 from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.diffusion.gaussian import STAMPS, GaussianDenoiser
 from tfdeblend.diffusion.initial import LARGE_SHARE, InitialFit, StampWindow, stamp_begin
@@ -116,7 +115,7 @@ class InitialFits:
             self.fits[shape] = fit, NonparametricFit(fit)
         fit, refine = self.fits[shape]
         tensors = Batch.build(scenes, shape).tensors
-        result = fit(tensors, first_latents(fit.prior, shape, [moments.moments(scene) for scene in scenes]))
+        result = fit(tensors, fit.first_latents([moments.moments(scene) for scene in scenes]))
         if self.nonparametric:
             result = refine(tensors, result)
         return Shard(tuple(scenes), shape, InitialFit(*(part.numpy()[: len(scenes)] for part in InitialFit.of(result))))

@@ -63,11 +63,14 @@ def flux_errors(flux_cov: np.ndarray) -> np.ndarray:
 
 def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measure signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, (K,), of sources (K, C, H, W)."""
-    total = sources.sum(0)
-    own = np.einsum("kchw,kchw->k", sources, sources)
-    shared = np.einsum("kchw,chw->k", sources, total)
-    signal = np.sqrt(np.einsum("kchw,kchw,chw->k", sources, sources, weights))
-    return signal, 1 - own / np.where(shared > 0, shared, np.inf)
+    total = sources.sum(0, dtype=float)
+    own, shared, power = np.zeros((3, len(sources)))
+    for k, source in enumerate(sources):
+        lit = _lit(source)
+        light = source[lit].astype(float)
+        own[k], shared[k] = (light**2).sum(), (light * total[lit]).sum()
+        power[k] = (light**2 * weights[lit]).sum()
+    return np.sqrt(power), 1 - own / np.where(shared > 0, shared, np.inf)
 
 
 def is_truncated(stamps: np.ndarray, flux: np.ndarray) -> np.ndarray:
@@ -104,20 +107,32 @@ def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -
 def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum (2, K) the chi-square and the pixels whose ratio is `local_chi2`."""
     inverse = np.sqrt(weights.astype(float))  # of the noise: squares are of numbers without a unit
-    power = (np.maximum(sources, 0) * inverse) ** 2
-    share = power / (power + 1)
-    count = np.einsum("kchw,chw->k", share, (weights > 0).astype(float))
-    return np.stack([np.einsum("kchw,chw->k", share, (inverse * residual) ** 2), count])
+    squares, found = (inverse * residual) ** 2, np.zeros((2, len(sources)))
+    for k, source in enumerate(sources):
+        lit = _lit(source)
+        power = (np.maximum(source[lit], 0) * inverse[lit]) ** 2
+        share = power / (power + 1)
+        found[:, k] = (share * squares[lit]).sum(), share[weights[lit] > 0].sum()
+    return found
+
+
+def _lit(source: np.ndarray) -> tuple[slice, slice, slice]:
+    """Find the window, in all bands, beyond which a source (C, H, W) has no light at all."""
+    lit = np.any(source, 0)
+    rows, columns = (np.flatnonzero(lit.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(None), slice(0), slice(0)
+    return slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _chi2_of_views(views: Sequence[View]) -> np.ndarray:
     """Sum (2, K) the chi-square and the pixels of `local_chi2` over what all observations show."""
     pairs = ((view, np.nan_to_num(view.residual)) for view in views)
-    return np.sum([_local_chi2(view.sources.astype(float), left, view.observation.weights) for view, left in pairs], 0)
+    return np.sum([_local_chi2(view.sources, left, view.observation.weights) for view, left in pairs], 0)
 
 
-def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """Raise (K,) the bits BAD_FIT and OVERSTATED for chi-squares per pixel (K,).
+def chi2_flags(chi2: np.ndarray, count: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """Raise (K,) the bits BAD_FIT and OVERSTATED for chi-squares per pixel (K,) over so many pixels (K,).
 
     A pixel counts less where its noise is correlated with its neighbours': n pixels as n / sum of rho^2.
     """
@@ -125,7 +140,6 @@ def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
 
     known = [view.observation.noise_correlation for view in views]
     repeated = max(1.0 if one is None else float((one**2).sum((1, 2)).max()) for one in known)
-    count = _chi2_of_views(views)[1]
     free = np.maximum(count - PARAMETERS - sum(len(view.observation.bands) for view in views), 1) / repeated
     least = 2 * gammaincinv(free / 2, BY_CHANCE) * repeated / np.maximum(count, 1)
     small = (count > 0) & (chi2 < np.minimum(least, SMALL_CHI2))
@@ -135,7 +149,7 @@ def chi2_flags(chi2: np.ndarray, views: Sequence[View]) -> np.ndarray:
 def with_chi2(table: Table, chi2: np.ndarray, views: Sequence[View]) -> Table:
     """Replace the chi-square (K,) of a catalogue by that of samples, the mean of their own, and its flags."""
     table["chi2"] = chi2
-    table["flags"] = (table["flags"] & ~(BAD_FIT | OVERSTATED)) | chi2_flags(chi2, views)
+    table["flags"] = (table["flags"] & ~(BAD_FIT | OVERSTATED)) | chi2_flags(chi2, _chi2_of_views(views)[1], views)
     return table
 
 
@@ -187,7 +201,7 @@ def catalog(
     table["kind"] = [source.kind for source in scene.sources]
     nowhere = unseen(views, scene.bands, shapes.size)
     _add_fluxes(table, scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
-    overlaps = [overlap(view.sources.astype(float), view.observation.weights.astype(float)) for view in views]
+    overlaps = [overlap(view.sources, view.observation.weights) for view in views]
     table["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
@@ -197,7 +211,7 @@ def catalog(
     total, count = _chi2_of_views(views)
     table["chi2"] = total / np.where(count > 0, count, 1)
     raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
-    raised |= chi2_flags(table["chi2"], views)
+    raised |= chi2_flags(table["chi2"], count, views)
     table["flags"] = raised | np.where(converged, 0, NOT_CONVERGED)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))

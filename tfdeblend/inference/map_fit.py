@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,6 +105,21 @@ class MapFit:
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
         self.prior, self.shape, self.options = prior, shape, options
         self._run = tf.function(self._fit, autograph=False)
+        self._start = tf.function(prior.start, autograph=False)
+
+    def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Latents [B, K, S] to start from, by the `moments` of each scene.
+
+        Each scene's are computed alone, in a graph of one shape, so that they do not depend on the others.
+        """
+        count, dtype = self.shape.sources, self.prior.dtype.as_numpy_dtype
+        start = np.zeros((self.shape.blends, count, self.prior.size), dtype)
+        for row, (radius, ellipticity) in enumerate(found):
+            missing = (0, count - len(radius))
+            padded = np.pad(radius, missing, constant_values=1), np.pad(ellipticity, (missing, (0, 0)))
+            guess = self._start(*(tf.constant(part, self.prior.dtype) for part in padded)).numpy()[: len(radius)]
+            start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
+        return start
 
     def __call__(self, tensors: Tensors, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
         """Fits blends of this fit's shape.
