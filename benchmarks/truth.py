@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import tfdeblend
+from tfdeblend.inference.diffusion_sampler import SampleOptions
 
 FAINTEST = 5.0
 BINS = ((5.0, 20.0), (20.0, 50.0), (50.0, 100.0), (100.0, np.inf))
@@ -27,12 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prior", default="auto")
     parser.add_argument("--method", choices=("map", "sample"), default="map")
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--closed-form", action="store_true", help="begin at draws of the closed-form posterior")
     parser.add_argument("--number", type=int, help="of scenes, the first by name (default: all)")
     args = parser.parse_args(argv)
     files = sorted((args.folder / "scenes").glob("*.npz"))[: args.number]
     scenes = [tfdeblend.Scene.read(file) for file in files]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    results = tfdeblend.Deblender(args.prior, args.method, samples=args.samples).deblend(scenes)
+    sampling = SampleOptions.from_closed_form() if args.closed_form else SampleOptions()
+    deblender = tfdeblend.Deblender(args.prior, args.method, samples=args.samples, sampling=sampling)
+    results = deblender.deblend(scenes)
     seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
     truths = [np.load(args.folder / "truth" / file.name)["isolated"] for file in files]
     rows, pulls = zip(*map(compare, results, truths), strict=True)

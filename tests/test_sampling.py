@@ -130,7 +130,7 @@ def test_a_wrong_pixel_is_forgotten(recentre: bool):
     begin = []
     for off in (0.0, 1.0):
         given = fit._replace(offset=fit.offset + tf.constant([off, 0.0]))
-        found = drawn(scene, shape, given, samples, replace(FEW, recentre=recentre))
+        found = drawn(scene, shape, given, samples, replace(FEW, unknown_scale=UnknownScale(recentre=recentre)))
         begin.append((found.prior_variance.numpy().sum((2, 4)) > 0).argmax(2).mean(0))
     brightest = fit.stamps.numpy()[0].sum((1, 2, 3)).argmax()
     wrong = np.abs(begin[1] - begin[0])[brightest]

@@ -47,7 +47,7 @@ BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
 FACTOR_ITERATIONS = 8  # of factor analysis, in each iteration over blends
 # Samples start at good fits, and those that stay near them are the better ones: hence these levels and scales.
-SAMPLING = SampleOptions(schedule=BlendSchedule(vague=0.5), unknown_scale=UnknownScale(False, 0.0), recentre=False)
+SAMPLING = SampleOptions(schedule=BlendSchedule(vague=0.5), unknown_scale=UnknownScale(False, 0.0, recentre=False))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from tfdeblend.linalg.operator import flatten
 TILE = 32
 ANOTHER = 0x2545F4914F6CDD1D  # added to a key for each further exposure's images
 STREAMS, PIECES = 4, 4096  # of one step, of one stream: sources and tiles
-STAMPS, IMAGES, POSITIONS = range(3)
+STAMPS, IMAGES, POSITIONS, LATENTS = range(STREAMS)
 
 
 def keys(seed: int, names: Sequence[str], samples: int) -> np.ndarray:
@@ -79,6 +79,10 @@ class KeyedNormals:
     def positions(self, step: tf.Tensor) -> tf.Tensor:
         """Gives the normals of the sources' positions at a step [B, K, 2]."""
         return self._streams(self.keys, step, POSITIONS, self.stamps[1], 2)
+
+    def latents(self, number: int) -> tf.Tensor:
+        """Gives `number` normals of each source, of a draw of closed-form galaxies [B, K, number]."""
+        return self._streams(self.keys, tf.constant(0), LATENTS, self.stamps[1], number)
 
     def _image(self, step: tf.Tensor, number: int, bands: int, side: int) -> tf.Tensor:
         """Gives the normals of one exposure's image [B, C_e, S_e, S_e]."""

@@ -67,11 +67,13 @@ class UnknownScale:
     """How flux scales r are drawn along with the galaxies, given each x_0 on the way.
 
     widened: whether V leaves r as open as the noise does, see `ScaledDenoiser`; without, r moves by the denoiser's
-    `scale_jitter` a step. amplitude_width: of each band's amplitude at the end; 0: none is drawn.
+    `scale_jitter` a step. amplitude_width: of each band's amplitude at the end; 0: none is drawn. recentre: whether the
+    pixels of galaxies' centres are drawn, too.
     """
 
     widened: bool = True
     amplitude_width: float = WIDTH
+    recentre: bool = True
 
     def draw(self, x0: tf.Tensor, jitter: float, normals: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
         """Draws r ~ p(r | x_0) [B, K], a log-normal of the jitter about |x_0|, not below `least`."""

@@ -44,8 +44,10 @@ class SampleOptions:
     of the posterior's standard deviation.
     step: from one noise level to the next. Only `moment_matched` draws an x_0; with others, or with one or two steps,
     galaxies start at the initial fit with noise of the schedule's `largest`.
-    unknown_scale: draw flux scales too; None: they are the initial fit's. recentre: draw the pixels of galaxies'
-    centres too; only where scales are, and x_0.
+    unknown_scale: draw flux scales too, and the pixels of galaxies' centres, which needs draws of x_0; None: they are
+    the initial fit's.
+    closed_form_width: each sample begins at a draw of its own of the closed-form posterior, so many times as wide, see
+    `ClosedFormDraws`; None: all begin at the maximum.
 
     Raises: ValueError for no steps, and for a step that draws x_0 with a conditioning that cannot.
     """
@@ -56,7 +58,7 @@ class SampleOptions:
     solver: Solver | None = None
     step: Step = moment_matched
     unknown_scale: UnknownScale | None = field(default_factory=UnknownScale)
-    recentre: bool = True
+    closed_form_width: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -64,6 +66,15 @@ class SampleOptions:
         if self.step is moment_matched and not self.conditioning.has_draws:
             expected = f"expected one that draws no x_0 with {self.conditioning.__name__}, which has no draws"
             raise ValueError(f"step: {expected}, received moment_matched")
+
+    @classmethod
+    def from_closed_form(cls, steps: int = 4, level: float = 0.03, width: float = 1.5) -> SampleOptions:
+        """Gives those of samples that begin at draws of the closed-form posterior with noise of a low level.
+
+        steps: network evaluations. level: of the noise, in units of the brightest galaxy's norm. width: of the draws.
+        """
+        schedule, scales = BlendSchedule(largest=level, vague=None), UnknownScale(recentre=False)
+        return cls(steps, schedule, unknown_scale=scales, closed_form_width=width)
 
     def facts(self) -> dict[str, int | str]:
         """Gives what a result's header says of them."""
@@ -130,8 +141,9 @@ class PosteriorSampler:
         gives_x0 = options.step is moment_matched and options.steps > 1
         scaled = options.unknown_scale
         self.widened = scaled is not None and scaled.widened and options.step is moment_matched
-        self.draws_first = gives_x0 and scaled is not None and options.steps > 2
-        self.recentres = gives_x0 and scaled is not None and options.recentre
+        vague = options.schedule.vague is not None
+        self.draws_first = gives_x0 and vague and scaled is not None and options.steps > 2
+        self.recentres = gives_x0 and scaled is not None and scaled.recentre
         self.schedule = options.schedule if self.draws_first else replace(options.schedule, vague=None)
         self._run = tf.function(self._keyed, autograph=False)
 

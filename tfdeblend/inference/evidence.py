@@ -94,7 +94,7 @@ class EvidenceSampler:
     """
 
     def __init__(self, shape: BatchShape, denoiser: PriorDenoiser, steps: int = STEPS):
-        options = SampleOptions(steps, LEVELS, solver=SOLVER, unknown_scale=None, recentre=False)
+        options = SampleOptions(steps, LEVELS, solver=SOLVER, unknown_scale=None)
         self.sampler, self.shape, self.denoiser = PosteriorSampler(shape, denoiser, options), shape, denoiser
         self._run = tf.function(self._follow, autograph=False)
 

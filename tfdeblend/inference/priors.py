@@ -25,11 +25,12 @@ from tfdeblend.forward.batch import Tensors
 from tfdeblend.forward.shapes import BatchShape, amplifications, by_count
 from tfdeblend.galaxies.priors import PRIORS, BulgeDiskPrior, GalaxyPrior
 from tfdeblend.inference.annealed import AnnealedFit
+from tfdeblend.inference.closed_form_draws import ClosedFormDraws
 from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOptions
 from tfdeblend.inference.map_fit import MapFit, MapResult
 from tfdeblend.inference.nonparametric import NonparametricFit
 from tfdeblend.inference.nuts import NutsOptions, NutsSampler
-from tfdeblend.inference.sample_batches import Draw, by_chains, by_diffusion, rows_at_once
+from tfdeblend.inference.sample_batches import Draw, Starts, by_chains, by_diffusion, rows_at_once
 
 AUTO, NONPARAMETRIC = "auto", "nonparametric"
 SCALE_TOLERANCE = 0.03  # relative, of the pixel scale that a learned prior is for
@@ -210,8 +211,19 @@ class LearnedPrior(Prior):
                     partial(PosteriorSampler, narrow, self.denoiser, options, depth=depth),
                 )
                 names = [scene.name for scene in run.scenes]
-                draw = by_diffusion(sampler, run.tensors, InitialFit.of(run.found), names, run.samples, run.seed)
+                initial = self._initial(run, compiled, narrow)
+                draw = by_diffusion(sampler, run.tensors, initial, names, run.samples, run.seed)
                 yield SampleGroup(narrow, some, draw, lambda row: facts)
+
+    def _initial(self, run: SampleRun, compiled: Compiled, shape: BatchShape) -> InitialFit | Starts:
+        """What samples begin at: the closed-form fit's maximum, or draws about it."""
+        width = run.sampling.closed_form_width
+        if width is None:
+            return InitialFit.of(run.found)
+        key = "closed-form draws", run.fit.prior.name, shape, width
+        draws: ClosedFormDraws = compiled.get(key, partial(ClosedFormDraws, run.fit.prior, shape, width))
+        latent, root = draws.roots(run.found)
+        return lambda tensors, rows, keys: draws(tensors, tf.gather(latent, rows), tf.gather(root, rows), keys)
 
 
 def mismatch(prior: PriorFile, scene: Scene, assume_ab: bool = False) -> str | None:

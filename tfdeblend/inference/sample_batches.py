@@ -7,6 +7,7 @@ when its last sample is, and holds no memory then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ PIXELS_AT_ONCE = 750_000
 
 # The samples (by number) of some blends of a batch (by row).
 Draw = Callable[[np.ndarray, np.ndarray], Any]
+# The initial fits of rows, by their tensors, their blends' numbers and their keys.
+Starts = Callable[[Tensors, np.ndarray, tf.Tensor], InitialFit]
 
 
 def rows_at_once(shape: BatchShape, blends: int, samples: int) -> int:
@@ -42,23 +45,33 @@ def rows_at_once(shape: BatchShape, blends: int, samples: int) -> int:
 
 
 def by_diffusion(
-    sampler: Any, tensors: Tensors, initial: InitialFit, names: Sequence[str], samples: int, seed: int
+    sampler: Any,
+    tensors: Tensors,
+    initial: InitialFit | Starts,
+    names: Sequence[str],
+    samples: int,
+    seed: int,
 ) -> Draw:
     """Draws of the reverse diffusion that starts from an initial fit.
 
     Args:
-      sampler: a compiled `PosteriorSampler`, or what has its shape and is called like it. names: of the blends, by
-        which their random numbers differ. seed: the user's.
+      sampler: a compiled `PosteriorSampler`, or what has its shape and is called like it. initial: the fits [B, ...],
+        or what draws one for each row. names: of the blends, by which their random numbers differ. seed: the user's.
     """
     sources = sampler.shape.sources
-    tensors, initial = tensors.first_sources(sources), initial.first(sources)
-    keys = random.keys(seed, names, samples).reshape(-1, samples)
+    tensors, keys = tensors.first_sources(sources), random.keys(seed, names, samples).reshape(-1, samples)
+    if isinstance(initial, InitialFit):
+        initial = partial(_same_start, initial.first(sources))
 
     def draw(rows: np.ndarray, which: np.ndarray) -> Samples:
-        some = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), initial)
-        return sampler(tensors.take(rows), some, tf.constant(keys[rows, which]))
+        own, row_keys = tensors.take(rows), tf.constant(keys[rows, which])
+        return sampler(own, initial(own, rows, row_keys), row_keys)
 
     return draw
+
+
+def _same_start(initial: InitialFit, tensors: Tensors, rows: np.ndarray, keys: tf.Tensor) -> InitialFit:
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), initial)
 
 
 def by_chains(
