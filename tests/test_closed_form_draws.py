@@ -74,3 +74,6 @@ def test_its_options_begin_low_and_recentre_nothing() -> None:
     options = SampleOptions.from_closed_form()
     assert options.steps == 4 and options.schedule.vague is None and options.closed_form_width == WIDTH
     assert options.unknown_scale is not None and not options.unknown_scale.recentre
+    assert options.facts()["begin"] == "closed-form draws" and "begin" not in SampleOptions().facts()
+    with pytest.raises(ValueError, match="closed_form_width: expected a positive number, received -1"):
+        SampleOptions(closed_form_width=-1)

@@ -198,6 +198,7 @@ class Deblender:
         began = time.perf_counter()
         try:
             self._check(scene, prior)
+            prior.load()
             self._check_result(scene)
             pieces = parts.split(scene)
             closed = priors.ClosedFormPrior(prior.initial)

@@ -16,7 +16,17 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import fast_fourier_size
 from tfdeblend.inference.parts import Part
 
-SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples", "sampler", "covar"  # in the headers of parts
+SHARED = (
+    "method",
+    "prior",
+    "priorwhy",
+    "seed",
+    "modelsig",
+    "samples",
+    "sampler",
+    "covar",
+    "begin",
+)  # in the headers of parts
 LARGEST, SMALLEST, MEAN = ("steps", "distance", "rhat"), ("ess",), ("ppchi2",)
 
 
@@ -101,7 +111,7 @@ class Mosaic:
         return whole if self.results[0].sources_std is None else self._sampled(whole)
 
     def _facts(self) -> builder.Facts:
-        """Gather the headers: what all parts have in common, and the largest of each number."""
+        """Gather the headers: what all parts have in common, and the largest, least or mean of numbers."""
         headers = [result.header for result in self.results]
         facts: builder.Facts = {name: headers[0][name] for name in SHARED if name in headers[0]}
         for join, names in ((max, LARGEST), (min, SMALLEST), (np.mean, MEAN)):

@@ -1,8 +1,8 @@
 """Draws of the closed-form posterior, which samples of a learned prior may begin at.
 
 At levels above the noise of the data, a Gaussian about the denoiser's mean shares the light of heavy blends as a broad
-Gaussian prior would. Draws of the closed-form posterior share it as galaxies do, and the learned prior sees to the
-rest from a low level on.
+Gaussian prior would. Draws of the closed-form posterior share it as its galaxies do, and the learned prior changes
+what it can from a low level on.
 """
 
 from __future__ import annotations

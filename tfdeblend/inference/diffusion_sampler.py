@@ -63,6 +63,8 @@ class SampleOptions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, received {self.steps}")
+        if self.closed_form_width is not None and not 0 < self.closed_form_width < np.inf:
+            raise ValueError(f"closed_form_width: expected a positive number, received {self.closed_form_width}")
         if self.step is moment_matched and not self.conditioning.has_draws:
             expected = f"expected one that draws no x_0 with {self.conditioning.__name__}, which has no draws"
             raise ValueError(f"step: {expected}, received moment_matched")
@@ -71,7 +73,8 @@ class SampleOptions:
     def from_closed_form(cls, steps: int = 4, level: float = 0.03, width: float = 1.5) -> SampleOptions:
         """Gives those of samples that begin at draws of the closed-form posterior with noise of a low level.
 
-        steps: network evaluations. level: of the noise, in units of the brightest galaxy's norm. width: of the draws.
+        steps: network evaluations. level: of the noise, in units of the brightest galaxy's norm, but for no galaxy more
+        than that of its own: one that is fainter than some 10 sigma hardly leaves its draw. width: of the draws.
         """
         schedule, scales = BlendSchedule(largest=level, vague=None), UnknownScale(recentre=False)
         return cls(steps, schedule, unknown_scale=scales, closed_form_width=width)
@@ -80,7 +83,8 @@ class SampleOptions:
         """Gives what a result's header says of them."""
         conditioning = next((name for name, kind in CONDITIONINGS.items() if kind is self.conditioning), "other")
         step = next((name for name, step in STEPS.items() if step is self.step), "other")
-        return {"steps": self.steps, "sampler": step, "covar": conditioning}
+        facts: dict[str, int | str] = {"steps": self.steps, "sampler": step, "covar": conditioning}
+        return facts if self.closed_form_width is None else facts | {"begin": "closed-form draws"}
 
 
 class Samples(NamedTuple):

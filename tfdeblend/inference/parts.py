@@ -88,7 +88,7 @@ def _extents(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _brightest(image: np.ndarray, valid: np.ndarray, place: np.ndarray) -> tuple[float, float]:
-    """Find how far the nearest unmasked pixels are from a place, 0 for its own, and the brightest value among them."""
+    """Find how far masked pixels reach from a place, and the brightest value among the nearest unmasked ones."""
     side = int(FARTHEST) // 2
     first = np.maximum(np.floor(place).astype(int) - side, 0)
     window = tuple(slice(a, a + 2 * side) for a in first)
