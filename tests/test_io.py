@@ -640,7 +640,7 @@ def test_a_table_beside_an_image_may_count_in_the_image_that_it_was_cut_from(tmp
 def test_a_catalogue_may_count_in_the_image_that_its_own_was_cut_from(
     scale: float, moved: bool, tmp_path: Path
 ) -> None:
-    """As one in the image's file: where LTM1_1 and LTM2_2 say that the pixels are the same."""
+    """A file of its own may do so as a table in the image's file may: where both images have the same pixels (LTM)."""
     header = {"LTV1": -8968.0, "LTV2": -4968.0, "LTM1_1": scale, "LTM2_2": scale}
     image = write_fits(tmp_path / "a.fits", ("CATALOG",), header)
     for offset in (np.array([8968.0, 4968.0]), np.zeros(2)):

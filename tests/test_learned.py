@@ -180,7 +180,7 @@ def test_batch_mates_change_nothing(deblender: Deblender):
 
 
 def test_stars_and_a_background():
-    """A star keeps the model PSF's shape, its fluxes are fitted again, and a background is said apart from galaxies."""
+    """A star keeps the model PSF's shape, its fluxes are fitted again, and a background is separated from galaxies."""
     scene, truth = simulated(3, population=Population(bright=20, faint=22, stars=0.5), sources=(3, 3))
     stars = np.array([source.kind == "point" for source in scene.sources])
     assert 0 < stars.sum() < len(stars)
@@ -334,7 +334,7 @@ HUGE = {"side": 16, "channels": 2, "outputs": 2, "widths": [10**5], "blocks": [1
 
 
 @pytest.mark.parametrize(
-    ("config", "weights", "said"),
+    ("config", "weights", "expected"),
     [
         ({}, fill(np.nan), "expected finite weights, received some that are not"),
         ({}, fill(0), "expected a positive variance of every pixel, received 0"),
@@ -353,12 +353,12 @@ HUGE = {"side": 16, "channels": 2, "outputs": 2, "widths": [10**5], "blocks": [1
         ),
     ],
 )
-def test_a_network_that_cannot_be_a_prior(small: Path, config, weights, said: str, tmp_path: Path):
+def test_a_network_that_cannot_be_a_prior(small: Path, config, weights, expected: str, tmp_path: Path):
     path = rewritten(small, tmp_path / "bad.keras", config, weights)
     assert path.stat().st_size < 2**18
     with pytest.raises(DataError, match=f"^{path}: prior: ") as raised:
         registry.find(str(path))
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert expected in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_denoiser_that_adds_noise_is_no_prior(tmp_path: Path):
@@ -369,7 +369,7 @@ def test_a_denoiser_that_adds_noise_is_no_prior(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"factor": np.full((1, 2, 8, 8), np.nan)}, "expected finite weights"),
         ({"diagonal": np.full((2, 8, 8), -1.0)}, "expected a positive variance"),
@@ -379,7 +379,7 @@ def test_a_denoiser_that_adds_noise_is_no_prior(tmp_path: Path):
         ({"mean": np.array([print])}, "Object arrays cannot be loaded"),
     ],
 )
-def test_a_gaussian_that_cannot_be_a_prior(change: dict, said: str, tmp_path: Path):
+def test_a_gaussian_that_cannot_be_a_prior(change: dict, expected: str, tmp_path: Path):
     arrays = {"mean": np.zeros((2, 8, 8)), "diagonal": np.ones((2, 8, 8)), "factor": np.zeros((1, 2, 8, 8))}
     facts = {"bands": ["g", "r"], "pixel_scale": 0.2, "model_sigma": 1.0, "scale_jitter": 0.1}
     np.savez(tmp_path / "good.npz", **arrays, **facts)
@@ -387,7 +387,7 @@ def test_a_gaussian_that_cannot_be_a_prior(change: dict, said: str, tmp_path: Pa
     np.savez(tmp_path / "bad.npz", **arrays | facts | change)
     with pytest.raises(DataError, match=r"bad\.npz: prior: ") as raised:
         registry.find(str(tmp_path / "bad.npz"))
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert expected in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_prior_from_a_file_is_the_shipped_one(tmp_path: Path, capsys):

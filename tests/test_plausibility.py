@@ -54,9 +54,9 @@ def test_weights_of_another_kind_are_refused_with_both_figures(power: int, cause
         examined(wrong)
     assert "--trust-weights" in str(error.value.remedy) and "--rescale-weights" in str(error.value.remedy)
     assert f"as if they were {cause}" in notes(wrong, trust_weights=True)
-    said = wrong.observation.with_sky_weights()
-    np.testing.assert_allclose(said.weights * SIGMA**2, 1, rtol=0.15)
-    assert notes(replace(wrong, observations=(said,))).startswith("weights rescaled to the scatter of the sky")
+    rescaled = wrong.observation.with_sky_weights()
+    np.testing.assert_allclose(rescaled.weights * SIGMA**2, 1, rtol=0.15)
+    assert notes(replace(wrong, observations=(rescaled,))).startswith("weights rescaled to the scatter of the sky")
 
 
 @pytest.mark.parametrize(

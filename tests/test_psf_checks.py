@@ -30,9 +30,9 @@ def checked(
     *bands: np.ndarray, scale: float | None = None, notes: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, list[str]]:
     """The PSF of bands g, r, ..., each divided by its sum, as an observation has it, and all notes."""
-    said = list(notes)
-    psf = as_psf("blend", np.stack([band / band.sum() for band in bands]), tuple("grizy"[: len(bands)]), scale, said)
-    return psf, said
+    noted = list(notes)
+    psf = as_psf("blend", np.stack([band / band.sum() for band in bands]), tuple("grizy"[: len(bands)]), scale, noted)
+    return psf, noted
 
 
 @pytest.mark.parametrize("width", [1.0, 1.5, 2.5, 4.0, 8.0])

@@ -191,9 +191,10 @@ class Deblender:
     def _in_parts(self, scene: Scene, prior: Prior, reason: str) -> Deblended | Exception:
         """The result of a large scene, or its error.
 
-        A closed-form MAP of each part, without the pixels where sources shine that it does not have, says how much
-        light falls into the others. It is done again with this light subtracted where that moves a flux; so is every
-        part under another prior or method. A background is the mean that is left over in the whole field.
+        First each part has a closed-form MAP, with the pixels masked where sources shine that it does not have. The
+        light of these is then subtracted, and parts of which it moves a flux are fitted again, `SWEEPS` times at most;
+        those that it would still move count as not converged. Last, every part is done under another prior or by
+        another method, where that is asked for. A background is the mean of what all sources leave over.
         """
         began = time.perf_counter()
         try:

@@ -9,8 +9,8 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 LARGEST = 1e-5  # relative: the same graph elsewhere
-# The same of samples: fluxes that differ by 2e-7, by rounding, scatter by a hundredth of themselves, and covariances,
-# which are of this scatter, differ by 1e-5.
+# The same for samples: rounding moves their fluxes by 2e-7. The fluxes' scatter is some hundredth of them, so that its
+# covariance moves by 1e-5.
 LARGEST_OF_SAMPLES = 3e-5
 INDEPENDENT = 1e-4  # of another runtime
 UNITS = {"distance": 1.0, "ellipticity": 1.0}  # of what is near zero by nature: rounding shows against these

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,8 @@ from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import fast_fourier_size
 from tfdeblend.inference.parts import Part
 
-SHARED = (
-    "method",
-    "prior",
-    "priorwhy",
-    "seed",
-    "modelsig",
-    "samples",
-    "sampler",
-    "covar",
-    "begin",
-)  # in the headers of parts
+# How the headers of parts become one: what they share, and the largest, least and mean of numbers.
+SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples", "sampler", "covar", "begin"
 LARGEST, SMALLEST, MEAN = ("steps", "distance", "rhat"), ("ess",), ("ppchi2",)
 
 
@@ -62,7 +54,7 @@ class Mosaic:
 
     def beyond(self) -> list[np.ndarray]:
         """Give for each part the light (C,h,w) in its window that its own sources and guests do not account for."""
-        total, found = self.total(), []
+        total, found = self.total, []
         for part in self.parts:
             left = total[:, *part.window].copy()
             for row in part.rows:
@@ -71,6 +63,7 @@ class Mosaic:
             found.append(left)
         return found
 
+    @cached_property
     def total(self) -> np.ndarray:
         """Render (C,H,W) all sources together."""
         image = np.zeros(self.scene.observation.shape)
@@ -82,7 +75,7 @@ class Mosaic:
         """Measure (C,) the weighted mean of the images less all sources; 0 in a band that is all masked."""
         one = self.scene.observation
         total = one.weights.sum((1, 2), dtype=float)
-        mean = (one.weights * (one.images - self.total())).sum((1, 2)) / np.where(total > 0, total, 1)
+        mean = (one.weights * (one.images - self.total)).sum((1, 2)) / np.where(total > 0, total, 1)
         return np.asarray(mean)
 
     def result(self, seconds: float, moving: Sequence[int]) -> Deblended:

@@ -128,8 +128,9 @@ def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float]
 
 
 def origin(header: Header) -> tuple[float, float] | None:
-    """(x, y) of an image's first pixel, counted from 0, in the image of the same pixels that it was cut from, by LTV1
-    and LTV2; else None.
+    """Find where the first pixel (x, y) of an image lies in the one that it was cut from, by LTV1 and LTV2, from 0 on.
+
+    None: the header does not say, or the two have different pixels.
     """
     x, y = header.get("LTV1"), header.get("LTV2")
     same = header.get("LTM1_1", 1) == header.get("LTM2_2", 1) == 1
