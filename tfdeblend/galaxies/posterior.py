@@ -96,6 +96,15 @@ class GalaxyPosterior:
         flat = tf.reshape(by_latent, [-1, self.shape.sources * self.prior.size])
         return tf.cast(flat, tf.float64), linear, now
 
+    def slope_along(self, gradient: tuple[tf.Tensor, ...], move: MapState) -> tf.Tensor:
+        """[B]: the loss' derivative along a move of latents and fluxes, by its `gradient`."""
+        by_latent, by_flux, now = gradient
+        flat = tf.reshape(move.latent, [-1, self.shape.sources * self.prior.size])
+        by_flux = tf.linalg.matrix_transpose(by_flux + fluxes.curvature(now) * now)
+        along = tf.reduce_sum(by_latent * tf.cast(flat, tf.float64), 1)
+        along += tf.reduce_sum(by_flux * tf.cast(move.flux, tf.float64), [1, 2])
+        return tf.cast(along, self.prior.dtype)
+
     def state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
         """Latents [B, L] and fluxes [B, C, K], as the normal equations order them, as a state."""
         latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.shape.sources, self.prior.size])

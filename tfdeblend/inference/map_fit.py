@@ -23,7 +23,10 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # many standard deviations. Under a stiff prior there is one maximum, and what grows out of it is the same from
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 # Adam's first steps gained nothing on that.
-STIFFEST, SOFTENING, SETTLED = 900.0, 30.0, 1.0
+STIFFEST, SOFTENING, SETTLED = 900.0, 30.0, 5.0
+# A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
+# of it: SHORTEST to LONGEST.
+RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,16 @@ class Progress(NamedTuple):
     steps: tf.Tensor
     active: tf.Tensor
     system: NormalEquations
+
+
+class Trial(NamedTuple):
+    """A move that a step may make: the images where it leads, by how much the loss rises [B], and how far the latents
+    move at most [B]."""
+
+    move: MapState
+    model: Images
+    rise: tf.Tensor
+    length: tf.Tensor
 
 
 class MapFit:
@@ -219,30 +232,57 @@ class MapFit:
         return Progress(state, radius, distance, stiffness, now.steps + tried, (tried > 0) | stiff, system)
 
     def _step(self, posterior, factors, state, model, radius, distance, active, tried):
-        """The better of one step with each of the curvatures, the last of which is exact; none, and a smaller trust
-        region, if both lead uphill."""
+        """The better of one step with each of the curvatures, the last of which is exact, at the length that suits the
+        loss; none, and a smaller trust region, if it leads uphill."""
         gradient = posterior.gradient(state)
         twice = (tf.concat([part, part], 0) for part in (*gradient, radius))
         latent, linear, length = (tf.split(part, 2) for part in normal_equations.solve(factors, *twice))
-        best, best_model, lowest, longest = state, model, tf.zeros_like(posterior.stiffness), radius
-        for each in range(2):
-            step = posterior.state_of(latent[each], linear[each])
-            trial = MapState(*(old + move for old, move in zip(state, step, strict=True)))
-            trial_model = posterior.model(trial)
-            rise = posterior.rise(state, model, trial, trial_model)
-            better = rise < lowest
-            best = _choose(better, trial, best)
-            best_model = _choose(better, trial_model, best_model)
-            lowest = tf.where(better, rise, lowest)
-            longest = tf.where(better, tf.reduce_max(tf.abs(latent[each]), 1), longest)
+        moves = [posterior.state_of(*each) for each in zip(latent, linear, strict=True)]
+        one, other = (_trial(posterior, state, model, move) for move in moves)
+        first = _choose(other.rise < one.rise, other, one)
+        slope = posterior.slope_along(gradient, first.move)
+        best = self._rescaled(posterior, state, model, first, slope, radius, active)
         distance = tf.where(active, length[1], distance)
         active &= distance > self.options.tolerance
-        downhill = active & (lowest < 0)
-        state, model = _choose(downhill, best, state), _choose(downhill, best_model, model)
-        wider = tf.where(longest > 0.9 * radius, 2 * radius, radius)
-        next_radius = tf.clip_by_value(tf.where(lowest < 0, wider, radius / 4), 1e-6, WIDEST_RADIUS)
-        radius = tf.where(active, next_radius, radius)
+        downhill = active & (best.rise < 0)
+        reached = MapState(*(old + by for old, by in zip(state, best.move, strict=True)))
+        state, model = _choose(downhill, reached, state), _choose(downhill, best.model, model)
+        # The region widens where a step ended at its edge and the loss fell as foreseen, by at least half of its slope.
+        at_edge = (first.length > 0.9 * radius) & (first.rise < 0.4 * slope)
+        next_radius = tf.where(at_edge, 2 * radius, radius)
+        next_radius = tf.where(
+            first.rise > 0.25 * slope, tf.clip_by_value(best.length, radius / 4, radius), next_radius
+        )
+        next_radius = tf.where(best.rise < 0, next_radius, radius / 4)
+        radius = tf.where(active, tf.clip_by_value(next_radius, 1e-6, WIDEST_RADIUS), radius)
         return state, model, radius, distance, active, tried + tf.cast(active, tf.int32)
+
+    def _rescaled(self, posterior, state, model, first: Trial, slope, radius, active) -> Trial:
+        """The step, or the same one shorter or longer, to the minimum of the parabola through its slope and its rise.
+
+        A step is too long where the loss is not quadratic, and too short where its curvature is too large: at the edges
+        of masks, where one at every second pixel sees more of a galaxy than the data do.
+        """
+        curvature = tf.maximum(2 * (first.rise - slope), -slope / LONGEST)
+        factor = tf.maximum(tf.math.divide_no_nan(-slope, curvature), SHORTEST)
+        factor = tf.minimum(factor, tf.cast(radius / tf.maximum(first.length, 1e-9), factor.dtype))
+        worth = active & ((factor > RESCALED) | (factor < 1 / RESCALED))
+        factor = tf.where(worth, factor, tf.ones_like(factor))[:, None, None]
+
+        def again() -> Trial:
+            other = _trial(posterior, state, model, MapState(*(factor * part for part in first.move)))
+            return _choose(other.rise < first.rise, other, first)
+
+        return tf.cond(tf.reduce_any(worth), again, lambda: first)
+
+
+def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:
+    """Where a move from a state with these images leads."""
+    reached = MapState(*(old + by for old, by in zip(state, move, strict=True)))
+    images = posterior.model(reached)
+    rise = posterior.rise(state, model, reached, images)
+    rise = tf.where(tf.math.is_finite(rise), rise, tf.fill(tf.shape(rise), tf.constant(np.inf, rise.dtype)))
+    return Trial(move, images, rise, tf.cast(tf.reduce_max(tf.abs(move.latent), [1, 2]), tf.float64))
 
 
 def _choose(flag: tf.Tensor, yes, no):
