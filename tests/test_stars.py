@@ -7,14 +7,12 @@ from dataclasses import replace
 import galsim
 import numpy as np
 import pytest
-import tensorflow as tf
 from simulations import PIXEL, SEEING, Galaxy, simulate
 
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
-from tfdeblend.galaxies.priors import PRIORS, Frame
 
 STAR = Galaxy(15.3, 14.2, (4000, 6000), radius=0)
 ROUND = STAR._replace(radius=0.3)
@@ -84,18 +82,3 @@ def test_a_psf_that_is_off_does_not_reach_the_neighbours_of_a_bright_star(deblen
     for result in deblender.deblend(scenes):
         assert list(result.catalog["kind"]) == ["point", "galaxy"]
         assert np.abs((result.flux[1] - FAINT.flux) / result.flux_err[1]).max() < 3
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_a_point_of_known_psf_is_the_model_psf_and_errors_of_it_keep_the_flux(name: str) -> None:
-    prior = PRIORS[name](2, dtype=tf.float64)
-    one = tf.ones([1, 1], tf.float64)
-    frame = Frame(tf.zeros([1, 1, 2], tf.float64), 5 * one, one, 0.9 * one)
-    known = prior.mixture(tf.zeros([1, 1, prior.size], tf.float64), frame)
-    np.testing.assert_allclose(tf.reduce_sum(known.amplitude, -1), 1)
-    lit = np.abs(known.amplitude[0, 0, 0]) > 0
-    np.testing.assert_allclose(known.covariance[0, 0][lit], np.tile([0.81, 0, 0.81], (lit.sum(), 1)))
-    wild = prior.mixture(tf.constant(np.random.default_rng(0).normal(0, 30, (1, 1, prior.size))), frame)
-    np.testing.assert_allclose(tf.reduce_sum(wild.amplitude, -1), 1)
-    yy, yx, xx = np.moveaxis(wild.covariance.numpy(), -1, 0)
-    assert (yy * xx - yx**2 > 0).all()
