@@ -54,7 +54,7 @@ def test_positions_from(catalog: Any, observation: Observation) -> None:
     scene = Scene.from_catalog(observation, catalog)
     np.testing.assert_allclose(scene.positions, YX, atol=1e-6)
     assert [source.id for source in scene.sources] == ["0", "1"]
-    assert {source.kind for source in scene.sources} == {"galaxy"}
+    assert {source.kind for source in scene.sources} == {"unknown"}
     assert scene.name == "field"
 
 
@@ -122,7 +122,7 @@ def test_kinds_and_ids_by_the_names_of_surveys(observation: Observation) -> None
     assert scene.observation.notes == ("1 rows of type DUP are no sources",)
     other = {**three, "type": ["PSF", "QSO", "EXP"], "CLASS_STAR": [1.0, 0.9, 0.0], "NUMBER": [1, 2, 3]}
     scene = Scene.from_catalog(observation, other)
-    assert [(source.kind, source.id) for source in scene.sources] == [("galaxy", n) for n in "123"]
+    assert [(source.kind, source.id) for source in scene.sources] == [("unknown", n) for n in "123"]
     scene = Scene.from_catalog(observation, {**three, "objid": [4, 4, 5]})
     assert [source.id for source in scene.sources] == ["0", "1", "2"]
     assert scene.observation.notes == ("sources are numbered, as objid is the same for several",)

@@ -24,6 +24,7 @@ from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.plausibility import examined
+from tfdeblend.data.psf import fwhm
 from tfdeblend.data.scene import READS, Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError, expect
@@ -39,6 +40,7 @@ from tfdeblend.inference.nuts import NutsOptions
 from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
 from tfdeblend.inference.sample_batches import in_turn
+from tfdeblend.inference.stars import StarTrial
 
 METHODS = ("map", "sample")
 LARGEST_BATCH = 64
@@ -80,6 +82,7 @@ class Deblender:
       seed: of the random numbers; the MAP draws none.
       background: fit a constant in each band of each observation.
       trust_weights: take weights as they are even where the sky's scatter contradicts them; see `examined`.
+      stars: whether bright compact sources of unknown kind are tried as points; see `inference.stars`.
       assume_ab: take bands without zero points as having one and the same; without it a learned prior refuses them.
       batch_size: scenes fitted together; None: as many as fit into memory.
       memory: GB that a fit may take; scenes that need more, by an estimate, are refused. None: 80% of the machine's.
@@ -100,6 +103,7 @@ class Deblender:
     seed: int = 0
     background: bool = False
     trust_weights: bool = False
+    stars: bool = True
     assume_ab: bool = False
     batch_size: int | None = None
     memory: float | None = None
@@ -399,6 +403,9 @@ class Chunk:
             found, self.calibrations, tensors = calibrated(tensors, start)
         else:
             found = fit(tensors, start)
+        self.taken = np.zeros((self.shape.blends, self.shape.sources), bool)
+        if self.deblender.stars:
+            found, tensors, self.taken = self._with_stars(fit, tensors, start, found)
         rows = list(range(len(self.scenes)))
         if wanted is not None:
             sides = [self._side_wanted(found, row) for row in rows]
@@ -415,6 +422,18 @@ class Chunk:
         seconds = (time.perf_counter() - began) / len(self.scenes)
         for row in rows:
             yield self.indices[row], self._fitted(arrays, row, seconds)
+
+    def _with_stars(
+        self, fit: MapFit, tensors: Tensors, start: np.ndarray, found: MapResult
+    ) -> tuple[MapResult, Tensors, np.ndarray]:
+        """The fit in which sources of unknown kind are points where they look like ones: see `StarTrial`."""
+        unknown, width = np.zeros_like(self.taken), np.ones(self.shape.blends)
+        for row, scene in enumerate(self.scenes):
+            unknown[row, : len(scene.sources)] = [source.kind == "unknown" for source in scene.sources]
+            width[row] = np.min(fwhm(scene.observation.psf))
+        key = "stars", fit.prior.name, self.shape
+        trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
+        return trial(tensors, start, found, unknown, width)
 
     def _side_wanted(self, found: MapResult, row: int) -> int:
         """The `side_wanted` of one scene of the batch."""
@@ -448,6 +467,7 @@ class Chunk:
             converged=bool(found.distance[row] <= CONVERGED),
             beyond_prior=found.beyond_prior[row, :count],
             calibration=self._calibration(row),
+            taken=self.taken[row, :count],
         )
         own: Facts = {"steps": int(found.steps[row]), "distance": float(found.distance[row])}
         return builder.build(scene, fit, self._facts(seconds, row) | own | {"modelsig": self.shape.model_sigma})
@@ -483,7 +503,9 @@ class Chunk:
                         facts = self._facts(spent / total, row) | group.facts(row)
                         mixed = not float(facts.get("rhat", 1)) > priors.LARGEST_RHAT
                         kept = statistics.pop(row)
-                        yield self.indices[row], builder.build_from_samples(kept, facts, mixed, self._calibration(row))
+                        taken = self.taken[row, : len(self.scenes[row].sources)]
+                        result = builder.build_from_samples(kept, facts, mixed, self._calibration(row), taken)
+                        yield self.indices[row], result
                         start = time.perf_counter()  # what is done with a result meanwhile is not the batch's time
 
     def _sample(self, drawn: Samples, place: int, row: int) -> Sample:

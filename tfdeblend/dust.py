@@ -212,7 +212,7 @@ def fit_dust(
     if curve.shape != (len(one.bands),) or not (np.isfinite(curve) & (curve >= 0)).all():
         expected = f"expected {len(one.bands)} finite values that are not negative, one a band"
         raise DataError(scene.name, "attenuation", f"{expected}, received {attenuation}")
-    if source not in range(count) or scene.sources[source].kind != "galaxy":
+    if source not in range(count) or scene.sources[source].kind == "point":
         raise DataError(scene.name, "source", f"expected the number of a galaxy, 0 to {count - 1}, received {source}")
     if scene.left_out[source]:
         raise DataError(scene.name, "source", f"expected one with unmasked pixels near it, received {source}")

@@ -189,7 +189,7 @@ def initial_stamps(shard: Shard, side: int, least_signal: float = 0.0) -> np.nda
     inside = light > (1 - LARGE_SHARE) * np.abs(shard.initial.flux).sum(2)
     galaxy = np.zeros(norm.shape, bool)
     for row, scene in enumerate(shard.scenes):
-        galaxy[row, : len(scene.sources)] = [source.kind == "galaxy" for source in scene.sources]
+        galaxy[row, : len(scene.sources)] = [source.kind != "point" for source in scene.sources]
     keep = galaxy & inside & (norm >= max(least_signal, 1e-6))
     units = np.repeat(shard.batch().tensors.band_unit.numpy()[:, None], norm.shape[1], 1)[keep]
     unit = cut[keep] / units[:, :, None, None]

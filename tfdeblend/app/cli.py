@@ -136,6 +136,9 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "--background", action="store_true", help="fit a constant background in each band of each image"
     )
     parser.add_argument(
+        "--no-stars", action="store_true", help="fit all that is not declared a point as a galaxy; servers always do"
+    )
+    parser.add_argument(
         "--trust-weights", action="store_true", help="take weights as they are, even where the sky contradicts them"
     )
     parser.add_argument(

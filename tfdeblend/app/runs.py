@@ -43,8 +43,8 @@ class Settings:
     """Everything that a result depends on except the files of its field.
 
     prior: a name or a file. samples, steps, keep_samples: of the method "sample", see `Deblender`; steps: None is the
-    sampler's own number. trust_weights, assume_ab: see `Deblender`. rescale_weights, sky_correlation: whether weights
-    are rescaled to the scatter of the sky, and the noise's correlation is estimated from it, in each observation.
+    sampler's own number. trust_weights, stars, assume_ab: see `Deblender`. rescale_weights, sky_correlation: whether
+    weights are rescaled to the scatter of the sky, and its noise's correlation is estimated, in each observation.
     """
 
     prior: str = "auto"
@@ -54,6 +54,7 @@ class Settings:
     detect: bool | None = None
     reading: Reading = field(default_factory=Reading)
     trust_weights: bool = False
+    stars: bool = True
     rescale_weights: bool = False
     sky_correlation: bool = False
     assume_ab: bool = False

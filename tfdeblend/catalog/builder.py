@@ -37,6 +37,7 @@ class Fit:
         converged: whether the fit has, of all sources together or (K,) of each.
         beyond_prior: (K,) galaxies that a learned prior could not know.
         calibration: shifts and gains of the observations, where they were fitted.
+        taken: (K,) as points, though they were not declared so.
     """
 
     models: Sequence[np.ndarray]
@@ -50,6 +51,7 @@ class Fit:
     converged: bool | np.ndarray
     beyond_prior: np.ndarray
     calibration: Calibration | None = None
+    taken: np.ndarray | bool = False
 
 
 def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
@@ -67,18 +69,22 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
         catalog=Table(),
         calibration=fit.calibration,
     )
-    table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged)
+    table = measure.catalog(bare, fit.shapes, fit.flux, 1e3 * float(facts["walltime"]), fit.converged, fit.taken)
     table["flags"] |= np.where(fit.beyond_prior, measure.BEYOND_PRIOR, 0)
     bare = _with_noise_noted(_with_colours_noted(bare, fit.flux))
     return replace(bare, header=_header(bare, facts) | {"converged": bool(np.all(fit.converged))}, catalog=table)
 
 
 def build_from_samples(
-    statistics: SampleStatistics, facts: Facts, mixed: bool = True, calibration: Calibration | None = None
+    statistics: SampleStatistics,
+    facts: Facts,
+    mixed: bool = True,
+    calibration: Calibration | None = None,
+    taken: np.ndarray | bool = False,
 ) -> Deblended:
     """Build the result of samples: their means, with their deviations and covariances as errors.
 
-    facts: as for `build`. mixed: whether chains have; else all sources are flagged as not converged.
+    facts: as for `build`. mixed: whether chains have; else all sources are flagged as not converged. taken: see `Fit`.
     """
     scene, shapes = statistics.scene, statistics.mean_shapes()
     models, sources, backgrounds = (
@@ -100,7 +106,7 @@ def build_from_samples(
         samples=np.stack(statistics.samples) if statistics.keep else None,
         prior_share=statistics.prior_share(),
     )
-    table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed)
+    table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed, taken)
     if len(views) == 1:
         table = measure.with_chi2(table, np.mean(statistics.local_chi2, 0), views)
     table["flags"] |= np.where(statistics.beyond_prior, measure.BEYOND_PRIOR, 0)

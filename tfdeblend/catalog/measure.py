@@ -177,7 +177,12 @@ def bluer_than_anything(scene: Scene, flux: np.ndarray, error: np.ndarray) -> tu
 
 
 def catalog(
-    result: Deblended, shapes: Shapes, flux: np.ndarray, runtime_ms: float, converged: bool | np.ndarray
+    result: Deblended,
+    shapes: Shapes,
+    flux: np.ndarray,
+    runtime_ms: float,
+    converged: bool | np.ndarray,
+    taken: np.ndarray | bool = False,
 ) -> Table:
     """Measure the catalogue of a scene, a row a source.
 
@@ -186,7 +191,7 @@ def catalog(
         chi-square and flags; `flux_cov` the errors of the fluxes.
       shapes: sizes, ellipticities and all errors; the positions are those of the first view.
       flux: (K, C) in the bands of the scene. runtime_ms: of the scene.
-      converged: of all sources or (K,) of each; else they are flagged.
+      converged: of all sources or (K,) of each; else they are flagged. taken: (K,) as points, though not declared so.
     """
     from astropy.table import Table
 
@@ -198,7 +203,7 @@ def catalog(
     if observation.wcs is not None:
         sky = observation.sky(y, x)
         table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
-    table["kind"] = [source.kind for source in scene.sources]
+    table["kind"] = np.where(taken, "point", _kinds(scene))
     nowhere = unseen(views, scene.bands, shapes.size)
     _add_fluxes(table, scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
     overlaps = [overlap(view.sources, view.observation.weights) for view in views]
@@ -212,7 +217,7 @@ def catalog(
     table["chi2"] = total / np.where(count > 0, count, 1)
     raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
     raised |= chi2_flags(table["chi2"], count, views)
-    table["flags"] = raised | np.where(converged, 0, NOT_CONVERGED)
+    table["flags"] = raised | np.where(converged, 0, NOT_CONVERGED) | np.where(taken, TAKEN_AS_POINT, 0)
     table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
     table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
     table["stamp_size"] = np.full(len(table), result.stamps.shape[-1])
@@ -238,7 +243,8 @@ def remeasure(result: Deblended) -> Table:
     converged = (np.asarray(saved["flags"]) & NOT_CONVERGED) == 0 if "flags" in saved.colnames else True
     runtime = float(np.sum(saved["runtime_ms"])) if "runtime_ms" in saved.colnames else 0.0
     measured = replace(measured, errors=np.stack(known, 1))
-    table = catalog(replace(result, views=views), measured, flux, runtime, converged)
+    taken = (np.asarray(saved["flags"]) & TAKEN_AS_POINT) > 0 if "flags" in saved.colnames else False
+    table = catalog(replace(result, views=views), measured, flux, runtime, converged, taken)
     if "flags" in saved.colnames:
         table["flags"] |= np.asarray(saved["flags"]) & BEYOND_PRIOR
     return with_left_out(table[~result.scene.left_out], result.scene)
@@ -256,13 +262,19 @@ def with_left_out(table: Table, scene: Scene) -> Table:
     for name in full.colnames:
         column = full[name]
         column[out] = np.nan if column.dtype.kind == "f" else np.zeros((), column.dtype)
-    full["id"], full["kind"] = [source.id for source in scene.sources], [source.kind for source in scene.sources]
+    full["id"] = [source.id for source in scene.sources]
+    full["kind"] = np.where(out, _kinds(scene), full["kind"])
     y, x = scene.positions[out].T
     full["x"][out], full["y"][out], full["flags"][out] = x, y, LEFT_OUT
     if scene.observation.wcs is not None:
         sky = scene.observation.sky(y, x)
         full["ra"][out], full["dec"][out] = sky.ra.deg, sky.dec.deg
     return full
+
+
+def _kinds(scene: Scene) -> list[str]:
+    """Name what each source was fitted as at first: what is not declared a point, as a galaxy."""
+    return ["point" if source.kind == "point" else "galaxy" for source in scene.sources]
 
 
 def stamp_shapes(stamps: np.ndarray, corners: np.ndarray, model_sigma: float) -> Shapes:
@@ -358,9 +370,10 @@ def side_wanted(scene: Scene, stamps: np.ndarray, corners: np.ndarray, flux: np.
     return fit_size(wanted, LARGER_STAMPS) if wanted > side else side
 
 
-NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED, LEFT_OUT, OVERSTATED = (
-    2**bit for bit in range(11)
+NOT_CONVERGED, TRUNCATED, EDGE, MASKED, BAD_FIT, UNDECLARED, BEYOND_PRIOR, UNSEEN, SATURATED, LEFT_OUT = (
+    2**bit for bit in range(10)
 )
+OVERSTATED, TAKEN_AS_POINT = 2**10, 2**11
 FLAG_NAMES = {
     NOT_CONVERGED: "the fit stopped before it converged",
     TRUNCATED: "more than 5% of the flux lies outside of the stamp",
@@ -373,6 +386,7 @@ FLAG_NAMES = {
     SATURATED: "saturated pixels within a PSF's width of its centre",
     LEFT_OUT: "not fitted: outside of the image, without data in any band, or without a position",
     OVERSTATED: "chi-square per pixel below 0.5 where this source shines: the noise is overstated",
+    TAKEN_AS_POINT: "taken as a point, which no kind was declared for: declare it a galaxy if it is one",
 }
 
 

@@ -99,6 +99,7 @@ class Mosaic:
             shapes=self._shapes(),
             converged=((flags & measure.NOT_CONVERGED) == 0) & settled,
             beyond_prior=(flags & measure.BEYOND_PRIOR) > 0,
+            taken=(flags & measure.TAKEN_AS_POINT) > 0,
         )
         whole = builder.build(self.scene, fit, self._facts() | {"walltime": seconds})
         return whole if self.results[0].sources_std is None else self._sampled(whole)

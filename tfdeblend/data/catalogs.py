@@ -306,4 +306,4 @@ def _kinds(where: str, columns: dict[str, Column], count: int) -> list[str]:
         types = columns["type"].text(where)
         if {*types} <= TYPES.keys():
             return [TYPES[one] for one in types]
-    return ["galaxy"] * count
+    return ["unknown"] * count

@@ -24,7 +24,7 @@ from tfdeblend.errors import DataError, expect
 if TYPE_CHECKING:
     from astropy.table import Table
 
-KINDS = ("galaxy", "point")
+KINDS = ("galaxy", "point", "unknown")
 # Widths of a PSF: a source without an unmasked pixel so near is not fitted. Simulated galaxies of 8,000 times a pixel's
 # noise change the flux of a neighbour inside by 17 errors where they lie two widths outside, by 3 at three widths.
 REACH = 3.0
@@ -37,11 +37,14 @@ UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
 
 @dataclass(frozen=True)
 class Source:
-    """Where a source is, in pixels (zero-based, pixel centres), and of which kind: "galaxy" or "point"."""
+    """Where a source is, in pixels (zero-based, pixel centres), and of which kind: "galaxy", "point" or "unknown".
+
+    One of unknown kind is fitted as a galaxy, and taken as a point where it looks like one: see `inference.stars`.
+    """
 
     y: float
     x: float
-    kind: str = "galaxy"
+    kind: str = "unknown"
     id: str = ""
 
 
@@ -242,9 +245,9 @@ class Scene:
             catalog: a Table, DataFrame, structured array or mapping with the columns that `tfdeblend.data.catalogs`
                 lists: positions as `x`, `y` (pixels, zero-based centres) or `ra`, `dec` (degrees, where the column has
                 no other unit; the observation needs a WCS), or as surveys and their tools name them; optionally
-                `kind` ("galaxy", "point") or `is_star` or Legacy's `type`, and `id` or a survey's name for it. Where a
-                table has pixels and sky coordinates, more than a pixel apart, those that see more light are taken,
-                with a note. Or an array (N,2) of (x, y); or a SkyCoord.
+                `kind` ("galaxy", "point", "unknown") or `is_star` or Legacy's `type`, and `id` or a survey's name for
+                it. Where a table has pixels and sky coordinates, more than a pixel apart, those that see more light are
+                taken, with a note. Or an array (N,2) of (x, y); or a SkyCoord.
 
         What the light of the image contradicts becomes a note: positions that count from 1, or are (y, x). Where more
         than 100 sources are left out, as the catalogue is that of a larger field, the scene does not keep them.

@@ -25,6 +25,9 @@ from tfdeblend.galaxies import profiles
 from tfdeblend.galaxies.profiles import Mixture
 
 FARTHEST = 3.0  # times the expected error of a position: no source moves further, or it would mend a bright neighbour
+# How well PSFs are known: the variance of the model PSF to a tenth, which is 2% of the width of a PSF of 3.5 pixels,
+# and 3% of the light, which may lie in wings of six times its variance. No PSF is off by more than so many times that.
+PSF_VARIANCE, PSF_WINGS, WING_VARIANCE, WORST_PSF = 0.1, 0.03, 6.0, 4.0
 THINNEST = 0.75  # ellipticity of an edge-on disk, b / a = 1 / 7; thinner ones only mend the misfit of bright neighbours
 
 
@@ -48,7 +51,7 @@ class Frame(NamedTuple):
     """Where and how finely sources are drawn; each [...] as the latents' leading shape.
 
     center: [..., 2] the given position (y, x) relative to stamp pixel (P // 2, P // 2). arcsec: pixels in an arcsec.
-    is_point: 1 for point sources, which have no extent. model_sigma: the model PSF's sigma in pixels.
+    is_point: 1 for point sources, whose only extent is the PSF's errors. model_sigma: the model PSF's sigma in pixels.
     """
 
     center: tf.Tensor
@@ -60,10 +63,27 @@ class Frame(NamedTuple):
 def draw(shape: tf.Tensor, frame: Frame, table: np.ndarray | None = None) -> Mixture:
     """A component of unit flux in one band. shape: [..., 5 or 6] as in `Anatomy`; table: of a profile without index."""
     amplitude, variance = profiles.sersic(shape[..., 5]) if table is None else profiles.fixed(table, shape.dtype)
-    extent = (frame.arcsec * (1 - frame.is_point) * shape[..., 2]) ** 2
-    resolution = (frame.model_sigma**2)[..., None, None] * tf.constant([1, 0, 1], shape.dtype)
-    spread = (extent[..., None] * variance)[..., None] * profiles.ellipse(shape[..., 3:5])[..., None, :]
-    return Mixture(amplitude[..., None, :], spread + resolution, shape[..., :2])
+    galaxy = 1 - frame.is_point
+    extent = (frame.arcsec * galaxy * shape[..., 2]) ** 2
+    spread = extent[..., None] * variance
+    spread = spread[..., None] * profiles.ellipse(galaxy[..., None] * shape[..., 3:5])[..., None, :]
+    resolution = (frame.model_sigma**2)[..., None] * psf_error(frame.is_point[..., None] * shape[..., 2:5])
+    return Mixture(amplitude[..., None, :], spread + resolution[..., None, :], shape[..., :2])
+
+
+def psf_error(moments: tf.Tensor) -> tf.Tensor:
+    """[..., 3] (yy, yx, xx): the variance of a point's PSF over the model's, from how far its second moments are off.
+
+    moments: [..., 3] log of the area and two ellipticities; all 0 for a PSF that is as given.
+    """
+    stretch = moments[..., 1:]
+    ellipticity = stretch / tf.sqrt(4 + tf.reduce_sum(stretch**2, -1, keepdims=True))
+    return tf.exp(moments[..., :1]) * profiles.ellipse(ellipticity)
+
+
+def bounded(error: tf.Tensor) -> tf.Tensor:
+    """An error in units of its deviation, which is at most WORST_PSF."""
+    return WORST_PSF * tf.tanh(error / WORST_PSF)
 
 
 class Component(NamedTuple):
@@ -78,7 +98,8 @@ class Component(NamedTuple):
 
 class Anatomy(NamedTuple):
     """D components of a source. shape: [..., D, 5 or 6] centre (y, x) in stamp pixels, half-light radius in arcsec, e1,
-    e2, and the index where it is free. share: [..., D, C] of the flux in each band."""
+    e2, and the index where it is free; of points in place of radius and ellipticity the moments of `psf_error`. share:
+    [..., D, C] of the flux in each band."""
 
     shape: tf.Tensor
     share: tf.Tensor
@@ -183,13 +204,22 @@ class GalaxyPrior(Prior):
         """The D components that latents [..., S] describe."""
         theta = self.unpack(latent)
         center = frame.center + theta["offset"]
-        components = self.components(theta)
-        shapes = []
-        for part in components:
+        point, shapes, shares = frame.is_point[..., None] > 0, [], []
+        for part, (moments, share) in zip(self.components(theta), self.point(latent), strict=True):
             index = [] if part.sersic_index is None else [part.sersic_index[..., None]]
-            shapes.append(tf.concat([center, part.radius[..., None], part.ellipticity, *index], -1))
-        shares = [part.fraction * tf.ones([self.bands], self.dtype) for part in components]
+            extent = tf.where(point, moments, tf.concat([part.radius[..., None], part.ellipticity], -1))
+            shapes.append(tf.concat([center, extent, *index], -1))
+            shares.append(tf.where(point, share, part.fraction * tf.ones([self.bands], self.dtype)))
         return Anatomy(tf.stack(shapes, -2), tf.stack(shares, -2))
+
+    def point(self, latent: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """Moments [..., 3] of `psf_error` and share of the flux [..., C] of each component of a point.
+
+        A PSF is known to some percent. The latents of a galaxy's size and shape are a point's errors of the PSF, which
+        its neighbours would mend without them.
+        """
+        moments = PSF_VARIANCE * bounded(latent[..., 2:5])
+        return [(moments, tf.ones_like(latent[..., :1]) * tf.ones([self.bands], self.dtype))]
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
         """The unit-flux sources of latents [..., S], ready to render; one band where all are alike."""
@@ -275,6 +305,13 @@ class BulgeDiskPrior(GalaxyPrior):
             "fraction": (1, self._between(0.0, 1.0, median=0.15, sigma=1.3)),
             "tilt": (self.bands, tfb.Scale(tf.constant(0.5, self.dtype))),
         }
+
+    def point(self, latent):
+        ((moments, share),) = super().point(latent)
+        common, own = latent[..., -self.bands - 1 : -self.bands], latent[..., -self.bands :]  # of fraction and tilt
+        wings = PSF_WINGS * bounded((common + own) / np.sqrt(2))
+        wide = tf.zeros_like(moments) + tf.constant([np.log(WING_VARIANCE), 0, 0], self.dtype)
+        return [(moments, share - wings), (wide, wings)]
 
     def components(self, theta):
         radius = theta["disk_radius"][..., 0]

@@ -184,15 +184,19 @@ class MapFit:
         """
         batch, bands, sources = self.shape.blends, self.shape.bands, self.shape.sources
         number = sources * self.prior.size
-        parts = [number, number], [bands, number, sources], [bands, sources, sources], [bands, sources]
         start = Progress(
             state=state,
             radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
             distance=tf.fill([batch], tf.constant(np.inf, tf.float64)),
             stiffness=tf.fill([batch], tf.constant(STIFFEST, self.prior.dtype)),
             steps=tf.zeros([batch], tf.int32),
-            active=tf.fill([batch], True),
-            system=NormalEquations(*(tf.zeros([batch, *shape], tf.float64) for shape in parts)),
+            active=tf.reduce_any(posterior.tensors.is_source > 0, 1),  # what is empty has nothing to be done
+            system=NormalEquations(
+                latent=tf.eye(number, batch_shape=[batch], dtype=tf.float64),
+                mixed=tf.zeros([batch, bands, number, sources], tf.float64),
+                linear=tf.eye(sources, batch_shape=[batch, bands], dtype=tf.float64),
+                now=tf.zeros([batch, bands, sources], tf.float64),
+            ),
         )
 
         def advance(count: tf.Tensor, whole: Progress) -> tuple[tf.Tensor, Progress]:

@@ -1,0 +1,131 @@
+"""Stars that nobody declared: bright compact sources are fitted again as points, and stay so where that is likelier.
+
+No galaxy profile is as narrow as a point, and its prior makes it wider still. Whether a source is a point is told by
+the ratio of the two evidences, each by Laplace's approximation,
+
+    log p(y) = -loss + log det(covariance) / 2,
+
+where latents have a prior of curvature one. A point has errors of the PSF for latents (`GalaxyPrior.point`), so that a
+PSF that is off by some percent makes no galaxy of a star.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeblend.forward.batch import Tensors
+from tfdeblend.inference.map_fit import MapFit, MapResult
+
+BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
+COMPACT, MISFIT_COMPACT = (
+    0.3,
+    0.5,
+)  # half-light radius over the PSF's full width; of those whose chi-square is too large
+MISFIT = 2.0  # chi-square per pixel where a source shines
+CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
+TRIALS = 3  # at most; each has fewer points than the one before
+
+
+class Looks(NamedTuple):
+    """What a fit shows of B blends of K sources: signal-to-noise and chi-square per pixel where each shines, [B, K]."""
+
+    snr: tf.Tensor
+    chi2: tf.Tensor
+
+
+class StarTrial:
+    """The compiled trial of a batch's sources as points; fits are those of `fit`, whose shape it has."""
+
+    def __init__(self, fit: MapFit):
+        self.fit, self.shape = fit, fit.shape
+        self._looks = tf.function(self._shown, autograph=False)
+        self._gain = tf.function(self._gained, autograph=False)
+
+    def __call__(
+        self, tensors: Tensors, start: np.ndarray, galaxies: MapResult, unknown: np.ndarray, width: np.ndarray
+    ) -> tuple[MapResult, Tensors, np.ndarray]:
+        """The fit in which what is a point is one, its tensors, and [B, K] which sources were taken as points.
+
+        Args:
+          tensors: of the batch. start: of the fit. galaxies: what it found, sources of unknown kind as galaxies.
+          unknown: [B, K] which those are. width: [B] the PSF's full width at half maximum in pixels.
+        """
+        trial = self.candidates(tensors, galaxies, unknown, width)
+        found, taken = galaxies, np.zeros_like(trial)
+        for _ in range(TRIALS):
+            rows = np.any(trial, 1)
+            if not rows.any():
+                break
+            points = self.fit(_alone(_with_points(tensors, trial), rows), start)
+            kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > CERTAIN)
+            settled = rows & np.all(kept == trial, 1)
+            taken[settled] = trial[settled]
+            found = _of_rows(settled, points, found)
+            trial = np.where(settled[:, None], False, kept)
+        return found, _with_points(tensors, taken), taken
+
+    def candidates(self, tensors: Tensors, found: MapResult, unknown: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """[B, K] bright sources of unknown kind that were found to be compact."""
+        if not unknown.any():
+            return unknown
+        looks, size = self._looks(tensors, found), found.summary[..., 2].numpy() / width[:, None]
+        most = np.where(looks.chi2.numpy() > MISFIT, MISFIT_COMPACT, COMPACT)
+        return unknown & (looks.snr.numpy() > BRIGHT) & (size < most)
+
+    def _shown(self, tensors: Tensors, found: MapResult) -> Looks:
+        power, total, count = 0.0, 0.0, 1e-6
+        for one, model, sources in zip(tensors.exposures, found.models, found.sources, strict=True):
+            own = one.weights[:, None] * sources**2
+            share = own / (own + 1)
+            residual = one.weights * (one.images - model) ** 2
+            power += tf.reduce_sum(own, [2, 3, 4])
+            total += tf.reduce_sum(share * residual[:, None], [2, 3, 4])
+            count += tf.reduce_sum(share, [2, 3, 4])
+        return Looks(tf.sqrt(power), total / count)
+
+    def _gained(self, tensors: Tensors, galaxies: MapResult, points: MapResult, trial: tf.Tensor) -> tf.Tensor:
+        """[B, K] by how much the log evidence rises as each source on trial becomes a point.
+
+        What the chi-square falls in a pixel is shared out among the sources on trial as their light there is.
+        """
+        posterior = self.fit.tolerant(self.fit.posterior(tensors), galaxies.state)
+        tried = tf.cast(trial, self.fit.prior.dtype)
+        gain = tf.reduce_sum(galaxies.state.latent**2 - points.state.latent**2, 2)
+        sights = zip(posterior.likelihood.exposures, galaxies.models, points.models, galaxies.sources, strict=True)
+        for exposure, before, after, sources in sights:
+            fall = exposure.whitened(before) ** 2 - exposure.whitened(after) ** 2
+            light = tf.abs(sources) * tried[..., None, None, None]
+            share = tf.math.divide_no_nan(light, tf.reduce_sum(light, 1, keepdims=True))
+            gain += tf.reduce_sum(share * fall[:, None], [2, 3, 4])
+        volume = self._log_volume(points) - self._log_volume(galaxies)
+        return 0.5 * (tf.cast(gain, tf.float64) + volume)
+
+    def _log_volume(self, found: MapResult) -> tf.Tensor:
+        """[B, K]: log det of the covariance of each source's latents."""
+        sources, size = self.shape.sources, self.fit.prior.size
+        blocks = tf.reshape(found.covariance.latent, [-1, sources, size, sources, size])
+        return tf.linalg.slogdet(tf.einsum("bksku->bksu", blocks)).log_abs_determinant
+
+
+def _with_points(tensors: Tensors, points: np.ndarray) -> Tensors:
+    """The tensors with more points [B, K]."""
+    return tensors._replace(is_point=tf.maximum(tensors.is_point, tf.cast(points, tensors.is_point.dtype)))
+
+
+def _alone(tensors: Tensors, rows: np.ndarray) -> Tensors:
+    """The tensors of some rows [B]; the others are empty."""
+    here = tf.cast(rows, tensors.is_source.dtype)
+    emptied = tensors.reweighted([one.weights * here[:, None, None, None] for one in tensors.exposures])
+    return emptied._replace(is_source=tensors.is_source * here[:, None])
+
+
+def _of_rows(rows: np.ndarray, yes: MapResult, no: MapResult) -> MapResult:
+    """Of each blend one of two results, by rows [B]."""
+
+    def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(tf.constant(rows), [-1] + [1] * (len(a.shape) - 1)), a, b)
+
+    return tf.nest.map_structure(one, yes, no)
