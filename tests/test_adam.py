@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from simulations import Galaxy, simulate
 
+from tfdeblend.app.cli import build_parser
+from tfdeblend.app.commands import make_deblender
 from tfdeblend.catalog import measure
 from tfdeblend.deblender import Deblender
 from tfdeblend.forward.batch import Batch
@@ -149,7 +151,7 @@ def test_linear_problems() -> None:
     matrices, right = np.eye(6) + root @ root.transpose(0, 2, 1), rng.normal(size=(3, 6))
 
     def solve(rows: slice) -> np.ndarray:
-        solver = AdamSolver([len(right[rows]), 6], 400, dtype=tf.float64)
+        solver = AdamSolver([len(right[rows]), 6], dtype=tf.float64)
         system = tf.constant(matrices[rows])
         run = tf.function(lambda b: solver.solve(lambda x: tf.linalg.matvec(system, x), b))
         return run(tf.constant(right[rows])).numpy()
@@ -198,3 +200,9 @@ def test_a_fit_that_adam_leaves_short_says_so() -> None:
 def test_unknown_optimizers_are_refused() -> None:
     with pytest.raises(ValueError, match="optimizer: expected one of newton, adam, received 'sgd'"):
         MapOptions(optimizer="sgd")
+
+
+def test_the_command_line_takes_the_optimizer() -> None:
+    args = build_parser().parse_args(["deblend", "x", "--out", "y", "--prior", "sersic", "--optimizer", "adam"])
+    made = make_deblender(args)
+    assert isinstance(made, Deblender) and made.options == MapOptions(optimizer="adam")

@@ -120,7 +120,7 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     solvers = ConjugateGradients(max_steps=300), AdamSolver([1, 5, shape.frame, shape.frame])
     levels = [AnnealingOptions(2, 30.0, 10.0, solver, amplitude_width=0) for solver in solvers]
     exact, end = (AnnealedFit(fit, denoiser, options)(tensors, initial) for options in levels)
-    np.testing.assert_allclose(end.stamps, exact.stamps, atol=1e-4 * np.abs(exact.stamps).max())
+    np.testing.assert_allclose(end.stamps, exact.stamps, atol=1e-3 * np.abs(exact.stamps).max())
     begin = stamp_begin(initial.summary[..., :2], shape.stamp, 48)
     cut = StampWindow(begin, 48, shape.stamp)
     unit = tensors.band_unit[:, None, :, None, None]

@@ -44,8 +44,8 @@ class Settings:
 
     prior: a name or a file. optimizer: of the maximum, see `MapOptions`. samples, steps, keep_samples: of the method
     "sample", see `Deblender`; steps: None is the sampler's own number. trust_weights, assume_ab: see `Deblender`.
-    rescale_weights, sky_correlation: whether weights are rescaled to the scatter of the sky, and the noise's correlation
-    is estimated from it, in each observation.
+    rescale_weights, sky_correlation: whether weights are rescaled to the scatter of the sky, and the noise's
+    correlation is estimated from it, in each observation.
     """
 
     prior: str = "auto"

@@ -108,9 +108,8 @@ class AdamSteps:
         number = sources * (self.prior.size + self.shape.bands)
         unit = before / tf.sqrt(number)
         scaled = coordinates.scaled(unit)
-        flat = tf.where(
-            before > enough, enough / tf.sqrt(number) * unit, np.inf
-        )  # of each of the gradient's components
+        # Where no component of the gradient is longer, all together are near enough.
+        flat = tf.where(before > enough, unit * enough / tf.sqrt(number), np.inf)
         values, taken = self.adam.minimize(
             lambda values: tf.scatter_nd(rows[:, None], rise(scaled, own(values)), [batch]),
             zero,

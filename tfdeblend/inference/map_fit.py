@@ -32,14 +32,14 @@ STIFFEST, SOFTENING, SETTLED = 900.0, 30.0, 1.0
 class MapOptions:
     """Settings of the fit.
 
-    rounds: at most so many times the curvature is computed, and `steps` steps are taken with it.
+    rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it.
     tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
     over all its parameters together.
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
-    optimizer: "newton", or "adam": as many rounds of Adam, by `adam`, to the same maximum by the same tolerance, which
-    under a learned prior also solves each noise level's problem. Non-parametric images are Adam's in any case.
+    optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum and tolerance; under a
+    learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """
 
     rounds: int = 30

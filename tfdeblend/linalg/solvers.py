@@ -204,7 +204,7 @@ class AdamSolver:
     """
 
     def __init__(
-        self, shape: Sequence[int], steps: int = 100, learning_rate: float = 0.1, dtype: tf.DType = tf.float32
+        self, shape: Sequence[int], steps: int = 400, learning_rate: float = 0.5, dtype: tf.DType = tf.float32
     ):
         self.adam = BatchedAdam([shape], steps, learning_rate, tolerance=1e-3, dtype=dtype)
 
