@@ -16,6 +16,7 @@ import numpy as np
 
 import tfdeblend
 from tfdeblend.inference.diffusion_sampler import SampleOptions
+from tfdeblend.inference.map_fit import OPTIMIZERS, MapOptions
 
 FAINTEST = 5.0
 BINS = ((5.0, 20.0), (20.0, 50.0), (50.0, 100.0), (100.0, np.inf))
@@ -30,19 +31,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--closed-form", action="store_true", help="begin at draws of the closed-form posterior")
     parser.add_argument("--number", type=int, help="of scenes, the first by name (default: all)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="newton", help="of the maximum (default: newton)")
+    parser.add_argument("--warm", action="store_true", help="also the CPU-seconds of a second run, nothing to compile")
     args = parser.parse_args(argv)
     files = sorted((args.folder / "scenes").glob("*.npz"))[: args.number]
     scenes = [tfdeblend.Scene.read(file) for file in files]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     sampling = SampleOptions.from_closed_form() if args.closed_form else SampleOptions()
-    deblender = tfdeblend.Deblender(args.prior, args.method, samples=args.samples, sampling=sampling)
-    results = deblender.deblend(scenes)
-    seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+    deblender = tfdeblend.Deblender(
+        args.prior, args.method, samples=args.samples, sampling=sampling, options=MapOptions(optimizer=args.optimizer)
+    )
+    results, seconds = timed(deblender, scenes)
     truths = [np.load(args.folder / "truth" / file.name)["isolated"] for file in files]
     rows, pulls = zip(*map(compare, results, truths), strict=True)
     show(np.concatenate(rows), np.concatenate(pulls))
     print(f"{seconds / sum(map(len, truths)):.2f} CPU-seconds a source, start-up included")
+    if args.warm:
+        print(f"{timed(deblender, scenes)[1] / sum(map(len, truths)):.3f} CPU-seconds a source, warm")
+    if args.method == "map":
+        steps, converged = zip(*((one.header["steps"], one.header["converged"]) for one in results), strict=True)
+        print(f"{np.median(steps):g} steps (median; {max(steps)} at most), {np.mean(converged):.3f} converged")
     return 0
+
+
+def timed(deblender: tfdeblend.Deblender, scenes: list[tfdeblend.Scene]) -> tuple[list[tfdeblend.Deblended], float]:
+    """Results, and the CPU-seconds that they took."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    results = deblender.deblend(scenes)
+    return results, resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
 
 
 def compare(result: tfdeblend.Deblended, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

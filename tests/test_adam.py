@@ -1,12 +1,21 @@
-"""Adam on many problems at once: each goes its own way, and the best that it saw is what it returns."""
+"""Adam on many problems at once: each goes its own way, and the best that it saw is what it returns. Fits by it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from simulations import Galaxy, simulate
 
-from tfdeblend.linalg.solvers import BatchedAdam, Objective
+from tfdeblend.app.cli import build_parser
+from tfdeblend.app.commands import make_deblender
+from tfdeblend.catalog import measure
+from tfdeblend.deblender import Deblender
+from tfdeblend.forward.batch import Batch
+from tfdeblend.forward.shapes import scene_shape
+from tfdeblend.galaxies.priors import ExponentialPrior
+from tfdeblend.inference.map_fit import MapFit, MapOptions
+from tfdeblend.linalg.solvers import AdamSolver, BatchedAdam, Objective
 
 CENTERS = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [-3.0, 1.0, 4.0], [0.2, 0.1, -0.1]])
 
@@ -133,3 +142,67 @@ def test_several_variables_of_any_rank() -> None:
     best, _ = tf.function(lambda: adam.minimize(objective, start))()
     for value, target in zip(best, targets, strict=True):
         np.testing.assert_allclose(value, target, atol=1e-3)
+
+
+def test_linear_problems() -> None:
+    """x = S^-1 b, of each system as alone."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(3, 6, 6))
+    matrices, right = np.eye(6) + root @ root.transpose(0, 2, 1), rng.normal(size=(3, 6))
+
+    def solve(rows: slice) -> np.ndarray:
+        solver = AdamSolver([len(right[rows]), 6], dtype=tf.float64)
+        system = tf.constant(matrices[rows])
+        run = tf.function(lambda b: solver.solve(lambda x: tf.linalg.matvec(system, x), b))
+        return run(tf.constant(right[rows])).numpy()
+
+    together = solve(slice(3))
+    np.testing.assert_allclose(together, np.linalg.solve(matrices, right[..., None])[..., 0], atol=2e-3)
+    np.testing.assert_allclose(solve(slice(1, 2))[0], together[1], rtol=1e-12)
+
+
+# -- fits
+
+CROWD = (
+    Galaxy(12.3, 12.2, (40000, 60000), 1.0, 0.5, (0.2, 0.1)),
+    Galaxy(17.6, 20.4, (300, 250), 1.0, 0.4, (-0.1, 0.2)),
+    Galaxy(21.1, 10.7, (1500, 500), 2.5, 0.4),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
+def test_adam_and_newton_end_at_one_maximum(dtype: tf.DType) -> None:
+    """To a small part of the errors, bright and faint sources alike, beside any blend; errors are the same."""
+    scenes = [simulate()[0], simulate(CROWD, seed=1)[0]]
+    shape = scene_shape(scenes[0], 32)._replace(blends=2)
+    batch = Batch.build(scenes, shape, dtype)
+    prior = ExponentialPrior(shape.bands, dtype=dtype)
+    by_newton, by_adam = (MapFit(prior, shape, MapOptions(optimizer=name)) for name in ("newton", "adam"))
+    newton, adam = by_newton(batch.tensors), by_adam(batch.tensors)
+    other = by_adam(Batch.build([scenes[1], scenes[1]], shape, dtype).tensors)
+    errors = np.sqrt(np.einsum("bckck->bkc", newton.covariance.linear))[:, :3]
+    assert (adam.distance.numpy() <= 0.03).all() and (adam.steps.numpy() > newton.steps.numpy()).all()
+    assert (np.abs(adam.state.flux - newton.state.flux)[:, :3] < 0.03 * errors).all()
+    assert (np.abs(other.state.flux - adam.state.flux[1])[:, :3] < 0.03 * errors[1]).all()
+    again = np.sqrt(np.einsum("bckck->bkc", adam.covariance.linear))[:, :3]
+    np.testing.assert_allclose(again, errors, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_fit_that_adam_leaves_short_says_so() -> None:
+    scene, _ = simulate()
+    short = Deblender("exponential", options=MapOptions(rounds=1, optimizer="adam")).deblend(scene)
+    assert short.header["optimize"] == "adam" and not short.header["converged"]
+    assert (np.asarray(short.catalog["flags"]) & measure.NOT_CONVERGED).all()
+
+
+def test_unknown_optimizers_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer: expected one of newton, adam, received 'sgd'"):
+        MapOptions(optimizer="sgd")
+
+
+def test_the_command_line_takes_the_optimizer() -> None:
+    args = build_parser().parse_args(["deblend", "x", "--out", "y", "--prior", "sersic", "--optimizer", "adam"])
+    made = make_deblender(args)
+    assert isinstance(made, Deblender) and made.options == MapOptions(optimizer="adam")

@@ -317,6 +317,7 @@ def test_bad_input_exits_with_2_and_one_line(deblender, scenes, tmp_path, capsys
         ["deblend", "x"],
         ["deblend", "x", "--out", ""],
         ["deblend", "x", "--out", "y", "--method", "z"],
+        ["deblend", "x", "--out", "y", "--optimizer", "z"],
         ["nonsense"],
     ],
 )

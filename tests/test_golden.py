@@ -10,6 +10,7 @@ from simulations import simulate
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
+from tfdeblend.inference.map_fit import OPTIMIZERS, MapOptions
 
 SINGLE = {
     "flux": [[4009.228, 2971.6458, 1540.5151], [6045.394, 2460.8379, 1515.3508]],
@@ -42,8 +43,10 @@ def assert_as(catalog: Table, bands: str, golden: dict[str, list]) -> None:
         assert (np.abs(catalog[name] - golden[name]) < AS_WELL * np.asarray(catalog[f"{name}_err"])).all()
 
 
-def test_one_observation() -> None:
-    assert_as(Deblender("bulge-disk").deblend(simulate()[0]).catalog, "gr", SINGLE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_observation(optimizer: str) -> None:
+    options = MapOptions(optimizer=optimizer)
+    assert_as(Deblender("bulge-disk", options=options).deblend(simulate()[0]).catalog, "gr", SINGLE)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from tfdeblend.galaxies.priors import SersicPrior
 from tfdeblend.inference.annealed import AnnealedFit, AnnealingOptions
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank, LowRankUpdate
-from tfdeblend.linalg.solvers import ConjugateGradients
+from tfdeblend.linalg.solvers import AdamSolver, ConjugateGradients
 from tfdeblend.networks import UNet
 from tfdeblend.simulation.parametric import Population
 
@@ -105,7 +105,9 @@ def test_window_cuts_and_puts_back():
 
 
 def test_a_gaussian_prior_ends_at_its_maximum():
-    """A network that gives zero leaves independent pixels N(m, v), whose maximum obeys (x - m) / v = A^T (y - A x)."""
+    """A network that gives zero leaves independent pixels N(m, v), whose maximum obeys (x - m) / v = A^T (y - A x).
+
+    Adam and conjugate gradients end there."""
     scene, _ = simulated(0, size=40)
     shape = scene_shape(scene, 64)._replace(blends=1)
     denoiser = NeuralDenoiser(UNet(48, 5, 5, widths=(8, 8), blocks=(1, 1), gated=True), model_sigma=shape.model_sigma)
@@ -115,8 +117,10 @@ def test_a_gaussian_prior_ends_at_its_maximum():
     fit = MapFit(SersicPrior(5), shape)
     tensors = Batch.build([scene], shape).tensors
     initial = fit(tensors)
-    solver = ConjugateGradients(max_steps=300)
-    end = AnnealedFit(fit, denoiser, AnnealingOptions(2, 30.0, 10.0, solver, amplitude_width=0))(tensors, initial)
+    solvers = ConjugateGradients(max_steps=300), AdamSolver([1, 5, shape.frame, shape.frame])
+    levels = [AnnealingOptions(2, 30.0, 10.0, solver, amplitude_width=0) for solver in solvers]
+    exact, end = (AnnealedFit(fit, denoiser, options)(tensors, initial) for options in levels)
+    np.testing.assert_allclose(end.stamps, exact.stamps, atol=1e-3 * np.abs(exact.stamps).max())
     begin = stamp_begin(initial.summary[..., :2], shape.stamp, 48)
     cut = StampWindow(begin, 48, shape.stamp)
     unit = tensors.band_unit[:, None, :, None, None]

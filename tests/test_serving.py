@@ -206,6 +206,8 @@ def test_command_line_takes_a_server(server: Server, tmp_path: Path, capsys):
     assert "expected a model server" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "none"), "--server", "ftp://x", "--background"]) == 2
     assert "--background: expected none beside --server" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "none"), "--server", server.rest, "--optimizer", "adam"]) == 2
+    assert "--optimizer: expected newton beside --server" in capsys.readouterr().err
 
 
 def test_client_tells_what_the_server_lacks(server: Server):

@@ -557,6 +557,8 @@ class Chunk:
     def _facts(self, seconds: float, row: int) -> Facts:
         deblender = self.deblender
         own: Facts = {"method": deblender.method, "prior": self.prior.name, "priorwhy": self.reasons[self.indices[row]]}
+        if deblender.options.optimizer != "newton":
+            own["optimize"] = deblender.options.optimizer
         return own | {"seed": deblender.seed, "walltime": seconds}
 
 

@@ -118,6 +118,12 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         default="map",
         help="the maximum of the posterior, or samples of it (default: map)",
     )
+    parser.add_argument(
+        "--optimizer",
+        choices=["newton", "adam"],
+        default="newton",
+        help="of the maximum, which samples start from, too; both end at the same one (default: newton)",
+    )
     parser.add_argument("--samples", type=positive, default=16, metavar="N", help="samples of each scene (default: 16)")
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="steps of a learned prior's reverse diffusion (default: 8)"

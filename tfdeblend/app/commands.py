@@ -46,6 +46,7 @@ def deblend(args: argparse.Namespace) -> int:
     settings = Settings(
         prior=args.prior,
         method=args.method,
+        optimizer=args.optimizer,
         background=args.background,
         seed=args.seed,
         detect=args.detect,
@@ -112,6 +113,7 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         return Client(args.server, args.prior, args.method, args.seed, kept, trust, assume)
     from tfdeblend.deblender import Deblender
     from tfdeblend.inference.diffusion_sampler import SampleOptions
+    from tfdeblend.inference.map_fit import MapOptions
 
     return Deblender(
         prior,
@@ -123,6 +125,7 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         assume_ab=args.assume_ab,
         batch_size=args.batch_size,
         memory=args.memory,
+        options=MapOptions(optimizer=args.optimizer),
         samples=args.samples,
         keep_samples=args.save_samples,
         sampling=SampleOptions(args.steps) if args.steps else SampleOptions(),
@@ -435,6 +438,7 @@ def _check_server(args: argparse.Namespace, nonparametric: bool) -> None:
         "--samples": (args.method == "sample" and args.samples != SAMPLES, SAMPLES),
         "--steps": (args.steps not in (None, STEPS), STEPS),
         "--prior": (nonparametric, "another"),
+        "--optimizer": (args.optimizer != "newton", "newton"),
     }
     for name, (given, only) in fixed.items():
         if given:

@@ -42,13 +42,15 @@ NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what no other sc
 class Settings:
     """Everything that a result depends on except the files of its field.
 
-    prior: a name or a file. samples, steps, keep_samples: of the method "sample", see `Deblender`; steps: None is the
-    sampler's own number. trust_weights, stars, assume_ab: see `Deblender`. rescale_weights, sky_correlation: whether
-    weights are rescaled to the scatter of the sky, and its noise's correlation is estimated, in each observation.
+    prior: a name or a file. optimizer: of the maximum, see `MapOptions`. samples, steps, keep_samples: of the method
+    "sample", see `Deblender`; steps: None is the sampler's own number. trust_weights, stars, assume_ab: see
+    `Deblender`. rescale_weights, sky_correlation: whether weights are rescaled to the scatter of the sky, and its
+    noise's correlation is estimated, in each observation.
     """
 
     prior: str = "auto"
     method: str = "map"
+    optimizer: str = "newton"
     background: bool = False
     seed: int = 0
     detect: bool | None = None

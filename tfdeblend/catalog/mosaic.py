@@ -18,7 +18,7 @@ from tfdeblend.forward.shapes import fast_fourier_size
 from tfdeblend.inference.parts import Part
 
 # How the headers of parts become one: what they share, and the largest, least and mean of numbers.
-SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples", "sampler", "covar", "begin"
+SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "optimize", "samples", "sampler", "covar", "begin"
 LARGEST, SMALLEST, MEAN = ("steps", "distance", "rhat"), ("ess",), ("ppchi2",)
 
 

@@ -12,7 +12,7 @@ that. It ends with the best amplitudes in each band, see `unknown_scale`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tensorflow as tf
 
@@ -25,7 +25,7 @@ from tfdeblend.forward.batch import Tensors
 from tfdeblend.galaxies.posterior import MapState
 from tfdeblend.inference.map_fit import MapFit, MapResult, seen
 from tfdeblend.linalg.low_rank import DiagonalPlusLowRank
-from tfdeblend.linalg.solvers import ConjugateGradients
+from tfdeblend.linalg.solvers import AdamSolver, ConjugateGradients, Solver
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class AnnealingOptions:
     """How the noise level falls: in so many levels from `largest` to `smallest` sigma, in units of a galaxy's norm.
 
     For bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is that noise.
-    solver: of the linear problem at each level. amplitude_width: see `UnknownScale`.
+    solver: of the linear problem at each level; None: conjugate gradients, or Adam where that is the initial fit's
+    optimizer. amplitude_width: see `UnknownScale`.
     """
 
     levels: int = 3
     largest: float = 0.01
     smallest: float = 0.001
-    solver: ConjugateGradients = field(default_factory=lambda: ConjugateGradients(rtol=0.0, max_steps=25))
+    solver: Solver | None = None
     amplitude_width: float = WIDTH
 
 
@@ -53,6 +54,7 @@ class AnnealedFit:
     def __init__(self, initial: MapFit, denoiser: PriorDenoiser, options: AnnealingOptions = AnnealingOptions()):
         check_fits(initial.shape, denoiser)
         self.shape, self.denoiser, self.options = initial.shape, denoiser, options
+        self.solver = options.solver or _solver(initial)
         self._run = tf.function(self._fit, autograph=False)
 
     def __call__(self, tensors: Tensors, initial: MapResult) -> MapResult:
@@ -71,7 +73,7 @@ class AnnealedFit:
             variance = tf.reshape(self.denoiser.prior_variance(tf.reshape(sigma, [-1])), x.shape)
             covariance = problem.covariance(DiagonalPlusLowRank.of_diagonal(variance))
             residual = problem.data - problem.operator.forward(mean)
-            return count + 1, mean + gaussian_step(problem.operator, covariance, residual, options.solver)
+            return count + 1, mean + gaussian_step(problem.operator, covariance, residual, self.solver)
 
         _, end = tf.while_loop(lambda count, _: count < options.levels, anneal, [tf.constant(0), problem.start])
         stamps = problem.stamps(end)
@@ -86,3 +88,11 @@ class AnnealedFit:
             beyond_prior=problem.large[:, :, 0, 0, 0] > 0,
             **found,
         )
+
+
+def _solver(initial: MapFit) -> Solver:
+    """For the linear problem of a level, whose unknowns are the frame's pixels: see `gaussian_step`."""
+    shape = initial.shape
+    if initial.options.optimizer == "adam":
+        return AdamSolver([shape.blends, shape.bands, shape.frame, shape.frame], dtype=initial.prior.dtype)
+    return ConjugateGradients(rtol=0.0, max_steps=25)

@@ -1,9 +1,9 @@
-"""The MAP of closed-form galaxies for a batch of blends, by Newton steps, whose curvature gives errors."""
+"""The MAP of closed-form galaxies for a batch of blends, by Newton or by Adam, whose curvature gives errors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ from tfdeblend.galaxies import normal_equations
 from tfdeblend.galaxies.normal_equations import Laplace, NormalEquations
 from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
 from tfdeblend.galaxies.priors import GalaxyPrior
+from tfdeblend.inference.adam import AdamOptions, AdamSteps
 
+OPTIMIZERS = ("newton", "adam")
 # How far a latent may move in one step, in standard deviations of its prior.
 FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # The prior of the latents is first multiplied by so much, and softened by the factor whenever the maximum is within so
@@ -33,18 +35,26 @@ RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
 class MapOptions:
     """Settings of the fit.
 
-    rounds: at most so many times the curvature is computed, and `steps` steps are taken with it.
+    rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it.
     tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
     over all its parameters together.
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
+    optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum and tolerance; under a
+    learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """
 
     rounds: int = 30
     steps: int = 2
     tolerance: float = 0.03
     model_error: float = 0.01
+    optimizer: str = "newton"
+    adam: AdamOptions = field(default_factory=AdamOptions)
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, received {self.optimizer!r}")
 
 
 class MapResult(NamedTuple):
@@ -84,7 +94,7 @@ def seen(likelihood: Likelihood, stamps: tf.Tensor, model: Images) -> dict[str, 
 
 
 class Progress(NamedTuple):
-    """Where the Newton rounds of B blends stand.
+    """Where the rounds of B blends stand.
 
     radius: [B] of the trust region. distance: [B] see `MapResult`. stiffness: [B] see `GalaxyPosterior`. steps: [B].
     active: [B] not done yet. system: the curvature at `state`.
@@ -117,6 +127,7 @@ class MapFit:
 
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
         self.prior, self.shape, self.options = prior, shape, options
+        self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
 
@@ -152,7 +163,7 @@ class MapFit:
         exact = self.posterior(tensors)
         state = MapState(first, exact.solve_fluxes(exact.unit(first)))
         posterior = self.tolerant(exact, state)
-        end = self._newton(posterior, state)
+        end = self._maximum(posterior, state)
         covariance = normal_equations.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
         found = seen(posterior.likelihood, posterior.stamps(end.state), posterior.model(end.state))
@@ -175,8 +186,8 @@ class MapFit:
         """
         return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, exact.model(state)))
 
-    def _newton(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
-        """Rounds of a few steps with one curvature, which costs as much as several gradients; the prior softens.
+    def _maximum(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
+        """Rounds of steps with one curvature, which costs as much as several gradients; the prior softens.
 
         A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
         there; it then leaves the batch. The last round takes no step, and has the prior as it is: it is there for the
@@ -204,7 +215,11 @@ class MapFit:
             some = tf.nest.map_structure(lambda t: tf.gather(t, rows), whole)
             last = count == self.options.rounds
             stiffness = tf.where(last, tf.ones_like(some.stiffness), some.stiffness)
-            some = self._round(posterior.take(rows, stiffness), some, tf.where(last, 0, self.options.steps))
+            own = posterior.take(rows, stiffness)
+            if self._adam is None:
+                some = self._round(own, some, tf.where(last, 0, self.options.steps))
+            else:
+                some = self._adam_round(self._adam, own, some, rows, last)
             return count + 1, tf.nest.map_structure(
                 lambda old, new: tf.tensor_scatter_nd_update(old, rows[:, None], new), whole, some
             )
@@ -227,13 +242,31 @@ class MapFit:
         start = [0, now.state, model, now.radius, now.distance, now.active, tf.zeros_like(now.steps)]
         loop = tf.while_loop(lambda count, *rest: (count < steps) & tf.reduce_any(rest[4]), step, start)
         _, state, _, radius, distance, _, tried = loop
-        # A blend near its maximum under a stiff prior goes on from there under a softer one.
-        stiff = now.stiffness > 1
-        ready = stiff & (distance < SETTLED)
-        stiffness = tf.where(ready, tf.maximum(now.stiffness / SOFTENING, 1), now.stiffness)
-        radius = tf.where(ready, tf.constant(FIRST_RADIUS, radius.dtype), radius)
-        distance = tf.where(ready, tf.constant(np.inf, distance.dtype), distance)  # of the softer one nothing is known
-        return Progress(state, radius, distance, stiffness, now.steps + tried, (tried > 0) | stiff, system)
+        return self._softer(now._replace(state=state, radius=radius, distance=distance, system=system), tried)
+
+    def _adam_round(
+        self, adam: AdamSteps, posterior: GalaxyPosterior, now: Progress, rows: tf.Tensor, last: tf.Tensor
+    ) -> Progress:
+        """Steps of Adam in coordinates that are made by the exact curvature of where they start."""
+        system, second = posterior.normal_equations(now.state, posterior.model(now.state))
+        enough = tf.where(now.stiffness > 1, SETTLED, self.options.tolerance)
+        enough = tf.cast(tf.where(last, np.inf, enough), self.prior.dtype)
+        curvature = normal_equations.exact(system, second)
+        state, distance, taken = adam.round(posterior, curvature, now.state, rows, enough)
+        return self._softer(now._replace(state=state, distance=distance, system=system), taken)
+
+    def _softer(self, end: Progress, taken: tf.Tensor) -> Progress:
+        """The end of a round of so many steps: a blend near its maximum under a stiff prior goes on from there under a
+        softer one."""
+        stiff = end.stiffness > 1
+        ready = stiff & (end.distance < SETTLED)
+        return end._replace(
+            stiffness=tf.where(ready, tf.maximum(end.stiffness / SOFTENING, 1), end.stiffness),
+            radius=tf.where(ready, tf.constant(FIRST_RADIUS, end.radius.dtype), end.radius),
+            distance=tf.where(ready, tf.constant(np.inf, end.distance.dtype), end.distance),  # unknown under this one
+            steps=end.steps + taken,
+            active=(taken > 0) | stiff,
+        )
 
     def _step(self, posterior, factors, state, model, radius, distance, active, tried):
         """The better of one step with each of the curvatures, the last of which is exact, at the length that suits the

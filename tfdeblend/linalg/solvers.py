@@ -152,12 +152,15 @@ class BatchedAdam:
         self.optimizer = keras.optimizers.Adam(rate, beta_2=0.99)
         self.optimizer.build(self.variables)
 
-    def minimize(self, objective: Objective, start: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def minimize(
+        self, objective: Objective, start: Sequence[tf.Tensor], tolerance: tf.Tensor | None = None
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """From `start`, the best variables found and the steps that each problem took [B]. Call inside a tf.function.
 
         Args:
-          objective: variables -> [B].
+          objective: variables -> [B]. tolerance: [B] of each problem, in place of the one for all.
         """
+        tolerance = self.tolerance if tolerance is None else tolerance
         for variable in self.optimizer.variables:
             if variable is not self.optimizer._learning_rate:
                 variable.assign(tf.zeros_like(variable))
@@ -178,7 +181,7 @@ class BatchedAdam:
             best = [tf.where(_expand(better, v), v, b) for v, b in zip(values, best, strict=True)]
             best_value = tf.where(better, value, best_value)
             largest = [tf.reduce_max(tf.reshape(tf.abs(g), [batch, -1]), 1) for g in gradients]
-            active &= (tf.reduce_max(tf.stack(largest), 0) > self.tolerance) & tf.math.is_finite(value)
+            active &= (tf.reduce_max(tf.stack(largest), 0) > tolerance) & tf.math.is_finite(value)
             taken += tf.cast(active, tf.int32)
             safe = [tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)) for g in gradients]
             self.optimizer.apply(safe, self.variables)
@@ -191,6 +194,30 @@ class BatchedAdam:
 
         _, best, _, _, taken = tf.while_loop(unfinished, advance, [0, best, best_value, active, taken])
         return best, taken
+
+
+class AdamSolver:
+    """Solves S x = b for symmetric S > 0 by Adam on x^T S x / 2 - b^T x; x has a natural scale of one.
+
+    Args:
+      shape: of b, batch first. steps, learning_rate: see `BatchedAdam`.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], steps: int = 400, learning_rate: float = 0.5, dtype: tf.DType = tf.float32
+    ):
+        self.adam = BatchedAdam([shape], steps, learning_rate, tolerance=1e-3, dtype=dtype)
+
+    def solve(self, apply: Apply, right: tf.Tensor) -> tf.Tensor:
+        """Gives x, like b = `right` [B, ...]; `apply` multiplies by S."""
+
+        @tf.custom_gradient
+        def height(x: tf.Tensor) -> tuple[tf.Tensor, Apply]:
+            image = apply(x)
+            value = tf.reshape(dot(x, image / 2 - right), [-1])
+            return value, lambda upstream: _expand(upstream, x) * (image - right)
+
+        return self.adam.minimize(lambda values: height(values[0]), [tf.zeros_like(right)])[0][0]
 
 
 def _expand(flag: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
