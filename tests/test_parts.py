@@ -90,7 +90,9 @@ def test_a_mosaic_shows_sources_as_their_parts_do() -> None:
     piece = next(part for part in parts.split(scene) if len(part.rows) == 3)
     result = Deblender(prior="exponential").deblend(piece.scene)
     whole = replace(scene, sources=tuple(scene.sources[row] for row in piece.rows))
-    shown = Mosaic(whole, [replace(piece, rows=np.arange(3))], [result], np.zeros(2)).sources()[:, :, *piece.window]
+    mosaic = Mosaic(whole, [replace(piece, rows=np.arange(3))], np.zeros(2))
+    mosaic.keep(0, result)
+    shown = mosaic.light.dense[:, :, *piece.window]
     np.testing.assert_allclose(shown, result.sources, atol=0.02)  # of a peak of 100
 
 
