@@ -82,7 +82,9 @@ def in_cutouts(deblender: Deblender, result: Deblended, number: int) -> np.ndarr
     corners = np.clip(np.round(positions).astype(int) - CUT // 2, 0, np.array(one.shape[1:]) - CUT)
     for k in np.random.default_rng(0).choice(len(positions), number, replace=False):
         (y, x), own = corners[k], positions - corners[k]
-        cut = replace(one, images=one.images[:, y : y + CUT, x : x + CUT], weights=one.weights[:, y : y + CUT, x : x + CUT])
+        cut = replace(
+            one, images=one.images[:, y : y + CUT, x : x + CUT], weights=one.weights[:, y : y + CUT, x : x + CUT]
+        )
         inside = np.flatnonzero((np.abs(own - CUT / 2) < CUT / 2).all(1))
         alone = deblender.deblend(Scene(cut, tuple(Source(*own[j]) for j in inside)))
         row = int(np.flatnonzero(inside == k)[0])
@@ -102,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     deblender, limits = Deblender(options.prior), parts.WHOLE
-    print(f"{'sources':>8} {'side':>5} {'':6} {'cold':>6} {'warm':>6} {'GB':>5} {'MB':>6} {'chi2':>6} {'|dF/F|':>7} {'pull':>5}")
+    print(
+        f"{'sources':>8} {'side':>5} {'':6} {'cold':>6} {'warm':>6} {'GB':>5} {'MB':>6} {'chi2':>6} {'|dF/F|':>7} {'pull':>5}"
+    )
     for number in options.sources:
         side = options.side or int((number * options.area) ** 0.5)
         scene, truth = field(number, side, options.seed, "".join(SEEING)[: options.bands])
@@ -119,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pull = np.sqrt(np.mean(((result.flux - truth) / result.flux_err) ** 2))
             memory, written = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, size(result)
             times = f"{cold / number:6.2f} {warm / number:6.2f}"
-            print(f"{number:8} {side:5} {name:6} {times} {memory:5.2f} {written:6.1f} {result.chi2:6.3f} {error:7.4f} {pull:5.2f}")
+            print(
+                f"{number:8} {side:5} {name:6} {times} {memory:5.2f} {written:6.1f} {result.chi2:6.3f} {error:7.4f} {pull:5.2f}"
+            )
         if options.cuts and "parts" in found:
             moved = np.abs(in_cutouts(deblender, found["parts"], options.cuts))
             print(f"{'':14} {options.cuts} in cut-outs: {np.median(moved):.2f} errors apart, {moved.max():.1f} at most")

@@ -119,7 +119,10 @@ def test_windows_come_back_from_files(tmp_path: Path) -> None:
     _, written = pair()
     written.write(tmp_path / "a.fits")
     read = Deblended.read(tmp_path / "a.fits")
-    for one, other in ((read.views[0].light, written.views[0].light), (read.views[0].light_std, written.views[0].light_std)):
+    for one, other in (
+        (read.views[0].light, written.views[0].light),
+        (read.views[0].light_std, written.views[0].light_std),
+    ):
         np.testing.assert_array_equal(one.corners, other.corners)
         assert one.shape == other.shape
         for mine, theirs in zip(one.pixels, other.pixels, strict=True):
@@ -132,6 +135,19 @@ def test_windows_come_back_from_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(shown, written.sources[2][:, *here])
         shares = hdus["REAPPORTIONED"].data
         np.testing.assert_array_equal(shares["y0"], hdus["SOURCES"].data["y0"])
+
+
+def test_large_images_come_back_from_compressed_ones(tmp_path: Path) -> None:
+    written = make_deblended(bands="gr", shape=(720, 730), sources=1)
+    written.write(tmp_path / "a.fits")
+    read = Deblended.read(tmp_path / "a.fits")
+    for name in ("model", "sources", "residual", "reapportioned"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    np.testing.assert_array_equal(read.scene.observation.images, written.scene.observation.images)
+    np.testing.assert_array_equal(read.scene.observation.weights, written.scene.observation.weights)
+    assert (tmp_path / "a.fits").stat().st_size < 0.6 * 7 * written.model.nbytes
+    with fits.open(tmp_path / "a.fits") as hdus:
+        assert isinstance(hdus["WEIGHTS"], fits.CompImageHDU) and hdus["WEIGHTS"].shape == (2, 720, 730)
 
 
 @pytest.mark.parametrize("changes", [{"x0": 45}, {"y0": -1}, {"height": 3}, {"width": -1}])

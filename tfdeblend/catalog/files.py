@@ -30,6 +30,8 @@ in its own unit. C is the number of all bands of the scene, C_e of those of one 
     IMAGES, WEIGHTS (C_e,H,W), PSF (C_e,h,w) the observation
     NOISECORR (C_e,h,w), SATURATED (C_e,H,W) where it has them
     NOTES         warnings of reading, a row each
+
+Images on the sky of more than a million numbers are compressed without loss, as FITS has it (GZIP of each band).
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ STRUCTURAL = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "SCENE", "BUNIT", "PIXSCALE
 WITHOUT_UNIT = ("WEIGHTS", "PRIORSHARE")
 WINDOW = ("y0", "x0", "height", "width")
 MOST_DENSE = 32  # sources, whose covariances are written as images
+LARGE = 1_000_000  # numbers: larger images on the sky are compressed
 
 
 def write(deblended: Deblended, path: str | Path) -> None:
@@ -182,8 +185,14 @@ def _on_sky(data: np.ndarray | Windows, name: str, wcs: Any, unit: str | None) -
 
 
 def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU:
-    """Make an image on the sky, in `unit` unless its name says that it has none."""
-    hdu = fits.ImageHDU(data, None if wcs is None else wcs.to_header(relax=True), name=name)
+    """Make an image on the sky, in `unit` unless its name says that it has none; a large one is compressed."""
+    header = None if wcs is None else wcs.to_header(relax=True)
+    if data.size <= LARGE:
+        hdu = fits.ImageHDU(data, header, name=name)
+    else:
+        tile = (*[1] * (data.ndim - 2), *data.shape[-2:])
+        lossless = {"compression_type": "GZIP_1", "quantize_level": 0.0}
+        hdu = fits.CompImageHDU(data, header, name=name, tile_shape=tile, **lossless)
     if unit is not None and not name.startswith(WITHOUT_UNIT):
         hdu.header["BUNIT"] = _card_value(unit)
     return hdu
