@@ -119,14 +119,12 @@ def test_windows_come_back_from_files(tmp_path: Path) -> None:
     _, written = pair()
     written.write(tmp_path / "a.fits")
     read = Deblended.read(tmp_path / "a.fits")
-    for one, other in (
-        (read.views[0].light, written.views[0].light),
-        (read.views[0].light_std, written.views[0].light_std),
-    ):
+    mine, theirs = read.views[0], written.views[0]
+    for one, other in ((mine.light, theirs.light), (mine.light_std, theirs.light_std)):
         np.testing.assert_array_equal(one.corners, other.corners)
         assert one.shape == other.shape
-        for mine, theirs in zip(one.pixels, other.pixels, strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        for pixels, same in zip(one.pixels, other.pixels, strict=True):
+            np.testing.assert_array_equal(pixels, same)
     np.testing.assert_array_equal(read.reapportioned, written.reapportioned)
     with fits.open(tmp_path / "a.fits") as hdus:
         row = hdus["SOURCES"].data[2]

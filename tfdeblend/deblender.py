@@ -45,8 +45,8 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
-OF_FIELD = 60.0  # bytes a pixel and band that a large field's result takes as it is made
-OF_SOURCE = 40.0  # bytes a pixel and band of the window that a source's light takes
+OF_FIELD = 60.0  # bytes a pixel and band that the result of a large field takes
+OF_SOURCE = 16.0  # bytes, and of each of its sources, a pixel and band of a window as wide as stamp and PSF
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -333,7 +333,7 @@ class Deblender:
         """Raises: DataError for a scene whose result would take more memory than it may."""
         most = self.memory or MEMORY_SHARE * machine_memory()
         count, (bands, height, width) = len(scene.sources), scene.observation.shape
-        window = stamp_side(scene) + max(scene.observation.psf.shape[1:])
+        window = (self.stamp or stamp_side(scene)) + max(scene.observation.psf.shape[1:])
         needed = bands * (OF_FIELD * height * width + OF_SOURCE * count * window**2) / 1e9
         if needed > most:
             what = f"{count} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
