@@ -22,7 +22,6 @@ from tfdeblend.inference.parts import Part
 SHARED = "method", "prior", "priorwhy", "seed", "modelsig", "samples", "sampler", "covar", "begin"
 LARGEST, SMALLEST, MEAN = ("steps", "distance", "rhat"), ("ess",), ("ppchi2",)
 
-
 # Of a band's least noise, and of a source's own brightest pixel there: where no pixel is brighter, its light ends.
 INVISIBLE = 1e-3
 

@@ -74,8 +74,7 @@ class Windows:
 
     def spread(self, kept: np.ndarray) -> Windows:
         """Place the sources where `kept` (N,) is True; the others of N have no light, in a window like the first's."""
-        pixels = np.empty(len(kept), object)
-        pixels[:] = [np.zeros_like(self.pixels[0])] * len(kept)
+        pixels = [np.zeros_like(self.pixels[0])] * len(kept)
         corners = np.tile(self.corners[0], (len(kept), 1))
         for place, own in zip(np.flatnonzero(kept), self.pixels, strict=True):
             pixels[place] = own
