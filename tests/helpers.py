@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 
@@ -124,11 +125,11 @@ def make_joint(samples: int = 0) -> Deblended:
     view = View(
         observation=joint.fitted(1),
         model=models.sum(0) + np.float32(3),
-        sources=models,
+        light=Windows.whole(models),
         background=np.full(2, 3.0),
         positions=places,
         scale=joint.maps[1].area ** -0.5,
-        sources_std=np.abs(models) + 1 if samples else None,
+        light_std=Windows.whole(np.abs(models) + 1) if samples else None,
         undeclared=undeclared,
     )
     return replace(
@@ -174,10 +175,10 @@ def result_of(scene: Scene, models: np.ndarray, samples: int = 0) -> Deblended:
     view = View(
         observation=scene.observation,
         model=models.sum(0),
-        sources=models,
+        light=Windows.whole(models),
         background=np.zeros(bands),
         positions=positions,
-        sources_std=np.abs(models) + 1 if samples else None,
+        light_std=Windows.whole(np.abs(models) + 1) if samples else None,
         undeclared=Table({"x": [scene.observation.shape[2] / 2], "y": [5.0], "snr": [6.0]}),
     )
     result = Deblended(

@@ -15,6 +15,7 @@ from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples, wit
 from tfdeblend.catalog.measure import Shapes
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.io.json_values import dumps
 
@@ -27,7 +28,7 @@ def fit_of(result: Deblended, shift: np.ndarray | float = 0.0) -> Fit:
     one = np.ones(len(y))
     return Fit(
         models=[view.model for view in result.views],
-        sources=[view.sources for view in result.views],
+        light=[view.light for view in result.views],
         backgrounds=[view.background for view in result.views],
         stamps=result.stamps,
         corners=result.corners,
@@ -130,7 +131,7 @@ def test_sources_that_were_left_out_keep_their_rows(make, tmp_path) -> None:
     far = [Source(-300, 7, "point", "far"), Source(20, np.nan, id="nowhere")]
     scene = Scene(given.scene.observations, (far[0], a, b, far[1], c))
     alone = build(scene.kept, fit_of(given, 0.0 if given.calibration is None else given.calibration.shift[0]), FACTS)
-    views = tuple(replace(view, sources_std=np.abs(view.sources) + 1) for view in alone.views)
+    views = tuple(replace(view, light_std=Windows.whole(np.abs(view.sources) + 1)) for view in alone.views)
     alone = replace(alone, views=views, samples=given.samples, prior_share=np.ones_like(given.stamps))
     result = with_left_out(alone, scene)
     result.write(tmp_path / "a.fits")

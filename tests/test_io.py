@@ -447,7 +447,7 @@ def test_saturation_comes_back(tmp_path: Path) -> None:
 
 
 def test_optional_parts_stay_out(tmp_path: Path) -> None:
-    files.write(with_view(result(samples=None), sources_std=None, undeclared=None), tmp_path / "blend.fits")
+    files.write(with_view(result(samples=None), light_std=None, undeclared=None), tmp_path / "blend.fits")
     read = files.read(tmp_path / "blend.fits")
     assert read.samples is read.sources_std is read.undeclared is None
 

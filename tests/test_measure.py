@@ -24,6 +24,7 @@ from tfdeblend.catalog.measure import (
     stamp_shapes,
 )
 from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
@@ -83,7 +84,7 @@ def test_stamps_without_light_are_measured_as_nothing_infinite() -> None:
 def test_signal_to_noise_and_blendedness_by_hand() -> None:
     a, b, weights = np.zeros((1, 1, 4)), np.zeros((1, 1, 4)), np.array([[[4.0, 1.0, 0.0, 1.0]]])
     a[0, 0], b[0, 0] = [1, 2, 5, 0], [0, 2, 0, 3]
-    signal, blendedness = overlap(np.stack([a, b]), weights)
+    signal, blendedness = overlap(Windows.whole(np.stack([a, b])), weights)
     np.testing.assert_allclose(signal, [np.sqrt(4 * 1 + 1 * 4), np.sqrt(4 + 9)])
     np.testing.assert_allclose(blendedness, [1 - 30 / 34, 1 - 13 / 17])
 
@@ -91,10 +92,10 @@ def test_signal_to_noise_and_blendedness_by_hand() -> None:
 def test_sources_apart_are_not_blended_and_twins_are_by_half() -> None:
     apart = np.zeros((2, 1, 1, 4))
     apart[0, ..., 0] = apart[1, ..., 3] = 2
-    np.testing.assert_allclose(overlap(apart, np.ones((1, 1, 4)))[1], 0)
+    np.testing.assert_allclose(overlap(Windows.whole(apart), np.ones((1, 1, 4)))[1], 0)
     twins = np.ones((2, 1, 3, 3))
-    np.testing.assert_allclose(overlap(twins, np.ones((1, 3, 3)))[1], 0.5)
-    assert np.isfinite(overlap(np.zeros((2, 1, 3, 3)), np.ones((1, 3, 3)))[1]).all()
+    np.testing.assert_allclose(overlap(Windows.whole(twins), np.ones((1, 3, 3)))[1], 0.5)
+    assert np.isfinite(overlap(Windows.whole(np.zeros((2, 1, 3, 3))), np.ones((1, 3, 3)))[1]).all()
 
 
 def test_local_chi2_looks_where_the_source_shines() -> None:
@@ -102,8 +103,8 @@ def test_local_chi2_looks_where_the_source_shines() -> None:
     source[0, 0, 0] = [1e4, 1e4, 0, 1e4]
     residual = np.array([[[1.0, 2.0, 100.0, 7.0]]])
     weights = np.array([[[1.0, 1.0, 1.0, 0.0]]])
-    assert local_chi2(source, residual, weights)[0] == pytest.approx((1 + 4) / 2, rel=1e-6)
-    assert local_chi2(0 * source, residual, weights)[0] == 0
+    assert local_chi2(Windows.whole(source), residual, weights)[0] == pytest.approx((1 + 4) / 2, rel=1e-6)
+    assert local_chi2(Windows.whole(0 * source), residual, weights)[0] == 0
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e20])
@@ -111,7 +112,7 @@ def test_chi2_has_no_unit(unit: float) -> None:
     """Also where squares of fluxes are out of float32."""
     residual, weights = np.full((1, 4, 4), 2 * unit, np.float32), np.full((1, 4, 4), unit**-2.0)
     source = np.full((1, 1, 4, 4), 1e6 * unit, np.float32)
-    assert local_chi2(source, residual, weights)[0] == pytest.approx(4, rel=1e-5)
+    assert local_chi2(Windows.whole(source), residual, weights)[0] == pytest.approx(4, rel=1e-5)
 
 
 # -- catalogues
@@ -268,7 +269,7 @@ def test_remeasured_joint_results_have_all_bands_and_views() -> None:
     assert table["flux_g"].description == "adu" and table["flux_i"].description == "electron"
     on_stamps = stamp_shapes(result.stamps, result.corners, MODEL_SIGMA).positions
     np.testing.assert_allclose(np.stack([table["y"], table["x"]], 1), on_stamps - [0.1, -0.2])
-    alone = [overlap(view.sources.astype(float), view.observation.weights.astype(float))[0] for view in result.views]
+    alone = [overlap(view.light, view.observation.weights.astype(float))[0] for view in result.views]
     np.testing.assert_allclose(table["snr"], np.hypot(*alone))
 
 

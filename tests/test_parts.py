@@ -85,12 +85,22 @@ def test_sources_add_up_to_the_model(found: Deblended) -> None:
     np.testing.assert_allclose(found.sources.sum(0) + found.background[:, None, None], found.model, atol=1e-3)
 
 
+def test_light_is_kept_where_it_is_seen(found: Deblended) -> None:
+    noise = found.scene.observation.weights.max((1, 2)) ** -0.5
+    assert sum(pixels.size for pixels in found.light.pixels) < 0.1 * found.sources.size
+    for k, pixels in enumerate(found.light.pixels):
+        edge = np.concatenate([pixels[:, [0, -1]].reshape(2, -1), pixels[:, :, [0, -1]].reshape(2, -1)], 1)
+        assert (np.abs(edge).max(1) < 0.1 * noise).all(), k  # which falls off fast: what lies beyond is 0.001 at most
+
+
 def test_a_mosaic_shows_sources_as_their_parts_do() -> None:
     scene, _ = field()
     piece = next(part for part in parts.split(scene) if len(part.rows) == 3)
     result = Deblender(prior="exponential").deblend(piece.scene)
     whole = replace(scene, sources=tuple(scene.sources[row] for row in piece.rows))
-    shown = Mosaic(whole, [replace(piece, rows=np.arange(3))], [result], np.zeros(2)).sources()[:, :, *piece.window]
+    mosaic = Mosaic(whole, [replace(piece, rows=np.arange(3))], np.zeros(2))
+    mosaic.keep(0, result)
+    shown = mosaic.light.dense[:, :, *piece.window]
     np.testing.assert_allclose(shown, result.sources, atol=0.02)  # of a peak of 100
 
 

@@ -19,6 +19,7 @@ from tfdeblend.app.plots import (
     residual_colours,
     significance,
 )
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.scene import Scene
 
 
@@ -69,9 +70,9 @@ def test_residual_is_red_where_data_are_brighter():
 
 
 def test_window_holds_the_source():
-    source = gaussian((60, 90), 30, 70, 4.0)[None] * 1e4
-    window = Window.around(source, np.array([30.0, 70.0]), floor=1.0)
-    rows, columns = np.nonzero(source[0] > 1.0)
+    source = gaussian((60, 90), 30, 70, 4.0) * 1e4
+    window = Window.around(Windows.whole(source[None, None]), 0, np.array([30.0, 70.0]), floor=1.0)
+    rows, columns = np.nonzero(source > 1.0)
     assert window.y <= rows.min() and rows.max() < window.y + window.height
     assert window.x <= columns.min() and columns.max() < window.x + window.width
     assert window.width < 60

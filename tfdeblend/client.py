@@ -20,6 +20,7 @@ import numpy as np
 from tfdeblend.catalog import builder, measure
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.psf import LARGEST_GAIN, MODEL_SIGMA, pixels_per_arcsec, psf_center
 from tfdeblend.data.scene import Scene
@@ -171,7 +172,7 @@ def fitted(scene: Scene, found: Arrays, facts: builder.Facts) -> Deblended:
     shapes = measure.Shapes(y, x, own["size"].astype(float), e1, e2, np.concatenate(errors, 1)[:count].astype(float))
     fit = builder.Fit(
         models=[found["model"][:, :height, :width]],
-        sources=[found["sources"][:count, :, :height, :width]],
+        light=[Windows.whole(found["sources"][:count, :, :height, :width])],
         backgrounds=[found["background"]],
         stamps=found["stamps"][:count],
         corners=own["corners"],

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from tfdeblend.catalog import builder
 from tfdeblend.catalog.measure import Shapes, side_wanted
-from tfdeblend.catalog.mosaic import Mosaic, largest_pull
+from tfdeblend.catalog.mosaic import Mosaic
 from tfdeblend.catalog.result import Calibration, Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.plausibility import examined
 from tfdeblend.data.psf import fwhm
@@ -46,7 +47,8 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
-OF_RESULT = 45.0  # bytes a pixel, band and source
+OF_FIELD = 60.0  # bytes a pixel and band that the result of a large field takes
+OF_SOURCE = 16.0  # bytes, and of each of its sources, a pixel and band of a window as wide as stamp and PSF
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -205,30 +207,23 @@ class Deblender:
             self._check(scene, prior)
             prior.load()
             self._check_result(scene)
-            pieces = parts.split(scene)
             closed = priors.ClosedFormPrior(prior.initial)
             first = self._like(prior=closed, method="map", background=False, keep_samples=False)
             sky = _levels(scene, self.background)[0]
-            light = [sky[:, None, None] * np.ones(piece.scene.observation.shape) for piece in pieces]
-            masked = {n: piece.masked.less(light[n]) for n, piece in enumerate(pieces)}
-            results = first._of_parts(masked, closed, reason)
-            for sweep in range(SWEEPS + 1):
-                mosaic = Mosaic(scene, pieces, list(results.values()), sky)
+            mosaic = Mosaic(scene, parts.split(scene), sky)
+            moved = {n: part.masked.less(sky[:, None, None]) for n, part in enumerate(mosaic.parts)}
+            fitted: dict[int, Part] = {}
+            for _ in range(SWEEPS + 1):
+                first._fit_parts(mosaic, moved, closed, reason)
+                fitted |= moved
                 if self.background:
-                    sky = mosaic.left_over()
-                beyond = [each + sky[:, None, None] for each in mosaic.beyond()]
-                moves = (largest_pull(results[n], pieces[n].own, beyond[n] - light[n]) for n in results)
-                moved = [n for n, pull in enumerate(moves) if pull > MOVED]
-                if not moved or sweep == SWEEPS:
+                    mosaic.sky = mosaic.left_over()
+                moved = {n: bare for n, bare in mosaic.bare() if mosaic.largest_pull(fitted[n], bare) > MOVED}
+                if not moved:
                     break
-                for n in moved:
-                    light[n] = beyond[n]
-                results |= first._of_parts({n: pieces[n].less(light[n]) for n in moved}, closed, reason)
             if self.method != first.method or prior.key != closed.key:
-                bare = {n: piece.less(beyond[n]) for n, piece in enumerate(pieces)}
-                results = self._like(background=False)._of_parts(bare, prior, reason)
-            whole = Mosaic(scene, pieces, list(results.values()), sky)
-            return whole.result(time.perf_counter() - began, moved)
+                self._like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason)
+            return mosaic.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
 
@@ -238,16 +233,14 @@ class Deblender:
         object.__setattr__(other, "_compiled", self._compiled)
         return other
 
-    def _of_parts(self, pieces: Mapping[int, Part], prior: Prior, reason: str) -> dict[int, Deblended]:
-        """Results of parts, by their number. Raises: the error of the first that fails."""
+    def _fit_parts(self, mosaic: Mosaic, pieces: Mapping[int, Part], prior: Prior, reason: str) -> None:
+        """Fit some parts, by their number, for a mosaic. Raises: the error of the first that fails."""
         scenes = {number: piece.scene for number, piece in pieces.items()}
         found = self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason)))
-        results: dict[int, Deblended] = {}
         for number, result in tqdm(found, "parts", len(scenes), leave=False, disable=not self.progress, mininterval=1):
             if isinstance(result, Exception):
                 raise result
-            results[number] = result
-        return dict(sorted(results.items()))
+            mosaic.keep(number, result)
 
     def prepared(self, scene: Scene) -> tuple[Scene, tuple[Prior, str]]:
         """A scene that was examined, with its notes, and its `prior_of`.
@@ -344,7 +337,8 @@ class Deblender:
         """Raises: DataError for a scene whose result would take more memory than it may."""
         most = self.memory or MEMORY_SHARE * machine_memory()
         count, (bands, height, width) = len(scene.sources), scene.observation.shape
-        needed = OF_RESULT * count * bands * height * width / 1e9
+        window = (self.stamp or stamp_side(scene)) + max(scene.observation.psf.shape[1:])
+        needed = bands * (OF_FIELD * height * width + OF_SOURCE * count * window**2) / 1e9
         if needed > most:
             what = f"{count} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
             expected = f"expected a field whose result takes at most {most:.3g} GB of memory"
@@ -457,7 +451,7 @@ class Chunk:
         models, sources, backgrounds = self._images(found.models, found.sources, found.constants, row)
         fit = builder.Fit(
             models=models,
-            sources=sources,
+            light=[Windows.whole(images) for images in sources],
             backgrounds=backgrounds,
             stamps=found.stamps[row, :count] * scale[:, None, None],
             corners=corners,

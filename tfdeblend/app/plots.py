@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
     from tfdeblend.catalog.result import Deblended, View
+    from tfdeblend.catalog.windows import Windows
 
 WIDTH, MARGIN, TITLE, HEADER, TALLEST, DPI = 1200, 12, 22, 34, 480, 100  # pixels
 RESIDUAL_LIMIT = 5.0  # sigma
@@ -107,23 +108,14 @@ class Window:
     width: int
 
     @classmethod
-    def around(cls, image: np.ndarray, position: np.ndarray, floor: float) -> Window:
-        """Find the smallest of `SIDES` that holds all of a source (C, H, W) above `floor` in the mean over bands."""
-        y, x = position
-        rows, columns = np.nonzero(image.mean(0) > floor)
-        reach = max(np.abs(rows - y).max(), np.abs(columns - x).max()) if len(rows) else 0
-        side = next((side for side in SIDES if side >= 2 * reach + 1), SIDES[-1])
-        side = min(side, max(image.shape[1:]))
-        highest = np.maximum(np.array(image.shape[1:]) - side, 0)
-        y, x = np.clip(np.round(position).astype(int) - side // 2, 0, highest)
+    def around(cls, light: Windows, k: int, position: np.ndarray, floor: float) -> Window:
+        """Find the smallest of `SIDES` that holds all of a source's light above `floor` in the mean over bands."""
+        sides = np.array(light.shape[1:])
+        places = np.argwhere(light.pixels[k].mean(0) > floor) + light.corners[k]
+        reach = np.abs(places - position).max() if len(places) else 0
+        side = min(next((side for side in SIDES if side >= 2 * reach + 1), SIDES[-1]), max(light.shape[1:]))
+        y, x = np.clip(np.round(position).astype(int) - side // 2, 0, np.maximum(sides - side, 0))
         return cls(int(y), int(x), side, side)
-
-    def cut(self, colours: np.ndarray) -> np.ndarray:
-        """Cut (height, width, 3) out of colours (H, W, 3), with the page's colour beyond the image."""
-        part = colours[self.y : self.y + self.height, self.x : self.x + self.width]
-        window = np.broadcast_to(PAGE, (self.height, self.width, 3)).copy()
-        window[: part.shape[0], : part.shape[1]] = part
-        return window
 
 
 @dataclass(frozen=True)
@@ -140,8 +132,12 @@ class Panel:
         return max(1, round(self.width * self.window.height / self.window.width))
 
     def paste(self, bitmap: np.ndarray, colours: np.ndarray) -> None:
-        """Write colours (H, W, 3) of a whole image: blocks where they grow, pixel averages where they shrink."""
-        part = self.window.cut(colours)
+        """Write the window's colours: blocks where they grow, pixel averages where they shrink.
+
+        colours: (h, w, 3); what they lack of the window, beyond the image, has the page's colour.
+        """
+        part = np.broadcast_to(PAGE, (self.window.height, self.window.width, 3)).copy()
+        part[: colours.shape[0], : colours.shape[1]] = colours
         step = math.ceil(part.shape[1] / self.width)
         if step > 1:  # average whole blocks first, or faint sources fall between the sampled pixels
             rows, columns = (size // step for size in part.shape[:2])
@@ -194,15 +190,19 @@ class ScenePlotter:
         scene = deblended.scene
         positions = positions_in_views(scene, np.asarray(scene.positions, float).reshape(-1, 2), None)
         titles = [headline(deblended), *(headline_of_view(view) for view in deblended.views[1:])]
-        views, kept = zip(deblended.views, positions, titles, strict=True), ~scene.left_out
-        shown = [(view, view.sources[kept], places[kept], title) for view, places, title in views]
-        return np.concatenate([self._draw_view(deblended.catalog[kept], *each) for each in shown])
+        views, kept = zip(deblended.views, positions, titles, strict=True), np.flatnonzero(~scene.left_out)
+        shown = [(view, kept, places, title) for view, places, title in views]
+        return np.concatenate([self._draw_view(deblended.catalog, *each) for each in shown])
 
-    def _draw_view(self, catalog: Table, view: View, sources: np.ndarray, positions: np.ndarray, title: str) -> Any:
-        """Draw what one observation shows. positions: (K, 2) where the sources were declared, in its pixels."""
-        observation = view.observation
+    def _draw_view(self, catalog: Table, view: View, kept: np.ndarray, positions: np.ndarray, title: str) -> Any:
+        """Draw what one observation shows of some sources, by number.
+
+        positions: (K, 2) where the sources were declared, in its pixels.
+        """
+        observation, catalog, positions = view.observation, catalog[kept], positions[kept]
         stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
-        windows = [Window.around(s, p, stretch.softening / 3) for s, p in zip(sources, positions, strict=True)]
+        pairs = zip(kept, positions, strict=True)
+        windows = [Window.around(view.light, k, place, stretch.softening / 3) for k, place in pairs]
         images, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
         bitmap = np.broadcast_to(as_bytes(PAGE), (height, WIDTH, 3)).copy()
         data = stretch(observation.images)
@@ -210,8 +210,11 @@ class ScenePlotter:
         sigma = significance(view.residual, observation.weights)
         for panel, colours in zip(images, [data, stretch(view.model), residual_colours(sigma)], strict=True):
             panel.paste(bitmap, colours)
-        for panel, source in zip(panels, sources, strict=True):
-            panel.paste(bitmap, stretch(source))
+        sides = np.array(observation.shape[1:])
+        for panel, k in zip(panels, kept, strict=True):
+            corner = np.array([panel.window.y, panel.window.x])
+            shown = np.minimum(sides - corner, [panel.window.height, panel.window.width])
+            panel.paste(bitmap, stretch(view.light.cut(k, corner, shown)))
         self.figure.clear()
         self.figure.set_size_inches(WIDTH / DPI, height / DPI)
         self._text(MARGIN, height - 24, title, size=9, color=TEXT, weight="bold")
@@ -253,7 +256,7 @@ class ScenePlotter:
 
 def headline(deblended: Deblended) -> str:
     """Title the figure in one line: name, bands, method, prior, chi2, number of sources and undeclared detections."""
-    header, count, view = deblended.header, len(deblended.sources), deblended.views[0]
+    header, count, view = deblended.header, len(deblended.stamps), deblended.views[0]
     parts = [view.observation.name, " ".join(view.observation.bands)]
     parts += [str(header[key]) for key in ("method", "prior") if key in header]
     parts += [f"chi2/pixel {view.chi2:.2f}", f"{count} source" + "s" * (count != 1), *_undeclared(view)]
@@ -307,11 +310,11 @@ def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure
     Raises: ValueError for a result that kept no samples; OSError where the file cannot be written.
     """
     view, samples = deblended.views[0], deblended.samples
-    if samples is None or view.sources_std is None:
+    if samples is None or view.light_std is None:
         raise ValueError("expected a result with its samples, received one without (keep_samples=True keeps them)")
     observation, own = view.observation, list(deblended.scene.band_indices(view.observation))
     stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
-    sigma = significance(view.residual, observation.weights)
+    data, sigma = stretch(observation.images), significance(view.residual, observation.weights)
     noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in observation.weights])
     fitted = int((~deblended.scene.left_out).sum())
     brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[: min(SOURCES, fitted)]  # those without S/N last
@@ -325,9 +328,8 @@ def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure
     for row, k in zip(axes, brightest, strict=True):
         corner, side = deblended.corners[k], deblended.stamps.shape[-1]
         first = corner + (side - min(SIDE, side)) // 2
-        spread = np.sqrt(((view.sources_std[k] / noise[:, None, None]) ** 2).mean(0))
-        in_image = [stretch(observation.images), stretch(view.sources[k])]
-        panels = [_cut(image, first) for image in in_image]
+        spread = np.sqrt(((view.light_std.image(k) / noise[:, None, None]) ** 2).mean(0))
+        panels = [_cut(data, first), _cut(stretch(view.light.image(k)), first)]
         panels += [_cut(stretch(samples[s, k, own]), first - corner) for s in range(shown)]
         panels += [_cut(spread, first), _cut(residual_colours(sigma), first)]
         for axis, panel in zip(row, panels, strict=True):

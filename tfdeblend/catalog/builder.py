@@ -12,6 +12,7 @@ from astropy.table import Table
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
 from tfdeblend.catalog.statistics import SampleStatistics
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.detection import residual_detections
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import READS, Scene
@@ -27,7 +28,7 @@ class Fit:
 
     Args:
         models: E times (C_e,H,W), backgrounds included.
-        sources: E times (K,C_e,H,W).
+        light: of the sources in each of E observations.
         backgrounds: E times (C_e,).
         stamps: (K,C,P,P).
         corners: (K,2), see `Deblended`.
@@ -41,7 +42,7 @@ class Fit:
     """
 
     models: Sequence[np.ndarray]
-    sources: Sequence[np.ndarray]
+    light: Sequence[Windows]
     backgrounds: Sequence[np.ndarray]
     stamps: np.ndarray
     corners: np.ndarray
@@ -62,7 +63,7 @@ def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
     positions = positions_in_views(scene, fit.shapes.positions, fit.calibration)
     bare = Deblended(
         scene=scene,
-        views=_views(scene, positions, fit.models, fit.sources, fit.backgrounds),
+        views=_views(scene, positions, fit.models, fit.light, fit.backgrounds),
         stamps=fit.stamps.astype(np.float32),
         corners=fit.corners,
         flux_cov=fit.flux_cov,
@@ -87,15 +88,14 @@ def build_from_samples(
     facts: as for `build`. mixed: whether chains have; else all sources are flagged as not converged. taken: see `Fit`.
     """
     scene, shapes = statistics.scene, statistics.mean_shapes()
-    models, sources, backgrounds = (
-        [sums.mean for sums in each] for each in (statistics.models, statistics.sources, statistics.backgrounds)
-    )
+    models, backgrounds = ([sums.mean for sums in each] for each in (statistics.models, statistics.backgrounds))
+    light = [Windows.whole(sums.mean) for sums in statistics.sources]
     positions = positions_in_views(scene, shapes.positions, calibration)
-    views = _views(scene, positions, models, sources, backgrounds)
+    views = _views(scene, positions, models, light, backgrounds)
     bare = Deblended(
         scene=scene,
         views=tuple(
-            replace(view, sources_std=sums.deviation.astype(np.float32))
+            replace(view, light_std=Windows.whole(sums.deviation))
             for view, sums in zip(views, statistics.sources, strict=True)
         ),
         stamps=statistics.stamps.mean.astype(np.float32),
@@ -170,8 +170,8 @@ def with_left_out(result: Deblended, scene: Scene) -> Deblended:
     views = []
     for view, declared in zip(result.views, places, strict=True):
         declared[~out] = view.positions
-        light, deviation = spread(view.sources, 0), spread(view.sources_std, 0)
-        views.append(replace(view, positions=declared, sources=light, sources_std=deviation))
+        deviation = None if view.light_std is None else view.light_std.spread(~out)
+        views.append(replace(view, positions=declared, light=view.light.spread(~out), light_std=deviation))
     return replace(
         result,
         scene=scene,
@@ -219,16 +219,23 @@ def check_scenes(scenes: Any, *kinds: type) -> None:
         expect("scenes", one, *kinds, remedy=READS)
 
 
-def _views(scene: Scene, positions: Sequence[np.ndarray], *arrays: Sequence[np.ndarray]) -> tuple[View, ...]:
-    """Put together what each observation shows. positions: E times (K,2). arrays: models, sources, backgrounds."""
+def _views(
+    scene: Scene,
+    positions: Sequence[np.ndarray],
+    models: Sequence[np.ndarray],
+    light: Sequence[Windows],
+    backgrounds: Sequence[np.ndarray],
+) -> tuple[View, ...]:
+    """Put together what each observation shows. positions: E times (K,2); the others see `Fit`."""
     views = []
-    for number, (places, model, sources, background) in enumerate(zip(positions, *arrays, strict=True)):
+    parts = zip(positions, models, light, backgrounds, strict=True)
+    for number, (places, model, windows, background) in enumerate(parts):
         fitted = scene.fitted(number)
         views.append(
             View(
                 observation=fitted,
                 model=model.astype(np.float32, copy=False),
-                sources=sources.astype(np.float32, copy=False),
+                light=windows,
                 background=background,
                 positions=places,
                 scale=scene.maps[number].area ** -0.5,

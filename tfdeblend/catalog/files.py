@@ -7,7 +7,8 @@ One file a scene, `(bands, height, width)` as in NumPy. Of the scene:
                   header: stamp pixel (0, 0) of source k is image pixel (stamp_x0, stamp_y0) of CATALOG
     PRIORSHARE    (K,C,P,P) variance of the samples over the prior's: near 0 the data decide, near 1 the prior does
     SAMPLES       (S,K,C,P,P) posterior samples in the model frame, on request
-    FLUXCOV       (C,K,K) covariance of the sources' fluxes
+    FLUXCOV       (C,K,K) covariance of the sources' fluxes; of more than 32 sources a table of the pairs whose
+                  covariance is not 0: first, second (numbers of sources, from 0), covariance (C)
     CATALOG       a row a source
     CORNERS       (K,2) the (y, x) of the image pixel under pixel [0, 0] of each stamp
     DECLARED      x, y, kind, id of the sources as they were before the fit
@@ -22,11 +23,15 @@ in its own unit. C is the number of all bands of the scene, C_e of those of one 
     RESIDUAL      (C_e,H,W) data - model, pixels NaN that are masked or were not fitted
     SOURCES       (K,C_e,H,W) each source as observed
     SOURCES_STD   (K,C_e,H,W) its posterior standard deviation, where sampled
-    REAPPORTIONED (K,C_e,H,W) the data shared out in proportion to the models
+    REAPPORTIONED (K,C_e,H,W) the data shared out in proportion to the models; of a field in parts these three are
+                  tables, a row a source: y0, x0, height, width of its window, beyond which it is 0, and pixels, of
+                  length C_e * height * width
     UNDECLARED    x, y, snr of what is left on the residual and no source accounts for
     IMAGES, WEIGHTS (C_e,H,W), PSF (C_e,h,w) the observation
     NOISECORR (C_e,h,w), SATURATED (C_e,H,W) where it has them
     NOTES         warnings of reading, a row each
+
+Images on the sky of more than a million numbers are compressed without loss, as FITS has it (GZIP of each band).
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 
 from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError, as_path, one_line
@@ -53,6 +59,9 @@ from tfdeblend.io.files import parsing
 CATALOG_FORMATS = {".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 STRUCTURAL = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "SCENE", "BUNIT", "PIXSCALE", "COMMENT", "HISTORY", "")
 WITHOUT_UNIT = ("WEIGHTS", "PRIORSHARE")
+WINDOW = ("y0", "x0", "height", "width")
+MOST_DENSE = 32  # sources, whose covariances are written as images
+LARGE = 1_000_000  # numbers: larger images on the sky are compressed
 
 
 def write(deblended: Deblended, path: str | Path) -> None:
@@ -116,7 +125,7 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
     }
     return [
         *(_image(data, name, first.wcs, unit) for name, data in in_frame.items() if data is not None),
-        fits.ImageHDU(deblended.flux_cov, name="FLUXCOV"),
+        _covariance(deblended.flux_cov),
         fits.ImageHDU(np.asarray(deblended.corners), name="CORNERS"),
         *(_table(table, name) for name, table in tables.items() if table is not None),
     ]
@@ -125,12 +134,12 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
 def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.BinTableHDU]:
     """Make the extensions of one observation, by its number."""
     one, view, suffix = deblended.scene.observations[number], deblended.views[number], _suffix(deblended.scene, number)
-    on_sky = {
+    on_sky: dict[str, np.ndarray | Windows | None] = {
         "MODEL": view.model,
         "RESIDUAL": view.residual.astype(np.float32),
-        "SOURCES": view.sources,
-        "SOURCES_STD": view.sources_std,
-        "REAPPORTIONED": view.reapportioned,
+        "SOURCES": view.light,
+        "SOURCES_STD": view.light_std,
+        "REAPPORTIONED": view.shares,
         "IMAGES": one.images,
         "WEIGHTS": one.weights,
     }
@@ -141,7 +150,7 @@ def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.Bin
     }
     tables = {"UNDECLARED": view.undeclared, "NOTES": Table({"note": list(one.notes)}) if one.notes else None}
     return [
-        *(_image(data, name + suffix, one.wcs, one.unit) for name, data in on_sky.items() if data is not None),
+        *(_on_sky(data, name + suffix, one.wcs, one.unit) for name, data in on_sky.items() if data is not None),
         *(fits.ImageHDU(data, name=name + suffix) for name, data in plain.items() if data is not None),
         *(_table(table, name + suffix) for name, table in tables.items() if table is not None),
     ]
@@ -152,9 +161,38 @@ def _suffix(scene: Scene, number: int) -> str:
     return f"_{_card_value(scene.observations[number].name).upper()}" if number else ""
 
 
+def _covariance(flux_cov: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
+    """Make the extension of covariances (C,K,K): between most of many sources there is none."""
+    if flux_cov.shape[1] <= MOST_DENSE:
+        return fits.ImageHDU(flux_cov, name="FLUXCOV")
+    first, second = np.nonzero((flux_cov != 0).any(0))
+    return _table(Table({"first": first, "second": second, "covariance": flux_cov[:, first, second].T}), "FLUXCOV")
+
+
+def _on_sky(data: np.ndarray | Windows, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU | fits.BinTableHDU:
+    """Make an extension of images: of windows that are not whole a table, a row a source."""
+    if not isinstance(data, Windows):
+        return _image(data, name, wcs, unit)
+    if data.are_whole:
+        return _image(data.dense, name, wcs, unit)
+    sides = np.array([pixels.shape[1:] for pixels in data.pixels])
+    numbers = zip(WINDOW, np.concatenate([data.corners, sides], 1).T, strict=True)
+    flat = np.empty(len(data), object)
+    flat[:] = [pixels.ravel() for pixels in data.pixels]
+    columns = [fits.Column(column, "J", array=values) for column, values in numbers]
+    pixels = fits.Column("pixels", "QE()", unit=None if unit is None else _card_value(unit), array=flat)
+    return fits.BinTableHDU.from_columns([*columns, pixels], name=name)
+
+
 def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.ImageHDU:
-    """Make an image on the sky, in `unit` unless its name says that it has none."""
-    hdu = fits.ImageHDU(data, None if wcs is None else wcs.to_header(relax=True), name=name)
+    """Make an image on the sky, in `unit` unless its name says that it has none; a large one is compressed."""
+    header = None if wcs is None else wcs.to_header(relax=True)
+    if data.size <= LARGE:
+        hdu = fits.ImageHDU(data, header, name=name)
+    else:
+        tile = (*[1] * (data.ndim - 2), *data.shape[-2:])
+        lossless = {"compression_type": "GZIP_1", "quantize_level": 0.0}
+        hdu = fits.CompImageHDU(data, header, name=name, tile_shape=tile, **lossless)
     if unit is not None and not name.startswith(WITHOUT_UNIT):
         hdu.header["BUNIT"] = _card_value(unit)
     return hdu
@@ -210,18 +248,19 @@ def read(path: str | Path) -> Deblended:
                 View(
                     observation=scene.fitted(number),
                     model=contents.image(f"MODEL{suffix}"),
-                    sources=contents.image(f"SOURCES{suffix}"),
+                    light=contents.windows(f"SOURCES{suffix}", len(catalog), shape),
                     background=np.asarray(bands[own]["background"], float),
                     positions=positions[number],
                     scale=scene.maps[number].area ** -0.5,
-                    sources_std=contents.image_if_there(f"SOURCES_STD{suffix}"),
+                    light_std=contents.windows_if_there(f"SOURCES_STD{suffix}", len(catalog), shape),
                     undeclared=contents.table_if_there(f"UNDECLARED{suffix}"),
                 )
                 for number, (_, own, suffix) in enumerate(parts)
+                for shape in [scene.observations[number].shape]
             ),
             stamps=contents.image("STAMPS"),
             corners=contents.image("CORNERS"),
-            flux_cov=contents.image("FLUXCOV"),
+            flux_cov=contents.covariance("FLUXCOV", len(scene.bands), len(catalog)),
             catalog=catalog,
             header=_read_header(path, hdus[0]),
             calibration=calibration,
@@ -255,6 +294,41 @@ class _Contents:
         if missing := [column for column in columns if column not in table.colnames]:
             raise DataError(self.path, name, f"expected columns {', '.join(columns)}, received no {', '.join(missing)}")
         return table
+
+    def windows(self, name: str, count: int, shape: tuple[int, int, int]) -> Windows:
+        """Images of so many sources on an observation of this shape, whole or in windows."""
+        if not isinstance(self.hdu(name), fits.BinTableHDU):
+            images = self.image(name)
+            if images.shape != (count, *shape):
+                raise DataError(self.path, name, f"expected shape {(count, *shape)}, received {images.shape}")
+            return Windows.whole(images)
+        table = self.table(name, (*WINDOW, "pixels"))
+        with parsing(self.path, name):
+            numbers = np.stack([np.asarray(table[column], int) for column in WINDOW], 1)
+            corners, sides = numbers[:, :2], numbers[:, 2:]
+            lengths = [len(flat) for flat in table["pixels"]]
+            inside = (corners >= 0) & (sides >= 0) & (corners + sides <= shape[1:])
+            if len(table) != count or not inside.all() or lengths != (shape[0] * sides.prod(1)).tolist():
+                expected = f"expected the pixels of windows of {count} sources in an image of shape {shape}"
+                raise DataError(self.path, name, f"{expected}, received others")
+            pairs = zip(table["pixels"], sides, strict=True)
+            pixels = tuple(np.asarray(flat, np.float32).reshape(shape[0], *side) for flat, side in pairs)
+        return Windows(pixels, corners, shape)
+
+    def covariance(self, name: str, bands: int, count: int) -> np.ndarray:
+        """Covariances (C,K,K), an image or of pairs."""
+        if not isinstance(self.hdu(name), fits.BinTableHDU):
+            return self.image(name)
+        table, full = self.table(name, ("first", "second", "covariance")), np.zeros((bands, count, count))
+        with parsing(self.path, name):
+            first, second = (np.asarray(table[column], int) for column in ("first", "second"))
+            if ((np.minimum(first, second) < 0) | (np.maximum(first, second) >= count)).any():
+                raise DataError(self.path, name, f"expected pairs of {count} sources, received others")
+            full[:, first, second] = np.asarray(table["covariance"], float).reshape(len(table), bands).T
+        return full
+
+    def windows_if_there(self, name: str, count: int, shape: tuple[int, int, int]) -> Windows | None:
+        return self.windows(name, count, shape) if name in self.hdus else None
 
     def image_if_there(self, name: str) -> np.ndarray | None:
         return self.image(name) if name in self.hdus else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfdeblend.catalog.result import Deblended, positions_in_views
+from tfdeblend.catalog.windows import Windows, box
 from tfdeblend.data.observation import band_scales
 from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.data.psf import choose_model_sigma, fwhm
@@ -61,15 +62,13 @@ def flux_errors(flux_cov: np.ndarray) -> np.ndarray:
     return np.sqrt(np.diagonal(flux_cov, axis1=1, axis2=2)).T
 
 
-def overlap(sources: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, (K,), of sources (K, C, H, W)."""
-    total = sources.sum(0, dtype=float)
-    own, shared, power = np.zeros((3, len(sources)))
-    for k, source in enumerate(sources):
-        lit = _lit(source)
-        light = source[lit].astype(float)
-        own[k], shared[k] = (light**2).sum(), (light * total[lit]).sum()
-        power[k] = (light**2 * weights[lit]).sum()
+def overlap(light: Windows, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Measure signal-to-noise sqrt(sum w m^2) and blendedness 1 - <m, m> / <m, all>, (K,), of sources' light."""
+    total = light.total()
+    own, shared, power = np.zeros((3, len(light)))
+    for k, (here, pixels) in enumerate(light):
+        m = pixels.astype(float)
+        own[k], shared[k], power[k] = (m**2).sum(), (m * total[here]).sum(), (m**2 * weights[here]).sum()
     return np.sqrt(power), 1 - own / np.where(shared > 0, shared, np.inf)
 
 
@@ -95,40 +94,30 @@ def border_snr(observation: Observation, stamps: np.ndarray, corners: np.ndarray
     return np.sqrt(np.einsum("ckn,kcn->k", weight, stamps[:, :, rows, columns].astype(float) ** 2))
 
 
-def local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def local_chi2(light: Windows, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Measure (K,) chi-square per unmasked pixel where each source shines.
 
     A pixel counts by s / (s + 1), s being the source's own signal-to-noise^2 there.
     """
-    total, count = _local_chi2(sources, residual, weights)
+    total, count = _local_chi2(light, residual, weights)
     return total / np.where(count > 0, count, 1)
 
 
-def _local_chi2(sources: np.ndarray, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _local_chi2(light: Windows, residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum (2, K) the chi-square and the pixels whose ratio is `local_chi2`."""
     inverse = np.sqrt(weights.astype(float))  # of the noise: squares are of numbers without a unit
-    squares, found = (inverse * residual) ** 2, np.zeros((2, len(sources)))
-    for k, source in enumerate(sources):
-        lit = _lit(source)
-        power = (np.maximum(source[lit], 0) * inverse[lit]) ** 2
+    squares, found = (inverse * residual) ** 2, np.zeros((2, len(light)))
+    for k, (here, pixels) in enumerate(light):
+        power = (np.maximum(pixels, 0) * inverse[here]) ** 2
         share = power / (power + 1)
-        found[:, k] = (share * squares[lit]).sum(), share[weights[lit] > 0].sum()
+        found[:, k] = (share * squares[here]).sum(), share[weights[here] > 0].sum()
     return found
-
-
-def _lit(source: np.ndarray) -> tuple[slice, slice, slice]:
-    """Find the window, in all bands, beyond which a source (C, H, W) has no light at all."""
-    lit = np.any(source, 0)
-    rows, columns = (np.flatnonzero(lit.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(None), slice(0), slice(0)
-    return slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _chi2_of_views(views: Sequence[View]) -> np.ndarray:
     """Sum (2, K) the chi-square and the pixels of `local_chi2` over what all observations show."""
     pairs = ((view, np.nan_to_num(view.residual)) for view in views)
-    return np.sum([_local_chi2(view.sources, left, view.observation.weights) for view, left in pairs], 0)
+    return np.sum([_local_chi2(view.light, left, view.observation.weights) for view, left in pairs], 0)
 
 
 def chi2_flags(chi2: np.ndarray, count: np.ndarray, views: Sequence[View]) -> np.ndarray:
@@ -206,7 +195,7 @@ def catalog(
     table["kind"] = np.where(taken, "point", _kinds(scene))
     nowhere = unseen(views, scene.bands, shapes.size)
     _add_fluxes(table, scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
-    overlaps = [overlap(view.sources, view.observation.weights) for view in views]
+    overlaps = [overlap(view.light, view.observation.weights) for view in views]
     table["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
@@ -410,8 +399,11 @@ def from_views(views: Sequence[View], bands: Sequence[str]) -> np.ndarray:
         if view.undeclared is not None and len(view.undeclared):
             y = np.clip(np.round(np.asarray(view.undeclared["y"])).astype(int), 0, height - 1)
             x = np.clip(np.round(np.asarray(view.undeclared["x"])).astype(int), 0, width - 1)
-            light = (np.maximum(view.sources, 0) * np.sqrt(view.observation.weights)).sum(1)[:, y, x]
-            undeclared |= (light > 1).any(1)
+            inverse = np.sqrt(view.observation.weights[:, y, x])
+            for k, ((_, rows, columns), pixels) in enumerate(view.light):
+                on = (y >= rows.start) & (y < rows.stop) & (x >= columns.start) & (x < columns.stop)
+                light = np.maximum(pixels[:, y[on] - rows.start, x[on] - columns.start], 0) * inverse[:, on]
+                undeclared[k] |= (light.sum(0) > 1).any()
     return np.where(masked.any(1), MASKED, 0) | np.where(undeclared, UNDECLARED, 0) | np.where(saturated, SATURATED, 0)
 
 
@@ -430,6 +422,10 @@ def unseen(views: Sequence[View], bands: Sequence[str], size: np.ndarray) -> np.
 
 def _near(positions: np.ndarray, pixels: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Tell (K, C) whether some of `pixels` (C, H, W) bool is within `radius` (K,) pixels, at least 1, of a position."""
-    y, x = np.indices(pixels.shape[1:])
-    pairs = zip(positions, radius, strict=True)
-    return np.array([pixels[:, np.hypot(y - row, x - column) < max(most, 1)].any(1) for (row, column), most in pairs])
+    found = np.zeros((len(positions), len(pixels)), bool)
+    for k, (place, most) in enumerate(zip(positions, np.maximum(radius, 1), strict=True)):
+        first, last = (np.clip(edge, 0, pixels.shape[1:]).astype(int) for edge in (place - most, place + most + 1))
+        window = pixels[box(first, last)]
+        y, x = np.indices(window.shape[1:]) + (first - place)[:, None, None]
+        found[k] = window[:, np.hypot(y, x) < most].any(1)
+    return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 
@@ -27,22 +28,32 @@ class View:
     Args:
         observation: the data, with weight 0 in all pixels that were not fitted.
         model: (C_e,H,W) the rendered scene, background included.
-        sources: (K,C_e,H,W) each source as observed, convolved with the PSF.
+        light: of each source as observed, convolved with the PSF.
         background: (C_e,) a constant per pixel.
         positions: (K,2) of (y, x): where this observation shows the sources, in its pixels.
         scale: how many of its pixels lie along one of the first observation's.
-        sources_std: (K,C_e,H,W) posterior standard deviation of `sources`, where sampled.
+        light_std: its posterior standard deviation in the same windows, where sampled.
         undeclared: detections on the residual that no source accounts for: x, y, snr.
     """
 
     observation: Observation
     model: np.ndarray
-    sources: np.ndarray
+    light: Windows
     background: np.ndarray
     positions: np.ndarray
     scale: float = 1.0
-    sources_std: np.ndarray | None = None
+    light_std: Windows | None = None
     undeclared: Table | None = None
+
+    @property
+    def sources(self) -> np.ndarray:
+        """(K,C_e,H,W): `light` over the whole image, made at each use. Of large fields take `light`, which is small."""
+        return self.light.dense
+
+    @property
+    def sources_std(self) -> np.ndarray | None:
+        """(K,C_e,H,W): `light_std` over the whole image, made at each use."""
+        return None if self.light_std is None else self.light_std.dense
 
     @property
     def residual(self) -> np.ndarray:
@@ -55,17 +66,23 @@ class View:
         return self._chi2_sum / max(self._pixels, 1)
 
     @property
-    def reapportioned(self) -> np.ndarray:
-        """(K,C_e,H,W): the data less the background, shared out in proportion to the sources' models.
+    def shares(self) -> Windows:
+        """The data less the background, shared out in proportion to the sources' models, in the windows of `light`.
 
         data * source / sum of sources where that sum is positive and the pixel is unmasked, 0 elsewhere; sources are
         taken as zero where negative, so that every share lies between 0 and 1.
         """
-        positive = np.maximum(self.sources, 0)
-        total = positive.sum(axis=0)
+        positive = self.light.map(lambda here, pixels: np.maximum(pixels, 0))
+        total = positive.total()
         shared = self.observation.valid & (total > 0)
         data = self.observation.images - self.background[:, np.newaxis, np.newaxis]
-        return np.where(shared, data * positive / np.where(total > 0, total, 1), 0).astype(np.float32)
+        each = np.where(shared, data / np.where(shared, total, 1), 0)  # of the sources' models
+        return positive.map(lambda here, pixels: (each[here] * pixels).astype(np.float32))
+
+    @property
+    def reapportioned(self) -> np.ndarray:
+        """(K,C_e,H,W): `shares` over the whole image, made at each use."""
+        return self.shares.dense
 
     def __repr__(self) -> str:
         """Tell in one line which observation, bands and pixels it is of, and how well the model describes it."""
@@ -157,6 +174,10 @@ class Deblended:
     def model(self) -> np.ndarray:
         """(C_1,H,W) of the first view; so are the properties below, to `reapportioned`."""
         return self.views[0].model
+
+    @property
+    def light(self) -> Windows:
+        return self.views[0].light
 
     @property
     def sources(self) -> np.ndarray:

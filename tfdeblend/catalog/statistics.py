@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdeblend.catalog import measure
+from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.scene import Scene
 
 
@@ -96,7 +97,7 @@ class SampleStatistics:
         residual = np.where(observation.valid, observation.images - sample.models[0], 0)
         whitened = np.sqrt(observation.weights) * residual
         self.chi2.append(float(np.sum(whitened**2) / max(observation.valid.sum(), 1)))
-        self.local_chi2.append(measure.local_chi2(sample.sources[0], residual, observation.weights))
+        self.local_chi2.append(measure.local_chi2(Windows.whole(sample.sources[0]), residual, observation.weights))
         self.beyond_prior |= sample.beyond_prior
         if self.keep:
             self.samples.append(sample.stamps.astype(np.float32))
