@@ -22,10 +22,11 @@ EXIT_CODES = "exit codes: 0 done, 1 some scenes or pictures failed, 2 bad usage 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; usage errors leave through argparse with 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     args = build_parser().parse_args(argv)
+    if not args.verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions
     try:
         with terminated_as_interrupted():
             return args.run(args)
@@ -70,14 +71,21 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print one JSON document to standard output")
         command.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
+        _add_verbose(command)
     for add, run in (
         (commands.add_train, commands.train),
         (commands.add_em, commands.em),
         (commands.add_export, commands.export),
         (commands.add_serve, commands.serve),
     ):
-        add(subparsers).set_defaults(run=run)
+        command = add(subparsers)
+        command.set_defaults(run=run)
+        _add_verbose(command)
     return parser
+
+
+def _add_verbose(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--verbose", action="store_true", help="show TensorFlow's own lines on standard error, too")
 
 
 def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:

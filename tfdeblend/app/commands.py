@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfdeblend.app.starting import start_tensorflow
 from tfdeblend.errors import DataError, one_line
 from tfdeblend.version import __version__
 
@@ -409,6 +410,7 @@ def find_prior(args: argparse.Namespace) -> Prior | AutomaticPrior:
 
     Raises: DataError for none of that name, a damaged file, and a prior that the other options do not go with.
     """
+    start_tensorflow(args.verbose)
     from tfdeblend.inference import priors
 
     try:
@@ -514,6 +516,7 @@ def add_serve(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 
 def train(args: argparse.Namespace) -> int:
+    start_tensorflow(args.verbose)
     from tfdeblend.training import train_denoiser
     from tfdeblend.training.config import DenoiserConfig
 
@@ -523,6 +526,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def em(args: argparse.Namespace) -> int:
+    start_tensorflow(args.verbose)
     from tfdeblend.training import train_em
     from tfdeblend.training.em_config import EMConfig
 
@@ -534,6 +538,7 @@ def em(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     _require_serve_packages()
+    start_tensorflow(args.verbose)
     from tfdeblend.export import saved_model
     from tfdeblend.export.bucket import PSF_SIDE, Bucket
 
@@ -552,6 +557,7 @@ def serve(args: argparse.Namespace) -> int:
     if args.waiting < args.blends:
         raise DataError("--waiting", None, f"expected at least --blends, {args.blends}, received {args.waiting}")
     _require_serve_packages()
+    start_tensorflow(args.verbose)
     from tfdeblend.export import serve as server
 
     server.serve(args)

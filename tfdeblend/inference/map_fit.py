@@ -41,6 +41,8 @@ class MapOptions:
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
+    profile_error: of a galaxy's flux, as a fraction, which its profile does not know: light of clumps and wings that no
+    Sersic profile has. Added to the errors of fluxes; points have none.
     optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum and tolerance; under a
     learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """
@@ -49,6 +51,7 @@ class MapOptions:
     steps: int = 2
     tolerance: float = 0.03
     model_error: float = 0.01
+    profile_error: float = 0.03
     optimizer: str = "newton"
     adam: AdamOptions = field(default_factory=AdamOptions)
 
@@ -172,11 +175,19 @@ class MapFit:
             **found | {"chi2": exact.likelihood.chi2(posterior.model(end.state))},
             distance=end.distance,
             steps=end.steps,
-            covariance=covariance,
+            covariance=covariance._replace(linear=covariance.linear + self._profile_variance(posterior, end.state)),
             summary=summary,
             summary_covariance=spread,
             beyond_prior=tf.zeros([self.shape.blends, self.shape.sources], tf.bool),
         )
+
+    def _profile_variance(self, posterior: GalaxyPosterior, state: MapState) -> tf.Tensor:
+        """[B, C, K, C, K]: of fluxes, by the galaxies' profile; diagonal."""
+        error = self.options.profile_error * state.flux * (1 - posterior.tensors.is_point[..., None])
+        variance = tf.cast(tf.linalg.matrix_transpose(error) ** 2, tf.float64)  # [B, C, K]
+        shape, (bands, sources) = tf.shape(variance), variance.shape[1:]
+        flat = tf.linalg.diag(tf.reshape(variance, [shape[0], bands * sources]))
+        return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
     def tolerant(self, exact: GalaxyPosterior, state: MapState) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.
