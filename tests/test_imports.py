@@ -35,6 +35,13 @@ def test_result_types_need_no_tensorflow():
     assert done.stdout.strip() == "False"
 
 
+def test_tensorflow_starts_in_silence():
+    check = "from tfdeblend.app import starting; import sys; starting.start_tensorflow()"
+    check += "; print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
 def test_public_names_are_complete():
     assert dir(tfdeblend) == sorted(tfdeblend.__all__)
     assert all(getattr(tfdeblend, name) is not None for name in tfdeblend.__all__)
