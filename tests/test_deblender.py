@@ -202,6 +202,15 @@ def test_batch_mates_do_not_matter(deblender: Deblender, blend: Deblended) -> No
     assert list(together.catalog["id"]) == list(blend.catalog["id"])
 
 
+def test_errors_of_fluxes_have_the_profiles_own(deblender: Deblender, blend: Deblended) -> None:
+    """In quadrature, source by source; covariances between neighbours are the data's."""
+    without = Deblender(options=MapOptions(profile_error=0)).deblend(simulate()[0])
+    own = deblender.options.profile_error * fluxes(blend)
+    np.testing.assert_allclose(fluxes(blend, "flux_err"), np.hypot(fluxes(without, "flux_err"), own), rtol=1e-3)
+    off = ~np.eye(len(own), dtype=bool)
+    np.testing.assert_allclose(blend.flux_cov[:, off], without.flux_cov[:, off], rtol=1e-3)
+
+
 def test_results_repeat_to_the_bit(deblender: Deblender, blend: Deblended) -> None:
     again = deblender.deblend(simulate()[0])
     np.testing.assert_array_equal(again.model, blend.model)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 CONVERGED = 0.3  # standard deviations to the maximum
-STIFFNESS = (900.0, 30.0, 1.0)  # by which the latents' prior is multiplied, in turn: see `map_fit.STIFFEST`
+STIFFNESS = (1024.0, 32.0, 1.0)  # by which the latents' prior is multiplied, in turn: see `map_fit.STIFFEST`
 ROUNDS = 30  # steps at most, of each
 CLOSE = 0.01  # standard deviations to the maximum, where steps end
 LONGEST = 1.0  # step of a latent
