@@ -49,6 +49,7 @@ NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 OF_FIELD = 60.0  # bytes a pixel and band that the result of a large field takes
 OF_SOURCE = 16.0  # bytes, and of each of its sources, a pixel and band of a window as wide as stamp and PSF
+OF_PAIR = 24.0  # bytes, and of each pair of them, a band and once more: covariances, and who is tied to whom
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -338,9 +339,9 @@ class Deblender:
         most = self.memory or MEMORY_SHARE * machine_memory()
         count, (bands, height, width) = len(scene.sources), scene.observation.shape
         window = (self.stamp or stamp_side(scene)) + max(scene.observation.psf.shape[1:])
-        needed = bands * (OF_FIELD * height * width + OF_SOURCE * count * window**2) / 1e9
-        if needed > most:
-            what = f"{count} sources on {height} x {width} pixels, which take about {needed:.3g} GB"
+        needed = bands * (OF_FIELD * height * width + OF_SOURCE * count * window**2) + OF_PAIR * (bands + 1) * count**2
+        if needed > most * 1e9:
+            what = f"{count} sources on {height} x {width} pixels, which take about {needed / 1e9:.3g} GB"
             expected = f"expected a field whose result takes at most {most:.3g} GB of memory"
             raise DataError(
                 scene.name, "memory", f"{expected}, received {what}", "cut the image smaller, or allow more memory"
