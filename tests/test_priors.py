@@ -138,7 +138,11 @@ def test_point_sources_are_the_model_psf(name: str) -> None:
     known = prior.mixture(tf.zeros([1, 1, prior.size], F64), standard_frame(is_point=1.0))
     lit = np.abs(known.amplitude[0, 0, 0]) > 0
     np.testing.assert_allclose(known.covariance[0, 0][lit], np.tile([0.64, 0, 0.64], (lit.sum(), 1)), atol=1e-12)
-    wild = prior.mixture(30 * draw(prior, 1, 1), standard_frame(is_point=1.0))
+    far = 300 * draw(prior, 1, 1)
+    with tf.GradientTape() as tape:
+        tape.watch(far)
+        wild = prior.mixture(far, standard_frame(is_point=1.0))
+    assert np.isfinite(tape.gradient(wild, far)).all()
     np.testing.assert_allclose(tf.reduce_sum(wild.amplitude, -1), 1, atol=1e-12)
     yy, yx, xx = np.moveaxis(wild.covariance.numpy(), -1, 0)
     assert (yy * xx - yx**2 > 0).all() and (np.abs(np.log((yy + xx) / 1.28)) < np.log(6) + 0.5).all()

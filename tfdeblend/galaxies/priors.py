@@ -202,9 +202,10 @@ class GalaxyPrior(Prior):
 
     def anatomy(self, latent: tf.Tensor, frame: Frame) -> Anatomy:
         """The D components that latents [..., S] describe."""
-        theta = self.unpack(latent)
+        galaxy = 1 - frame.is_point[..., None]
+        theta = self.unpack(tf.concat([latent[..., :2], galaxy * latent[..., 2:]], -1))  # others are errors of the PSF
         center = frame.center + theta["offset"]
-        point, shapes, shares = frame.is_point[..., None] > 0, [], []
+        point, shapes, shares = galaxy == 0, [], []
         for part, (moments, share) in zip(self.components(theta), self.point(latent), strict=True):
             index = [] if part.sersic_index is None else [part.sersic_index[..., None]]
             extent = tf.where(point, moments, tf.concat([part.radius[..., None], part.ellipticity], -1))
