@@ -196,7 +196,7 @@ def test_stars_and_a_background():
     np.testing.assert_allclose(ratio, 1, atol=0.05)
     stamp = result.stamps[np.flatnonzero(stars)[0]].astype(float)
     shape = stamp / stamp.max((1, 2), keepdims=True)
-    np.testing.assert_allclose(shape, shape[:1] + np.zeros_like(shape), atol=1e-3)
+    np.testing.assert_allclose(shape, shape[:1] + np.zeros_like(shape), atol=3e-3)  # but for errors of the PSF
 
 
 def test_light_beyond_the_stamps_is_kept_and_flagged():

@@ -244,7 +244,7 @@ class Columns:
     """Compiled for all fields of a shape: what epochs see of each source, and of its derivatives by each latent."""
 
     def __init__(self, prior: str, shape: BatchShape, position_sigma: float):
-        self.prior, self.shape = PRIORS[prior](shape.bands, position_sigma), shape
+        self.prior, self.shape = PRIORS[prior](shape.bands, position_sigma, psf_error=0.0), shape
         self.frames = tf.function(self._frames, autograph=False)
         self.products = tf.function(self._products, autograph=False)
 

@@ -171,13 +171,14 @@ class GalaxyPrior(Prior):
       bands: C, the number of bands.
       position_sigma: expected error of the given positions, in pixels.
       dtype: of latents and images.
+      psf_error: how far PSFs may be off, in units of what the constants above say; at 0 a point is exactly the PSF.
     """
 
     name: str
     tables: tuple[np.ndarray | None, ...]  # of `profiles`, for each component; None: a Sersic profile of free index
 
-    def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32):
-        self.bands = bands
+    def __init__(self, bands: int, position_sigma: float = 0.5, dtype: tf.DType = tf.float32, psf_error: float = 1.0):
+        self.bands, self.psf_error = bands, psf_error
         super().__init__(dtype)
         reach, unit = (tf.constant(value, dtype) for value in (FARTHEST * position_sigma, 1 / FARTHEST))
         offset = tfb.Chain([tfb.Scale(reach), Disc(), tfb.Scale(unit)])
@@ -219,7 +220,7 @@ class GalaxyPrior(Prior):
         A PSF is known to some percent. The latents of a galaxy's size and shape are a point's errors of the PSF, which
         its neighbours would mend without them.
         """
-        moments = PSF_VARIANCE * bounded(latent[..., 2:5])
+        moments = self.psf_error * PSF_VARIANCE * bounded(latent[..., 2:5])
         return [(moments, tf.ones_like(latent[..., :1]) * tf.ones([self.bands], self.dtype))]
 
     def mixture(self, latent: tf.Tensor, frame: Frame) -> Mixture:
@@ -310,7 +311,7 @@ class BulgeDiskPrior(GalaxyPrior):
     def point(self, latent):
         ((moments, share),) = super().point(latent)
         common, own = latent[..., -self.bands - 1 : -self.bands], latent[..., -self.bands :]  # of fraction and tilt
-        wings = PSF_WINGS * bounded((common + own) / np.sqrt(2))
+        wings = self.psf_error * PSF_WINGS * bounded((common + own) / np.sqrt(2))
         wide = tf.zeros_like(moments) + tf.constant([np.log(WING_VARIANCE), 0, 0], self.dtype)
         return [(moments, share - wings), (wide, wings)]
 

@@ -20,10 +20,7 @@ from tfdeblend.forward.batch import Tensors
 from tfdeblend.inference.map_fit import MapFit, MapResult
 
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
-COMPACT, MISFIT_COMPACT = (
-    0.3,
-    0.5,
-)  # half-light radius over the PSF's full width; of those whose chi-square is too large
+COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
 MISFIT = 2.0  # chi-square per pixel where a source shines
 CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
 TRIALS = 3  # at most; each has fewer points than the one before
@@ -73,7 +70,8 @@ class StarTrial:
             return unknown
         looks, size = self._looks(tensors, found), found.summary[..., 2].numpy() / width[:, None]
         most = np.where(looks.chi2.numpy() > MISFIT, MISFIT_COMPACT, COMPACT)
-        return unknown & (looks.snr.numpy() > BRIGHT) & (size < most)
+        light = found.state.flux.numpy().sum(2) > 0
+        return unknown & light & (looks.snr.numpy() > BRIGHT) & (size < most)
 
     def _shown(self, tensors: Tensors, found: MapResult) -> Looks:
         power, total, count = 0.0, 0.0, 1e-6
