@@ -47,9 +47,9 @@ METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
 MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
-OF_FIELD = 60.0  # bytes a pixel and band that the result of a large field takes
-OF_SOURCE = 16.0  # bytes, and of each of its sources, a pixel and band of a window as wide as stamp and PSF
-OF_PAIR = 24.0  # bytes, and of each pair of them, a band and once more: covariances, and who is tied to whom
+# Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
+# which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
+OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender

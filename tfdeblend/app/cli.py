@@ -130,7 +130,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         "--optimizer",
         choices=["newton", "adam"],
         default="newton",
-        help="of the maximum, which samples start from, too; both end at the same one (default: newton)",
+        help="how the maximum is found, where samples start, too; both find the same one (default: newton)",
     )
     parser.add_argument("--samples", type=positive, default=16, metavar="N", help="samples of each scene (default: 16)")
     parser.add_argument(

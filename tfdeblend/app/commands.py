@@ -53,7 +53,7 @@ def deblend(args: argparse.Namespace) -> int:
         detect=args.detect,
         reading=reading(args),
         trust_weights=args.trust_weights,
-        stars=not args.no_stars,
+        stars=not args.no_stars and not args.server,
         rescale_weights=args.rescale_weights,
         sky_correlation=args.sky_correlation,
         assume_ab=args.assume_ab,

@@ -10,9 +10,10 @@ import tempfile
 def start_tensorflow(verbose: bool = False) -> None:
     """Imports TensorFlow without what its libraries write on standard error: which CPU and drivers they found.
 
-    No setting of TensorFlow's keeps these lines back. They are shown where the import fails, or if `verbose`.
+    No setting of TensorFlow's keeps these lines back. They are shown where the import raises an error, or if `verbose`;
+    where the process is aborted, only then.
     """
-    if verbose or "tensorflow" in sys.modules:
+    if verbose or sys.stderr is None or "tensorflow" in sys.modules:
         return
     sys.stderr.flush()
     terminal = os.dup(2)

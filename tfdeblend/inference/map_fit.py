@@ -42,7 +42,7 @@ class MapOptions:
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
     profile_error: of a galaxy's flux, as a fraction, which its profile does not know: light of clumps and wings that no
-    Sersic profile has. Added to the errors of fluxes; points have none.
+    Sersic profile has. Added to the errors of a maximum's fluxes, not to those of samples; points have none.
     optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum and tolerance; under a
     learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """

@@ -89,7 +89,10 @@ class NonparametricFit:
         """[B, K, R * ANGLES] the sectors' coefficients of the closed-form galaxies of `latent`, averaged over bands."""
         mixture = self.initial.posterior(tensors).mixture(latent)
         excess = (self.shape.model_sigma**2 - SMOOTHING**2) * tf.constant([1, 0, 1], self.dtype)
-        centered = mixture._replace(center=tf.zeros_like(mixture.center), covariance=mixture.covariance - excess)
+        core = SMOOTHING**2 * tf.constant([1, 0, 1], self.dtype)
+        point = tensors.is_point[..., None, None] > 0  # which may be narrower than the model PSF: no coefficients of it
+        covariance = tf.where(point, core, mixture.covariance - excess)
+        centered = mixture._replace(center=tf.zeros_like(mixture.center), covariance=covariance)
         edges = radii(self.shape.stamp)
         middles = np.append(0.5 * INNERMOST, np.sqrt(edges[1:] * edges[:-1]))
         angles = 2 * np.pi * np.arange(ANGLES) / ANGLES

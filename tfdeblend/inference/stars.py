@@ -5,8 +5,9 @@ the ratio of the two evidences, each by Laplace's approximation,
 
     log p(y) = -loss + log det(covariance) / 2,
 
-where latents have a prior of curvature one. A point has errors of the PSF for latents (`GalaxyPrior.point`), so that a
-PSF that is off by some percent makes no galaxy of a star.
+source by source: the covariance is that of its own latents, whose prior has curvature one, and what a pixel's
+chi-square falls is shared out among the sources on trial by their light. A point has errors of the PSF for latents
+(`GalaxyPrior.point`), so that a PSF that is off by some percent makes no galaxy of a star.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the dat
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
 MISFIT = 2.0  # chi-square per pixel where a source shines
 CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
-TRIALS = 3  # at most; each has fewer points than the one before
 
 
 class Looks(NamedTuple):
@@ -52,10 +52,7 @@ class StarTrial:
         """
         trial = self.candidates(tensors, galaxies, unknown, width)
         found, taken = galaxies, np.zeros_like(trial)
-        for _ in range(TRIALS):
-            rows = np.any(trial, 1)
-            if not rows.any():
-                break
+        while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
             points = self.fit(_alone(_with_points(tensors, trial), rows), start)
             kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > CERTAIN)
             settled = rows & np.all(kept == trial, 1)
