@@ -25,6 +25,7 @@ from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import BulgeDiskPrior, GalaxyPrior, SersicPrior
 from tfdeblend.inference import priors
 from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
+from tfdeblend.inference.nonparametric import NonparametricFit
 
 FLUXES = np.array([galaxy.flux for galaxy in BLEND], float)
 STAR = Galaxy(18.4, 21.7, (2000, 3000), radius=0)
@@ -438,3 +439,14 @@ def test_real_blends(data: Path) -> None:
         light, model = (np.where(seen.valid, image, 0).sum((1, 2)) for image in (seen.images, outcome.model))
         variance = np.where(seen.valid, 1 / np.where(seen.valid, seen.weights, 1), 0).sum((1, 2))
         assert (np.abs(model - light) < 0.1 * light + 5 * np.sqrt(variance)).all()
+
+
+def test_a_point_narrower_than_the_model_psf_leaves_images_finite() -> None:
+    """As one is where the given PSF is too wide; the images of its blend would not be fitted otherwise."""
+    scene, _ = simulate((*BLEND[:2], STAR._replace(y=24.0, x=10.0)))
+    scene = replace(scene, sources=(*scene.sources[:2], replace(scene.sources[2], kind="point")))
+    shape = scene_shape(scene, stamp_side(scene))
+    initial = MapFit(BulgeDiskPrior(shape.bands), shape)
+    narrowest = tf.fill([1, shape.sources, initial.prior.size], -4.0)
+    found = NonparametricFit(initial).coefficients(narrowest, Batch.build([scene], shape).tensors)
+    assert np.isfinite(found).all() and (found.numpy() > 0).all()
