@@ -11,6 +11,7 @@ from simulations import BLEND, Galaxy, simulate
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
+from tfdeblend.inference.map_fit import MapOptions
 from tfdeblend.inference.nuts import NutsOptions
 
 STAR = Galaxy(18.4, 21.7, (2000, 3000), radius=0)
@@ -32,7 +33,8 @@ def sampled(sampler: Deblender) -> list[Deblended]:
 @pytest.mark.slow
 def test_bright_galaxies_are_as_their_curvature_says(sampled: list[Deblended]):
     scenes = [result.scene for result in sampled]
-    for found, fitted in zip(sampled, Deblender("sersic", background=True).deblend(scenes), strict=True):
+    curvature = Deblender("sersic", background=True, options=MapOptions(profile_error=0))
+    for found, fitted in zip(sampled, curvature.deblend(scenes), strict=True):
         assert found.header["rhat"] < 1.1 and found.header["ess"] > 40
         assert found.header["ppchi2"] == pytest.approx(1, abs=0.1)
         for name in ("x", "y", "size", "e1", "e2", *(f"flux_{band}" for band in found.scene.observation.bands)):
