@@ -98,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = "   S/N radius  point others pull rms   > 2  median   error  own off     chi2   size"
     print(columns)
     kinds = [(radius, snr) for radius in options.radius for snr in options.snr]
-    drawn_ = {
+    scenes = {
         kind: [scene(*kind, options.width, seed, options.declared, options.scatter) for seed in range(options.number)]
         for kind in kinds
     }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    results = iter(deblender.deblend([one for each in drawn_.values() for one, _ in each]))
-    for (radius, snr), each in drawn_.items():
+    results = iter(deblender.deblend([one for each in scenes.values() for one, _ in each]))
+    for (radius, snr), each in scenes.items():
         found = [next(results) for _ in each]
         print(f"{snr:6g} {radius:6g} {row(found, [truth for _, truth in each])}")
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_utime - before:.0f} CPU-seconds")

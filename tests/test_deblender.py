@@ -442,7 +442,7 @@ def test_real_blends(data: Path) -> None:
 
 
 def test_a_point_narrower_than_the_model_psf_leaves_images_finite() -> None:
-    """As one is where the given PSF is too wide; the images of its blend would not be fitted otherwise."""
+    """A point is that narrow where the given PSF is too wide. NaN would stop the fit of all images of its blend."""
     scene, _ = simulate((*BLEND[:2], STAR._replace(y=24.0, x=10.0)))
     scene = replace(scene, sources=(*scene.sources[:2], replace(scene.sources[2], kind="point")))
     shape = scene_shape(scene, stamp_side(scene))

@@ -74,7 +74,7 @@ def test_a_result_that_is_read_and_measured_again_keeps_its_points(results: list
 
 
 def test_a_psf_that_is_off_does_not_reach_the_neighbours_of_a_bright_star(deblender: Deblender) -> None:
-    """Of 2%, at a signal-to-noise of some 10,000."""
+    """The PSF's width is off by 2%, and the star has a signal-to-noise of some 10,000."""
     bright, scenes = STAR._replace(flux=(40_000, 60_000)), []
     for width in (0.98, 1.02):
         psfs = [galsim.Moffat(3.5, fwhm=width * fwhm).drawImage(nx=35, ny=35, scale=PIXEL).array for fwhm in SEEING]

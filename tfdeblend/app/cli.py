@@ -23,7 +23,7 @@ EXIT_CODES = "exit codes: 0 done, 1 some scenes or pictures failed, 2 bad usage 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; usage errors leave through argparse with 2."""
     args = build_parser().parse_args(argv)
-    if not args.verbose:
+    if not getattr(args, "verbose", False):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions
@@ -71,7 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print one JSON document to standard output")
         command.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
-        _add_verbose(command)
     for add, run in (
         (commands.add_train, commands.train),
         (commands.add_em, commands.em),
@@ -126,6 +125,7 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         default="map",
         help="the maximum of the posterior, or samples of it (default: map)",
     )
+    _add_verbose(parser)
     parser.add_argument(
         "--optimizer",
         choices=["newton", "adam"],

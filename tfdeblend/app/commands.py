@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdeblend.app.starting import start_tensorflow
 from tfdeblend.errors import DataError, one_line
 from tfdeblend.version import __version__
 
@@ -95,6 +96,29 @@ def deblend(args: argparse.Namespace) -> int:
             if key in summary:
                 print(f"{key}: {summary[key]}")
     return SOME_FAILED if any("error" in scene for scene in summary["scenes"]) else DONE
+
+
+def start_tensorflow(verbose: bool = False) -> None:
+    """Imports TensorFlow without what its libraries write on standard error: which CPU and drivers they found.
+
+    No setting of TensorFlow's keeps these lines back. They are shown where the import raises an error, or if `verbose`;
+    where the process is aborted, only then.
+    """
+    if verbose or sys.stderr is None or "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            lines.seek(0)
+            os.write(terminal, lines.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def reading(args: argparse.Namespace) -> Reading:

@@ -45,7 +45,7 @@ class Coordinates(NamedTuple):
 
     @classmethod
     def of(cls, system: NormalEquations, dtype: tf.DType) -> Coordinates:
-        """From a curvature; where it curves downwards it is taken as if it curved upwards."""
+        """Makes them from a curvature, which is taken as if it curved upwards where it curves downwards."""
         curvature, gain, linear = normal_equations.eliminate(system)
         values, vectors = tf.linalg.eigh(0.5 * (curvature + tf.linalg.matrix_transpose(curvature)))
         latent = vectors / tf.sqrt(tf.maximum(tf.abs(values), FLATTEST))[:, None]
@@ -53,7 +53,7 @@ class Coordinates(NamedTuple):
         return cls(*(tf.cast(part, dtype) for part in (latent, root, gain)))
 
     def scaled(self, unit: tf.Tensor) -> Coordinates:
-        """Of so many standard deviations [B]."""
+        """Gives coordinates of which one is so many standard deviations [B]."""
         return self._replace(latent=self.latent * unit[:, None, None], linear=self.linear * unit[:, None, None, None])
 
     def move(self, a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -73,7 +73,7 @@ class AdamSteps:
     def round(
         self, posterior: GalaxyPosterior, system: NormalEquations, state: MapState, rows: tf.Tensor, enough: tf.Tensor
     ) -> tuple[MapState, tf.Tensor, tf.Tensor]:
-        """From `state`, the lowest state that one round of steps finds, its distance to the maximum in standard
+        """Gives the lowest state that one round of steps from `state` finds, its distance to the maximum in standard
         deviations [b] by the curvature of where the round began, and the steps taken [b].
 
         A blend takes no step where it begins nearer than `enough`, and none counts where none led lower.

@@ -24,7 +24,6 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # The prior of the latents is first multiplied by so much, and softened by the factor whenever the maximum is within so
 # many standard deviations. Under a stiff prior there is one maximum, and what grows out of it is the same from
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
-# Adam's first steps gained nothing on that.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
@@ -182,11 +181,11 @@ class MapFit:
         )
 
     def _profile_variance(self, posterior: GalaxyPosterior, state: MapState) -> tf.Tensor:
-        """[B, C, K, C, K]: of fluxes, by the galaxies' profile; diagonal."""
+        """The variance of fluxes that profiles do not know [B, C, K, C, K], which is diagonal."""
         error = self.options.profile_error * state.flux * (1 - posterior.tensors.is_point[..., None])
         variance = tf.cast(tf.linalg.matrix_transpose(error) ** 2, tf.float64)  # [B, C, K]
-        shape, (bands, sources) = tf.shape(variance), variance.shape[1:]
-        flat = tf.linalg.diag(tf.reshape(variance, [shape[0], bands * sources]))
+        bands, sources = variance.shape[1:]
+        flat = tf.linalg.diag(tf.reshape(variance, [-1, bands * sources]))
         return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
     def tolerant(self, exact: GalaxyPosterior, state: MapState) -> GalaxyPosterior:
@@ -295,7 +294,7 @@ class MapFit:
         downhill = active & (best.rise < 0)
         reached = MapState(*(old + by for old, by in zip(state, best.move, strict=True)))
         state, model = _choose(downhill, reached, state), _choose(downhill, best.model, model)
-        # The region widens where a step ended at its edge and the loss fell as foreseen, by at least half of its slope.
+        # The region widens where a step ended at its edge and the loss fell about as its slope and curvature say.
         at_edge = (first.length > 0.9 * radius) & (first.rise < 0.4 * slope)
         next_radius = tf.where(at_edge, 2 * radius, radius)
         next_radius = tf.where(
@@ -334,7 +333,7 @@ def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: Map
 
 
 def _choose(flag: tf.Tensor, yes, no):
-    """Of each blend one of two structures of tensors [B, ...], by flag [B]."""
+    """Takes `yes` where the flag [B] of a blend is set, else `no`; both are structures of tensors [B, ...]."""
 
     def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reshape(flag, [-1] + [1] * (len(a.shape) - 1)), a, b)

@@ -118,7 +118,7 @@ def _alone(tensors: Tensors, rows: np.ndarray) -> Tensors:
 
 
 def _of_rows(rows: np.ndarray, yes: MapResult, no: MapResult) -> MapResult:
-    """Of each blend one of two results, by rows [B]."""
+    """Takes the result `yes` of the blends that `rows` [B] marks, and `no` of the others."""
 
     def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reshape(tf.constant(rows), [-1] + [1] * (len(a.shape) - 1)), a, b)
