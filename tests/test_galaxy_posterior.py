@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_loss(scene: Scene | None) -> None:
         tape.watch(state)
         loss = posterior.loss(state)
     by_latent, by_flux = (part.numpy() for part in tape.gradient(loss, state))
-    latent, flux, now = posterior.gradient(state)
+    latent, flux, now = posterior.gradient(state, posterior.model(state))
     np.testing.assert_allclose(latent, by_latent.reshape(1, -1), rtol=1e-9, atol=1e-9 * np.abs(by_latent).max())
     np.testing.assert_allclose(flux, by_flux.swapaxes(1, 2), rtol=1e-9, atol=1e-9 * np.abs(by_flux).max())
     back = posterior.state_of(latent, now)

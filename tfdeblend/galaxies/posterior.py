@@ -84,12 +84,13 @@ class GalaxyPosterior:
         prior = self.stiffness * tf.reduce_sum((new.latent - old.latent) * (new.latent + old.latent), [1, 2])
         return 0.5 * (data + prior + fluxes.penalty(new.flux) - fluxes.penalty(old.flux))
 
-    def gradient(self, state: MapState) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Float64, as the normal equations order them: of the loss by the latents [B, L], of the data's part by the
-        fluxes [B, C, K], and the fluxes themselves [B, C, K]."""
+    def gradient(self, state: MapState, model: Images) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Float64, as the normal equations order them, at `state`, whose rendered scenes are `model`: of the loss by
+        the latents [B, L], of the data's part by the fluxes [B, C, K], and the fluxes themselves [B, C, K]."""
+        pulled = self.likelihood.pull(model)
         with tf.GradientTape() as tape:
             tape.watch(state)
-            value = 0.5 * self.likelihood.chi2(self.model(state))
+            value = -tf.reduce_sum(pulled * self.stamps(state))
         by_latent, by_flux = tape.gradient(value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         by_latent += self.stiffness[:, None, None] * state.latent
         linear, now = (tf.cast(tf.linalg.matrix_transpose(flux), tf.float64) for flux in (by_flux, state.flux))

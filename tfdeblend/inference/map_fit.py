@@ -281,7 +281,7 @@ class MapFit:
     def _step(self, posterior, factors, state, model, radius, distance, active, tried):
         """The better of one step with each of the curvatures, the last of which is exact, at the length that suits the
         loss; none, and a smaller trust region, if it leads uphill."""
-        gradient = posterior.gradient(state)
+        gradient = posterior.gradient(state, model)
         twice = (tf.concat([part, part], 0) for part in (*gradient, radius))
         latent, linear, length = (tf.split(part, 2) for part in normal_equations.solve(factors, *twice))
         moves = [posterior.state_of(*each) for each in zip(latent, linear, strict=True)]
