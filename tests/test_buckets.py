@@ -8,7 +8,7 @@ from simulations import BLEND, Galaxy, simulate
 
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.measure import side_wanted
-from tfdeblend.deblender import Deblender
+from tfdeblend.deblender import Begun, Deblender
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets
 
 WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
@@ -42,7 +42,9 @@ def test_a_galaxy_beyond_its_stamp_is_fitted_again_with_a_larger_one() -> None:
     assert not found[0].catalog["flags"][0] & measure.TRUNCATED
     far = np.s_[:, 44:]  # rows
     np.testing.assert_allclose(found[0].sources[0][far], truth[0][far], atol=0.05 * truth[0][far].max())
-    (cut,) = (result for _, result in deblender._in_batches({0: large}, {0: deblender.prior_of(large)}, {0: 0}, None))
+    (cut,) = (
+        result for _, result in deblender._in_batches({0: large}, {0: deblender.prior_of(large)}, {0: Begun(0)}, None)
+    )
     assert cut.catalog["flags"][0] & measure.TRUNCATED
     assert np.abs(cut.sources[0] - truth[0])[far].max() > 0.5 * truth[0][far].max()
 

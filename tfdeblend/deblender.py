@@ -11,7 +11,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import NoneType
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import tensorflow as tf
@@ -41,7 +41,7 @@ from tfdeblend.inference.nuts import NutsOptions
 from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
 from tfdeblend.inference.sample_batches import in_turn
-from tfdeblend.inference.stars import StarTrial
+from tfdeblend.inference.stars import StarTrial, with_points
 
 METHODS = ("map", "sample")
 LARGEST_BATCH = 64
@@ -50,6 +50,7 @@ MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
+FIRST_ROUNDS = 12  # of a fit: a bright star would not be fitted by a galaxy's profile in many more
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -190,9 +191,9 @@ class Deblender:
         self, scenes: Mapping[int, Scene], choices: Mapping[int, tuple[Prior, str]]
     ) -> Iterator[tuple[int, Deblended | Exception]]:
         """Results of scenes with stamps of their own images' size, then of those that want larger ones."""
-        wanted: dict[int, int] = {}
-        sides = dict.fromkeys(scenes, self.stamp or 0)
-        yield from self._in_batches(scenes, choices, sides, wanted if self.stamp is None else None)
+        wanted: dict[int, Begun] = {}
+        begun = dict.fromkeys(scenes, Begun(self.stamp or 0))
+        yield from self._in_batches(scenes, choices, begun, wanted if self.stamp is None else None)
         yield from self._in_batches(scenes, choices, wanted, None)
 
     def _in_parts(self, scene: Scene, prior: Prior, reason: str) -> Deblended | Exception:
@@ -260,20 +261,20 @@ class Deblender:
         self,
         scenes: Mapping[int, Scene],
         choices: Mapping[int, tuple[Prior, str]],
-        sides: Mapping[int, int],
-        wanted: dict[int, int] | None,
+        begun: Mapping[int, Begun],
+        wanted: dict[int, Begun] | None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
-        """Results of the scenes that `sides` has, each with stamps of so many pixels or more.
+        """Results of the scenes that `begun` has, each from there on.
 
         choices: the prior of each scene, and why.
-        wanted: takes the side of the stamps of scenes that want larger ones, which yield no result; None: all do.
+        wanted: takes those that want larger stamps, which yield no result; None: all do.
         """
         buckets: dict[Any, dict[BatchShape, list[int]]] = defaultdict(lambda: defaultdict(list))
         chosen: dict[Any, Prior] = {}
-        for index, side in sides.items():
+        for index, at in begun.items():
             try:
                 prior, _ = choices[index]
-                shape = self._shape(scenes[index], prior, side)
+                shape = self._shape(scenes[index], prior, at.side)
             except Exception as error:
                 yield index, _failure(scenes[index], error)
             else:
@@ -286,10 +287,11 @@ class Deblender:
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
                     these, batch = [scenes[i] for i in chunk], shape._replace(blends=most)
-                    run = Chunk(self, chunk, these, batch, chosen[key], {i: choices[i][1] for i in chunk})
+                    why = {i: choices[i][1] for i in chunk}
+                    run = Chunk(self, chunk, these, batch, chosen[key], why, {i: begun[i] for i in chunk})
                     yield from self._of_chunk(run, wanted)
 
-    def _of_chunk(self, run: Chunk, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended | Exception]]:
+    def _of_chunk(self, run: Chunk, wanted: dict[int, Begun] | None) -> Iterator[tuple[int, Deblended | Exception]]:
         """The results of a batch; one that fails is done again in halves, until a scene fails alone.
 
         Halves have the batch's compiled shape, unless it was too large for the memory.
@@ -371,9 +373,19 @@ class Deblender:
         return self._compiled.get(key, lambda: MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options))
 
 
+class Begun(NamedTuple):
+    """Where the fit of a scene begins: with stamps of `side` pixels or more, from its moments, or near the maximum at
+    `latent` (K, S) with the sources that were `taken` (K,) as points."""
+
+    side: int
+    latent: np.ndarray | None = None
+    taken: np.ndarray | None = None
+
+
 @dataclass
 class Chunk:
-    """Scenes of one shape and prior that are fitted together: one batch."""
+    """Scenes of one shape and prior that are fitted together: one batch. begun: where each fit begins, which is near
+    the maximum for all of them or for none."""
 
     deblender: Deblender
     indices: list[int]
@@ -381,30 +393,24 @@ class Chunk:
     shape: BatchShape
     prior: Prior
     reasons: Mapping[int, str]
+    begun: Mapping[int, Begun]
 
-    def results(self, wanted: dict[int, int] | None) -> Iterator[tuple[int, Deblended]]:
+    def results(self, wanted: dict[int, Begun] | None) -> Iterator[tuple[int, Deblended]]:
         """(index, result) of each scene; see `Deblender._in_batches`."""
         began = time.perf_counter()
         self.levels = [_levels(scene, self.shape.background) for scene in self.scenes]
         flattened = [_less(scene, levels) for scene, levels in zip(self.scenes, self.levels, strict=True)]
         self.batch = Batch.build(flattened, self.shape)
         fit = self.deblender.map_fit(self.shape, self.prior.initial)
-        start = fit.first_latents([moments(scene) for scene in flattened])
-        tensors, found = self.batch.tensors, None
-        self.calibrations: Calibrations | None = None
-        if len(self.shape.exposures) > 1:
-            key = "calibrated", fit.prior.name, self.shape
-            calibrated = self.deblender._compiled.get(key, lambda: CalibratedFit(fit, self.deblender.calibration))
-            found, self.calibrations, tensors = calibrated(tensors, start)
-        else:
-            found = fit(tensors, start)
-        self.taken = np.zeros((self.shape.blends, self.shape.sources), bool)
-        if self.deblender.stars:
-            found, tensors, self.taken = self._with_stars(fit, tensors, start, found)
+        tensors, found = self._maximum(fit, flattened)
         rows = list(range(len(self.scenes)))
         if wanted is not None:
             sides = [self._side_wanted(found, row) for row in rows]
-            wanted |= {self.indices[row]: side for row, side in enumerate(sides) if side > self.shape.stamp}
+            for row in rows:
+                if sides[row] > self.shape.stamp:
+                    count = len(self.scenes[row].sources)
+                    latent = found.state.latent[row, :count].numpy()
+                    wanted[self.indices[row]] = Begun(sides[row], latent, self.taken[row, :count])
             rows = [row for row in rows if sides[row] <= self.shape.stamp]
         if not rows:
             return
@@ -418,8 +424,33 @@ class Chunk:
         for row in rows:
             yield self.indices[row], self._fitted(arrays, row, seconds)
 
+    def _maximum(self, fit: MapFit, scenes: Sequence[Scene]) -> tuple[Tensors, MapResult]:
+        """The tensors and the closed-form fit of the batch's scenes, less their sky, with points where stars are."""
+        tensors, begun = self.batch.tensors, [self.begun[index] for index in self.indices]
+        self.taken, near = np.zeros((self.shape.blends, self.shape.sources), bool), begun[0].latent is not None
+        if near:
+            start = np.zeros((self.shape.blends, self.shape.sources, fit.prior.size), np.float32)
+            for row, one in enumerate(begun):
+                if one.latent is not None and one.taken is not None:
+                    start[row, : len(one.latent)], self.taken[row, : len(one.taken)] = one.latent, one.taken
+            tensors = with_points(tensors, self.taken)
+        else:
+            start = fit.first_latents([moments(scene) for scene in scenes])
+        self.calibrations: Calibrations | None = None
+        most = self.deblender.options.rounds
+        first = min(FIRST_ROUNDS, most)
+        if len(self.shape.exposures) > 1:
+            key = "calibrated", fit.prior.name, self.shape
+            calibrated = self.deblender._compiled.get(key, lambda: CalibratedFit(fit, self.deblender.calibration))
+            found, self.calibrations, tensors = calibrated(tensors, start)
+        else:
+            found = fit(tensors, start, near, first)
+        if self.deblender.stars and not near:
+            found, tensors, self.taken = self._with_stars(fit, tensors, found, first)
+        return tensors, fit.refine(tensors, found, most - first) if most > first else found
+
     def _with_stars(
-        self, fit: MapFit, tensors: Tensors, start: np.ndarray, found: MapResult
+        self, fit: MapFit, tensors: Tensors, found: MapResult, rounds: int
     ) -> tuple[MapResult, Tensors, np.ndarray]:
         """The fit in which sources of unknown kind are points where they look like ones: see `StarTrial`."""
         unknown, width = np.zeros_like(self.taken), np.ones(self.shape.blends)
@@ -428,7 +459,7 @@ class Chunk:
             width[row] = np.min(fwhm(scene.observation.psf))
         key = "stars", fit.prior.name, self.shape
         trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
-        return trial(tensors, start, found, unknown, width)
+        return trial(tensors, found, unknown, width, rounds)
 
     def _side_wanted(self, found: MapResult, row: int) -> int:
         """The `side_wanted` of one scene of the batch."""

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.galaxies import fluxes
-from tfdeblend.linalg.solvers import trust_region_step
+from tfdeblend.linalg.solvers import FLATTEST, trust_region_step
 
 
 class NormalEquations(NamedTuple):
@@ -103,11 +103,13 @@ def regular(gram: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
 class Factors(NamedTuple):
     """Factorised curvature: solves for a step from any gradient near the point where it was taken.
 
-    values: [B, L] and vectors: [B, L, L] of the latents' Schur complement. system: what was factorised.
+    values: [B, L] and vectors: [B, L, L] of the latents' Schur complement. errors: [B, C, K] of the fluxes, by the
+    curvature with its sign taken as positive. system: what was factorised.
     """
 
     values: tf.Tensor
     vectors: tf.Tensor
+    errors: tf.Tensor
     system: NormalEquations
 
 
@@ -133,9 +135,11 @@ def exact(system: NormalEquations, second: SecondOrder) -> NormalEquations:
 
 def factorise(system: NormalEquations) -> Factors:
     """Factors of a curvature, which may curve downwards."""
-    curvature, _, _ = eliminate(system)
+    curvature, gain, linear = eliminate(system)
     values, vectors = tf.linalg.eigh(0.5 * (curvature + tf.linalg.matrix_transpose(curvature)))
-    return Factors(values, vectors, system)
+    along = tf.matmul(gain, vectors[:, None]) ** 2 / tf.maximum(tf.abs(values), FLATTEST)[:, None, None]
+    variance = tf.linalg.diag_part(tf.linalg.inv(linear)) + tf.reduce_sum(along, -1)
+    return Factors(values, vectors, tf.sqrt(variance), system)
 
 
 def solve(

@@ -144,7 +144,7 @@ class GalaxyPosterior:
         system = normal_equations.assemble(
             gram, state.flux, self.tensors.is_source, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
-        pulled = self._real(likelihood.pull(model))
+        pulled = likelihood.middle(self._real(likelihood.pull(model)))
         mixture, (d_weight, d_exponent) = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
         )
@@ -153,13 +153,13 @@ class GalaxyPosterior:
         return system, SecondOrder(-tf.cast(latent, tf.float64), -tf.cast(part.slope, tf.float64))
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
+        """Images [B, K, I, 1, M, M] that span all derivatives of the unit-flux sources, and what each of a source's
         derivatives, by its S latents and, last, by its flux, holds of them [B, C, K, S + 1, I].
 
         Components look alike in all bands, which differ only in how much of each they hold: so few images are enough.
         """
         (shape, share), (by_shape, by_share) = self._jacobian(self.prior.anatomy, latent)  # [B, K, S, D, 5 and C]
-        frame, side = _of_copies(self.frame), self.shape.stamp
+        frame, side = _of_copies(self.frame), self.shape.middle
         images = []
         for table, one in zip(self.prior.tables, tf.unstack(shape, axis=2), strict=True):
             (weight, exponent), derivatives = slopes(

@@ -25,6 +25,9 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # many standard deviations. Under a stiff prior there is one maximum, and what grows out of it is the same from
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
+NEAR = 0.3  # standard deviations to the maximum, over all parameters together: where a fit counts as done
+AROUND = 9  # pixels a side over which a misfit is measured: noise brings their mean chi-square to 2 once in a million
+STALLED = 0.02  # nats: a round that gains less is the last, wherever its curvature places the maximum
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
@@ -35,8 +38,8 @@ class MapOptions:
     """Settings of the fit.
 
     rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it.
-    tolerance: a blend has converged when its next step would be shorter than this many posterior standard deviations,
-    over all its parameters together.
+    tolerance: a blend has converged when its next step would move no flux by more than this many of its errors, and
+    all its parameters together by less than NEAR standard deviations.
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
@@ -48,7 +51,7 @@ class MapOptions:
 
     rounds: int = 30
     steps: int = 2
-    tolerance: float = 0.03
+    tolerance: float = 0.02
     model_error: float = 0.01
     profile_error: float = 0.03
     optimizer: str = "newton"
@@ -131,6 +134,7 @@ class MapFit:
         self.prior, self.shape, self.options = prior, shape, options
         self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
+        self._trust = tf.function(_trust, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
 
     def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -147,25 +151,54 @@ class MapFit:
             start[row, : len(radius)] = np.where(np.isfinite(guess), guess, 0)
         return start
 
-    def __call__(self, tensors: Tensors, start: np.ndarray | tf.Tensor | None = None) -> MapResult:
+    def __call__(
+        self,
+        tensors: Tensors,
+        start: np.ndarray | tf.Tensor | None = None,
+        near: bool = False,
+        rounds: int = 0,
+        trust: Images | None = None,
+    ) -> MapResult:
         """Fits blends of this fit's shape.
 
         Args:
           start: latents [B, K, S] to start from; None: the prior's centre. Fluxes need no start: they are linear.
+          near: whether `start` is near the maximum, which is then sought without making the prior stiff first.
+          rounds: at most so many; 0: as many as the options say. trust: of each exposure [B, C_e, S_e, S_e] what its
+          weights are multiplied by; None: 1.
         """
         if start is None:
             start = tf.zeros([self.shape.blends, self.shape.sources, self.prior.size], self.prior.dtype)
-        return self._run(tensors, tf.cast(start, self.prior.dtype))
+        stiffness = tf.constant(1 if near else STIFFEST, self.prior.dtype)
+        most = tf.constant(rounds or self.options.rounds)
+        trust = trust or tuple(tf.ones_like(one.weights) for one in tensors.exposures)
+        return self._run(tensors, tf.cast(start, self.prior.dtype), stiffness, most, trust)
+
+    def refine(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
+        """Goes on with blends that have not converged, or whose light no profile fits: there the residual's own
+        scatter is taken for the noise.
+
+        Args: found: what the fit found. rounds: at most so many.
+        """
+        trust = self._trust(tensors, found.models)
+        least = np.min([part.numpy().min((1, 2, 3)) for part in trust], 0)
+        rows = tensors.is_source.numpy().any(1) & ((found.distance.numpy() > NEAR) | (least < 1))
+        if not rows.any():
+            return found
+        further = self(alone(tensors, rows), found.state.latent, True, rounds, trust)
+        return of_rows(rows, further._replace(steps=found.steps + further.steps), found)
 
     def posterior(self, tensors: Tensors) -> GalaxyPosterior:
         """The posterior of the blends with these tensors, by their own weights."""
         return GalaxyPosterior(self.prior, self.shape, tensors)
 
-    def _fit(self, tensors: Tensors, first: tf.Tensor) -> MapResult:
+    def _fit(
+        self, tensors: Tensors, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor, trust: Images
+    ) -> MapResult:
         exact = self.posterior(tensors)
         state = MapState(first, exact.solve_fluxes(exact.unit(first)))
-        posterior = self.tolerant(exact, state)
-        end = self._maximum(posterior, state)
+        posterior = self.tolerant(exact, state, trust)
+        end = self._maximum(posterior, state, stiffness, rounds)
         covariance = normal_equations.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
         found = seen(posterior.likelihood, posterior.stamps(end.state), posterior.model(end.state))
@@ -188,15 +221,18 @@ class MapFit:
         flat = tf.linalg.diag(tf.reshape(variance, [-1, bands * sources]))
         return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
-    def tolerant(self, exact: GalaxyPosterior, state: MapState) -> GalaxyPosterior:
+    def tolerant(self, exact: GalaxyPosterior, state: MapState, trust: Images | None = None) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.
 
         The brightness that it is a fraction of is the data's, less the constants of a first fit: where it matters the
         noise is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
         """
-        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, exact.model(state)))
+        weights = exact.likelihood.tolerant(self.options.model_error, exact.model(state))
+        return exact.reweighted([a * b for a, b in zip(weights, trust, strict=True)] if trust else weights)
 
-    def _maximum(self, posterior: GalaxyPosterior, state: MapState) -> Progress:
+    def _maximum(
+        self, posterior: GalaxyPosterior, state: MapState, stiffness: tf.Tensor, rounds: tf.Tensor
+    ) -> Progress:
         """Rounds of steps with one curvature, which costs as much as several gradients; the prior softens.
 
         A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
@@ -209,7 +245,7 @@ class MapFit:
             state=state,
             radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
             distance=tf.fill([batch], tf.constant(np.inf, tf.float64)),
-            stiffness=tf.fill([batch], tf.constant(STIFFEST, self.prior.dtype)),
+            stiffness=tf.fill([batch], stiffness),
             steps=tf.zeros([batch], tf.int32),
             active=tf.reduce_any(posterior.tensors.is_source > 0, 1),  # what is empty has nothing to be done
             system=NormalEquations(
@@ -223,7 +259,7 @@ class MapFit:
         def advance(count: tf.Tensor, whole: Progress) -> tuple[tf.Tensor, Progress]:
             rows = tf.where(whole.active)[:, 0]
             some = tf.nest.map_structure(lambda t: tf.gather(t, rows), whole)
-            last = count == self.options.rounds
+            last = count == rounds
             stiffness = tf.where(last, tf.ones_like(some.stiffness), some.stiffness)
             own = posterior.take(rows, stiffness)
             if self._adam is None:
@@ -235,7 +271,7 @@ class MapFit:
             )
 
         def unfinished(count: tf.Tensor, whole: Progress) -> tf.Tensor:
-            return tf.reduce_any(whole.active) & (count <= self.options.rounds)
+            return tf.reduce_any(whole.active) & (count <= rounds)
 
         return tf.while_loop(unfinished, advance, [0, start])[1]
 
@@ -251,8 +287,9 @@ class MapFit:
 
         start = [0, now.state, model, now.radius, now.distance, now.active, tf.zeros_like(now.steps)]
         loop = tf.while_loop(lambda count, *rest: (count < steps) & tf.reduce_any(rest[4]), step, start)
-        _, state, _, radius, distance, _, tried = loop
-        return self._softer(now._replace(state=state, radius=radius, distance=distance, system=system), tried)
+        _, state, images, radius, distance, _, tried = loop
+        stalled = posterior.rise(now.state, model, state, images) > -STALLED
+        return self._softer(now._replace(state=state, radius=radius, distance=distance, system=system), tried, stalled)
 
     def _adam_round(
         self, adam: AdamSteps, posterior: GalaxyPosterior, now: Progress, rows: tf.Tensor, last: tf.Tensor
@@ -263,19 +300,20 @@ class MapFit:
         enough = tf.cast(tf.where(last, np.inf, enough), self.prior.dtype)
         curvature = normal_equations.exact(system, second)
         state, distance, taken = adam.round(posterior, curvature, now.state, rows, enough)
-        return self._softer(now._replace(state=state, distance=distance, system=system), taken)
+        stalled = tf.zeros_like(now.active)
+        return self._softer(now._replace(state=state, distance=distance, system=system), taken, stalled)
 
-    def _softer(self, end: Progress, taken: tf.Tensor) -> Progress:
+    def _softer(self, end: Progress, taken: tf.Tensor, stalled: tf.Tensor) -> Progress:
         """The end of a round of so many steps: a blend near its maximum under a stiff prior goes on from there under a
-        softer one."""
+        softer one, and so does one that `stalled`."""
         stiff = end.stiffness > 1
-        ready = stiff & (end.distance < SETTLED)
+        ready = stiff & ((end.distance < SETTLED) | stalled)
         return end._replace(
             stiffness=tf.where(ready, tf.maximum(end.stiffness / SOFTENING, 1), end.stiffness),
             radius=tf.where(ready, tf.constant(FIRST_RADIUS, end.radius.dtype), end.radius),
             distance=tf.where(ready, tf.constant(np.inf, end.distance.dtype), end.distance),  # unknown under this one
             steps=end.steps + taken,
-            active=(taken > 0) | stiff,
+            active=((taken > 0) & ~stalled) | stiff,
         )
 
     def _step(self, posterior, factors, state, model, radius, distance, active, tried):
@@ -290,7 +328,8 @@ class MapFit:
         slope = posterior.slope_along(gradient, first.move)
         best = self._rescaled(posterior, state, model, first, slope, radius, active)
         distance = tf.where(active, length[1], distance)
-        active &= distance > self.options.tolerance
+        moved = tf.reduce_max(tf.abs(linear[1]) / tf.split(factors.errors, 2)[1], [1, 2])
+        active &= (moved > self.options.tolerance) | (distance > NEAR)
         downhill = active & (best.rise < 0)
         reached = MapState(*(old + by for old, by in zip(state, best.move, strict=True)))
         state, model = _choose(downhill, reached, state), _choose(downhill, best.model, model)
@@ -323,6 +362,21 @@ class MapFit:
         return tf.cond(tf.reduce_any(worth), again, lambda: first)
 
 
+def _trust(tensors: Tensors, models: Images) -> Images:
+    """What weights are multiplied by, [B, C_e, S_e, S_e] of each exposure, so that residuals are what they say.
+
+    1 where the mean chi-square c of the pixels around is as noise has it, and 1 / (c - 1) where it is above 2; masked
+    pixels count as fitted.
+    """
+    parts, far = [], AROUND // 2
+    for one, model in zip(tensors.exposures, models, strict=True):
+        excess = one.weights * (one.images - model) ** 2 - tf.cast(one.weights > 0, model.dtype)
+        padded = tf.pad(tf.transpose(excess, [0, 2, 3, 1]), [[0, 0], [far, far], [far, far], [0, 0]])
+        mean = tf.transpose(tf.nn.avg_pool2d(padded, AROUND, 1, "VALID"), [0, 3, 1, 2])
+        parts.append(1 / tf.maximum(mean, 1))
+    return tuple(parts)
+
+
 def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:
     """Where a move from a state with these images leads."""
     reached = MapState(*(old + by for old, by in zip(state, move, strict=True)))
@@ -337,5 +391,21 @@ def _choose(flag: tf.Tensor, yes, no):
 
     def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reshape(flag, [-1] + [1] * (len(a.shape) - 1)), a, b)
+
+    return tf.nest.map_structure(one, yes, no)
+
+
+def alone(tensors: Tensors, rows: np.ndarray) -> Tensors:
+    """The tensors of some rows [B]; the others are empty."""
+    here = tf.cast(rows, tensors.is_source.dtype)
+    emptied = tensors.reweighted([one.weights * here[:, None, None, None] for one in tensors.exposures])
+    return emptied._replace(is_source=tensors.is_source * here[:, None])
+
+
+def of_rows(rows: np.ndarray, yes: MapResult, no: MapResult) -> MapResult:
+    """Takes the result `yes` of the blends that `rows` [B] marks, and `no` of the others."""
+
+    def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(tf.constant(rows), [-1] + [1] * (len(a.shape) - 1)), a, b)
 
     return tf.nest.map_structure(one, yes, no)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.forward.batch import Tensors
-from tfdeblend.inference.map_fit import MapFit, MapResult
+from tfdeblend.inference.map_fit import MapFit, MapResult, alone, of_rows
 
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
@@ -42,24 +42,26 @@ class StarTrial:
         self._gain = tf.function(self._gained, autograph=False)
 
     def __call__(
-        self, tensors: Tensors, start: np.ndarray, galaxies: MapResult, unknown: np.ndarray, width: np.ndarray
+        self, tensors: Tensors, galaxies: MapResult, unknown: np.ndarray, width: np.ndarray, rounds: int
     ) -> tuple[MapResult, Tensors, np.ndarray]:
         """The fit in which what is a point is one, its tensors, and [B, K] which sources were taken as points.
 
         Args:
-          tensors: of the batch. start: of the fit. galaxies: what it found, sources of unknown kind as galaxies.
-          unknown: [B, K] which those are. width: [B] the PSF's full width at half maximum in pixels.
+          tensors: of the batch. galaxies: what the fit found, sources of unknown kind as galaxies.
+          unknown: [B, K] which those are. width: [B] the PSF's full width at half maximum in pixels. rounds: of each
+          fit, at most.
         """
         trial = self.candidates(tensors, galaxies, unknown, width)
         found, taken = galaxies, np.zeros_like(trial)
         while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
-            points = self.fit(_alone(_with_points(tensors, trial), rows), start)
+            start = found.state.latent * (1 - tf.cast(trial, tensors.is_point.dtype))[..., None]  # PSFs as given
+            points = self.fit(alone(with_points(tensors, trial), rows), start, near=True, rounds=rounds)
             kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > CERTAIN)
             settled = rows & np.all(kept == trial, 1)
             taken[settled] = trial[settled]
-            found = _of_rows(settled, points, found)
+            found = of_rows(settled, points, found)
             trial = np.where(settled[:, None], False, kept)
-        return found, _with_points(tensors, taken), taken
+        return found, with_points(tensors, taken), taken
 
     def candidates(self, tensors: Tensors, found: MapResult, unknown: np.ndarray, width: np.ndarray) -> np.ndarray:
         """[B, K] bright sources of unknown kind that were found to be compact."""
@@ -105,22 +107,6 @@ class StarTrial:
         return tf.linalg.slogdet(tf.einsum("bksku->bksu", blocks)).log_abs_determinant
 
 
-def _with_points(tensors: Tensors, points: np.ndarray) -> Tensors:
+def with_points(tensors: Tensors, points: np.ndarray) -> Tensors:
     """The tensors with more points [B, K]."""
     return tensors._replace(is_point=tf.maximum(tensors.is_point, tf.cast(points, tensors.is_point.dtype)))
-
-
-def _alone(tensors: Tensors, rows: np.ndarray) -> Tensors:
-    """The tensors of some rows [B]; the others are empty."""
-    here = tf.cast(rows, tensors.is_source.dtype)
-    emptied = tensors.reweighted([one.weights * here[:, None, None, None] for one in tensors.exposures])
-    return emptied._replace(is_source=tensors.is_source * here[:, None])
-
-
-def _of_rows(rows: np.ndarray, yes: MapResult, no: MapResult) -> MapResult:
-    """Takes the result `yes` of the blends that `rows` [B] marks, and `no` of the others."""
-
-    def one(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-        return tf.where(tf.reshape(tf.constant(rows), [-1] + [1] * (len(a.shape) - 1)), a, b)
-
-    return tf.nest.map_structure(one, yes, no)
