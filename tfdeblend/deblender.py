@@ -447,7 +447,7 @@ class Chunk:
             found = fit(tensors, start, near, first)
         if self.deblender.stars and not near:
             found, tensors, self.taken = self._with_stars(fit, tensors, found, first)
-        return tensors, fit.refine(tensors, found, most - first) if most > first else found
+        return tensors, fit.go_on(tensors, found, most - first) if most > first else found
 
     def _with_stars(
         self, fit: MapFit, tensors: Tensors, found: MapResult, rounds: int

@@ -119,6 +119,18 @@ class Likelihood:
         frames = None if own else placed_each(place, stamps)
         return tf.add_n([one.among_all(one.gram(stamps, frames, corners)) for one in self.exposures])
 
+    def gram_of_one(self, stamps: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """J^T J [B, C, Q, Q] of one source's stamps [B, Q, C or 1, M, M], exact; number: [B] of the source."""
+        corners = tf.gather(self.corners + self._cut, number[:, None], batch_dims=1)
+        place = Place(corners, self.shape.middle, self.shape.frame, stamps.dtype)
+        frames, products = placed_each(place, stamps[:, None]), []
+        for one in self.exposures:
+            seen = one.observe.forward(one.of(frames))
+            flat = tf.reshape(seen, [-1, *seen.shape[1:3], seen.shape[3] * seen.shape[4]])
+            flat = tf.cast(flat, tf.float64)
+            products.append(one.among_all(tf.matmul(flat, flat, transpose_b=True)))
+        return tf.add_n(products)
+
     def middle(self, stamps: tf.Tensor) -> tf.Tensor:
         """[..., P, P] -> [..., M, M] the pixels that curvatures are taken of."""
         if stamps.shape[-1] == self.shape.middle:

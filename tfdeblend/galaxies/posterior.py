@@ -15,6 +15,7 @@ from tfdeblend.galaxies import fluxes, normal_equations, profiles
 from tfdeblend.galaxies.normal_equations import NormalEquations, SecondOrder
 from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
 
+ROUNDING = 3e-6  # of float32 products, and by so much more they are positive
 FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
 
 
@@ -140,7 +141,7 @@ class GalaxyPosterior:
         """The Gauss-Newton curvature at `state`, whose rendered scenes are `model`, and what it leaves out."""
         likelihood = self.likelihood
         images, mixing = self.tangents(state.latent)
-        gram = normal_equations.mix(likelihood.gram(self._real(images)), mixing)
+        gram = normal_equations.mix(self._gram(self._real(images), state.flux), mixing)
         system = normal_equations.assemble(
             gram, state.flux, self.tensors.is_source, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
@@ -151,6 +152,31 @@ class GalaxyPosterior:
         part = profiles.contract(mixture, d_weight, d_exponent, pulled, state.flux)
         latent = part.second + self._second_order(state.latent, part)
         return system, SecondOrder(-tf.cast(latent, tf.float64), -tf.cast(part.slope, tf.float64))
+
+    def _gram(self, images: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
+        """`Likelihood.gram` of each source's images [B, K, I, 1, M, M], exact for those of the brightest source.
+
+        Its flux may be known to a thousandth, and what every second pixel is off by would be taken for knowledge of
+        its shape. With L L^T its block as it is and E E^T the exact one, E L^-1 takes one to the other; applied to
+        its rows and columns it leaves the whole positive.
+        """
+        brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
+        gram, own = self.likelihood.gram(images), tf.gather(images, brightest, batch_dims=1)
+        sources, count = images.shape[1:3]
+        here = tf.one_hot(brightest, sources, dtype=gram.dtype)
+        blocks = tf.reshape(gram, [-1, self.shape.bands, sources, count, sources, count])
+        block = tf.einsum("bk,bckikj->bcij", here, blocks)
+        ridge = tf.linalg.diag(ROUNDING * tf.linalg.diag_part(block) + 1e-30)
+        root, exact = (
+            tf.linalg.cholesky(each + ridge) for each in (block, self.likelihood.gram_of_one(own, brightest))
+        )
+        change = tf.linalg.matrix_transpose(
+            tf.linalg.triangular_solve(root, tf.linalg.matrix_transpose(exact), adjoint=True)
+        )
+        one = tf.eye(count, dtype=gram.dtype)
+        change = one + here[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
+        half = tf.einsum("bckij,bckjlm->bckilm", change, blocks)
+        return tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(gram))
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Images [B, K, I, 1, M, M] that span all derivatives of the unit-flux sources, and what each of a source's

@@ -26,7 +26,6 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
 NEAR = 0.3  # standard deviations to the maximum, over all parameters together: where a fit counts as done
-AROUND = 9  # pixels a side over which a misfit is measured: noise brings their mean chi-square to 2 once in a million
 STALLED = 0.02  # nats: a round that gains less is the last, wherever its curvature places the maximum
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
@@ -134,7 +133,6 @@ class MapFit:
         self.prior, self.shape, self.options = prior, shape, options
         self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
-        self._trust = tf.function(_trust, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
 
     def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -157,47 +155,36 @@ class MapFit:
         start: np.ndarray | tf.Tensor | None = None,
         near: bool = False,
         rounds: int = 0,
-        trust: Images | None = None,
     ) -> MapResult:
         """Fits blends of this fit's shape.
 
         Args:
           start: latents [B, K, S] to start from; None: the prior's centre. Fluxes need no start: they are linear.
           near: whether `start` is near the maximum, which is then sought without making the prior stiff first.
-          rounds: at most so many; 0: as many as the options say. trust: of each exposure [B, C_e, S_e, S_e] what its
-          weights are multiplied by; None: 1.
+          rounds: at most so many; 0: as many as the options say.
         """
         if start is None:
             start = tf.zeros([self.shape.blends, self.shape.sources, self.prior.size], self.prior.dtype)
         stiffness = tf.constant(1 if near else STIFFEST, self.prior.dtype)
         most = tf.constant(rounds or self.options.rounds)
-        trust = trust or tuple(tf.ones_like(one.weights) for one in tensors.exposures)
-        return self._run(tensors, tf.cast(start, self.prior.dtype), stiffness, most, trust)
+        return self._run(tensors, tf.cast(start, self.prior.dtype), stiffness, most)
 
-    def refine(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
-        """Goes on with blends that have not converged, or whose light no profile fits: there the residual's own
-        scatter is taken for the noise.
-
-        Args: found: what the fit found. rounds: at most so many.
-        """
-        trust = self._trust(tensors, found.models)
-        least = np.min([part.numpy().min((1, 2, 3)) for part in trust], 0)
-        rows = tensors.is_source.numpy().any(1) & ((found.distance.numpy() > NEAR) | (least < 1))
+    def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
+        """Goes on, for at most so many rounds, with the blends that have not converged."""
+        rows = tensors.is_source.numpy().any(1) & (found.distance.numpy() > NEAR)
         if not rows.any():
             return found
-        further = self(alone(tensors, rows), found.state.latent, True, rounds, trust)
+        further = self(alone(tensors, rows), found.state.latent, near=True, rounds=rounds)
         return of_rows(rows, further._replace(steps=found.steps + further.steps), found)
 
     def posterior(self, tensors: Tensors) -> GalaxyPosterior:
         """The posterior of the blends with these tensors, by their own weights."""
         return GalaxyPosterior(self.prior, self.shape, tensors)
 
-    def _fit(
-        self, tensors: Tensors, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor, trust: Images
-    ) -> MapResult:
+    def _fit(self, tensors: Tensors, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor) -> MapResult:
         exact = self.posterior(tensors)
         state = MapState(first, exact.solve_fluxes(exact.unit(first)))
-        posterior = self.tolerant(exact, state, trust)
+        posterior = self.tolerant(exact, state)
         end = self._maximum(posterior, state, stiffness, rounds)
         covariance = normal_equations.laplace(end.system)
         summary, spread = posterior.summary(end.state.latent, covariance.latent)
@@ -221,14 +208,13 @@ class MapFit:
         flat = tf.linalg.diag(tf.reshape(variance, [-1, bands * sources]))
         return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
-    def tolerant(self, exact: GalaxyPosterior, state: MapState, trust: Images | None = None) -> GalaxyPosterior:
+    def tolerant(self, exact: GalaxyPosterior, state: MapState) -> GalaxyPosterior:
         """The posterior with the model's own error added to the noise's variance.
 
         The brightness that it is a fraction of is the data's, less the constants of a first fit: where it matters the
         noise is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
         """
-        weights = exact.likelihood.tolerant(self.options.model_error, exact.model(state))
-        return exact.reweighted([a * b for a, b in zip(weights, trust, strict=True)] if trust else weights)
+        return exact.reweighted(exact.likelihood.tolerant(self.options.model_error, exact.model(state)))
 
     def _maximum(
         self, posterior: GalaxyPosterior, state: MapState, stiffness: tf.Tensor, rounds: tf.Tensor
@@ -360,21 +346,6 @@ class MapFit:
             return _choose(other.rise < first.rise, other, first)
 
         return tf.cond(tf.reduce_any(worth), again, lambda: first)
-
-
-def _trust(tensors: Tensors, models: Images) -> Images:
-    """What weights are multiplied by, [B, C_e, S_e, S_e] of each exposure, so that residuals are what they say.
-
-    1 where the mean chi-square c of the pixels around is as noise has it, and 1 / (c - 1) where it is above 2; masked
-    pixels count as fitted.
-    """
-    parts, far = [], AROUND // 2
-    for one, model in zip(tensors.exposures, models, strict=True):
-        excess = one.weights * (one.images - model) ** 2 - tf.cast(one.weights > 0, model.dtype)
-        padded = tf.pad(tf.transpose(excess, [0, 2, 3, 1]), [[0, 0], [far, far], [far, far], [0, 0]])
-        mean = tf.transpose(tf.nn.avg_pool2d(padded, AROUND, 1, "VALID"), [0, 3, 1, 2])
-        parts.append(1 / tf.maximum(mean, 1))
-    return tuple(parts)
 
 
 def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:
