@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from fields import expose, positions, two_observations
 from helpers import smooth_correlation
-from simulations import simulate
+from simulations import BLEND, simulate
 
 from tfdeblend.data.scene import Scene
 from tfdeblend.forward.batch import Batch
@@ -115,6 +117,34 @@ def test_curvature_at_every_second_pixel_is_that_of_all(background: bool) -> Non
             size = np.sqrt(np.maximum(np.einsum("cnn->cn", exact), 1e-30))
             error = np.abs(gram - exact) / np.maximum(size[:, :, None] * size[:, None], 1e-12)
             assert error.max() < 1.5e-2  # 7e-3, for seeing of 3.3 pixels and sources near the edge; 0.1 for 2.5 pixels
+
+
+def bright_beside_faint() -> tuple[Scene, np.ndarray]:
+    """Where every second pixel is not enough: a galaxy of a signal-to-noise of some 10,000 beside faint ones."""
+    first, *others = BLEND
+    galaxies = [first._replace(flux=tuple(30 * each for each in first.flux)), *others]
+    return simulate(galaxies)[0], np.array([one.flux for one in galaxies])
+
+
+def test_curvature_is_exact_for_the_brightest_source_and_positive() -> None:
+    """Also where it has a twin, a seventh of a pixel beside it."""
+    scene, flux = bright_beside_faint()
+    bright, *others = scene.sources
+    for sources in (scene.sources, (bright, replace(bright, x=bright.x + 0.15, id="twin"), *others[1:])):
+        shape = scene_shape(Scene(scene.observations, sources), 48)._replace(sources=3)
+        tensors = Batch.build([Scene(scene.observations, sources)], shape, F64).tensors
+        posterior = GalaxyPosterior(PRIORS["bulge-disk"](shape.bands, dtype=F64), shape, tensors)
+        images, _ = posterior.tangents(tf.zeros([1, 3, posterior.prior.size], F64))
+        gram = posterior._gram(images, tf.constant(flux[None]))[0].numpy()
+        count = images.shape[2]
+        (seen,) = posterior.likelihood.operator.images(images)
+        flat = seen[0, :, :count].numpy().reshape(shape.bands, count, -1)
+        exact = np.einsum("cin,cjn->cij", flat, flat)
+        size = np.sqrt(np.einsum("cii->ci", exact))
+        scale = size[:, :, None] * size[:, None]
+        np.testing.assert_allclose(gram[:, :count, :count] / scale, exact / scale, atol=1e-4)
+        values = np.linalg.eigvalsh(gram)
+        assert values.min() > -1e-9 * values.max()
 
 
 def test_laplace_covariance_of_fluxes_takes_the_free_constants() -> None:
