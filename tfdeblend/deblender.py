@@ -51,6 +51,7 @@ MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
 FIRST_ROUNDS = 12  # of a fit: a bright star would not be fitted by a galaxy's profile in many more
+LAST_ROUNDS = 8  # with larger stamps, from the maximum with smaller ones
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -438,7 +439,7 @@ class Chunk:
             start = fit.first_latents([moments(scene) for scene in scenes])
         self.calibrations: Calibrations | None = None
         most = self.deblender.options.rounds
-        first = min(FIRST_ROUNDS, most)
+        first = min(LAST_ROUNDS if near else FIRST_ROUNDS, most)
         if len(self.shape.exposures) > 1:
             key = "calibrated", fit.prior.name, self.shape
             calibrated = self.deblender._compiled.get(key, lambda: CalibratedFit(fit, self.deblender.calibration))
@@ -447,7 +448,9 @@ class Chunk:
             found = fit(tensors, start, near, first)
         if self.deblender.stars and not near:
             found, tensors, self.taken = self._with_stars(fit, tensors, found, first)
-        return tensors, fit.go_on(tensors, found, most - first) if most > first else found
+        if most > first and not near:
+            found = fit.go_on(tensors, found, most - first)
+        return tensors, found
 
     def _with_stars(
         self, fit: MapFit, tensors: Tensors, found: MapResult, rounds: int
