@@ -189,13 +189,20 @@ class Deblender:
                 yield index, _failure(good[index], error)
 
     def _in_turn(
-        self, scenes: Mapping[int, Scene], choices: Mapping[int, tuple[Prior, str]]
+        self,
+        scenes: Mapping[int, Scene],
+        choices: Mapping[int, tuple[Prior, str]],
+        begun: dict[int, Begun] | None = None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
-        """Results of scenes with stamps of their own images' size, then of those that want larger ones."""
+        """Results of scenes with stamps of their own images' size, then of those that want larger ones.
+
+        begun: from where each fit goes on, and then where it ended; None: they begin.
+        """
         wanted: dict[int, Begun] = {}
-        begun = dict.fromkeys(scenes, Begun(self.stamp or 0))
+        begun = dict.fromkeys(scenes, Begun(self.stamp or 0)) if begun is None else begun
         yield from self._in_batches(scenes, choices, begun, wanted if self.stamp is None else None)
         yield from self._in_batches(scenes, choices, wanted, None)
+        begun |= wanted
 
     def _in_parts(self, scene: Scene, prior: Prior, reason: str) -> Deblended | Exception:
         """The result of a large scene, or its error.
@@ -216,8 +223,9 @@ class Deblender:
             mosaic = Mosaic(scene, parts.split(scene), sky)
             moved = {n: part.masked.less(sky[:, None, None]) for n, part in enumerate(mosaic.parts)}
             fitted: dict[int, Part] = {}
+            begun = dict.fromkeys(moved, Begun(self.stamp or 0))
             for _ in range(SWEEPS + 1):
-                first._fit_parts(mosaic, moved, closed, reason)
+                first._fit_parts(mosaic, moved, closed, reason, begun)
                 fitted |= moved
                 if self.background:
                     mosaic.sky = mosaic.left_over()
@@ -225,7 +233,7 @@ class Deblender:
                 if not moved:
                     break
             if self.method != first.method or prior.key != closed.key:
-                self._like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason)
+                self._like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
             return mosaic.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
@@ -236,14 +244,20 @@ class Deblender:
         object.__setattr__(other, "_compiled", self._compiled)
         return other
 
-    def _fit_parts(self, mosaic: Mosaic, pieces: Mapping[int, Part], prior: Prior, reason: str) -> None:
-        """Fit some parts, by their number, for a mosaic. Raises: the error of the first that fails."""
-        scenes = {number: piece.scene for number, piece in pieces.items()}
-        found = self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason)))
+    def _fit_parts(
+        self, mosaic: Mosaic, pieces: Mapping[int, Part], prior: Prior, reason: str, begun: dict[int, Begun]
+    ) -> None:
+        """Fit some parts, by their number, for a mosaic, from where their fits have `begun`.
+
+        Raises: the error of the first that fails.
+        """
+        scenes, own = {number: piece.scene for number, piece in pieces.items()}, {n: begun[n] for n in pieces}
+        found = self._in_turn(scenes, dict.fromkeys(scenes, (prior, reason)), own)
         for number, result in tqdm(found, "parts", len(scenes), leave=False, disable=not self.progress, mininterval=1):
             if isinstance(result, Exception):
                 raise result
             mosaic.keep(number, result)
+        begun |= own
 
     def prepared(self, scene: Scene) -> tuple[Scene, tuple[Prior, str]]:
         """A scene that was examined, with its notes, and its `prior_of`.
@@ -262,10 +276,10 @@ class Deblender:
         self,
         scenes: Mapping[int, Scene],
         choices: Mapping[int, tuple[Prior, str]],
-        begun: Mapping[int, Begun],
+        begun: dict[int, Begun],
         wanted: dict[int, Begun] | None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
-        """Results of the scenes that `begun` has, each from there on.
+        """Results of the scenes that `begun` has, each from there on; it then has where they ended.
 
         choices: the prior of each scene, and why.
         wanted: takes those that want larger stamps, which yield no result; None: all do.
@@ -288,8 +302,7 @@ class Deblender:
                 for first in range(0, len(members), most):
                     chunk = members[first : first + most]
                     these, batch = [scenes[i] for i in chunk], shape._replace(blends=most)
-                    why = {i: choices[i][1] for i in chunk}
-                    run = Chunk(self, chunk, these, batch, chosen[key], why, {i: begun[i] for i in chunk})
+                    run = Chunk(self, chunk, these, batch, chosen[key], {i: choices[i][1] for i in chunk}, begun)
                     yield from self._of_chunk(run, wanted)
 
     def _of_chunk(self, run: Chunk, wanted: dict[int, Begun] | None) -> Iterator[tuple[int, Deblended | Exception]]:
@@ -386,7 +399,7 @@ class Begun(NamedTuple):
 @dataclass
 class Chunk:
     """Scenes of one shape and prior that are fitted together: one batch. begun: where each fit begins, which is near
-    the maximum for all of them or for none."""
+    the maximum for all of them or for none, and then where it ended."""
 
     deblender: Deblender
     indices: list[int]
@@ -394,7 +407,7 @@ class Chunk:
     shape: BatchShape
     prior: Prior
     reasons: Mapping[int, str]
-    begun: Mapping[int, Begun]
+    begun: dict[int, Begun]
 
     def results(self, wanted: dict[int, Begun] | None) -> Iterator[tuple[int, Deblended]]:
         """(index, result) of each scene; see `Deblender._in_batches`."""
@@ -405,14 +418,14 @@ class Chunk:
         fit = self.deblender.map_fit(self.shape, self.prior.initial)
         tensors, found = self._maximum(fit, flattened)
         rows = list(range(len(self.scenes)))
+        sides = dict.fromkeys(rows, self.shape.stamp)
         if wanted is not None:
-            sides = [self._side_wanted(found, row) for row in rows]
-            for row in rows:
-                if sides[row] > self.shape.stamp:
-                    count = len(self.scenes[row].sources)
-                    latent = found.state.latent[row, :count].numpy()
-                    wanted[self.indices[row]] = Begun(sides[row], latent, self.taken[row, :count])
-            rows = [row for row in rows if sides[row] <= self.shape.stamp]
+            sides |= {row: self._side_wanted(found, row) for row in rows}
+        for row, side in sides.items():
+            count, larger = len(self.scenes[row].sources), side > self.shape.stamp
+            ended = Begun(side, found.state.latent[row, :count].numpy(), self.taken[row, :count])
+            (wanted if larger and wanted is not None else self.begun)[self.indices[row]] = ended
+        rows = [row for row in rows if sides[row] == self.shape.stamp]
         if not rows:
             return
         if self.deblender.method == "sample":
