@@ -419,8 +419,9 @@ class Chunk:
         tensors, found = self._maximum(fit, flattened)
         rows = list(range(len(self.scenes)))
         sides = dict.fromkeys(rows, self.shape.stamp)
-        if wanted is not None:
-            sides |= {row: self._side_wanted(found, row) for row in rows}
+        if wanted is not None:  # of a fit that has not converged, sizes say nothing
+            converged = found.distance.numpy() <= CONVERGED
+            sides |= {row: self._side_wanted(found, row) for row in rows if converged[row]}
         for row, side in sides.items():
             count, larger = len(self.scenes[row].sources), side > self.shape.stamp
             ended = Begun(side, found.state.latent[row, :count].numpy(), self.taken[row, :count])
