@@ -242,6 +242,32 @@ def test_starts_do_not_matter(kind: type[GalaxyPrior]) -> None:
         np.testing.assert_allclose(other.chi2, results[0].chi2, rtol=1e-3)
 
 
+def test_a_fit_that_goes_on_ends_where_it_would_have_ended() -> None:
+    """Also from rounds in which the prior is still stiff; a batch's other blend, which is done, stays as it is."""
+    scenes = simulate()[0], simulate(BLEND[:1])[0]
+    shape = scene_shape(scenes[0], 48)._replace(blends=2)
+    fit, tensors = MapFit(SersicPrior(shape.bands), shape), Batch.build(scenes, shape).tensors
+    whole, some = fit(tensors), fit(tensors, rounds=2)
+    assert not whole.unfinished.numpy().any() and some.unfinished.numpy().any() and (some.stiffness.numpy() > 1).any()
+    found = fit.go_on(tensors, some, 28)
+    assert not found.unfinished.numpy().any()
+    error = np.sqrt(np.einsum("bckck->bkc", whole.covariance.linear.numpy()))
+    assert (np.abs(found.state.flux - whole.state.flux) <= 2 * MapOptions().tolerance * error).all()
+    assert fit.go_on(tensors, whole, 30) is whole
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 3])
+def test_a_band_with_few_pixels_beside_a_free_background(pixels: int) -> None:
+    """Less a constant they say next to nothing, and rounding all the more."""
+    scene, _ = simulate(BLEND[:1])
+    one = scene.observation
+    weights = one.weights.copy()
+    weights[0] = 0
+    weights[0, 12, 14 : 14 + pixels] = one.weights[0, 12, 14 : 14 + pixels]
+    result = Deblender("bulge-disk", background=True).deblend(Scene((replace(one, weights=weights),), scene.sources))
+    assert np.isfinite(result.flux).all() and result.header["converged"]
+
+
 def test_a_fit_that_is_cut_short_says_so() -> None:
     """Under the stiff prior of its first rounds no blend counts as done, and errors are those of the prior as it is."""
     scene, _ = simulate()

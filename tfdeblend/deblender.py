@@ -36,7 +36,7 @@ from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
 from tfdeblend.inference import parts, priors
 from tfdeblend.inference.calibration import CalibratedFit, CalibrationOptions, Calibrations
 from tfdeblend.inference.diffusion_sampler import SampleOptions, Samples
-from tfdeblend.inference.map_fit import MapFit, MapOptions, MapResult
+from tfdeblend.inference.map_fit import CONVERGED, MapFit, MapOptions, MapResult
 from tfdeblend.inference.nuts import NutsOptions
 from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
@@ -50,8 +50,7 @@ MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
-FIRST_ROUNDS = 12  # of a fit: a bright star would not be fitted by a galaxy's profile in many more
-LAST_ROUNDS = 8  # with larger stamps, from the maximum with smaller ones
+FIRST_ROUNDS = 12  # of a first fit: many more would not make a galaxy's profile fit a bright star
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -67,7 +66,6 @@ KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
     "sampling": (SampleOptions,),
     "nuts": (NutsOptions,),
 }
-CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together: below, a fit counts as done
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,7 @@ class Deblender:
         begun: dict[int, Begun],
         wanted: dict[int, Begun] | None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
-        """Results of the scenes that `begun` has, each from there on; it then has where they ended.
+        """Results of the scenes in `begun`, each fitted from the start given there, which then is where it ended.
 
         choices: the prior of each scene, and why.
         wanted: takes those that want larger stamps, which yield no result; None: all do.
@@ -453,16 +451,16 @@ class Chunk:
             start = fit.first_latents([moments(scene) for scene in scenes])
         self.calibrations: Calibrations | None = None
         most = self.deblender.options.rounds
-        first = min(LAST_ROUNDS if near else FIRST_ROUNDS, most)
+        first = min(FIRST_ROUNDS, most)
         if len(self.shape.exposures) > 1:
             key = "calibrated", fit.prior.name, self.shape
             calibrated = self.deblender._compiled.get(key, lambda: CalibratedFit(fit, self.deblender.calibration))
             found, self.calibrations, tensors = calibrated(tensors, start)
         else:
-            found = fit(tensors, start, near, first)
+            found = fit(tensors, start, tf.ones([self.shape.blends]) if near else None, first)
         if self.deblender.stars and not near:
             found, tensors, self.taken = self._with_stars(fit, tensors, found, first)
-        if most > first and not near:
+        if most > first:
             found = fit.go_on(tensors, found, most - first)
         return tensors, found
 

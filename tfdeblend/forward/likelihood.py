@@ -110,19 +110,16 @@ class Likelihood:
     def gram(self, stamps: tf.Tensor) -> tf.Tensor:
         """J^T J [B, C, N, N] of the whitened images of all exposures, N = K Q, float64; see `Exposure.gram`.
 
-        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, whitened; their `middle`,
-        which may be given as well, is enough for a curvature.
+        The columns of J are the stamps [B, K, Q, C or 1, P, P] as observed, every one alone, whitened.
         """
-        stamps, corners = self.middle(stamps), self.corners + self._cut
         own = all(one.own.on_model_pixels for one in self.exposures)
-        place = Place(corners, self.shape.middle, self.shape.frame, stamps.dtype)
-        frames = None if own else placed_each(place, stamps)
-        return tf.add_n([one.among_all(one.gram(stamps, frames, corners)) for one in self.exposures])
+        frames = None if own else placed_each(self.place, stamps)
+        return tf.add_n([one.among_all(one.gram(stamps, frames, self.corners)) for one in self.exposures])
 
     def gram_of_one(self, stamps: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """J^T J [B, C, Q, Q] of one source's stamps [B, Q, C or 1, M, M], exact; number: [B] of the source."""
-        corners = tf.gather(self.corners + self._cut, number[:, None], batch_dims=1)
-        place = Place(corners, self.shape.middle, self.shape.frame, stamps.dtype)
+        """J^T J [B, C, Q, Q] of one source's stamps [B, Q, C or 1, P, P], exact; number: [B] of the source."""
+        corners = tf.gather(self.corners, number[:, None], batch_dims=1)
+        place = Place(corners, self.shape.stamp, self.shape.frame, stamps.dtype)
         frames, products = placed_each(place, stamps[:, None]), []
         for one in self.exposures:
             seen = one.observe.forward(one.of(frames))
@@ -130,18 +127,6 @@ class Likelihood:
             flat = tf.cast(flat, tf.float64)
             products.append(one.among_all(tf.matmul(flat, flat, transpose_b=True)))
         return tf.add_n(products)
-
-    def middle(self, stamps: tf.Tensor) -> tf.Tensor:
-        """[..., P, P] -> [..., M, M] the pixels that curvatures are taken of."""
-        if stamps.shape[-1] == self.shape.middle:
-            return stamps
-        inner = slice(self._cut, self._cut + self.shape.middle)
-        return stamps[..., inner, inner]
-
-    @property
-    def _cut(self) -> int:
-        """Pixels of a stamp before its middle; even, as the pixels of a curvature are every second one."""
-        return (self.shape.stamp - self.shape.middle) // 2
 
     def pull(self, model: Images) -> tf.Tensor:
         """A^T Sigma^-1 (y - model) [B, K, C, P, P]: what each pixel of each stamp gains by growing."""

@@ -30,7 +30,6 @@ SOURCE_COUNTS = (4, 8, 16, 24, 32)
 SAMPLED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of sources: a sampler's work goes with them, padding included
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
-MIDDLE = 64  # pixels a side: light farther out tells hardly anything, but takes time
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
 FEW = 3  # scenes of one shape are not worth a compilation of their own
 
@@ -91,13 +90,8 @@ class BatchShape(NamedTuple):
 
     @property
     def window(self) -> int:
-        """Pixels a side of the middle of one stamp seen through the PSF."""
-        return self.middle + 2 * WINGS
-
-    @property
-    def middle(self) -> int:
-        """Pixels a side of the middle of a stamp, of which curvatures are taken."""
-        return min(self.stamp, MIDDLE)
+        """Pixels a side of one stamp seen through the PSF."""
+        return self.stamp + 2 * WINGS
 
 
 def memory(shape: BatchShape, latents: int) -> float:

@@ -137,8 +137,10 @@ def factorise(system: NormalEquations) -> Factors:
     """Factors of a curvature, which may curve downwards."""
     curvature, gain, linear = eliminate(system)
     values, vectors = tf.linalg.eigh(0.5 * (curvature + tf.linalg.matrix_transpose(curvature)))
-    along = tf.matmul(gain, vectors[:, None]) ** 2 / tf.maximum(tf.abs(values), FLATTEST)[:, None, None]
-    variance = tf.linalg.diag_part(tf.linalg.inv(linear)) + tf.reduce_sum(along, -1)
+    bands, sources, number = gain.shape[1:]
+    along = tf.matmul(tf.reshape(gain, [-1, bands * sources, number]), vectors) ** 2
+    along = tf.reduce_sum(along / tf.maximum(tf.abs(values), FLATTEST)[:, None], -1)
+    variance = tf.linalg.diag_part(tf.linalg.inv(linear)) + tf.reshape(along, [-1, bands, sources])
     return Factors(values, vectors, tf.sqrt(variance), system)
 
 

@@ -15,7 +15,7 @@ from tfdeblend.galaxies import fluxes, normal_equations, profiles
 from tfdeblend.galaxies.normal_equations import NormalEquations, SecondOrder
 from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
 
-ROUNDING = 3e-6  # of float32 products, and by so much more they are positive
+ROUNDING = 3e-6  # of float32 products: added to their diagonal, it keeps them positive definite
 FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
 
 
@@ -145,7 +145,7 @@ class GalaxyPosterior:
         system = normal_equations.assemble(
             gram, state.flux, self.tensors.is_source, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
-        pulled = likelihood.middle(self._real(likelihood.pull(model)))
+        pulled = self._real(likelihood.pull(model))
         mixture, (d_weight, d_exponent) = self._jacobian(
             lambda z, frame: profiles.coefficients(self.prior.mixture(z, frame)), state.latent
         )
@@ -154,10 +154,10 @@ class GalaxyPosterior:
         return system, SecondOrder(-tf.cast(latent, tf.float64), -tf.cast(part.slope, tf.float64))
 
     def _gram(self, images: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
-        """`Likelihood.gram` of each source's images [B, K, I, 1, M, M], exact for those of the brightest source.
+        """`Likelihood.gram` of each source's images [B, K, I, 1, P, P], exact for those of the brightest source.
 
-        Its flux may be known to a thousandth, and what every second pixel is off by would be taken for knowledge of
-        its shape. With L L^T its block as it is and E E^T the exact one, E L^-1 takes one to the other; applied to
+        Its flux may be known to a thousandth, and what sampling every second pixel gets wrong would pass for knowledge
+        of its shape. With L L^T its block as it is and E E^T the exact one, E L^-1 takes one to the other; applied to
         its rows and columns it leaves the whole positive.
         """
         brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
@@ -174,18 +174,20 @@ class GalaxyPosterior:
             tf.linalg.triangular_solve(root, tf.linalg.matrix_transpose(exact), adjoint=True)
         )
         one = tf.eye(count, dtype=gram.dtype)
+        known = tf.reduce_all(tf.math.is_finite(change), [2, 3], keepdims=True)  # not of a few pixels less a constant
+        change = tf.where(known, change, one)
         change = one + here[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
         half = tf.einsum("bckij,bckjlm->bckilm", change, blocks)
         return tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(gram))
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images [B, K, I, 1, M, M] that span all derivatives of the unit-flux sources, and what each of a source's
+        """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
         derivatives, by its S latents and, last, by its flux, holds of them [B, C, K, S + 1, I].
 
         Components look alike in all bands, which differ only in how much of each they hold: so few images are enough.
         """
         (shape, share), (by_shape, by_share) = self._jacobian(self.prior.anatomy, latent)  # [B, K, S, D, 5 and C]
-        frame, side = _of_copies(self.frame), self.shape.middle
+        frame, side = _of_copies(self.frame), self.shape.stamp
         images = []
         for table, one in zip(self.prior.tables, tf.unstack(shape, axis=2), strict=True):
             (weight, exponent), derivatives = slopes(

@@ -25,8 +25,8 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # many standard deviations. Under a stiff prior there is one maximum, and what grows out of it is the same from
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
-NEAR = 0.3  # standard deviations to the maximum, over all parameters together: where a fit counts as done
-STALLED = 0.02  # nats: a round that gains less is the last, wherever its curvature places the maximum
+CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together, within which a fit counts as done
+STALLED = 0.02  # nats: a round that gains less ends the fit, however far off its curvature places the maximum
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
@@ -36,15 +36,17 @@ RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
 class MapOptions:
     """Settings of the fit.
 
-    rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it.
-    tolerance: a blend has converged when its next step would move no flux by more than this many of its errors, and
-    all its parameters together by less than NEAR standard deviations.
+    rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it. Trials of stars
+    and fits with larger stamps have rounds of their own.
+    tolerance: a blend has converged when Newton's next step would move no flux by more than this many of its errors,
+    and all parameters together by less than CONVERGED standard deviations, or when a round gains nothing; by Adam, when
+    it is within this many standard deviations of the maximum.
     model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
     one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
     the fit and its errors use.
     profile_error: of a galaxy's flux, as a fraction, which its profile does not know: light of clumps and wings that no
     Sersic profile has. Added to the errors of a maximum's fluxes, not to those of samples; points have none.
-    optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum and tolerance; under a
+    optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum; under a
     learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """
 
@@ -66,7 +68,8 @@ class MapResult(NamedTuple):
 
     state: see MapState. models: of each exposure [B, C_e, S_e, S_e], constants included; constants: of each [B, C_e].
     sources: of each [B, K, C_e, S_e, S_e] as observed. stamps [B, K, C, P, P]. chi2 [B]. distance [B] to the maximum in
-    standard deviations. steps [B]. covariance: the Laplace approximation. summary [B, K, 5] and its covariance
+    standard deviations. steps [B]. stiffness [B] of the latents' prior where it stopped; unfinished [B]: for want of
+    rounds. covariance: the Laplace approximation. summary [B, K, 5] and its covariance
     [B, K, 5, 5]: see `GalaxyPrior.summary`. beyond_prior [B, K]: galaxies that a learned prior, if there was one, could
     not know.
     """
@@ -79,6 +82,8 @@ class MapResult(NamedTuple):
     chi2: tf.Tensor
     distance: tf.Tensor
     steps: tf.Tensor
+    stiffness: tf.Tensor
+    unfinished: tf.Tensor
     covariance: Laplace
     summary: tf.Tensor
     summary_covariance: tf.Tensor
@@ -153,28 +158,29 @@ class MapFit:
         self,
         tensors: Tensors,
         start: np.ndarray | tf.Tensor | None = None,
-        near: bool = False,
-        rounds: int = 0,
+        stiffness: tf.Tensor | None = None,
+        rounds: int | None = None,
     ) -> MapResult:
         """Fits blends of this fit's shape.
 
         Args:
           start: latents [B, K, S] to start from; None: the prior's centre. Fluxes need no start: they are linear.
-          near: whether `start` is near the maximum, which is then sought without making the prior stiff first.
-          rounds: at most so many; 0: as many as the options say.
+          stiffness: [B] of the latents' prior to begin with, 1 near the maximum; None: as stiff as it gets.
+          rounds: at most so many; None: as many as the options say.
         """
         if start is None:
             start = tf.zeros([self.shape.blends, self.shape.sources, self.prior.size], self.prior.dtype)
-        stiffness = tf.constant(1 if near else STIFFEST, self.prior.dtype)
-        most = tf.constant(rounds or self.options.rounds)
+        if stiffness is None:
+            stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
+        most = tf.constant(self.options.rounds if rounds is None else rounds)
         return self._run(tensors, tf.cast(start, self.prior.dtype), stiffness, most)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
-        """Goes on, for at most so many rounds, with the blends that have not converged."""
-        rows = tensors.is_source.numpy().any(1) & (found.distance.numpy() > NEAR)
+        """Goes on, for at most so many rounds, with the blends that are unfinished."""
+        rows = found.unfinished.numpy()
         if not rows.any():
             return found
-        further = self(alone(tensors, rows), found.state.latent, near=True, rounds=rounds)
+        further = self(alone(tensors, rows), found.state.latent, found.stiffness, rounds)
         return of_rows(rows, further._replace(steps=found.steps + further.steps), found)
 
     def posterior(self, tensors: Tensors) -> GalaxyPosterior:
@@ -194,6 +200,8 @@ class MapFit:
             **found | {"chi2": exact.likelihood.chi2(posterior.model(end.state))},
             distance=end.distance,
             steps=end.steps,
+            stiffness=end.stiffness,
+            unfinished=end.active,
             covariance=covariance._replace(linear=covariance.linear + self._profile_variance(posterior, end.state)),
             summary=summary,
             summary_covariance=spread,
@@ -221,9 +229,9 @@ class MapFit:
     ) -> Progress:
         """Rounds of steps with one curvature, which costs as much as several gradients; the prior softens.
 
-        A blend is done when a round finds it converged at once, so that where it ends does not depend on how it came
-        there; it then leaves the batch. The last round takes no step, and has the prior as it is: it is there for the
-        curvature where the fit ends.
+        A blend is done when a round finds it converged at once, or gains nothing; it then leaves the batch. The last
+        round takes no step, and has the prior as it is: it is there for the curvature where the fit ends, and what is
+        active then is unfinished.
         """
         batch, bands, sources = self.shape.blends, self.shape.bands, self.shape.sources
         number = sources * self.prior.size
@@ -231,7 +239,7 @@ class MapFit:
             state=state,
             radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
             distance=tf.fill([batch], tf.constant(np.inf, tf.float64)),
-            stiffness=tf.fill([batch], stiffness),
+            stiffness=stiffness,
             steps=tf.zeros([batch], tf.int32),
             active=tf.reduce_any(posterior.tensors.is_source > 0, 1),  # what is empty has nothing to be done
             system=NormalEquations(
@@ -252,6 +260,7 @@ class MapFit:
                 some = self._round(own, some, tf.where(last, 0, self.options.steps))
             else:
                 some = self._adam_round(self._adam, own, some, rows, last)
+            some = some._replace(active=some.active | last)
             return count + 1, tf.nest.map_structure(
                 lambda old, new: tf.tensor_scatter_nd_update(old, rows[:, None], new), whole, some
             )
@@ -274,7 +283,8 @@ class MapFit:
         start = [0, now.state, model, now.radius, now.distance, now.active, tf.zeros_like(now.steps)]
         loop = tf.while_loop(lambda count, *rest: (count < steps) & tf.reduce_any(rest[4]), step, start)
         _, state, images, radius, distance, _, tried = loop
-        stalled = posterior.rise(now.state, model, state, images) > -STALLED
+        gain = -posterior.rise(now.state, model, state, images)
+        stalled = (gain < STALLED) & ((gain > 0) | (distance <= CONVERGED))  # a step that led uphill is tried shorter
         return self._softer(now._replace(state=state, radius=radius, distance=distance, system=system), tried, stalled)
 
     def _adam_round(
@@ -315,7 +325,8 @@ class MapFit:
         best = self._rescaled(posterior, state, model, first, slope, radius, active)
         distance = tf.where(active, length[1], distance)
         moved = tf.reduce_max(tf.abs(linear[1]) / tf.split(factors.errors, 2)[1], [1, 2])
-        active &= (moved > self.options.tolerance) | (distance > NEAR)
+        moved = tf.where(other.length < 0.9 * radius, moved, np.inf)  # by a step that the region did not cut
+        active &= (moved > self.options.tolerance) | (distance > CONVERGED)
         downhill = active & (best.rise < 0)
         reached = MapState(*(old + by for old, by in zip(state, best.move, strict=True)))
         state, model = _choose(downhill, reached, state), _choose(downhill, best.model, model)

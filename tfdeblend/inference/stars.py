@@ -23,6 +23,7 @@ from tfdeblend.inference.map_fit import MapFit, MapResult, alone, of_rows
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
 MISFIT = 2.0  # chi-square per pixel where a source shines
+OBVIOUS = 100.0  # nats: as much is asked where the fit as galaxies is unfinished and may gain yet
 CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
 
 
@@ -53,10 +54,11 @@ class StarTrial:
         """
         trial = self.candidates(tensors, galaxies, unknown, width)
         found, taken = galaxies, np.zeros_like(trial)
+        least = np.where(galaxies.unfinished.numpy(), OBVIOUS, CERTAIN)
         while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
             start = found.state.latent * (1 - tf.cast(trial, tensors.is_point.dtype))[..., None]  # PSFs as given
-            points = self.fit(alone(with_points(tensors, trial), rows), start, near=True, rounds=rounds)
-            kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > CERTAIN)
+            points = self.fit(alone(with_points(tensors, trial), rows), start, galaxies.stiffness, rounds)
+            kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > least[:, None])
             settled = rows & np.all(kept == trial, 1)
             taken[settled] = trial[settled]
             found = of_rows(settled, points, found)
