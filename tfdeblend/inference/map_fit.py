@@ -26,7 +26,7 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together, within which a fit counts as done
-STALLED = 0.02  # nats: a round that gains less ends the fit, however far off its curvature places the maximum
+STALLED = 10.0  # times the tolerance: a round that gains no more than so short a step would ends the fit
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
@@ -284,7 +284,8 @@ class MapFit:
         loop = tf.while_loop(lambda count, *rest: (count < steps) & tf.reduce_any(rest[4]), step, start)
         _, state, images, radius, distance, _, tried = loop
         gain = -posterior.rise(now.state, model, state, images)
-        stalled = (gain < STALLED) & ((gain > 0) | (distance <= CONVERGED))  # a step that led uphill is tried shorter
+        least = (STALLED * self.options.tolerance) ** 2 / 2  # nats
+        stalled = (gain < least) & ((gain > 0) | (distance <= CONVERGED))  # a step that led uphill is tried shorter
         return self._softer(now._replace(state=state, radius=radius, distance=distance, system=system), tried, stalled)
 
     def _adam_round(
