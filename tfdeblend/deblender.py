@@ -194,7 +194,7 @@ class Deblender:
     ) -> Iterator[tuple[int, Deblended | Exception]]:
         """Results of scenes with stamps of their own images' size, then of those that want larger ones.
 
-        begun: from where each fit goes on, and then where it ended; None: they begin.
+        begun: where each fit starts, and afterwards where it ended; None: each starts from its moments.
         """
         wanted: dict[int, Begun] = {}
         begun = dict.fromkeys(scenes, Begun(self.stamp or 0)) if begun is None else begun
@@ -245,7 +245,7 @@ class Deblender:
     def _fit_parts(
         self, mosaic: Mosaic, pieces: Mapping[int, Part], prior: Prior, reason: str, begun: dict[int, Begun]
     ) -> None:
-        """Fit some parts, by their number, for a mosaic, from where their fits have `begun`.
+        """Fit some parts, by their number, for a mosaic, with each fit started as `begun` says.
 
         Raises: the error of the first that fails.
         """
@@ -277,7 +277,7 @@ class Deblender:
         begun: dict[int, Begun],
         wanted: dict[int, Begun] | None,
     ) -> Iterator[tuple[int, Deblended | Exception]]:
-        """Results of the scenes in `begun`, each fitted from the start given there, which then is where it ended.
+        """Results of the scenes in `begun`, each fitted from the start given there, which becomes where it ended.
 
         choices: the prior of each scene, and why.
         wanted: takes those that want larger stamps, which yield no result; None: all do.
@@ -396,8 +396,8 @@ class Begun(NamedTuple):
 
 @dataclass
 class Chunk:
-    """Scenes of one shape and prior that are fitted together: one batch. begun: where each fit begins, which is near
-    the maximum for all of them or for none, and then where it ended."""
+    """Scenes of one shape and prior that are fitted together: one batch. begun: where each fit starts, which is near
+    the maximum for all of them or for none; afterwards where it ended."""
 
     deblender: Deblender
     indices: list[int]

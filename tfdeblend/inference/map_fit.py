@@ -26,7 +26,7 @@ FIRST_RADIUS, WIDEST_RADIUS = 0.5, 4.0
 # wherever a fit starts: of 227 sources in CatSim blends, 91% end within 0.1 sigma of one another without, and all with.
 STIFFEST, SOFTENING, SETTLED = 1024.0, 32.0, 5.0  # powers of two, so that the softest is 1 to the last bit
 CONVERGED = 0.3  # standard deviations to the maximum, over all parameters together, within which a fit counts as done
-STALLED = 10.0  # times the tolerance: a round that gains no more than so short a step would ends the fit
+STALLED = 10.0  # tolerances: a fit ends with a round that gains less than a step of this length would
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
