@@ -2,11 +2,13 @@
 
     python -m benchmarks.fields --sources 4 16 64 --area 600 --whole 64
     python -m benchmarks.fields --sources 300 --side 1000 --bands 5 --cuts 8 --prior exponential
+    python -m benchmarks.fields --isolated 1000 --side 64 --bands 5
 
 Galaxies are Sersic profiles drawn with GalSim under white noise, of fluxes even in their logarithm, with AREA pixels
 for each, or on SIDE pixels a side. A field of more than 32 sources is fitted in parts; up to WHOLE sources it is fitted
-as one, too. CUTS of its sources are fitted again in cut-outs of the image, with all that lies in these. Times are
-CPU-seconds a source of a first and a second call, GB the process's peak so far, MB the size of the result's file.
+as one, too. CUTS of its sources are fitted again in cut-outs of the image, with all that lies in these. ISOLATED
+galaxies lie on an image each. Times are CPU-seconds a source of a first and a second call, GB the process's peak so
+far, MB the size of the result's file.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import galsim
 import numpy as np
 
+from benchmarks.blends import cpu
 from tfdeblend import Deblended, Deblender, Observation, Scene, Source
 from tfdeblend.inference import parts
 
@@ -61,11 +65,10 @@ def field(number: int, side: int, seed: int, bands: str) -> tuple[Scene, np.ndar
     return Scene((observation,), tuple(Source(*place) for place in places)), fluxes
 
 
-def timed(deblender: Deblender, scene: Scene) -> tuple[Deblended, float]:
-    """Deblend a scene, and give the CPU-seconds that took."""
-    before = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    result = deblender.deblend(scene)
-    return result, sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - before
+def timed(deblender: Deblender, scenes: Any) -> tuple[Any, float]:
+    """Deblend a scene, or several, and give the CPU-seconds that took."""
+    before = cpu()
+    return deblender.deblend(scenes), cpu() - before
 
 
 def size(result: Deblended) -> float:
@@ -91,9 +94,23 @@ def in_cutouts(deblender: Deblender, result: Deblended, number: int) -> np.ndarr
     return np.array(moved)
 
 
+def isolated(deblender: Deblender, options: argparse.Namespace) -> None:
+    """Fit galaxies that lie alone on an image each, twice."""
+    drawn = [field(1, options.side or 64, seed, "".join(SEEING)[: options.bands]) for seed in range(options.isolated)]
+    scenes, truth = [scene for scene, _ in drawn], np.concatenate([flux for _, flux in drawn])
+    for title in ("start-up included", "warm"):
+        found, seconds = timed(deblender, scenes)
+        print(f"{len(scenes)} isolated galaxies: {seconds / len(scenes):.4f} CPU-seconds each, {title}")
+    flux, error = (np.concatenate([getattr(one, name) for one in found]) for name in ("flux", "flux_err"))
+    pull, memory = (flux - truth) / error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    converged = np.mean([one.header["converged"] for one in found])
+    print(f"{memory:.2f} GB, {converged:.3f} converged, pulls of {np.sqrt(np.mean(pull**2)):.2f} in the rms")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=int, nargs="+", default=[4, 16, 64, 128])
+    parser.add_argument("--isolated", type=int, help="galaxies, each on an image of its own (default: fields)")
     parser.add_argument("--area", type=float, default=600, help="pixels for each source")
     parser.add_argument("--side", type=int, help="pixels a side of the field (default: by AREA)")
     parser.add_argument("--bands", type=int, default=2, choices=range(1, len(SEEING) + 1))
@@ -103,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     deblender, limits = Deblender(options.prior), parts.WHOLE
+    if options.isolated:
+        isolated(deblender, options)
+        return
     titles = f"{'cold':>6} {'warm':>6} {'GB':>5} {'MB':>6} {'chi2':>6} {'|dF/F|':>7} {'pull':>5}"
     print(f"{'sources':>8} {'side':>5} {'':6} {titles}")
     for number in options.sources:

@@ -20,16 +20,23 @@ def shape_of(side: int, bands: int, fourier: int = 64, stamp: int = 48) -> Batch
     return BatchShape(1, 4, bands, side + 20, 10, fourier, stamp, 0.9, (own,))
 
 
-def test_few_scenes_of_a_shape_join_a_larger_one() -> None:
+def test_scenes_join_a_larger_shape_where_that_costs_less_than_a_compilation() -> None:
     """Every scene stays once, in a shape that holds it; what many scenes share, and what nothing holds, stays."""
     small = shape_of(32, 5)
     wide, crowded = shape_of(48, 5, fourier=80, stamp=64), small._replace(sources=8)
     both = wide._replace(sources=8)
     other, far = shape_of(32, 3), shape_of(192, 5, fourier=240, stamp=96)
-    buckets = {small: [0], wide: [1, 2, 3, 4, 5], crowded: [6], both: [7, 8], other: [9], far: [10]}
-    merged = merge_buckets(buckets)
-    assert sorted(index for members in merged.values() for index in members) == list(range(11))
-    assert merged == {wide: [1, 2, 3, 4, 5, 0], both: [7, 8, 6], other: [9], far: [10]}
+    few = {small: [0], wide: [1, 2, 3], crowded: [6], both: [7, 8], other: [9], far: [10]}
+    assert merge_buckets(few) == {both: [0, 1, 2, 3, 6, 7, 8], other: [9], far: [10]}
+    many = {small: list(range(1000)), wide: [1000], far: list(range(1001, 1010))}
+    assert merge_buckets(many) == {small: many[small], far: [*range(1000, 1010)]}
+
+
+def test_no_scene_joins_a_shape_of_smaller_stamps() -> None:
+    """It was given larger ones because a galaxy of it reaches beyond them."""
+    large = shape_of(64, 5, fourier=96, stamp=64)
+    buckets = {large: [0], shape_of(48, 5, fourier=80, stamp=96): [1]}
+    assert merge_buckets(buckets) == buckets
 
 
 @pytest.mark.slow
@@ -56,7 +63,7 @@ def test_scenes_of_several_observations_join_only_the_same_images() -> None:
     both = one._replace(exposures=(own, coarse))
     crowded, turned = both._replace(sources=8), both._replace(exposures=(own, coarse._replace(kept=64)))
     assert merge_buckets({both: [0], crowded: [1, 2], turned: [3], one: [4]}) == {
-        crowded: [1, 2, 0],
+        crowded: [0, 1, 2],
         turned: [3],
         one: [4],
     }

@@ -130,8 +130,9 @@ def test_parts_of_the_operator_make_it_up(make: Callable[..., Likelihood]) -> No
 def test_several_exposures_are_the_sum_of_each() -> None:
     """Chi-square, its gradient by the stamps and its curvature; bands that an exposure lacks get nothing of it."""
     whole = several_exposures(tf.float64)
-    shape, unit = whole.shape, draw([3, 4, 3, 16, 16], tf.float64, 0)
-    flux = draw([3, 4, 3], tf.float64, 1)
+    shape = whole.shape
+    unit = draw([shape.blends, shape.sources, shape.bands, 16, 16], tf.float64, 0)
+    flux = draw([shape.blends, shape.sources, shape.bands], tf.float64, 1)
     model = whole.render(unit, flux)
     chi2, pull, gram = [], [], []
     for e, exposure in enumerate(whole.exposures):
@@ -168,6 +169,18 @@ def test_pull_is_the_gradient_of_chi_square(make: Callable[..., Likelihood], bac
     np.testing.assert_allclose(likelihood.slopes(stamps, model), slopes, atol=1e-9 * np.abs(slopes).max())
     less = likelihood.render(0.9 * stamps, ones)
     np.testing.assert_allclose(likelihood.rise(less, model), value - likelihood.chi2(less), rtol=1e-9)
+
+
+@every_likelihood
+def test_misfit_is_the_rms_of_residuals_where_it_is_above_the_noise(make: Callable[..., Likelihood]) -> None:
+    """Over the pixels that are seen of all exposures; noise is no misfit."""
+    likelihood = make(tf.float64, False)
+    pixels = sum(np.count_nonzero(one.weights[0]) for one in likelihood.exposures)
+    for scale in (0.0, 1e3):
+        model = [one.images * (1 - 1e-3) + scale for one in likelihood.exposures]
+        expected = max(np.sqrt(likelihood.chi2(model)[0] / pixels), 1)
+        np.testing.assert_allclose(likelihood.misfit(model)[0], expected, rtol=1e-9)
+        assert (expected > 1) == (scale > 0)
 
 
 @every_likelihood

@@ -50,7 +50,8 @@ MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
-FIRST_ROUNDS = 12  # of a first fit: many more would not make a galaxy's profile fit a bright star
+# Rounds of a first fit, many more of which make no galaxy's profile fit a bright star, and of a trial of stars.
+FIRST_ROUNDS, TRIAL_ROUNDS = 8, 6
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -459,7 +460,7 @@ class Chunk:
         else:
             found = fit(tensors, start, tf.ones([self.shape.blends]) if near else None, first)
         if self.deblender.stars and not near:
-            found, tensors, self.taken = self._with_stars(fit, tensors, found, first)
+            found, tensors, self.taken = self._with_stars(fit, tensors, found, min(TRIAL_ROUNDS, most))
         if most > first:
             found = fit.go_on(tensors, found, most - first)
         return tensors, found

@@ -143,6 +143,13 @@ class Likelihood:
         pairs = zip(self.exposures, model, strict=True)
         return tf.add_n([one.noise.chi2(one.images - image) for one, image in pairs])
 
+    def misfit(self, model: Images) -> tf.Tensor:
+        """[B]: the residual's rms in units of the noise, at least 1."""
+        seen = tf.add_n(
+            [tf.reduce_sum(tf.cast(one.weights > 0, self.place.dtype), [1, 2, 3]) for one in self.exposures]
+        )
+        return tf.sqrt(tf.maximum(self.chi2(model) / tf.maximum(seen, 1), 1))
+
     def rise(self, old: Images, new: Images) -> tf.Tensor:
         """[B]: chi2(new) - chi2(old), free of the cancellation in a difference of two large sums."""
         parts = []

@@ -25,13 +25,13 @@ from tfdeblend.data.psf import (
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 
-IMAGE_SIDES = (32, 48, 64, 80, 96, 128, 192)
-SOURCE_COUNTS = (4, 8, 16, 24, 32)
-SAMPLED_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of sources: a sampler's work goes with them, padding included
+IMAGE_SIDES = (32, 48, 64, 80, 96, 112, 128, 160, 192)
+SOURCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
-FEW = 3  # scenes of one shape are not worth a compilation of their own
+# CPU-seconds: of compiling a shape, and, a source, band and pixel of the image, of a fit and of 16 samples.
+COMPILATION, FIT, SAMPLING = 10.0, 5e-6, 1.5e-4
 
 
 class ExposureShape(NamedTuple):
@@ -249,15 +249,14 @@ def widest_model_sigma(scene: Scene) -> float:
     raise DataError(worst.name, "psf", f"{expected}, received a narrower one (undersampled)")
 
 
-def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
-    """The same scenes in fewer shapes: those of a bucket of FEW or less join the smallest other one that holds them.
+def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT) -> dict[BatchShape, list[int]]:
+    """The same scenes in fewer shapes: they join another one that holds them where that costs less than a compilation.
 
-    A new shape takes as long to compile as several scenes take to fit. No scene is put into a shape of more than four
-    times its pixels times sources. Scenes of several observations join only shapes of the same images.
+    Scenes of several observations join only shapes of the same images. work: CPU-seconds a source, band and pixel.
     """
 
-    def cost(shape: BatchShape) -> int:
-        return shape.side**2 * shape.sources
+    def cost(shape: BatchShape) -> float:
+        return work * shape.bands * shape.side**2 * shape.sources
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
         if len(small.exposures) > 1:
@@ -266,15 +265,17 @@ def merge_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list
         fixed = "bands", "margin", "model_sigma", "background"
         same = len(large.exposures) == 1 and own.reach == other.reach
         same = same and all(getattr(large, name) == getattr(small, name) for name in fixed)
-        fits = large.sources >= small.sources and large.side >= small.side
-        return same and fits and cost(large) <= 4 * cost(small)
+        return same and all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp"))
 
-    merged = dict(buckets)
-    for shape in sorted(buckets, key=cost, reverse=True):  # so that a host has been settled before
-        hosts = [other for other in merged if other != shape and holds(other, shape)]
-        if len(merged[shape]) <= FEW and hosts:
-            host = min(hosts, key=cost)
-            merged[host] = merged[host] + merged.pop(shape)
+    merged = {shape: list(members) for shape, members in buckets.items()}
+
+    def saved(join: tuple[BatchShape, BatchShape]) -> float:
+        small, large = join
+        return COMPILATION - len(merged[small]) * (cost(large) - cost(small))
+
+    while joins := [(a, b) for a in merged for b in merged if a != b and holds(b, a) and saved((a, b)) > 0]:
+        small, large = max(joins, key=lambda join: (saved(join), join))
+        merged[large] = sorted(merged[large] + merged.pop(small))
     return merged
 
 
@@ -288,8 +289,11 @@ def by_count(
     """
     exact: dict[BatchShape, list[int]] = defaultdict(list)
     for row in chosen:
-        exact[shape._replace(sources=fit_size(len(scenes[row].sources), SAMPLED_COUNTS))].append(row)
-    return {shape: sorted(members) for shape, members in sorted((merge_buckets(exact) if fewer else exact).items())}
+        exact[shape._replace(sources=fit_size(len(scenes[row].sources), SOURCE_COUNTS))].append(row)
+    return {
+        shape: sorted(members)
+        for shape, members in sorted((merge_buckets(exact, SAMPLING) if fewer else exact).items())
+    }
 
 
 def brightness(scene: Scene) -> float:

@@ -16,6 +16,7 @@ from tfdeblend.galaxies.normal_equations import NormalEquations, SecondOrder
 from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
 
 ROUNDING = 3e-6  # of float32 products: added to their diagonal, it keeps them positive definite
+BRIGHT = 100.0  # signal-to-noise, all bands together, above which a percent of the curvature is too much
 FLUX_REFINEMENTS = 3  # the curvature is good to 1%, and each refinement gains as much
 
 
@@ -70,7 +71,12 @@ class GalaxyPosterior:
 
     def model(self, state: MapState) -> Images:
         """The rendered scenes in all exposures, without constants."""
-        return self.likelihood.render(self.unit(state.latent), self._real(state.flux))
+        return self.stamps_and_model(state)[1]
+
+    def stamps_and_model(self, state: MapState) -> tuple[tf.Tensor, Images]:
+        """Both of the above."""
+        unit, flux = self.unit(state.latent), self._real(state.flux)
+        return flux[..., None, None] * unit, self.likelihood.render(unit, flux)
 
     # -- value and gradient
 
@@ -158,27 +164,33 @@ class GalaxyPosterior:
 
         Its flux may be known to a thousandth, and what sampling every second pixel gets wrong would pass for knowledge
         of its shape. With L L^T its block as it is and E E^T the exact one, E L^-1 takes one to the other; applied to
-        its rows and columns it leaves the whole positive.
+        its rows and columns it leaves the whole positive. Below a signal-to-noise of BRIGHT it stays as it is.
         """
         brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
-        gram, own = self.likelihood.gram(images), tf.gather(images, brightest, batch_dims=1)
-        sources, count = images.shape[1:3]
+        gram, (sources, count) = self.likelihood.gram(images), images.shape[1:3]
         here = tf.one_hot(brightest, sources, dtype=gram.dtype)
         blocks = tf.reshape(gram, [-1, self.shape.bands, sources, count, sources, count])
         block = tf.einsum("bk,bckikj->bcij", here, blocks)
-        ridge = tf.linalg.diag(ROUNDING * tf.linalg.diag_part(block) + 1e-30)
-        root, exact = (
-            tf.linalg.cholesky(each + ridge) for each in (block, self.likelihood.gram_of_one(own, brightest))
-        )
-        change = tf.linalg.matrix_transpose(
-            tf.linalg.triangular_solve(root, tf.linalg.matrix_transpose(exact), adjoint=True)
-        )
-        one = tf.eye(count, dtype=gram.dtype)
-        known = tf.reduce_all(tf.math.is_finite(change), [2, 3], keepdims=True)  # not of a few pixels less a constant
-        change = tf.where(known, change, one)
-        change = one + here[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
-        half = tf.einsum("bckij,bckjlm->bckilm", change, blocks)
-        return tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(gram))
+        light = tf.cast(tf.gather(flux, brightest, batch_dims=1), gram.dtype)
+        bright = tf.reduce_sum(light**2 * block[..., -1, -1], 1) > BRIGHT**2  # an image of unit flux is the last
+
+        def corrected() -> tf.Tensor:
+            exact = self.likelihood.gram_of_one(tf.gather(images, brightest, batch_dims=1), brightest)
+            root, exact_root = (
+                tf.linalg.cholesky(each + tf.linalg.diag(ROUNDING * tf.linalg.diag_part(block) + 1e-30))
+                for each in (block, exact)
+            )
+            change = tf.linalg.matrix_transpose(
+                tf.linalg.triangular_solve(root, tf.linalg.matrix_transpose(exact_root), adjoint=True)
+            )
+            one = tf.eye(count, dtype=gram.dtype)
+            known = tf.reduce_all(tf.math.is_finite(change), [2, 3])  # not of a few pixels less a constant
+            change = tf.where((known & bright[:, None])[..., None, None], change, one)
+            change = one + here[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
+            half = tf.einsum("bckij,bckjlm->bckilm", change, blocks)
+            return tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(gram))
+
+        return tf.cond(tf.reduce_any(bright), corrected, lambda: gram)
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's

@@ -56,8 +56,9 @@ class CalibratedFit:
         shift = np.zeros((shape.blends, len(shape.exposures), 2))
         gain = [np.ones((shape.blends, len(own.bands))) for own in shape.exposures]
         error = np.zeros_like(shift)
+        stiffness = None
         for _ in range(ROUNDS):
-            found = self.fit(tensors, latent)
+            found = self.fit(tensors, latent, stiffness)
             for e, (curvature, slope) in enumerate(self._systems(tensors, found.state)):
                 for row, (matrix, vector) in enumerate(zip(curvature.numpy(), slope.numpy(), strict=True)):
                     now = np.concatenate([shift[row, e], gain[e][row] - 1])
@@ -67,14 +68,14 @@ class CalibratedFit:
             shift -= shift.mean(1, keepdims=True)
             gain = gains_about_one(gain, shape)
             tensors = calibrated(given, shift, gain)
-            latent = found.state.latent
-        return self.fit(tensors, latent), Calibrations(shift, tuple(gain), error), tensors
+            latent, stiffness = found.state.latent, tf.ones([shape.blends])  # the maximum moves little from here on
+        return self.fit(tensors, latent, stiffness), Calibrations(shift, tuple(gain), error), tensors
 
     def _normal_equations(self, tensors: Tensors, state: MapState) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Curvature [B, n, n] and slope [B, n] of each exposure's log-likelihood by its shift and gains, with the
         weights of the fit."""
         exact = self.fit.posterior(tensors)
-        posterior = self.fit.tolerant(exact, state)
+        posterior = self.fit.tolerant(exact, exact.model(state))
         likelihood, systems = posterior.likelihood, []
         frame = likelihood.place(posterior.stamps(state))
         for exposure in likelihood.exposures:

@@ -124,7 +124,7 @@ class NutsSampler:
         options = self.options
         tensors, center = tf.nest.map_structure(lambda t: tf.stack([t] * options.chains), (tensors, center))
         exact = self.fit.posterior(tensors)
-        posterior = self.fit.tolerant(exact, center)
+        posterior = self.fit.tolerant(exact, exact.model(center))
         model = posterior.model(center)
         white = Whitening(posterior, center, model)
 

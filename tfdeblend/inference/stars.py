@@ -23,7 +23,7 @@ from tfdeblend.inference.map_fit import MapFit, MapResult, alone, of_rows
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
 MISFIT = 2.0  # chi-square per pixel where a source shines
-OBVIOUS = 100.0  # nats: as much is asked where the fit as galaxies is unfinished and may gain yet
+OBVIOUS = 100.0  # nats: so much is enough, however far from its maximum the fit as galaxies is
 CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
 
 
@@ -54,7 +54,8 @@ class StarTrial:
         """
         trial = self.candidates(tensors, galaxies, unknown, width)
         found, taken = galaxies, np.zeros_like(trial)
-        least = np.where(galaxies.unfinished.numpy(), OBVIOUS, CERTAIN)
+        left = np.minimum(galaxies.distance.numpy().astype(float) ** 2 / 2, OBVIOUS)  # nats that the fit may gain yet
+        least = CERTAIN + np.where(galaxies.unfinished.numpy(), left, 0)
         while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
             start = found.state.latent * (1 - tf.cast(trial, tensors.is_point.dtype))[..., None]  # PSFs as given
             points = self.fit(alone(with_points(tensors, trial), rows), start, galaxies.stiffness, rounds)
@@ -90,7 +91,8 @@ class StarTrial:
 
         What the chi-square falls in a pixel is shared out among the sources on trial as their light there is.
         """
-        posterior = self.fit.tolerant(self.fit.posterior(tensors), galaxies.state)
+        exact = self.fit.posterior(tensors)
+        posterior = self.fit.tolerant(exact, exact.model(galaxies.state))
         tried = tf.cast(trial, self.fit.prior.dtype)
         gain = tf.reduce_sum(galaxies.state.latent**2 - points.state.latent**2, 2)
         sights = zip(posterior.likelihood.exposures, galaxies.models, points.models, galaxies.sources, strict=True)
