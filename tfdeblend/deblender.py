@@ -381,9 +381,14 @@ class Deblender:
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(NUMBERS / images, 1))), 1, LARGEST_BATCH))
 
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
-        """The compiled closed-form fit of a shape."""
-        key = "map", galaxies.name, shape
-        return self._compiled.get(key, lambda: MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options))
+        """The compiled closed-form fit of a shape; those of one shape but for their blends share a graph."""
+        alone = shape._replace(blends=1)
+
+        def make() -> MapFit:
+            return MapFit(galaxies(shape.bands, self.position_sigma), alone, self.options)
+
+        one = self._compiled.get(("map", galaxies.name, alone), make)
+        return self._compiled.get(("map", galaxies.name, shape), lambda: one.of_blends(shape.blends))
 
 
 class Begun(NamedTuple):

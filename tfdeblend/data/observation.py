@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,10 @@ class Observation:
 
     def sky_levels(self) -> np.ndarray:
         """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above."""
+        return self._sky_levels.copy()
+
+    @cached_property
+    def _sky_levels(self) -> np.ndarray:
         return np.array([validation.sky_level(i[v]) for i, v in zip(self.images, self.valid, strict=True)])
 
     def less(self, levels: np.ndarray) -> Observation:

@@ -177,10 +177,10 @@ def laplace(system: NormalEquations) -> Laplace:
     no measurement made.
     """
     curvature, gain, linear = eliminate(system._replace(now=tf.ones_like(system.now)))
-    batch, bands, terms, number = gain.shape
+    bands, terms, number = gain.shape[1:]
     latent = tf.linalg.inv(curvature + 1e-9 * tf.eye(number, dtype=tf.float64))
-    flat = tf.reshape(gain, [batch, bands * terms, number])
-    shared = tf.reshape(tf.matmul(tf.matmul(flat, latent), flat, transpose_b=True), [batch, bands, terms, bands, terms])
+    flat = tf.reshape(gain, [-1, bands * terms, number])
+    shared = tf.reshape(tf.matmul(tf.matmul(flat, latent), flat, transpose_b=True), [-1, bands, terms, bands, terms])
     own = tf.linalg.inv(linear)
     eye = tf.eye(bands, dtype=tf.float64)
     return Laplace(latent, shared + own[:, :, :, None, :] * eye[None, :, None, :, None])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -133,7 +134,8 @@ class Trial(NamedTuple):
 class MapFit:
     """The compiled fit for one batch shape. Make it once, call it for every batch of that shape.
 
-    Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`.
+    Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`. By Newton's method one graph serves batches of any
+    number of blends: see `of_blends`.
     """
 
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
@@ -141,6 +143,16 @@ class MapFit:
         self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
+        self._compiled: list[Callable[..., MapResult]] = []  # once it was called
+
+    def of_blends(self, blends: int) -> MapFit:
+        """The fit for batches of so many blends, which shares what was compiled, or will be, where it can."""
+        shape = self.shape._replace(blends=blends)
+        if self._adam is not None:
+            return MapFit(self.prior, shape, self.options)
+        other = copy.copy(self)
+        other.shape = shape
+        return other
 
     def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Latents [B, K, S] to start from, by the `moments` of each scene.
@@ -175,7 +187,12 @@ class MapFit:
         if stiffness is None:
             stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
         most = tf.constant(self.options.rounds if rounds is None else rounds)
-        return self._run(tensors, tf.cast(start, self.prior.dtype), stiffness, most)
+        arguments = tensors, tf.cast(start, self.prior.dtype), stiffness, most
+        if not self._compiled:
+            any_number = self._adam is None
+            given = tf.nest.map_structure(lambda tensor: _spec(tensor, any_number), arguments)
+            self._compiled.append(self._run.get_concrete_function(*given))
+        return self._compiled[0](*arguments)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
@@ -209,7 +226,7 @@ class MapFit:
             covariance=covariance._replace(linear=covariance.linear + self._profile_variance(posterior, end.state)),
             summary=summary,
             summary_covariance=spread,
-            beyond_prior=tf.zeros([self.shape.blends, self.shape.sources], tf.bool),
+            beyond_prior=tf.zeros_like(tensors.is_source, tf.bool),
         )
 
     def _profile_variance(self, posterior: GalaxyPosterior, state: MapState) -> tf.Tensor:
@@ -237,20 +254,20 @@ class MapFit:
         round takes no step, and has the prior as it is: it is there for the curvature where the fit ends, and what is
         active then is unfinished.
         """
-        batch, bands, sources = self.shape.blends, self.shape.bands, self.shape.sources
-        number = sources * self.prior.size
+        bands, sources, like = self.shape.bands, self.shape.sources, tf.cast(stiffness, tf.float64)
+        number, batch = sources * self.prior.size, tf.shape(stiffness)[:1]
         start = Progress(
             state=state,
-            radius=tf.fill([batch], tf.constant(FIRST_RADIUS, tf.float64)),
-            distance=tf.fill([batch], tf.constant(np.inf, tf.float64)),
+            radius=FIRST_RADIUS * tf.ones_like(like),
+            distance=np.inf * tf.ones_like(like),
             stiffness=stiffness,
-            steps=tf.zeros([batch], tf.int32),
+            steps=tf.zeros_like(stiffness, tf.int32),
             active=tf.reduce_any(posterior.tensors.is_source > 0, 1),  # what is empty has nothing to be done
             system=NormalEquations(
-                latent=tf.eye(number, batch_shape=[batch], dtype=tf.float64),
-                mixed=tf.zeros([batch, bands, number, sources], tf.float64),
-                linear=tf.eye(sources, batch_shape=[batch, bands], dtype=tf.float64),
-                now=tf.zeros([batch, bands, sources], tf.float64),
+                latent=tf.eye(number, batch_shape=batch, dtype=tf.float64),
+                mixed=tf.zeros([batch[0], bands, number, sources], tf.float64),
+                linear=tf.eye(sources, batch_shape=[batch[0], bands], dtype=tf.float64),
+                now=tf.zeros([batch[0], bands, sources], tf.float64),
             ),
         )
 
@@ -370,6 +387,12 @@ class MapFit:
             return _choose(other.rise < first.rise, other, first)
 
         return tf.cond(tf.reduce_any(worth), again, lambda: first)
+
+
+def _spec(tensor: tf.Tensor, any_number: bool) -> tf.TensorSpec:
+    """Of a tensor, whose first axis, that of the blends, may be of any length."""
+    free = [None] * any_number + tensor.shape[any_number:] if len(tensor.shape) else []
+    return tf.TensorSpec(free, tensor.dtype)
 
 
 def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:

@@ -39,8 +39,8 @@ class StarTrial:
 
     def __init__(self, fit: MapFit):
         self.fit, self.shape = fit, fit.shape
-        self._looks = tf.function(self._shown, autograph=False)
-        self._gain = tf.function(self._gained, autograph=False)
+        self._looks = tf.function(self._shown, autograph=False, reduce_retracing=True)
+        self._gain = tf.function(self._gained, autograph=False, reduce_retracing=True)
 
     def __call__(
         self, tensors: Tensors, galaxies: MapResult, unknown: np.ndarray, width: np.ndarray, rounds: int
