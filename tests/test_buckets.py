@@ -9,7 +9,7 @@ from simulations import BLEND, Galaxy, simulate
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.measure import side_wanted
 from tfdeblend.deblender import Begun, Deblender
-from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets
+from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets, round_buckets
 
 WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
 
@@ -30,6 +30,23 @@ def test_scenes_join_a_larger_shape_where_that_costs_less_than_a_compilation() -
     assert merge_buckets(few) == {both: [0, 1, 2, 3, 6, 7, 8], other: [9], far: [10]}
     many = {small: list(range(1000)), wide: [1000], far: list(range(1001, 1010))}
     assert merge_buckets(many) == {small: many[small], far: [*range(1000, 1010)]}
+
+
+def test_few_scenes_have_a_round_number_of_sources() -> None:
+    """Many have a shape of their own, and all stay."""
+    one = shape_of(64, 5)._replace(sources=1)
+    assert round_buckets({one: [3], one._replace(sources=4): [0], one._replace(sources=5): [1]}) == {
+        one._replace(sources=4): [0, 3],
+        one._replace(sources=8): [1],
+    }
+    many = {one: list(range(1000))}
+    assert round_buckets(many) == many
+
+
+def test_larger_stamps_are_not_free() -> None:
+    small, large = shape_of(64, 5, fourier=96, stamp=64), shape_of(64, 5, fourier=96, stamp=160)
+    many = {small: list(range(1000)), large: [1000]}
+    assert merge_buckets(many) == many
 
 
 def test_no_scene_joins_a_shape_of_smaller_stamps() -> None:

@@ -134,8 +134,8 @@ def test_curvature_is_exact_for_the_brightest_source_and_positive() -> None:
         shape = scene_shape(Scene(scene.observations, sources), 48)._replace(sources=3)
         tensors = Batch.build([Scene(scene.observations, sources)], shape, F64).tensors
         posterior = GalaxyPosterior(PRIORS["bulge-disk"](shape.bands, dtype=F64), shape, tensors)
-        images, _ = posterior.tangents(tf.zeros([1, 3, posterior.prior.size], F64))
-        gram = posterior._gram(images, tf.constant(flux[None]))[0].numpy()
+        images, mixing = posterior.tangents(tf.zeros([1, 3, posterior.prior.size], F64))
+        gram = posterior._gram(images, mixing, tf.constant(flux[None], F64))[0].numpy()
         count = images.shape[2]
         (seen,) = posterior.likelihood.operator.images(images)
         flat = seen[0, :, :count].numpy().reshape(shape.bands, count, -1)

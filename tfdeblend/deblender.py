@@ -30,7 +30,17 @@ from tfdeblend.data.scene import READS, Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, Tensors
-from tfdeblend.forward.shapes import BatchShape, brightness, memory, merge_buckets, scene_shape, stamp_side
+from tfdeblend.forward.shapes import (
+    FIT_WORK,
+    SAMPLING_WORK,
+    BatchShape,
+    brightness,
+    memory,
+    merge_buckets,
+    round_buckets,
+    scene_shape,
+    stamp_side,
+)
 from tfdeblend.galaxies.moments import moments
 from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
 from tfdeblend.inference import parts, priors
@@ -50,8 +60,8 @@ MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
-# Rounds of a first fit, many more of which make no galaxy's profile fit a bright star, and of a trial of stars.
-FIRST_ROUNDS, TRIAL_ROUNDS = 8, 6
+FIRST_ROUNDS = 8  # of a first fit: many more would not make a galaxy's profile fit a bright star
+TRIAL_ROUNDS = 6  # of a trial of stars
 SWEEPS = 3  # over the parts of a large scene, at most
 MOVED = 0.1  # errors of a flux by which light from beyond a part may move it
 KINDS: dict[str, tuple[type, ...]] = {  # of the arguments of a Deblender
@@ -295,7 +305,8 @@ class Deblender:
                 chosen[prior.key] = prior
                 buckets[prior.key][shape].append(index)
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
-            for shape, members in sorted(merge_buckets(shapes).items()):
+            work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
+            for shape, members in sorted(merge_buckets(round_buckets(shapes), work).items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
@@ -381,13 +392,14 @@ class Deblender:
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(NUMBERS / images, 1))), 1, LARGEST_BATCH))
 
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
-        """The compiled closed-form fit of a shape; those of one shape but for their blends share a graph."""
-        alone = shape._replace(blends=1)
+        """The compiled closed-form fit of a shape. By Newton those that differ in their blends alone share a graph."""
+        shared = self.options.optimizer == "newton"
+        first = shape._replace(blends=1) if shared else shape
 
         def make() -> MapFit:
-            return MapFit(galaxies(shape.bands, self.position_sigma), alone, self.options)
+            return MapFit(galaxies(shape.bands, self.position_sigma), first, self.options)
 
-        one = self._compiled.get(("map", galaxies.name, alone), make)
+        one = self._compiled.get(("map", galaxies.name, first), make)
         return self._compiled.get(("map", galaxies.name, shape), lambda: one.of_blends(shape.blends))
 
 
@@ -478,7 +490,8 @@ class Chunk:
         for row, scene in enumerate(self.scenes):
             unknown[row, : len(scene.sources)] = [source.kind == "unknown" for source in scene.sources]
             width[row] = np.min(fwhm(scene.observation.psf))
-        key = "stars", fit.prior.name, self.shape
+        newton = fit.options.optimizer == "newton"  # of any number of blends
+        key = "stars", fit.prior.name, self.shape._replace(blends=1) if newton else self.shape
         trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
         return trial(tensors, found, unknown, width, rounds)
 

@@ -27,6 +27,7 @@ from tfdeblend.diffusion.unknown_scale import UnknownScale
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import Batch
 from tfdeblend.forward.shapes import (
+    SAMPLING_WORK,
     BatchShape,
     ExposureShape,
     brightness,
@@ -96,7 +97,7 @@ def plan(scenes: Sequence[Scene], side: int, model_sigma: float) -> list[tuple[B
         shape = scene_shape(scene, stamp_side(scene, side + 2), model_sigma)
         buckets[shape._replace(blends=BLENDS)].append(index)
     found = []
-    for shape, members in sorted(merge_buckets(buckets).items()):
+    for shape, members in sorted(merge_buckets(buckets, SAMPLING_WORK).items()):
         members = sorted(members, key=lambda index: (len(scenes[index].sources), brightness(scenes[index])))
         found += [(shape, members[first : first + BLENDS]) for first in range(0, len(members), BLENDS)]
     return found

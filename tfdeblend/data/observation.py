@@ -174,7 +174,8 @@ class Observation:
         return replace(self, weights=self.weights * factors[:, None, None], notes=(*self.notes, note))
 
     def sky_levels(self) -> np.ndarray:
-        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above."""
+        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above. Measured once: an
+        observation's arrays are not to be changed."""
         return self._sky_levels.copy()
 
     @cached_property

@@ -27,11 +27,12 @@ from tfdeblend.errors import DataError
 
 IMAGE_SIDES = (32, 48, 64, 80, 96, 112, 128, 160, 192)
 SOURCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
+ROUND_COUNTS = (4, 8, 16, 24, 32)  # those that are compiled for few scenes, too
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
-# CPU-seconds: of compiling a shape, and, a source, band and pixel of the image, of a fit and of 16 samples.
-COMPILATION, FIT, SAMPLING = 10.0, 5e-6, 1.5e-4
+# CPU-seconds: to compile a shape; and to fit, or to draw 16 samples, for each source, band and pixel of the image.
+COMPILATION, FIT_WORK, SAMPLING_WORK = 10.0, 5e-6, 1.5e-4
 
 
 class ExposureShape(NamedTuple):
@@ -249,14 +250,29 @@ def widest_model_sigma(scene: Scene) -> float:
     raise DataError(worst.name, "psf", f"{expected}, received a narrower one (undersampled)")
 
 
-def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT) -> dict[BatchShape, list[int]]:
+def cost(shape: BatchShape, work: float) -> float:
+    """CPU-seconds that a scene of a shape takes. work: of each source, band and pixel."""
+    return work * shape.bands * max(shape.side, shape.stamp) ** 2 * shape.sources
+
+
+def round_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
+    """The same scenes in shapes of a round number of sources, but for those so many that a shape of their own pays.
+
+    Scenes that come one by one then share a shape with earlier ones.
+    """
+    rounded: dict[BatchShape, list[int]] = defaultdict(list)
+    for shape, members in buckets.items():
+        larger = shape._replace(sources=fit_size(shape.sources, ROUND_COUNTS))
+        pays = len(members) * (cost(larger, FIT_WORK) - cost(shape, FIT_WORK)) > COMPILATION
+        rounded[shape if pays else larger] += members
+    return {shape: sorted(members) for shape, members in rounded.items()}
+
+
+def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT_WORK) -> dict[BatchShape, list[int]]:
     """The same scenes in fewer shapes: they join another one that holds them where that costs less than a compilation.
 
-    Scenes of several observations join only shapes of the same images. work: CPU-seconds a source, band and pixel.
+    Scenes of several observations join only shapes of the same images. work: see `cost`.
     """
-
-    def cost(shape: BatchShape) -> float:
-        return work * shape.bands * shape.side**2 * shape.sources
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
         if len(small.exposures) > 1:
@@ -268,12 +284,13 @@ def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT) -> di
         return same and all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp"))
 
     merged = {shape: list(members) for shape, members in buckets.items()}
+    joins = [(a, b) for a in merged for b in merged if a != b and holds(b, a)]
 
     def saved(join: tuple[BatchShape, BatchShape]) -> float:
         small, large = join
-        return COMPILATION - len(merged[small]) * (cost(large) - cost(small))
+        return COMPILATION - len(merged[small]) * (cost(large, work) - cost(small, work))
 
-    while joins := [(a, b) for a in merged for b in merged if a != b and holds(b, a) and saved((a, b)) > 0]:
+    while joins := [join for join in joins if join[0] in merged and join[1] in merged and saved(join) > 0]:
         small, large = max(joins, key=lambda join: (saved(join), join))
         merged[large] = sorted(merged[large] + merged.pop(small))
     return merged
@@ -292,7 +309,7 @@ def by_count(
         exact[shape._replace(sources=fit_size(len(scenes[row].sources), SOURCE_COUNTS))].append(row)
     return {
         shape: sorted(members)
-        for shape, members in sorted((merge_buckets(exact, SAMPLING) if fewer else exact).items())
+        for shape, members in sorted((merge_buckets(exact, SAMPLING_WORK) if fewer else exact).items())
     }
 
 

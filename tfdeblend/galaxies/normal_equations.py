@@ -7,7 +7,7 @@ approximation of the posterior (Laplace), flux covariances between neighbours in
 Gauss-Newton is the better guide far from the maximum. Near it, beside a bright galaxy that no profile fits, residuals
 are so large that only the exact second derivatives converge; where these curve downwards they are taken as if they
 curved upwards (saddle-free Newton, Dauphin et al. 2014). Both steps stay within a trust region of the latents, whose
-natural length is one, and the better of the two is taken.
+natural length is one. The second is taken where the loss falls as it predicts, else the better of the two.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class GalaxyPosterior:
         return self.stamps_and_model(state)[1]
 
     def stamps_and_model(self, state: MapState) -> tuple[tf.Tensor, Images]:
-        """Both of the above."""
+        """Render the sources [B, K, C, P, P] in flux, and the scenes in all exposures, without constants."""
         unit, flux = self.unit(state.latent), self._real(state.flux)
         return flux[..., None, None] * unit, self.likelihood.render(unit, flux)
 
@@ -147,7 +147,7 @@ class GalaxyPosterior:
         """The Gauss-Newton curvature at `state`, whose rendered scenes are `model`, and what it leaves out."""
         likelihood = self.likelihood
         images, mixing = self.tangents(state.latent)
-        gram = normal_equations.mix(self._gram(self._real(images), state.flux), mixing)
+        gram = normal_equations.mix(self._gram(self._real(images), mixing, state.flux), mixing)
         system = normal_equations.assemble(
             gram, state.flux, self.tensors.is_source, self.prior.size, tf.cast(self.stiffness, tf.float64)
         )
@@ -159,7 +159,7 @@ class GalaxyPosterior:
         latent = part.second + self._second_order(state.latent, part)
         return system, SecondOrder(-tf.cast(latent, tf.float64), -tf.cast(part.slope, tf.float64))
 
-    def _gram(self, images: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
+    def _gram(self, images: tf.Tensor, mixing: tf.Tensor, flux: tf.Tensor) -> tf.Tensor:
         """`Likelihood.gram` of each source's images [B, K, I, 1, P, P], exact for those of the brightest source.
 
         Its flux may be known to a thousandth, and what sampling every second pixel gets wrong would pass for knowledge
@@ -171,8 +171,9 @@ class GalaxyPosterior:
         here = tf.one_hot(brightest, sources, dtype=gram.dtype)
         blocks = tf.reshape(gram, [-1, self.shape.bands, sources, count, sources, count])
         block = tf.einsum("bk,bckikj->bcij", here, blocks)
-        light = tf.cast(tf.gather(flux, brightest, batch_dims=1), gram.dtype)
-        bright = tf.reduce_sum(light**2 * block[..., -1, -1], 1) > BRIGHT**2  # an image of unit flux is the last
+        light = tf.gather(flux[..., None] * tf.transpose(mixing[:, :, :, -1], [0, 2, 1, 3]), brightest, batch_dims=1)
+        light = tf.cast(light, gram.dtype)  # [B, C, I], what its own light holds of its images
+        bright = tf.einsum("bci,bcij,bcj->b", light, block, light) > BRIGHT**2
 
         def corrected() -> tf.Tensor:
             exact = self.likelihood.gram_of_one(tf.gather(images, brightest, batch_dims=1), brightest)

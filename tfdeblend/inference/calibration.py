@@ -68,7 +68,7 @@ class CalibratedFit:
             shift -= shift.mean(1, keepdims=True)
             gain = gains_about_one(gain, shape)
             tensors = calibrated(given, shift, gain)
-            latent, stiffness = found.state.latent, tf.ones([shape.blends])  # the maximum moves little from here on
+            latent, stiffness = found.state.latent, found.stiffness  # the maximum moves little from here on
         return self.fit(tensors, latent, stiffness), Calibrations(shift, tuple(gain), error), tensors
 
     def _normal_equations(self, tensors: Tensors, state: MapState) -> list[tuple[tf.Tensor, tf.Tensor]]:

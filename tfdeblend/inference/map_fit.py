@@ -32,7 +32,7 @@ STALLED = 10.0  # tolerances: a fit ends with a round that gains less than a ste
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
-AS_SAID = 0.4  # a loss falls as its slope and curvature say if by so much of the slope; by half of it at a minimum
+AS_SAID = 0.4  # of the slope: a fall of the loss as predicted; a full step to a minimum falls by half of it
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,16 @@ class MapFit:
         self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
-        self._compiled: list[Callable[..., MapResult]] = []  # once it was called
+        self._graph: list[Callable[..., MapResult]] = []  # one, after the first call; copies of `of_blends` share it
 
     def of_blends(self, blends: int) -> MapFit:
-        """The fit for batches of so many blends, which shares what was compiled, or will be, where it can."""
-        shape = self.shape._replace(blends=blends)
+        """The same fit, with the same graph, for batches of so many blends. Raises: ValueError for Adam."""
+        if blends == self.shape.blends:
+            return self
         if self._adam is not None:
-            return MapFit(self.prior, shape, self.options)
+            raise ValueError("optimizer: expected newton for another number of blends, received adam")
         other = copy.copy(self)
-        other.shape = shape
+        other.shape = self.shape._replace(blends=blends)
         return other
 
     def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -188,11 +189,11 @@ class MapFit:
             stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
         most = tf.constant(self.options.rounds if rounds is None else rounds)
         arguments = tensors, tf.cast(start, self.prior.dtype), stiffness, most
-        if not self._compiled:
+        if not self._graph:
             any_number = self._adam is None
             given = tf.nest.map_structure(lambda tensor: _spec(tensor, any_number), arguments)
-            self._compiled.append(self._run.get_concrete_function(*given))
-        return self._compiled[0](*arguments)
+            self._graph.append(self._run.get_concrete_function(*given))
+        return self._graph[0](*arguments)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
@@ -238,7 +239,8 @@ class MapFit:
         return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
     def tolerant(self, exact: GalaxyPosterior, model: Images) -> GalaxyPosterior:
-        """The posterior with the model's own error added to the noise's variance, by the rendered scenes of a state.
+        """The posterior with the model's own error added to the noise's variance; model: the scenes as rendered, from
+        which the constants follow.
 
         The brightness that it is a fraction of is the data's, less the constants of a first fit: where it matters the
         noise is a hundred times fainter, and weights that depend on no model leave one objective to all steps.
@@ -321,7 +323,8 @@ class MapFit:
         curvature = normal_equations.exact(system, second)
         state, distance, taken = adam.round(posterior, curvature, now.state, rows, enough)
         end, stalled = now._replace(state=state, distance=distance, system=system), tf.zeros_like(now.active)
-        return self._softer(end, taken, distance < SETTLED, stalled)
+        misfit = posterior.likelihood.misfit(posterior.model(state))
+        return self._softer(end, taken, distance < SETTLED * tf.cast(misfit, distance.dtype), stalled)
 
     def _softer(self, end: Progress, taken: tf.Tensor, settled: tf.Tensor, stalled: tf.Tensor) -> Progress:
         """The end of a round of so many steps: a blend near its maximum under a stiff prior, which has `settled`, goes
@@ -390,7 +393,7 @@ class MapFit:
 
 
 def _spec(tensor: tf.Tensor, any_number: bool) -> tf.TensorSpec:
-    """Of a tensor, whose first axis, that of the blends, may be of any length."""
+    """Give the spec of a tensor; any_number leaves its first axis, that of the blends, free."""
     free = [None] * any_number + tensor.shape[any_number:] if len(tensor.shape) else []
     return tf.TensorSpec(free, tensor.dtype)
 

@@ -23,7 +23,7 @@ from tfdeblend.inference.map_fit import MapFit, MapResult, alone, of_rows
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
 MISFIT = 2.0  # chi-square per pixel where a source shines
-OBVIOUS = 100.0  # nats: so much is enough, however far from its maximum the fit as galaxies is
+OBVIOUS = 100.0  # nats: at most so many more are asked, however far from its maximum the fit as galaxies is
 CERTAIN = 3.0  # nats: of the same evidence a galaxy taken for a point is worse than a point taken for a galaxy
 
 
@@ -55,6 +55,7 @@ class StarTrial:
         trial = self.candidates(tensors, galaxies, unknown, width)
         found, taken = galaxies, np.zeros_like(trial)
         left = np.minimum(galaxies.distance.numpy().astype(float) ** 2 / 2, OBVIOUS)  # nats that the fit may gain yet
+        left = np.where(galaxies.stiffness.numpy() > 1, OBVIOUS, left)
         least = CERTAIN + np.where(galaxies.unfinished.numpy(), left, 0)
         while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
             start = found.state.latent * (1 - tf.cast(trial, tensors.is_point.dtype))[..., None]  # PSFs as given
