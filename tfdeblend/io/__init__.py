@@ -83,8 +83,13 @@ def _read(path: Path, reading: Reading, number: int = 0, count: int = 1) -> tupl
     """Read one file, or the file of one band, by its number, of so many."""
     fields.refuse_map(path)
     others = beside(path)
-    contents = (npz if content(path) == "npz" else images).load(path)
-    fields.join(contents, others)
+    if content(path) == "npz":
+        if reading.section is not None:
+            raise DataError(path, "section", "expected a FITS image to read a section of, received an NPZ archive")
+        contents = npz.load(path)
+    else:
+        contents = images.load(path, reading.section)
+    fields.join(contents, others, reading.section)
     psf = _psf(contents, reading, next(iter(others.get("psf", ())), None))
     if count > 1 and psf is not None and np.ndim(psf) == 3 and len(psf) == count:
         psf = psf[number]

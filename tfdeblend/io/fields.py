@@ -49,10 +49,10 @@ def refuse_map(path: Path) -> None:
     raise DataError(path, "file", f"expected an image of the sky, received {WHAT[part]} by its name", remedy)
 
 
-def join(contents: Contents, beside: Mapping[str, Sequence[Path]]) -> None:
+def join(contents: Contents, beside: Mapping[str, Sequence[Path]], section: tuple[slice, slice] | None = None) -> None:
     """Take the noise and the mask that lie beside an image for parts of its contents, where it has none, with a note.
 
-    beside: see `companions.beside`. Raises: DataError for two files of one part, and for one that holds no image.
+    beside: see `companions.beside`. section: that alone is read. Raises: DataError for two files of one part, and for one that holds no image.
     """
     noise = [part for part in names.NOISES if beside.get(part)]
     wanted = [] if any(contents.parts.get(part) is not None for part in names.NOISES) else noise[:1]
@@ -61,18 +61,18 @@ def join(contents: Contents, beside: Mapping[str, Sequence[Path]]) -> None:
         if len(beside[part]) > 1:
             received = ", ".join(file.name for file in beside[part])
             raise DataError(contents.path, part, f"expected one file of this part beside it, received {received}")
-        _take(contents, part, beside[part][0])
+        _take(contents, part, beside[part][0], section)
     unread = [file for part in beside if part not in (*wanted, "psf") for file in beside[part]]
     if unread:
         contents.notes += (f"not read: {', '.join(file.name for file in unread)} beside it",)
 
 
-def _take(contents: Contents, part: str, file: Path) -> None:
+def _take(contents: Contents, part: str, file: Path, section: tuple[slice, slice] | None) -> None:
     with images.opened(file) as hdus:
         hdu = next((hdu for hdu in hdus if isinstance(hdu, images.IMAGE_HDUS) and hdu.header.get("NAXIS", 0) > 1), None)
         if hdu is None:
             raise DataError(file, "file", f"expected {WHAT[part]}, as its name says, received no image")
-        contents.parts[part] = images.pixels(file, hdu)
+        contents.parts[part] = images.pixels(file, hdu, section=section)
         if part == "mask":
             contents.planes = masks.planes(file, parse(file).word, images.header_values(file, hdu, hdus[0]))
     contents.names[part] = file.name

@@ -118,13 +118,28 @@ def parent_position(header: Header, shape: Sequence[int]) -> tuple[float, float]
 
     shape: (..., H, W) of the image. Pixels are counted from (1, 1).
     """
-    place = []
-    for axis in (1, 2):
+    return _in_parent(header, ((shape[-1] + 1) / 2, (shape[-2] + 1) / 2))
+
+
+def section_position(header: Header, section: tuple[slice, slice]) -> tuple[float, float]:
+    """(x, y) of the centre of a section in the image that its own was cut from, else in its own.
+
+    section: rows and columns. Pixels of the position are counted from (1, 1).
+    """
+    rows, columns = section
+    centre = (columns.start + columns.stop + 1) / 2, (rows.start + rows.stop + 1) / 2
+    return _in_parent(header, centre) or centre
+
+
+def _in_parent(header: Header, place: tuple[float, float]) -> tuple[float, float] | None:
+    """A place (x, y) of an image in the one that it was cut from; None where the header does not say."""
+    found = []
+    for axis, value in zip((1, 2), place, strict=True):
         shift, factor = header.get(f"LTV{axis}"), header.get(f"LTM{axis}_{axis}", 1.0)
         if shift is None or not (_is_number(shift) and _is_number(factor) and factor):
             return None
-        place.append(((shape[-axis] + 1) / 2 - shift) / factor)
-    return place[0], place[1]
+        found.append((value - shift) / factor)
+    return found[0], found[1]
 
 
 def origin(header: Header) -> tuple[float, float] | None:

@@ -34,6 +34,9 @@ TABLE_HDUS = (fits.BinTableHDU, fits.TableHDU)
 SHORT = {"truth_model": "TRUTHMOD", "noise_kernel": "NOISEKER", "model_sigma": "MODELSIG"}  # of a simulation's arrays
 
 
+Section = tuple[slice, slice]  # rows and columns of an image
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[fits.HDUList]:
     """Open a FITS file and read the headers of all its HDUs, so that a truncated file is found out.
@@ -75,14 +78,16 @@ def find(hdus: fits.HDUList, called: Sequence[str], kinds: tuple[type, ...] = IM
     return None
 
 
-def pixels(path: Path, hdu: Any, of_any_size: bool = False) -> Any:
-    """The image of an HDU; None for no HDU.
+def pixels(path: Path, hdu: Any, of_any_size: bool = False, section: Section | None = None) -> Any:
+    """The image of an HDU, or the section of it that alone is read; None for no HDU.
 
     Raises: DataError, by extension, for one that is broken or empty, or larger than `check_size` has it.
     """
     if hdu is None:
         return None
     with parsing(path, hdu.name):
+        if section is not None:
+            return _section(path, hdu, section)
         if not of_any_size and isinstance(hdu, IMAGE_HDUS):
             check_size(path, hdu.name, hdu.shape)
         if hdu.data is None:
@@ -90,13 +95,37 @@ def pixels(path: Path, hdu: Any, of_any_size: bool = False) -> Any:
         return hdu.data
 
 
-def load(path: Path) -> Contents:
-    """Read what a FITS file holds of a scene: one image, a cube, or an image a band.
+def _section(path: Path, hdu: Any, section: Section) -> np.ndarray:
+    """Read rows and columns of an image. Raises: DataError for what does not lie inside of it."""
+    if len(hdu.shape) not in (2, 3):
+        raise DataError(path, hdu.name, f"expected (height, width) or (bands, height, width), received {hdu.shape}")
+    for part, length in zip(section, hdu.shape[-2:], strict=True):
+        if not 0 <= part.start < part.stop <= length:
+            expected = f"expected a section inside of {hdu.shape[-2]} x {hdu.shape[-1]} pixels"
+            raise DataError(path, "section", f"{expected}, received {part.start}:{part.stop}")
+    count = 1 if len(hdu.shape) == 2 else hdu.shape[0]
+    check_size(path, hdu.name, (count, *(part.stop - part.start for part in section)))
+    if len(hdu.shape) == 2:
+        return np.asarray(hdu.section[section])
+    return np.stack([hdu.section[(band, *section)] for band in range(count)])
+
+
+def shape(path: Path) -> tuple[int, int]:
+    """(H, W) of the image in a FITS file, by its header. Raises: DataError for a file that has none."""
+    with opened(path) as hdus:
+        found = Layers(path, hdus).images[0].shape
+        if len(found) < 2:
+            raise DataError(path, "images", f"expected (height, width) or (bands, height, width), received {found}")
+        return found[-2], found[-1]
+
+
+def load(path: Path, section: Section | None = None) -> Contents:
+    """Read what a FITS file holds of a scene: one image, a cube, or an image a band; or a section of it.
 
     Raises: DataError for a file that is broken, has no image, or several that are no bands of one grid of pixels.
     """
     with opened(path) as hdus:
-        layers = Layers(path, hdus)
+        layers = Layers(path, hdus, section)
         images = layers.images
         headers = [header_values(path, hdu, hdus[0]) for hdu in images]
         hd.refuse_asinh(path, headers[0])
@@ -107,6 +136,10 @@ def load(path: Path) -> Contents:
         count = len(images) if len(images) > 1 or parts["images"].ndim != 3 else len(parts["images"])
         unit = hd.one_unit(path, headers)
         surface, more = hd.surface_zeropoint(headers[0], unit, wcs)
+        place = hd.parent_position(headers[0], images[0].shape)
+        if section is not None:
+            wcs = None if wcs is None else wcs.celestial[section]
+            place = hd.section_position(headers[0], section)
         parts |= {
             "bands": _band_names(path, layers, headers, count),
             "zeropoints": _zeropoints(path, headers, count, unit, surface),
@@ -124,7 +157,7 @@ def load(path: Path) -> Contents:
         if mask:
             planes = masks.planes(path, used["mask"], {**headers[0], **header_values(path, mask[0], mask[0])})
         contents = Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus, headers[0]), planes, tuple(notes))
-        contents.position = hd.parent_position(headers[0], parts["images"].shape)
+        contents.position = place
         if psf := layers.parts["psf"]:
             contents.psf_header = header_values(path, psf[0], psf[0])
         return contents
@@ -144,8 +177,8 @@ class Layers:
         DataError: no image; several that nothing tells apart; a part of some bands alone.
     """
 
-    def __init__(self, path: Path, hdus: fits.HDUList) -> None:
-        self.path = path
+    def __init__(self, path: Path, hdus: fits.HDUList, section: Section | None = None) -> None:
+        self.path, self.section = path, section
         known: dict[str, dict[str, list[tuple[str, Any]]]] = {part: {} for part in names.PARTS}
         unknown = []
         for hdu in hdus:
@@ -222,7 +255,8 @@ class Layers:
         Raises: DataError for extensions of shapes that do not go together.
         """
         found = self.parts[part]
-        arrays = [pixels(self.path, hdu) for hdu in found]
+        section = None if part in ("psf", "noise_correlation") else self.section
+        arrays = [pixels(self.path, hdu, section=section) for hdu in found]
         if len(arrays) < 2:
             return arrays[0] if arrays else None
         arrays = [array[0] if array.ndim == 3 and len(array) == 1 else array for array in arrays]

@@ -21,6 +21,8 @@ class Reading:
         bands: their names, in order.
         zeropoints: AB magnitude of flux 1: one number for all bands, or one for each band by its name.
         pixel_scale: arcsec.
+        section: (rows, columns), two slices of a larger image that alone is read, by its pixels from 0 on. A varying PSF
+            is then the one at the middle of the section. None: the whole image.
     """
 
     psf: Any = None
@@ -29,3 +31,4 @@ class Reading:
     bands: Sequence[str] | None = None
     zeropoints: float | Mapping[str, float] | None = None
     pixel_scale: float | None = None
+    section: tuple[slice, slice] | None = None
