@@ -52,7 +52,9 @@ def refuse_map(path: Path) -> None:
 def join(contents: Contents, beside: Mapping[str, Sequence[Path]], section: tuple[slice, slice] | None = None) -> None:
     """Take the noise and the mask that lie beside an image for parts of its contents, where it has none, with a note.
 
-    beside: see `companions.beside`. section: that alone is read. Raises: DataError for two files of one part, and for one that holds no image.
+    beside: see `companions.beside`. section: that alone is read.
+
+    Raises: DataError for two files of one part, and for one that holds no image.
     """
     noise = [part for part in names.NOISES if beside.get(part)]
     wanted = [] if any(contents.parts.get(part) is not None for part in names.NOISES) else noise[:1]

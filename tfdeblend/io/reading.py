@@ -21,8 +21,8 @@ class Reading:
         bands: their names, in order.
         zeropoints: AB magnitude of flux 1: one number for all bands, or one for each band by its name.
         pixel_scale: arcsec.
-        section: (rows, columns), two slices of a larger image that alone is read, by its pixels from 0 on. A varying PSF
-            is then the one at the middle of the section. None: the whole image.
+        section: (rows, columns), two slices of a larger image: it alone is read. A PSF that varies is the one at its
+            middle. None: the whole image.
     """
 
     psf: Any = None
