@@ -113,7 +113,7 @@ def test_extents_do_not_depend_on_the_sky() -> None:
     scene, _ = field()
     one = scene.observation
     lit = replace(scene, observations=(replace(one, images=one.images + 30),))
-    for found, same in zip(parts._extents(lit), parts._extents(scene), strict=True):
+    for found, same in zip(parts.extents(lit), parts.extents(scene), strict=True):
         np.testing.assert_allclose(found, same, rtol=0.05)
 
 
@@ -123,7 +123,7 @@ def test_a_masked_core_hides_no_wings() -> None:
     y, x = np.indices(one.shape[1:])
     core = np.hypot(y - 150.2, x - 60.1) < 3
     masked = replace(scene, observations=(replace(one, weights=np.where(core, 0, one.weights)),))
-    assert 0.9 < parts._extents(masked)[1][3] / parts._extents(scene)[1][3] < 2  # as moments see a hole
+    assert 0.9 < parts.extents(masked)[1][3] / parts.extents(scene)[1][3] < 2  # as moments see a hole
 
 
 def test_a_background_is_that_of_the_whole_field() -> None:

@@ -137,6 +137,17 @@ class Observation:
             saturated=saturated,
         )
 
+    def cut(self, rows: slice, columns: slice) -> Observation:
+        """Cut out the pixels from `start` to before `stop` of rows and columns, with their WCS."""
+        window = (slice(None), rows, columns)
+        return replace(
+            self,
+            images=self.images[window],
+            weights=self.weights[window],
+            wcs=None if self.wcs is None else self.wcs.celestial[rows, columns],
+            saturated=None if self.saturated is None else self.saturated[window],
+        )
+
     def sky(self, y: np.ndarray, x: np.ndarray) -> SkyCoord:
         """Convert pixels (y, x) to ICRS coordinates; the observation needs a WCS."""
         return self.wcs.celestial.pixel_to_world(x, y).icrs

@@ -257,15 +257,26 @@ def noise_seen(observation: Observation) -> np.ndarray:
 def less_sky(observation: Observation) -> Observation:
     """The observation less the level of its sky where that is certain: on images large enough, SEP's background."""
     if min(observation.shape[1:]) >= LARGE:
-        import sep
-
-        pairs = zip(observation.images, observation.valid, strict=True)
-        skies = [sep.Background(np.ascontiguousarray(i), mask=~v, bw=MESH, bh=MESH).back() for i, v in pairs]
-        return replace(observation, images=observation.images - np.stack(skies))
+        everywhere = np.ones(observation.shape[1:], bool)
+        return replace(observation, images=observation.images - sky(observation, everywhere, MESH))
     clear = empty(observation)
     sigma = noise_seen(observation)
     certain = [level.value if level and level.certain else 0.0 for level in levels(observation, clear, sigma)]
     return observation.less(sigma * certain) if any(certain) else observation
+
+
+def sky(observation: Observation, clear: np.ndarray, mesh: int) -> np.ndarray:
+    """Measure (C,H,W) the sky of each band by SEP, in meshes of so many pixels a side; 0 in a band that is all masked.
+
+    clear: (H,W) bool, the pixels to measure it in.
+    """
+    import sep
+
+    found = np.zeros_like(observation.images)
+    for band, image, valid in zip(found, observation.images, observation.valid, strict=True):
+        if (seen := valid & clear).any():
+            band[:] = sep.Background(np.ascontiguousarray(image), mask=~seen, bw=mesh, bh=mesh).back()
+    return found
 
 
 def stated_noise(observation: Observation) -> np.ndarray:

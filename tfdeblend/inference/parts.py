@@ -71,12 +71,31 @@ def is_large(scene: Scene) -> bool:
 
 def split(scene: Scene) -> list[Part]:
     """Cut a scene of one observation into parts; each source is one part's own."""
-    half, reach = extents = _extents(scene)
+    half, reach = found = extents(scene)
     groups = _groups(scene, _ties(scene.positions, half, reach), half)
-    return [_cut(scene, np.array(own), np.array(guests), extents) for own, guests in groups]
+    return [_cut(scene, np.array(own), np.array(guests), found) for own, guests in groups]
 
 
-def _extents(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def blends(positions: np.ndarray, half: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Number (K,) the blends that sources belong to: those that ties join, whatever lies between.
+
+    positions: (K,2) of (y, x). half, reach: see `extents`.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(positions)
+    near = [tree.query_ball_point(place, r + half.max(initial=0)) for place, r in zip(positions, reach, strict=True)]
+    first = np.repeat(np.arange(len(positions)), [len(others) for others in near])
+    second = np.array([other for others in near for other in others], int)
+    apart = np.maximum(np.hypot(*(positions[first] - positions[second]).T), 1.0)
+    tied = reach[first] + half[second] >= apart
+    graph = coo_array((np.ones(int(tied.sum())), (first[tied], second[tied])), shape=(len(positions),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def extents(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Estimate (K,) half-light radii as observed, and (K,) distances at which light ends, in pixels."""
     one = scene.observation.less(scene.observation.sky_levels())
     image, valid = detection_image(one.images, one.weights)[0], np.any(one.valid, 0)
@@ -176,6 +195,5 @@ def _within(places: np.ndarray, radius: np.ndarray, shape: tuple[int, int]) -> n
 
 def _cutout(one: Observation, corner: np.ndarray, sides: np.ndarray) -> Observation:
     """Cut `sides` pixels from `corner` on out of an observation, which then needs no WCS."""
-    window = (slice(None), *(slice(a, a + n) for a, n in zip(corner.tolist(), sides.tolist(), strict=True)))
-    saturated = None if one.saturated is None else one.saturated[window]
-    return replace(one, images=one.images[window], weights=one.weights[window], saturated=saturated, wcs=None, notes=())
+    rows, columns = (slice(a, a + n) for a, n in zip(corner.tolist(), sides.tolist(), strict=True))
+    return replace(one, wcs=None, notes=()).cut(rows, columns)

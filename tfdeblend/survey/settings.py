@@ -1,0 +1,97 @@
+"""What a survey run is asked for: images, how they are read, and how their sources are found and fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tfdeblend import io
+from tfdeblend.data.observation import Observation
+from tfdeblend.errors import DataError
+from tfdeblend.io import images
+from tfdeblend.survey.tiles import Section, Tile, tiles
+from tfdeblend.version import __version__
+
+MESH = 64  # pixels: of the local sky's meshes, which tiles and borders are whole multiples of
+METHODS = ("map", "sample")
+
+
+@dataclass(frozen=True)
+class SurveySettings:
+    """Settings of a survey run. They are plain values, which travel to workers and tell two runs apart.
+
+    Args:
+        images: FITS files of one field: one of all bands, or one a band.
+        psf, mask_planes, bands, zeropoints, pixel_scale: see `io.Reading`.
+        prior, method, samples, seed, trust_weights: see `Deblender`.
+        threshold: of the detection, in sigma.
+        tile: pixels a side of a tile's inner region. border: pixels around it that the local sky and the detection see.
+        margin: pixels around the inner region whose sources are fitted too, as neighbours of its own.
+
+    Raises:
+        DataError: sides that are no whole meshes of the local sky, another method, and files that are no FITS images of
+            one shape.
+    """
+
+    images: tuple[str, ...]
+    psf: str | None = None
+    mask_planes: tuple[str | int, ...] | None = None
+    bands: tuple[str, ...] | None = None
+    zeropoints: float | Mapping[str, float] | None = None
+    pixel_scale: float | None = None
+    prior: str = "bulge-disk"
+    method: str = "map"
+    samples: int = 16
+    seed: int = 0
+    trust_weights: bool = False
+    threshold: float = 3.0
+    tile: int = 512
+    border: int = 128
+    margin: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("tile", "border"):
+            if getattr(self, name) < MESH or getattr(self, name) % MESH:
+                expected = f"expected a multiple of {MESH} pixels, the mesh of the local sky"
+                raise DataError(name, None, f"{expected}, received {getattr(self, name)}")
+        if not 0 <= self.margin <= self.border:
+            raise DataError("margin", None, f"expected 0 to {self.border} pixels, the border, received {self.margin}")
+        if self.method not in METHODS:
+            raise DataError("method", None, f"expected one of {', '.join(METHODS)}, received {self.method!r}")
+        if not self.threshold > 0:
+            raise DataError("threshold", None, f"expected a positive number of sigma, received {self.threshold}")
+        if not self.images:
+            raise DataError("images", None, "expected FITS images, received none")
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(H,W) of the images, by their headers."""
+        shapes = {file: images.shape(Path(file)) for file in self.images}
+        first, *others = shapes.items()
+        for file, shape in others:
+            if shape != first[1]:
+                expected = f"expected {first[1][0]} x {first[1][1]} pixels as of {first[0]}"
+                raise DataError(file, "images", f"{expected}, received {shape[0]} x {shape[1]}")
+        return first[1]
+
+    def tiles(self) -> list[Tile]:
+        """The tiles of the images, row by row."""
+        return tiles(self.shape, self.tile, self.border)
+
+    def read(self, section: Section) -> Observation:
+        """Read a section of the images as one observation, its PSF that of its middle."""
+        names = ("psf", "mask_planes", "bands", "zeropoints", "pixel_scale")
+        how = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        observation, _ = io.read(self.images[0] if len(self.images) == 1 else self.images, section=section, **how)
+        return observation
+
+    @cached_property
+    def key(self) -> str:
+        """What tells this run from one of other settings, of other images, or by another version."""
+        files = [(file, stat.st_size, stat.st_mtime_ns) for file in self.images for stat in [Path(file).stat()]]
+        told = {"settings": asdict(self), "files": files, "version": __version__}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,174 @@
+"""The tables of a survey run: their columns with units and descriptions, and Parquet files that are written whole.
+
+Names are those of the Rubin Observatory's `Object` table where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfdeblend.errors import DataError
+from tfdeblend.io.atomic import sha256, written_whole
+
+
+class Column(NamedTuple):
+    """A column: its NumPy type, its unit ("" for none) and what it holds."""
+
+    dtype: str
+    unit: str
+    description: str
+
+
+DETECTIONS = {
+    "objectId": Column("i8", "", "identifier, by the half pixel of the image in which the object was detected"),
+    "y": Column("f8", "pix", "detected position, of the first pixel's centre 0"),
+    "x": Column("f8", "pix", "detected position, of the first pixel's centre 0"),
+    "snr": Column("f8", "", "signal-to-noise of the filtered detection image's peak"),
+    "half": Column("f8", "pix", "half-light radius as observed, by moments"),
+    "reach": Column("f8", "pix", "distance at which the light ends"),
+    "tile": Column("i4", "", "tile that the object belongs to, counted row by row"),
+    "blend": Column("i8", "", "objectId of the blend's brightest object, by the overlap of their light"),
+}
+PARENTS = {
+    "parentObjectId": Column("i8", "", "objectId of the blend's brightest object"),
+    "deblend_nChild": Column("i4", "", "objects in the blend"),
+    "x": Column("f8", "pix", "mean position"),
+    "y": Column("f8", "pix", "mean position"),
+    "deblend_failed": Column("bool", "", "whether some object of it is in the table of failures"),
+}
+PAIRS_KEYS = {
+    "objectId_1": Column("i8", "", "first object"),
+    "objectId_2": Column("i8", "", "second object"),
+}
+FAILURES = {
+    "objectId": Column("i8", "", "object that was not measured; -1 for a whole tile"),
+    "tile": Column("i4", "", "tile, counted row by row"),
+    "stage": Column("U16", "", "detect or deblend"),
+    "kind": Column("U32", "", "class of the error"),
+    "message": Column("U512", "", "what was expected, and what came"),
+}
+
+
+def objects(bands: Sequence[str], unit: str) -> dict[str, Column]:
+    """The columns of the table of objects. unit: of the fluxes."""
+    columns = {
+        "objectId": DETECTIONS["objectId"],
+        "parentObjectId": Column("i8", "", "objectId of the brightest object of its blend"),
+        "deblend_nChild": Column("i4", "", "objects in its blend, itself included"),
+        "tile": DETECTIONS["tile"],
+        "x": Column("f8", "pix", "fitted position, of the first pixel's centre 0"),
+        "y": Column("f8", "pix", "fitted position, of the first pixel's centre 0"),
+        "xErr": Column("f4", "pix", "standard deviation of x"),
+        "yErr": Column("f4", "pix", "standard deviation of y"),
+        "coord_ra": Column("f8", "deg", "right ascension, ICRS"),
+        "coord_dec": Column("f8", "deg", "declination, ICRS"),
+        "kind": Column("U8", "", "galaxy or point, as it was fitted"),
+        "detect_snr": Column("f4", "", "signal-to-noise of the detection"),
+        "snr": Column("f4", "", "signal-to-noise of the fitted light, all bands together"),
+        "size": Column("f4", "arcsec", "half-light radius, the PSF taken off"),
+        "sizeErr": Column("f4", "arcsec", "standard deviation of size"),
+        "e1": Column("f4", "", "ellipticity (a - b) / (a + b) along x"),
+        "e2": Column("f4", "", "ellipticity (a - b) / (a + b) along x = y"),
+        "e1Err": Column("f4", "", "standard deviation of e1"),
+        "e2Err": Column("f4", "", "standard deviation of e2"),
+        "blendedness": Column("f4", "", "1 - <m, m> / <m, all light> over the pixels of all bands"),
+        "chi2": Column("f4", "", "chi-square a pixel where the object shines"),
+        "flags": Column("i4", "", "bits, see the documentation of the catalogue"),
+        "detect_isPrimary": Column("bool", "", "measured, and neither at the image's edge nor on a masked pixel"),
+    }
+    for band in bands:
+        columns[f"{band}_flux"] = Column("f4", unit, f"flux in {band}")
+        columns[f"{band}_fluxErr"] = Column("f4", unit, f"standard deviation of {band}_flux")
+        if unit == "nJy":
+            columns[f"{band}_mag"] = Column("f4", "mag", f"AB magnitude in {band}")
+            columns[f"{band}_magErr"] = Column("f4", "mag", f"standard deviation of {band}_mag")
+    return columns
+
+
+def pairs(bands: Sequence[str], unit: str) -> dict[str, Column]:
+    """The columns of the table of pairs of objects whose fluxes have a covariance."""
+    square = f"{unit}2" if unit else ""
+    named = {f"{band}_fluxCov": Column("f4", square, f"covariance of the fluxes in {band}") for band in bands}
+    return PAIRS_KEYS | named
+
+
+Table = dict[str, np.ndarray]
+
+
+def empty(columns: Mapping[str, Column]) -> Table:
+    """A table of no rows."""
+    return {name: np.zeros(0, column.dtype) for name, column in columns.items()}
+
+
+def joined(found: Sequence[Table], columns: Mapping[str, Column]) -> Table:
+    """The rows of several tables, one after the other."""
+    parts = [empty(columns), *found]
+    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+
+def write(path: Path, table: Mapping[str, Any], columns: Mapping[str, Column], facts: Mapping[str, Any]) -> str:
+    """Write a Parquet file, whole or not at all, and give its SHA-256.
+
+    Units and descriptions of columns are in the schema's metadata, where Astropy's and LSDB's readers find them; facts
+    about the table are JSON under `tfdeblend`. Raises: DataError without the package pyarrow.
+    """
+    pyarrow, parquet = _pyarrow()
+    fields, arrays = [], []
+    for name, column in columns.items():
+        values = np.asarray(table[name]).astype(column.dtype)
+        array = pyarrow.array(values.tolist() if column.dtype.startswith("U") else values)
+        metadata = {"unit": column.unit, "description": column.description}
+        fields.append(pyarrow.field(name, array.type, metadata=metadata))
+        arrays.append(array)
+    schema = pyarrow.schema(fields, metadata={"tfdeblend": json.dumps(facts, sort_keys=True)})
+    with written_whole(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd")
+    return sha256(path)
+
+
+def read(path: Path) -> Table:
+    """Read the columns of a Parquet file."""
+    _, parquet = _pyarrow()
+    table = parquet.read_table(path)
+    return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
+
+
+def rows(path: Path) -> int:
+    """The number of rows of a Parquet file."""
+    _, parquet = _pyarrow()
+    return int(parquet.read_metadata(path).num_rows)
+
+
+def read_astropy(path: Path) -> Any:
+    """Read a Parquet file as an Astropy table, with units and descriptions."""
+    from astropy.table import Table as AstropyTable
+
+    _, parquet = _pyarrow()
+    schema = parquet.read_schema(path)
+    table = AstropyTable(read(path))
+    for name in table.colnames:
+        told = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
+        table[name].unit, table[name].description = told["unit"] or None, told["description"]
+    return table
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Read what `write` was told about a table."""
+    _, parquet = _pyarrow()
+    found: dict[str, Any] = json.loads(parquet.read_schema(path).metadata[b"tfdeblend"])
+    return found
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        remedy = "pip install 'tfdeblend[survey]'"
+        raise DataError("survey", None, "expected the package pyarrow, which is not installed", remedy) from error
+    return pyarrow, parquet

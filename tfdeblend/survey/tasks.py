@@ -1,0 +1,243 @@
+"""The work on one tile: find its sources, then fit them. A task is a pure function of settings, tile and detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from tfdeblend.catalog.result import Deblended
+from tfdeblend.data.detection import detect as find
+from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import pixels_per_arcsec
+from tfdeblend.data.scene import Scene, Source
+from tfdeblend.data.sky import empty, less_sky, sky
+from tfdeblend.deblender import Deblender
+from tfdeblend.errors import DataError
+from tfdeblend.inference import parts
+from tfdeblend.survey import tables
+from tfdeblend.survey.settings import MESH, SurveySettings
+from tfdeblend.survey.tables import Table
+from tfdeblend.survey.tiles import Tile
+
+SLACK = (
+    3.0  # pixels beyond a tile's own in which it reports detections: two tiles may place one on either side of an edge
+)
+SAME = 2.0  # pixels within which detections of two tiles are one
+NJY = 31.4  # AB magnitude of 1 nJy
+LEAST_CORRELATION = 1e-3  # of the fluxes of a pair that is kept
+HALF_PIXELS = 2  # a pixel, by which objects are numbered: no two detections of a tile are so close
+
+
+class TileResult(NamedTuple):
+    """What the fit of a tile gives: tables of the objects, of pairs of them, and of what failed. unit: of fluxes."""
+
+    objects: Table
+    pairs: Table
+    failures: Table
+    bands: tuple[str, ...]
+    unit: str
+
+
+def observe(settings: SurveySettings, tile: Tile) -> Observation:
+    """Read a tile with its border, less the local sky: SEP's in meshes, of the pixels where nothing stands out.
+
+    With the light of sources in it the sky would come out too bright, and fluxes of faint galaxies too small by
+    that times their area.
+    """
+    observation = settings.read(tile.outer)
+    if not observation.valid.any():
+        return observation
+    clear = empty(less_sky(observation))
+    return replace(observation, images=observation.images - sky(observation, clear, MESH))
+
+
+def detect(settings: SurveySettings, tile: Tile) -> Table:
+    """Find the sources of a tile, and those at most SLACK pixels beyond: columns y, x, snr, half and reach."""
+    names = "y", "x", "snr", "half", "reach"
+    flat = observe(settings, tile)
+    if not flat.valid.any():
+        return {name: np.zeros(0) for name in names}
+    found = find(flat, settings.threshold)
+    place = np.stack([found["y"], found["x"]], 1).reshape(-1, 2)
+    y, x = (place + tile.corner).T
+    kept = tile.owns(y, x, SLACK)
+    scene = Scene((flat,), tuple(Source(*each) for each in place[kept].tolist()))
+    half, reach = parts.extents(scene) if kept.any() else np.zeros((2, 0))
+    columns = y[kept], x[kept], np.asarray(found["snr"], float)[kept], half, reach
+    return dict(zip(names, columns, strict=True))
+
+
+def merge(found: Sequence[Table], all_tiles: Sequence[Tile], shape: tuple[int, int]) -> Table:
+    """Join the detections of all tiles, each object once, with its identifier, tile and blend; by row and column.
+
+    Of two tiles that report one object the one is right in which it lies farther from the edge.
+    """
+    number = np.repeat(np.arange(len(found)), [len(table["y"]) for table in found])
+    whole = {name: np.concatenate([table[name] for table in found]) for name in ("y", "x", "snr", "half", "reach")}
+    place = np.stack([whole["y"], whole["x"]], 1).reshape(-1, 2)
+    first, last = (
+        np.array([[getattr(part, end) for part in tile.inner] for tile in all_tiles]) - 0.5 for end in ("start", "stop")
+    )
+    depth = np.minimum(place - first[number], last[number] - place).min(1, initial=np.inf)
+    kept = np.ones(len(place), bool)
+    for a, b in sorted(cKDTree(place).query_pairs(SAME)) if len(place) else ():
+        if number[a] != number[b] and kept[a] and kept[b]:
+            kept[a if depth[a] < depth[b] else b] = False
+    order = np.flatnonzero(kept)
+    order = order[np.lexsort((whole["x"][order], whole["y"][order]))]
+    table = {name: values[order] for name, values in whole.items()}
+    y, x = (np.clip(table[axis], 0, size - 1) for axis, size in zip("yx", shape, strict=True))
+    side, across = all_tiles[0].inner[0].stop, max(tile.column for tile in all_tiles) + 1
+    table["tile"] = (np.floor((y + 0.5) / side) * across + np.floor((x + 0.5) / side)).astype(int)
+    rows, columns = (np.floor(HALF_PIXELS * (values + 0.5)).astype(int) for values in (y, x))
+    table["objectId"] = rows * HALF_PIXELS * shape[1] + columns
+    labels = parts.blends(np.stack([table["y"], table["x"]], 1), table["half"], table["reach"])
+    brightest = np.lexsort((table["objectId"], -table["snr"], labels))
+    starts = np.unique(labels[brightest], return_index=True)[1]
+    table["blend"] = table["objectId"][brightest[starts]][labels]
+    return {name: table[name] for name in tables.DETECTIONS}
+
+
+def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table) -> TileResult:
+    """Fit the sources of a tile, by its number, together with their neighbours.
+
+    Where the fit of the whole tile fails, its blends are fitted one by one; the objects of one that fails are rows of
+    the table of failures.
+    """
+    flat = observe(settings, tile)
+    unit = "" if flat.zeropoints is None else "nJy"
+    nothing = {table: tables.empty(columns) for table, columns in _columns(flat.bands, unit).items()}
+    near = _within(tile, settings.margin, detections)
+    rows = {name: values[near] for name, values in detections.items()}
+    own = rows["tile"] == number
+    if not own.any():
+        return TileResult(**nothing, bands=flat.bands, unit=unit)
+    area = tuple(
+        slice(max(inner.start - settings.margin, outer.start), min(inner.stop + settings.margin, outer.stop))
+        for inner, outer in zip(tile.inner, tile.outer, strict=True)
+    )
+    corner = np.array([part.start for part in area])
+    here = [slice(part.start - first, part.stop - first) for part, first in zip(area, tile.corner, strict=True)]
+    places = np.stack([rows["y"], rows["x"]], 1) - corner
+    named = zip(places.tolist(), rows["objectId"].tolist(), strict=True)
+    sources = [Source(y, x, id=str(name)) for (y, x), name in named]
+    scene = Scene((flat.cut(*here),), tuple(sources))
+    try:
+        fitted = [(_deblender(settings).deblend(scene), np.arange(len(sources)))]
+        failed: list[tuple[np.ndarray, Exception]] = []
+    except DataError as error:
+        fitted, failed = _one_by_one(_deblender(settings), scene, rows["blend"], own, error)
+    found = [_measured(result, rows, own, which, corner, unit) for result, which in fitted]
+    columns = _columns(flat.bands, unit)
+    objects, pairs = (
+        tables.joined([each[k] for each in found], columns[t]) for k, t in enumerate(("objects", "pairs"))
+    )
+    failures = [failure(rows["objectId"][which[own[which]]], number, "deblend", error) for which, error in failed]
+    return TileResult(objects, pairs, tables.joined(failures, tables.FAILURES), flat.bands, unit)
+
+
+def failure(objects: Sequence[int] | np.ndarray, tile: int, stage: str, error: Exception) -> Table:
+    """Rows of the table of failures."""
+    told = {"tile": tile, "stage": stage, "kind": type(error).__name__, "message": str(error)[:512]}
+    same = {name: np.full(len(objects), value, tables.FAILURES[name].dtype) for name, value in told.items()}
+    return {"objectId": np.asarray(objects, int)} | same
+
+
+def _deblender(settings: SurveySettings) -> Deblender:
+    """The deblender of this process: what it has compiled serves all tiles."""
+    names = "prior", "method", "seed", "samples", "trust_weights"
+    return _made(tuple((name, getattr(settings, name)) for name in names))
+
+
+@lru_cache(1)
+def _made(arguments: tuple[tuple[str, Any], ...]) -> Deblender:
+    return Deblender(**dict(arguments))
+
+
+def _columns(bands: Sequence[str], unit: str) -> dict[str, dict[str, tables.Column]]:
+    return {"objects": tables.objects(bands, unit), "pairs": tables.pairs(bands, unit), "failures": tables.FAILURES}
+
+
+def _within(tile: Tile, margin: int, detections: Table) -> np.ndarray:
+    """Number the detections of a tile, and those at most `margin` pixels beyond."""
+    return np.flatnonzero(tile.owns(detections["y"], detections["x"], margin))
+
+
+def _one_by_one(
+    deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray, error: Exception
+) -> tuple[list[tuple[Deblended, np.ndarray]], list[tuple[np.ndarray, Exception]]]:
+    """Fit the blends that have sources of the tile each alone, where that of all has ended in an error."""
+    groups = [np.flatnonzero(blend == each) for each in np.unique(blend[own])]
+    if len(groups) == 1:
+        return [], [(groups[0], error)]
+    scenes = [Scene(scene.observations, tuple(scene.sources[k] for k in group)) for group in groups]
+    fitted, failed = [], []
+    for index, result in deblender.iterate(scenes):
+        if isinstance(result, Exception):
+            failed.append((groups[index], result))
+        else:
+            fitted.append((result, groups[index]))
+    return fitted, failed
+
+
+def _measured(
+    result: Deblended, rows: Table, own: np.ndarray, which: np.ndarray, corner: np.ndarray, unit: str
+) -> tuple[Table, Table]:
+    """The tables of objects and pairs of a result for the detections `which` of the tile's."""
+    catalog, scene = result.catalog, result.scene
+    bands = scene.bands
+    mine = own[which]
+    kept = {name: values[which][mine] for name, values in rows.items()}
+    scale = 1 / pixels_per_arcsec(scene)
+    jansky = np.ones(len(bands)) if scene.zeropoints is None else 10 ** (0.4 * (NJY - scene.zeropoints))
+
+    def column(name: str) -> np.ndarray:
+        return np.asarray(catalog[name])[mine]
+
+    children = {blend: count for blend, count in zip(*np.unique(rows["blend"], return_counts=True), strict=True)}
+    table: Table = {
+        "objectId": kept["objectId"],
+        "parentObjectId": kept["blend"],
+        "deblend_nChild": np.array([children[blend] for blend in kept["blend"].tolist()], int),
+        "tile": kept["tile"],
+        "x": column("x") + corner[1],
+        "y": column("y") + corner[0],
+        "xErr": column("x_err"),
+        "yErr": column("y_err"),
+        "coord_ra": column("ra") if "ra" in catalog.colnames else np.full(mine.sum(), np.nan),
+        "coord_dec": column("dec") if "dec" in catalog.colnames else np.full(mine.sum(), np.nan),
+        "kind": column("kind"),
+        "detect_snr": kept["snr"],
+        "snr": column("snr"),
+        "size": column("size") * scale,
+        "sizeErr": column("size_err") * scale,
+        **{name: column(name) for name in ("e1", "e2", "blendedness", "chi2", "flags")},
+        "e1Err": column("e1_err"),
+        "e2Err": column("e2_err"),
+        "detect_isPrimary": column("primary"),
+    }
+    for index, band in enumerate(bands):
+        table[f"{band}_flux"] = column(f"flux_{band}") * jansky[index]
+        table[f"{band}_fluxErr"] = column(f"flux_err_{band}") * jansky[index]
+        if unit:
+            table[f"{band}_mag"], table[f"{band}_magErr"] = column(f"mag_{band}"), column(f"mag_err_{band}")
+    return table, _pairs(result, rows["objectId"][which], mine, jansky)
+
+
+def _pairs(result: Deblended, objects: np.ndarray, mine: np.ndarray, jansky: np.ndarray) -> Table:
+    """The covariances of fluxes of pairs whose first object, that of the smaller identifier, is the tile's own."""
+    covariance = np.nan_to_num(result.flux_cov)
+    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    least = LEAST_CORRELATION * sigma[:, :, None] * sigma[:, None]
+    first, second = np.nonzero((np.abs(covariance) > least).any(0))
+    chosen = mine[first] & (objects[first] < objects[second])
+    first, second = first[chosen], second[chosen]
+    table = {"objectId_1": objects[first], "objectId_2": objects[second]}
+    for index, band in enumerate(result.scene.bands):
+        table[f"{band}_fluxCov"] = covariance[index, first, second] * jansky[index] ** 2
+    return table
