@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add, run in (
         (_add_deblend, commands.deblend),
+        (_add_survey, commands.survey),
         (_add_simulate, commands.simulate),
         (_add_detect, commands.detect),
         (_add_measure, commands.measure),
@@ -183,6 +184,40 @@ def _add_deblend(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPar
         default="ecsv",
         help="format of the joined catalogue (default: ecsv)",
     )
+    return parser
+
+
+def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "survey",
+        help="make the catalogue of a large image",
+        description="Finds and models the sources of FITS images of any size, tile by tile, and writes their catalogue "
+        "as Parquet files. Images are one of all bands, or one a band. Given again, the same command goes on where an "
+        "interrupted one stopped.",
+    )
+    _add_inputs(parser)
+    parser.add_argument(
+        "--out", type=_path, metavar="DIR", required=True, help="folder to write to; created where missing"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes of a local Dask cluster; 0: this process alone (default: 0)",
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler to send tiles to")
+    parser.add_argument("--prior", default="bulge-disk", metavar="NAME", help="see deblend (default: bulge-disk)")
+    parser.add_argument("--method", choices=["map", "sample"], default="map", help="see deblend (default: map)")
+    parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of each source (default: 16)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--trust-weights", action="store_true", help="take weights as they are, see deblend")
+    parser.add_argument(
+        "--threshold", type=float, default=3.0, metavar="SIGMA", help="detection threshold (default: 3)"
+    )
+    parser.add_argument("--tile", type=positive, default=512, metavar="PIXELS", help="side of a tile (default: 512)")
+    _add_verbose(parser)
     return parser
 
 

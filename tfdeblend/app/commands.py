@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +157,38 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
         sampling=SampleOptions(args.steps) if args.steps else SampleOptions(),
         progress=not args.quiet,
     )
+
+
+def survey(args: argparse.Namespace) -> int:
+    from tfdeblend import io
+
+    if args.workers < 0:
+        raise DataError("--workers", None, f"expected a number of processes, received {args.workers}")
+    files = [str(path) for path in io.find_inputs(args.inputs)]
+    start_tensorflow(args.verbose)
+    from tfdeblend.survey import Survey, SurveySettings
+
+    settings = SurveySettings(
+        tuple(files),
+        psf=args.psf,
+        mask_planes=args.mask_planes,
+        bands=args.bands,
+        zeropoints=args.zeropoints,
+        pixel_scale=args.pixel_scale,
+        prior=args.prior,
+        method=args.method,
+        samples=args.samples,
+        seed=args.seed,
+        trust_weights=args.trust_weights,
+        threshold=args.threshold,
+        tile=args.tile,
+    )
+    report = Survey(settings, args.out).run(args.workers, args.scheduler, progress=not args.quiet)
+    if args.json:
+        print_json({"out": args.out, **asdict(report)})
+    else:
+        print(f"{args.out}: {report}")
+    return SOME_FAILED if report.failures else DONE
 
 
 def simulate(args: argparse.Namespace) -> int:

@@ -54,6 +54,14 @@ class Report:
     cpu: float
     memory: float
 
+    def __str__(self) -> str:
+        cost = f"{self.cpu / self.objects:.2f} CPU-seconds each" if self.objects and self.cpu else "done before"
+        failed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
+        return (
+            f"{self.objects} objects of {self.detections} detections on {self.tiles} tiles, {self.blends} blends, "
+            f"{cost}, {self.memory:.2f} GB; failures: {failed or 'none'}"
+        )
+
 
 class Survey:
     """From images of any size to a catalogue.
