@@ -225,13 +225,14 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
     parser = subparsers.add_parser(
         "simulate",
         help="draw blends with their truth",
-        description="Draws blends with their truth, or with --stamps single galaxies to train on, and manifest.json. "
-        "Given again, the same command goes on where an interrupted one stopped.",
+        description="Draws blends with their truth, with --stamps single galaxies to train on, or with --field a wide "
+        "image with a catalogue of all that is in it; and manifest.json. Given again, the same command goes on where "
+        "an interrupted one stopped.",
     )
     parser.add_argument(
         "--out", type=_path, metavar="DIR", required=True, help="folder to write to; created where missing"
     )
-    parser.add_argument("--number", type=positive, default=10, metavar="N", help="scenes or stamps (default: 10)")
+    parser.add_argument("--number", type=positive, metavar="N", help="scenes or stamps (default: 10)")
     parser.add_argument(
         "--survey", default="hsc", metavar="NAME", help="hsc, lsst, euclid-vis, hst-acs or a JSON file (default: hsc)"
     )
@@ -239,12 +240,20 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
     _add_population(parser)
     parser.add_argument("--stamps", action="store_true", help="single galaxies in the model frame, not scenes")
     parser.add_argument(
+        "--field", type=positive, metavar="SIDE", help="one image of SIDE x SIDE pixels in files of a band each"
+    )
+    parser.add_argument(
+        "--density", type=float, metavar="N", help="sources in a square arcmin of the field (default: 60)"
+    )
+    parser.add_argument(
         "--model-sigma",
         type=float,
         metavar="PIXELS",
         help="sigma of the Gaussian model PSF of stamps (default: 1), or of truth_model in scenes (default: none)",
     )
-    parser.add_argument("--format", choices=["npz", "fits", "tfrecord"], default="npz", help="of files (default: npz)")
+    parser.add_argument(
+        "--format", choices=["npz", "fits", "tfrecord"], help="of files (default: npz; a field is always FITS)"
+    )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="draw all, also those drawn before")
     return parser
@@ -252,7 +261,7 @@ def _add_simulate(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPa
 
 def _add_population(parser: argparse.ArgumentParser) -> None:
     """Adds the options for the sources that a simulation draws."""
-    parser.add_argument("--sources", type=_span, default=(1, 5), metavar="A-B", help="in a scene (default: 1-5)")
+    parser.add_argument("--sources", type=_span, metavar="A-B", help="in a scene (default: 1-5)")
     parser.add_argument(
         "--positions",
         choices=["uniform", "clustered"],
@@ -285,7 +294,7 @@ def _add_population(parser: argparse.ArgumentParser) -> None:
         "--slope", type=float, default=0.31, metavar="DEX", help="of log10 counts, a magnitude (default: 0.31)"
     )
     parser.add_argument(
-        "--stars", type=float, default=0.0, metavar="SHARE", help="of stars among the sources (default: 0)"
+        "--stars", type=float, metavar="SHARE", help="of stars among the sources (default: 0; in a field 0.1)"
     )
 
 

@@ -194,21 +194,54 @@ def survey(args: argparse.Namespace) -> int:
 def simulate(args: argparse.Namespace) -> int:
     from tfdeblend.simulation.production import Production, SceneFiles, StampFiles
 
-    files = StampFiles if args.stamps else SceneFiles
-    production = Production(
-        files(simulated_config(args), args.format),
-        args.number,
-        Path(args.out),
-        workers=args.workers,
-        overwrite=args.overwrite,
-        quiet=args.quiet,
-    )
-    manifest = production.go()
+    out, how = Path(args.out), {name: getattr(args, name) for name in ("workers", "overwrite", "quiet")}
+    if args.field is not None:
+        from tfdeblend.simulation.field_files import FieldProduction
+
+        manifest = FieldProduction(field_config(args), out, **how).go()
+    else:
+        if args.density is not None:
+            raise DataError("--density", None, "expected --field SIDE beside it, received scenes or stamps")
+        files = StampFiles if args.stamps else SceneFiles
+        number = 10 if args.number is None else args.number
+        manifest = Production(files(simulated_config(args), args.format or "npz"), number, out, **how).go()
     if args.json:
         print_json({"out": args.out, **manifest})
     else:
         print(f"{args.out}:", ", ".join(f"{count} {what}" for what, count in manifest["counts"].items()))
     return DONE
+
+
+def field_config(args: argparse.Namespace) -> Any:
+    """The configuration of a field to simulate. Raises: DataError, also for options that fields do not have."""
+    from tfdeblend.simulation.field import FieldConfig
+    from tfdeblend.simulation.parametric import Population
+    from tfdeblend.simulation.surveys import Survey
+
+    others = {
+        "--stamps": args.stamps,
+        "--number": args.number is not None,
+        "--size": args.size is not None,
+        "--sources": args.sources is not None,
+        "--model-sigma": args.model_sigma is not None,
+        "--galaxies": args.galaxies != "parametric",
+        "--split": args.split != "all",
+        "--shrink": args.shrink != (1, 1),
+        "--format": args.format not in (None, "fits"),
+    }
+    for option, given in others.items():
+        if given:
+            raise DataError(option, None, "expected scenes or stamps beside it, received --field")
+    stars = 0.1 if args.stars is None else args.stars
+    return FieldConfig(
+        Survey.find(args.survey),
+        Population(args.bright, args.faint, args.slope, stars),
+        side=args.field,
+        density=60.0 if args.density is None else args.density,
+        clustering=0.5 if args.positions == "clustered" else 0.0,
+        noise=args.noise,
+        seed=args.seed,
+    )
 
 
 def simulated_config(args: argparse.Namespace) -> Any:
@@ -220,7 +253,7 @@ def simulated_config(args: argparse.Namespace) -> Any:
     from tfdeblend.simulation.surveys import Survey
 
     survey = Survey.find(args.survey)
-    population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars)
+    population: Population | RealPopulation = Population(args.bright, args.faint, args.slope, args.stars or 0.0)
     if args.galaxies == "parametric" and args.shrink != (1, 1):
         raise DataError("--shrink", None, "expected --galaxies DIR beside it, received parametric galaxies")
     if args.galaxies != "parametric":
@@ -231,7 +264,12 @@ def simulated_config(args: argparse.Namespace) -> Any:
         population = RealPopulation(args.galaxies, args.bright, args.faint, args.split, padding, args.shrink)
     if args.stamps:
         return StampConfig(population, survey, args.size or 64, model_sigma=args.model_sigma or 1.0, seed=args.seed)
-    choices = {"sources": args.sources, "positions": args.positions, "noise": args.noise, "size": args.size or 71}
+    choices = {
+        "sources": args.sources or (1, 5),
+        "positions": args.positions,
+        "noise": args.noise,
+        "size": args.size or 71,
+    }
     return SceneConfig(survey, population, **choices, model_sigma=args.model_sigma, seed=args.seed)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -168,7 +168,7 @@ class Production:
         self.out.mkdir(parents=True, exist_ok=True)
         self._remove(todo)
         self._write_manifest({}, complete=False)  # a killed run leaves files that belong to it
-        with self._bar(sum(part.size for part in todo)) as bar:
+        with progress(sum(part.size for part in todo), self.files.kind[:-1], self.quiet) as bar:
             for written, drawn in self._draw(todo):
                 done |= written
                 bar.update(drawn)
@@ -183,21 +183,14 @@ class Production:
                 problem = f"expected a manifest beside {unlisted[0]}, received none"
                 raise DataError(self.out / MANIFEST, "config", problem, REMEDY)
             return {}
-        self._check_same(manifest)
+        check_same(self.out / MANIFEST, manifest, self._description())
+        if manifest["number"] > self.number:
+            problem = f"expected at least {manifest['number']}, received {self.number}"
+            raise DataError(self.out / MANIFEST, "number", problem, REMEDY)
         names = {part.name for part in set(plan) & set(self.files.plan(manifest["number"]))}
         hashes = {name: sha256(self.out / name) for name in sorted(names) if (self.out / name).exists()}
         known = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         return {name: value for name, value in hashes.items() if known.get(name, value) == value}
-
-    def _check_same(self, manifest: dict[str, Any]) -> None:
-        where, then, now = self.out / MANIFEST, flat(manifest), flat(self._description())
-        for key in now:
-            if then.get(key) != now[key]:
-                problem = f"expected {then.get(key)!r} as before, received {now[key]!r}"
-                raise DataError(where, key, problem, REMEDY)
-        if manifest["number"] > self.number:
-            problem = f"expected at least {manifest['number']}, received {self.number}"
-            raise DataError(where, "number", problem, REMEDY)
 
     def _remove(self, todo: Sequence[Part]) -> None:
         """Removes the files to be drawn, and with `overwrite` all that an earlier manifest lists."""
@@ -214,9 +207,7 @@ class Production:
 
     def _description(self) -> dict[str, Any]:
         """Returns what must be equal for files to be kept, in the types that JSON gives back."""
-        files = self.files
-        document = {"kind": files.kind, "format": files.format, "version": __version__, "config": asdict(files.config)}
-        return json.loads(json_values.dumps(document))
+        return description(self.files.kind, self.files.format, self.files.config)
 
     def _write_manifest(self, done: dict[str, str], complete: bool) -> dict[str, Any]:
         parts = [part for part in self.files.plan(self.number) if part.name in done]
@@ -227,33 +218,59 @@ class Production:
             "counts": {"files": len(parts), **self.files.counts(parts)},
             "files": {p.name: {"sha256": done[p.name], "first": p.start, "count": p.size} for p in parts},
         }
-        with written_whole(self.out / MANIFEST) as temporary:
-            temporary.write_text(json_values.dumps(manifest) + "\n")
+        write_manifest(self.out, manifest)
         return manifest
 
     def _draw(self, todo: Sequence[Part]) -> Iterator[tuple[dict[str, str], int]]:
         """Yields the SHA-256 by name of files as they are written, and their number of scenes or stamps."""
         size = max(1, TASK // todo[0].size) if todo else 1
         tasks = [todo[start : start + size] for start in range(0, len(todo), size)]
-        if self.workers == 1 or len(tasks) < 2:
-            yield from (write_parts(self.files, task, self.out) for task in tasks)
-            return
-        pool = ProcessPoolExecutor(min(self.workers, len(tasks)), get_context("spawn"), _end_with_parent)
-        try:
-            futures = [pool.submit(write_parts, self.files, task, self.out) for task in tasks]
-            yield from (future.result() for future in as_completed(futures))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _bar(self, total: int) -> tqdm:
-        every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
-        unit = self.files.kind[:-1]
-        return tqdm(None, "simulating", total, unit=unit, file=sys.stderr, disable=self.quiet, mininterval=every)
+        yield from in_processes(self.workers, write_parts, [(self.files, task, self.out) for task in tasks])
 
 
 def write_parts(files: SceneFiles | StampFiles, parts: Sequence[Part], folder: Path) -> tuple[dict[str, str], int]:
     """Writes files; returns their SHA-256 by name and their number of scenes or stamps."""
     return {part.name: files.write(part, folder) for part in parts}, sum(part.size for part in parts)
+
+
+def in_processes(workers: int, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Yields `work(*task)` of tasks as they are done: by so many processes, or one after the other in this one."""
+    if workers == 1 or len(tasks) < 2:
+        yield from (work(*task) for task in tasks)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), _end_with_parent)
+    try:
+        futures = [pool.submit(work, *task) for task in tasks]
+        yield from (future.result() for future in as_completed(futures))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def progress(total: int, unit: str, quiet: bool) -> tqdm:
+    """Makes the bar that shows on standard error how many units are drawn."""
+    every = 0.2 if sys.stderr.isatty() else 10  # seconds; a log file needs few lines
+    return tqdm(None, "simulating", total, unit=unit, file=sys.stderr, disable=quiet, mininterval=every)
+
+
+def description(kind: str, format: str, config: Any) -> dict[str, Any]:
+    """Returns what a manifest says of a configuration (a dataclass), in the types that JSON gives back."""
+    document = {"kind": kind, "format": format, "version": __version__, "config": asdict(config)}
+    return json.loads(json_values.dumps(document))
+
+
+def check_same(where: Path, manifest: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares a manifest with the description of what is to be drawn. Raises: DataError, by key, where they differ."""
+    then, wanted = flat(manifest), flat(now)
+    for key in wanted:
+        if then.get(key) != wanted[key]:
+            problem = f"expected {then.get(key)!r} as before, received {wanted[key]!r}"
+            raise DataError(where, key, problem, REMEDY)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest of a folder, whole or not at all."""
+    with written_whole(folder / MANIFEST) as temporary:
+        temporary.write_text(json_values.dumps(manifest) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:

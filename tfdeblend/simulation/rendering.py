@@ -83,10 +83,14 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """PSFs (one a band, or one for all; pixel included) over pixels of `scale` arcsec; remembers their transforms."""
+    """PSFs (one a band, or one for all; pixel included) over pixels of `scale` arcsec; remembers their transforms.
+
+    leak: of a PSF's Fourier amplitude, what may be left out: see `LEAK`.
+    """
 
     psfs: Sequence[Any]
     scale: float
+    leak: float = LEAK
     _spectra: dict[int, np.ndarray] = field(default_factory=dict)
     _grids: dict[int, Grid] = field(default_factory=dict)
 
@@ -109,7 +113,7 @@ class Camera:
     @cached_property
     def oversampling(self) -> int:
         """The multiple of Nyquist's frequency that the PSFs reach."""
-        return max(_oversampling(psf, self.scale) for psf in self.psfs)
+        return max(_oversampling(psf, self.scale, self.leak) for psf in self.psfs)
 
     def grid(self, reach: float) -> Grid:
         """Returns the grid for a source whose light reaches so many arcsec."""
@@ -125,18 +129,29 @@ class Camera:
             self._spectra[grid.side] = np.stack([grid.spectrum(psf) for psf in self.psfs])
         return self._spectra[grid.side]
 
-    def draw(self, components: Sequence[Component], y: float, x: float, shape: tuple[int, int]) -> np.ndarray:
-        """Draws the noiseless image (C, *shape) of one source at pixel (y, x), in the flux unit of its components."""
+    def draw(
+        self,
+        components: Sequence[Component],
+        y: float,
+        x: float,
+        shape: tuple[int, int],
+        psfs: Sequence[Any] | None = None,
+    ) -> np.ndarray:
+        """Draws the noiseless image (C, *shape) of one source at pixel (y, x), in the flux unit of its components.
+
+        psfs: in place of the camera's, where the source has its own; none wider or sharper than all of the camera's.
+        """
         grid = self.grid(max(component.reach for component in components))
         top, rows, place_y = _window(grid.side, y, shape[0])
         left, columns, place_x = _window(grid.side, x, shape[1])
         spectra = np.stack([grid.spectrum(component.profile) for component in components])
         flux = np.stack([component.flux for component in components]).astype(np.float32)
-        psfs = self.spectra(grid) * grid.phase(place_y, place_x)
-        if len(self.psfs) == 1:
-            image = _mixed(flux, grid.image(spectra * psfs, rows, columns))
+        blurs = self.spectra(grid) if psfs is None else np.stack([grid.spectrum(psf) for psf in psfs])
+        blurs = blurs * grid.phase(place_y, place_x)
+        if len(blurs) == 1:
+            image = _mixed(flux, grid.image(spectra * blurs, rows, columns))
         else:
-            image = grid.image(_mixed(flux, spectra) * psfs, rows, columns)
+            image = grid.image(_mixed(flux, spectra) * blurs, rows, columns)
         total = np.zeros((len(image), *shape), np.float32)
         total[:, top : top + image.shape[1], left : left + image.shape[2]] = image
         return total
@@ -157,14 +172,14 @@ def _window(side: int, position: float, size: int) -> tuple[int, slice, float]:
     return max(0, corner), slice(first, max(first, last)), position - corner
 
 
-def _oversampling(psf: Any, scale: float) -> int:
-    """Finds the smallest multiple of Nyquist's frequency beyond which less than LEAK of the amplitude is left."""
+def _oversampling(psf: Any, scale: float, leak: float) -> int:
+    """Finds the smallest multiple of Nyquist's frequency beyond which less than `leak` of the amplitude is left."""
     side, most = 32, 6
     k = 2 * np.pi / (side * scale)
     amplitude = np.abs(psf.drawKImage(nx=side * most, ny=side * most, scale=k).array)
     frequency = np.abs(np.arange(side * most) - side * most // 2)
     distance = np.maximum(frequency[:, None], frequency)  # in steps of k
     for times in range(1, most):
-        if amplitude[distance > times * side / 2].sum() < LEAK * amplitude.sum():
+        if amplitude[distance > times * side / 2].sum() < leak * amplitude.sum():
             return times
     return most

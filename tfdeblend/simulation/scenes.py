@@ -210,8 +210,13 @@ def unit_noise(rng: np.random.Generator, shape: tuple[int, ...], noise: str) -> 
     """Draws Gaussian noise (C,H,W) of unit variance, "white" or "correlated"."""
     if noise == "white":
         return rng.normal(size=shape)
-    kernel, reach = noise_kernel(), NOISE_REACH
     bands, height, width = shape
-    white = rng.normal(size=(bands, height + 2 * reach, width + 2 * reach))
-    rows = range(2 * reach + 1)
+    return correlated(rng.normal(size=(bands, height + 2 * NOISE_REACH, width + 2 * NOISE_REACH)))
+
+
+def correlated(white: np.ndarray) -> np.ndarray:
+    """Smooths white noise (C, H + 6, W + 6) to correlated noise (C, H, W) of the same variance, see `noise_kernel`."""
+    kernel, rows = noise_kernel(), range(2 * NOISE_REACH + 1)
+    shape = (len(white), *(side - 2 * NOISE_REACH for side in white.shape[1:]))
+    height, width = shape[1:]
     return sum((kernel[i, j] * white[:, i : i + height, j : j + width] for i in rows for j in rows), np.zeros(shape))
