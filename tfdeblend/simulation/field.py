@@ -17,8 +17,8 @@ order of the catalogue. The laws, u and v being the place in the field, -1 to 1 
 * p, q1, q2: a polynomial of second order each, of every band: sum_t c_t t(u, v) over the terms u, v, u^2 - 1/3, u v,
   v^2 - 1/3, whose mean over the field is 0; the c_t are drawn, and scaled so that the largest value is 1.
 * saturation: a pixel holds what the central one of a star of magnitude `saturation` has, in each band. The light of a
-  star above that flows along its column, half up and half down, and fills pixel after pixel, 1,024 each way at most.
-* bad pixels: columns, one in 2,000, and 20 discs of radius 1 to 8 pixels in a million pixels, in each band: they read 0.
+  star above that flows along its column, half up and half down, and fills pixel after pixel, at most 1,024 each way.
+* bad pixels, in each band: columns, one in 2,000, and 20 discs of radius 1 to 8 pixels in a million. They read 0.
 """
 
 from __future__ import annotations

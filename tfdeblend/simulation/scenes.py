@@ -23,7 +23,7 @@ MOST_SOURCES = 30
 PSF_SIDE = 43  # pixels
 SEPARATION = 2.0  # pixels, least, of two sources
 MARGIN = 0.1  # of the image's side, free of sources
-NOISE_SIGMA = 0.45  # pixels, of the kernel of correlated noise: 0.29 between neighbours, a round choice
+NOISE_SIGMA = 0.45  # pixels, of the kernel of correlated noise: 0.17 between neighbours, a round choice
 NOISE_REACH = 3  # pixels of that kernel
 
 

@@ -287,7 +287,8 @@ class Colors:
         nodes = np.stack([u_g + g_r + x, g_r + x, x, 0 * x, -0.55 * x, -0.85 * x], axis=-1)
         waves = np.array([367.0, 482.0, 622.0, 754.0, 869.0, 971.0])  # nm: effective wavelengths of LSST's ugrizy
         wanted = np.append(self.wavelengths, self.reference)
-        flat = np.stack([np.interp(wanted, waves, row) for row in nodes.reshape(-1, len(waves))])
+        rows = [np.interp(wanted, waves, row) for row in nodes.reshape(-1, len(waves))]
+        flat = np.array(rows).reshape(-1, len(wanted))  # of no stars, too
         return (flat[:, :-1] - flat[:, -1:]).reshape(*x.shape, len(self.wavelengths))
 
 
