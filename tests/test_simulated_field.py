@@ -29,6 +29,7 @@ from tfdeblend.simulation.field import BAD, BLOCK, CELL, MEMBERS, NO_DATA, SAT, 
 from tfdeblend.simulation.field_files import FieldProduction
 from tfdeblend.simulation.parametric import Population
 from tfdeblend.simulation.production import read_manifest
+from tfdeblend.simulation.rendering import Knots
 from tfdeblend.simulation.scenes import noise_kernel
 from tfdeblend.simulation.surveys import Survey
 
@@ -120,6 +121,30 @@ def test_light_that_crosses_tiles_is_all_there():
             isolated += 1
             crossing += window.top // 150 < window.bottom // 150 or window.left // 150 < window.right // 150
     assert isolated >= 5 and crossing >= 2
+
+
+def test_bright_objects_are_galsims_to_a_tenth_of_the_skys_noise():
+    """The brightest star and galaxy, under the PSF of their places, to where their light ends."""
+    field = Field(replace(WIDE, side=1024))
+    cells = [(cell, row) for cell in field.catalog() for row in range(len(cell))]
+    accuracy = galsim.GSParams(folding_threshold=1e-3, maxk_threshold=1e-6, kvalue_accuracy=1e-8)
+    for star in (True, False):
+        found = [(cell, row) for cell, row in cells if cell.galaxies.is_star[row] == star]
+        cell, row = min(found, key=lambda each: each[0].galaxies.magnitude[each[1]])
+        where, image = field._image(cell, row)
+        fwhm, e1, e2 = (float(values[1]) for values in field.psf_shape(cell.y[row], cell.x[row]))
+        psf = galsim.Moffat(beta=3, fwhm=fwhm, gsparams=accuracy).shear(g1=e1, g2=e2)
+        drawn = galsim.ImageD(*image.shape[1:], scale=SURVEY.pixel_scale)
+        center = galsim.PositionD(cell.x[row] - where.left + 1, cell.y[row] - where.top + 1)
+        for part in cell.galaxies.components(row):
+            profile = part.profile
+            if isinstance(profile, Knots):
+                parts = zip(profile.share, profile.offset, profile.sigma, strict=True)
+                profile = galsim.Sum([galsim.Gaussian(sigma=s, flux=f).shift(dx, dy) for f, (dy, dx), s in parts])
+            profile = galsim.Convolve(profile * float(part.flux[1]), psf, gsparams=accuracy)
+            profile.drawImage(drawn, center=center, add_to_image=True)
+        assert np.abs(drawn.array - image[1]).max() < 0.1 * np.sqrt(SURVEY.sky_variance[1])
+        assert drawn.array[0].max() < 0.2 * np.sqrt(SURVEY.sky_variance[1])  # nothing ends at the image's edge
 
 
 def test_places_have_their_density_and_clustering():

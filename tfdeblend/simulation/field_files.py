@@ -28,6 +28,7 @@ from tfdeblend.simulation.production import (
     check_same,
     description,
     in_processes,
+    listed,
     progress,
     read_manifest,
     write_manifest,
@@ -148,7 +149,7 @@ class FieldProduction:
 
     def _remove(self) -> None:
         shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
-        for name in (*self._names(), MANIFEST):
+        for name in {*self._names(), *listed(self.out), MANIFEST}:
             (self.out / name).unlink(missing_ok=True)
 
     def _draw_tiles(self, unfinished: Path) -> None:

@@ -196,10 +196,7 @@ class Production:
         """Removes the files to be drawn, and with `overwrite` all that an earlier manifest lists."""
         names = {part.name for part in todo}
         if self.overwrite:
-            try:
-                names |= {Path(name).name for name in (read_manifest(self.out) or {"files": {}})["files"]}
-            except DataError:  # a damaged manifest lists nothing
-                pass
+            names |= listed(self.out)
         for name in names:
             (self.out / name).unlink(missing_ok=True)
             for half_written in self.out.glob(temporary_name(name)):  # by a run that was killed
@@ -289,6 +286,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         problem = f"expected the manifest of a simulation, received {type(error).__name__}: {error}"
         raise DataError(path, "manifest", problem, REMEDY) from error
     return manifest
+
+
+def listed(folder: Path) -> set[str]:
+    """Returns the names of the files that the manifest of a folder lists; none of a damaged one."""
+    try:
+        return {Path(name).name for name in (read_manifest(folder) or {"files": {}})["files"]}
+    except DataError:
+        return set()
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
