@@ -106,6 +106,8 @@ class Deblender:
       stamp: pixels a side that hold a galaxy; None: by the size of the image, and larger where a galaxy is cut.
       samples: how many, at least 2. keep_samples: whether results keep the samples themselves.
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
+      few_shapes: fit each scene in one of few shapes, whatever the others are: a long run then compiles little, and its
+        results do not depend on how it is split up.
       progress: whether the parts of a large scene are counted on standard error as they are done.
 
     Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another
@@ -129,6 +131,7 @@ class Deblender:
     keep_samples: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
+    few_shapes: bool = False
     progress: bool = False
     _prior: Prior | AutomaticPrior = field(init=False, repr=False, compare=False)
     _compiled: Compiled = field(init=False, repr=False, compare=False)
@@ -305,8 +308,10 @@ class Deblender:
                 chosen[prior.key] = prior
                 buckets[prior.key][shape].append(index)
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
-            work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
-            for shape, members in sorted(merge_buckets(round_buckets(shapes), work).items()):
+            if not self.few_shapes:
+                work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
+                shapes = merge_buckets(round_buckets(shapes), work)
+            for shape, members in sorted(shapes.items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
                 for first in range(0, len(members), most):
@@ -356,7 +361,7 @@ class Deblender:
         self._check(scene, prior)
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
-        shape = scene_shape(scene, side, prior.model_sigma, self.background)
+        shape = scene_shape(scene, side, prior.model_sigma, self.background, self.few_shapes)
         self._check_memory(scene, shape, prior)
         return shape
 

@@ -161,15 +161,19 @@ def make_deblender(args: argparse.Namespace) -> Deblender | Client:
 
 def survey(args: argparse.Namespace) -> int:
     from tfdeblend import io
+    from tfdeblend.io.companions import by_field
 
     if args.workers < 0:
         raise DataError("--workers", None, f"expected a number of processes, received {args.workers}")
-    files = [str(path) for path in io.find_inputs(args.inputs)]
+    files, *others = by_field(io.find_inputs(args.inputs))
+    if others:
+        received = ", ".join(str(path) for path in (files[0], *(other[0] for other in others)))
+        raise DataError("inputs", "files", f"expected the images of one field, received several: {received}")
     start_tensorflow(args.verbose)
     from tfdeblend.survey import Survey, SurveySettings
 
     settings = SurveySettings(
-        tuple(files),
+        tuple(map(str, files)),
         psf=args.psf,
         mask_planes=args.mask_planes,
         bands=args.bands,

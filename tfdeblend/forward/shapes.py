@@ -28,6 +28,7 @@ from tfdeblend.errors import DataError
 IMAGE_SIDES = (32, 48, 64, 80, 96, 112, 128, 160, 192)
 SOURCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 ROUND_COUNTS = (4, 8, 16, 24, 32)  # those that are compiled for few scenes, too
+FEW_SIDES, FEW_COUNTS = (64, 96, 128, 192), (1, 2, 4, 8, 16, 32)  # of runs that meet scenes of all sizes
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
@@ -136,17 +137,20 @@ def stamp_side(scene: Scene, least: int = 0) -> int:
     return max(fit, 16 * int(np.ceil(least / 16)))
 
 
-def scene_shape(scene: Scene, stamp: int, model_sigma: float | None = None, background: bool = False) -> BatchShape:
+def scene_shape(
+    scene: Scene, stamp: int, model_sigma: float | None = None, background: bool = False, few: bool = False
+) -> BatchShape:
     """The shape of a batch of this one scene.
 
     Args:
       stamp: P. model_sigma: pixels; None: the widest one that `amplification` allows. background: whether each band of
-        each observation has a free constant.
+        each observation has a free constant. few: whether it is one of few shapes.
 
     Raises: DataError for an undersampled PSF.
     """
     _, height, width = scene.observation.shape
-    side = fit_size(max(height, width), IMAGE_SIDES)
+    sides, counts = (FEW_SIDES, FEW_COUNTS) if few else (IMAGE_SIDES, SOURCE_COUNTS)
+    side = fit_size(max(height, width), sides)
     sigma = model_sigma or widest_model_sigma(scene)
     if len(scene.observations) == 1:
         half = min(max(scene.observation.psf.shape[1:]) // 2 + 1, side)
@@ -160,21 +164,21 @@ def scene_shape(scene: Scene, stamp: int, model_sigma: float | None = None, back
         fourier = fast_fourier_size(side + 2 * margin + reach)
     return BatchShape(
         blends=1,
-        sources=fit_size(len(scene.sources), SOURCE_COUNTS),
+        sources=fit_size(len(scene.sources), counts),
         bands=len(scene.bands),
         frame=side + 2 * margin,
         margin=margin,
         fourier=fourier,
         stamp=stamp,
         model_sigma=sigma,
-        exposures=tuple(_exposure_shape(scene, number, fourier) for number in range(len(scene.observations))),
+        exposures=tuple(_exposure_shape(scene, number, fourier, sides) for number in range(len(scene.observations))),
         background=background,
     )
 
 
-def _exposure_shape(scene: Scene, number: int, fourier: int) -> ExposureShape:
+def _exposure_shape(scene: Scene, number: int, fourier: int, sides: Sequence[int]) -> ExposureShape:
     one, pixels = scene.observations[number], scene.maps[number]
-    side, kept = fit_size(max(one.shape[1:]), IMAGE_SIDES), 0
+    side, kept = fit_size(max(one.shape[1:]), sides), 0
     misfit = np.abs(pixels.matrix - np.eye(2)).max() * max(one.shape[1:])
     if len(scene.observations) > 1:
         kept = min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4))

@@ -22,6 +22,7 @@ PSFEX = "PSF_DATA"  # the table of a PSFEx model
 # without, then finer.
 IMAGES = ("PSF", "DET_DIST", "DET_SAMP", "OVERDIST", "OVERSAMP")
 SCALES = ("PIXELSCL", "PIXSCALE")  # keywords of the PSF's pixel, arcsec
+POSITIONS = "POSITIONS"  # the table of the places of stamps
 GRIDS = ("DET_YX0", "NXPSFS", "STMPSIZE")  # keywords of stamps at many places: of STPSF's, HST's and Euclid's
 SAME = 0.03  # by which pixels of one scale may differ
 STEPS = (0.01, 10.0)  # pixels of a PSF in those of an image
@@ -63,8 +64,8 @@ def read_psf(path: Path, place: Place, notes: list[str], named: bool = True) -> 
     """Read the PSF in a file: (C,h,w), or (h,w) for all bands, on the image's pixels.
 
     Args:
-        path: NPZ with `psfs`; FITS with an image in extension PSF, of the names in IMAGES, or in the primary; a PSFEx
-            or Piff model.
+        path: NPZ with `psfs`; FITS with an image in extension PSF, of the names in IMAGES, or in the primary; FITS with
+            stamps (n,h,w) in the primary and a table POSITIONS of their x and y; a PSFEx or Piff model.
         named: whether the user named the file, as he must for a Piff model: it holds pickled objects, which can run
             code.
 
@@ -86,6 +87,9 @@ def read_psf(path: Path, place: Place, notes: list[str], named: bool = True) -> 
             return evaluate_psfex(path, models[0], place, notes)
         if images.find(hdus, ("PSF",), images.TABLE_HDUS) is not None:
             return evaluate_piff(path, place, notes, named)
+        if (table := images.find(hdus, (POSITIONS,), images.TABLE_HDUS)) is not None:
+            stamp = nearest_stamp(path, images.pixels(path, hdus[0]), table, place, notes)
+            return on_pixels(path, "PSF", stamp, hdus[0].header, place, notes)
         hdu = _image(path, hdus, place)
         return on_pixels(path, hdu.name, images.pixels(path, hdu), hdu.header, place, notes)
 
@@ -230,6 +234,29 @@ def evaluate_psfex(path: Path, table: Any, place: Place, notes: list[str]) -> np
         # PSFEx models the PSF as pixels record it: convolving with the pixel again would widen it.
         psf = profile.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array.astype(float)
         return psf / psf.sum()
+
+
+def nearest_stamp(path: Path, stamps: Any, table: Any, place: Place, notes: list[str]) -> np.ndarray:
+    """Take of PSFs (n,h,w) at many places of an image the one nearest to `place`: (h,w).
+
+    Args:
+        path: for messages.
+        table: the open HDU of their places: columns x and y, of the first pixel's centre (1, 1).
+
+    Raises:
+        DataError: another number of stamps than of places, or places that are no numbers.
+    """
+    with parsing(path, POSITIONS):
+        at = np.stack([np.asarray(table.data[axis], float) for axis in "xy"], 1)
+    if stamps is None or stamps.ndim != 3 or len(stamps) != len(at) or not len(at):
+        received = "no image" if stamps is None else f"shape {stamps.shape}"
+        raise DataError(path, "PSF", f"expected a stamp (h, w) for each of {len(at)} positions, received {received}")
+    if not np.isfinite(at).all():
+        raise DataError(path, POSITIONS, "expected finite x and y, received others")
+    if place.position is None:
+        notes.append(_assumed(place))
+    here = place.centre if place.position is None else place.position
+    return np.asarray(stamps[np.argmin(np.hypot(*(at - here).T))])
 
 
 def _position(model: Any, place: Place, notes: list[str]) -> tuple[float, float]:

@@ -156,7 +156,7 @@ def _deblender(settings: SurveySettings) -> Deblender:
 
 @lru_cache(1)
 def _made(arguments: tuple[tuple[str, Any], ...]) -> Deblender:
-    return Deblender(**dict(arguments))
+    return Deblender(**dict(arguments), few_shapes=True)
 
 
 def _columns(bands: Sequence[str], unit: str) -> dict[str, dict[str, tables.Column]]:

@@ -1,0 +1,200 @@
+"""Survey runs: the image is covered once, objects are neither lost nor doubled, and a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from scene_files import celestial
+
+from tfdeblend.errors import DataError
+from tfdeblend.inference import parts
+from tfdeblend.survey import Survey, SurveySettings, tables, tasks
+from tfdeblend.survey.tiles import tiles
+
+pytest.importorskip("pyarrow")
+SIDE, FLUX = 192, 500.0  # pixels of the image; of its galaxies
+PSF_SIGMA = 1.8
+
+
+def image(path: Path, band: str, seed: int) -> Path:
+    """A lattice of round Gaussian galaxies, some of which lie on the edges of tiles, in noise of 1."""
+    y, x = np.indices((SIDE, SIDE))
+    light = np.zeros((SIDE, SIDE))
+    for place in lattice():
+        light += FLUX * np.exp(-((y - place[0]) ** 2 + (x - place[1]) ** 2) / (2 * 2.4**2)) / (2 * np.pi * 2.4**2)
+    noisy = light + 5 + np.random.default_rng(seed).normal(size=light.shape)
+    psf = np.exp(-((np.indices((25, 25)) - 12) ** 2).sum(0) / (2 * PSF_SIGMA**2))
+    header = celestial().to_header()
+    header.update({"FILTER": band, "MAGZERO": 27.0})
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(noisy.astype(np.float32), header, name="IMAGE")]
+    hdus += [fits.ImageHDU(np.ones_like(noisy, np.float32), name="VARIANCE")]
+    hdus += [fits.ImageHDU((psf / psf.sum()).astype(np.float32), name="PSF")]
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+def lattice() -> np.ndarray:
+    """(K,2) places, most of them on edges of tiles of 64 pixels, to a tenth of a pixel."""
+    y, x = np.meshgrid([31, 63.4, 95, 127.6, 159], [31, 63.5, 95, 127.5, 159], indexing="ij")
+    return np.stack([y.ravel(), x.ravel()], 1)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> SurveySettings:
+    folder = tmp_path_factory.mktemp("coadd")
+    files = tuple(str(image(folder / f"coadd_{band}.fits", band, seed)) for seed, band in enumerate("gr"))
+    return SurveySettings(files, prior="exponential", tile=64, border=64, margin=32)
+
+
+@pytest.fixture(scope="module")
+def run(settings: SurveySettings, tmp_path_factory: pytest.TempPathFactory) -> Survey:
+    survey = Survey(settings, tmp_path_factory.mktemp("run"))
+    survey.report = survey.run(progress=False)  # type: ignore[attr-defined]
+    return survey
+
+
+def bright(survey: Survey) -> Table:
+    """The objects that are no peaks of the noise."""
+    table = survey.objects()
+    return table[table["detect_snr"] > 10]
+
+
+def digests(survey: Survey) -> dict[str, dict[str, str]]:
+    return {file.name: json.loads(file.read_text()) for file in sorted((survey.out / "done").iterdir())}
+
+
+@pytest.mark.parametrize(("shape", "side"), [((100, 70), 64), (((64, 64)), 64), ((5, 300), 128)])
+def test_tiles_cover_the_image_once(shape: tuple[int, int], side: int) -> None:
+    """Also places between pixels have one tile; borders end with the image."""
+    count = np.zeros(shape, int)
+    y, x = np.random.default_rng(0).uniform(-0.5, np.array(shape) - 0.5, (50, 2)).T
+    owners = np.zeros(50, int)
+    for tile in tiles(shape, side, 32):
+        count[tile.inner] += 1
+        owners += tile.owns(y, x)
+        for inner, outer, length in zip(tile.inner, tile.outer, shape, strict=True):
+            assert outer.start == max(inner.start - 32, 0) and outer.stop == min(inner.stop + 32, length)
+    assert (count == 1).all() and (owners == 1).all()
+
+
+def test_no_object_is_lost_or_doubled_at_the_edges(run: Survey) -> None:
+    """Of galaxies on a lattice that crosses the edges of tiles, each is found once, in the tile where it lies."""
+    table, places = bright(run), lattice()
+    found = np.stack([table["y"], table["x"]], 1)
+    nearest = np.hypot(*(found[:, None] - places).T).argmin(0)
+    assert sorted(nearest.tolist()) == list(range(len(places)))
+    assert np.hypot(*(found - places[nearest]).T).max() < 1
+    assert len(np.unique(table["objectId"])) == len(table)
+
+
+def test_fluxes_are_in_nanojansky_and_errors_hold(run: Survey) -> None:
+    """Flux 1 of a zero point of 27 is 57.5 nJy."""
+    table = bright(run)
+    assert str(table["g_flux"].unit) == "nJy" and str(table["coord_ra"].unit) == "deg"
+    pull = (np.asarray(table["g_flux"]) - FLUX * 10 ** (0.4 * 4.4)) / np.asarray(table["g_fluxErr"])
+    assert np.sqrt(np.mean(pull**2)) < 1.5
+    np.testing.assert_allclose(table["g_mag"], 31.4 - 2.5 * np.log10(table["g_flux"]), atol=1e-3)
+
+
+def test_pairs_are_those_of_neighbours_and_each_is_there_once(run: Survey) -> None:
+    rows = tables.joined([tables.read(file) for file in run._files("pairs")], tables.pairs(("g", "r"), "nJy"))
+    assert (rows["objectId_1"] < rows["objectId_2"]).all()
+    assert len({*zip(rows["objectId_1"].tolist(), rows["objectId_2"].tolist(), strict=True)}) == len(rows["objectId_1"])
+    assert np.isin(rows["objectId_1"], run.objects()["objectId"]).all()
+
+
+def test_a_run_that_is_given_again_does_nothing(run: Survey, settings: SurveySettings) -> None:
+    before = digests(run)
+    again = Survey(settings, run.out).run(progress=False)
+    assert again.done == 0 and digests(run) == before
+    assert again.objects == run.report.objects  # type: ignore[attr-defined]
+
+
+def test_a_tile_whose_file_is_damaged_is_done_again_to_the_same_bytes(run: Survey, settings: SurveySettings) -> None:
+    before = digests(run)
+    file = run.out / "objects" / "tile_0001_0001.parquet"
+    file.write_bytes(file.read_bytes()[:-10])
+    again = Survey(settings, run.out).run(progress=False)
+    assert again.done == 1 and digests(run) == before
+
+
+def test_a_folder_of_another_run_is_refused(run: Survey, settings: SurveySettings) -> None:
+    with pytest.raises(DataError, match="expected the run of these settings"):
+        Survey(replace(settings, threshold=4.0), run.out)
+
+
+def test_detections_of_two_tiles_are_joined(settings: SurveySettings) -> None:
+    """Where one reports an object on either side of the edge, that counts which is deeper in its own tile."""
+    both = tiles((64, 128), 64, 32)
+    columns = {"snr": np.array([9.0]), "half": np.array([2.0]), "reach": np.array([5.0])}
+    found = [
+        {"y": np.array([30.0]), "x": np.array([63.7])} | columns,
+        {"y": np.array([30.2]), "x": np.array([63.3])} | columns,
+    ]
+    merged = tasks.merge(found, both, (64, 128))
+    assert len(merged["x"]) == 1 and merged["tile"][0] in (0, 1)
+    apart = tasks.merge([found[0], {"y": np.array([40.0]), "x": np.array([70.0])} | columns], both, (64, 128))
+    assert apart["tile"].tolist() == [1, 1] and len(np.unique(apart["objectId"])) == 2
+
+
+def test_blends_are_what_ties_join() -> None:
+    """A chain is one blend, though its ends do not touch."""
+    places = np.array([[0.0, 0.0], [0.0, 8.0], [0.0, 16.0], [0.0, 60.0]])
+    labels = parts.blends(places, np.full(4, 2.0), np.full(4, 7.0))
+    assert len({*labels[:3]}) == 1 and labels[3] != labels[0]
+
+
+def test_a_blend_that_fails_is_a_row_and_the_others_go_on(
+    settings: SurveySettings, run: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole tile is refused, then one blend of it."""
+    detections = tables.read(run.out / "detections.parquet")
+    tile = run.tiles[4]
+    own = detections["objectId"][detections["tile"] == 4]
+    deblender = tasks._deblender(settings)
+    true, poisoned = type(deblender).deblend, str(own[0])
+
+    def deblend(self: object, scenes: object) -> object:
+        raise DataError("tile", "fit", "expected numbers, received none")
+
+    iterate = type(deblender).iterate
+
+    def some(self, scenes):
+        for index, result in iterate(self, scenes):
+            bad = any(source.id == poisoned for source in scenes[index].sources)
+            yield index, DataError("blend", "fit", "expected numbers, received none") if bad else result
+
+    monkeypatch.setattr(type(deblender), "deblend", deblend)
+    monkeypatch.setattr(type(deblender), "iterate", some)
+    found = tasks.deblend(settings, tile, 4, detections)
+    monkeypatch.setattr(type(deblender), "deblend", true)
+    assert int(poisoned) in found.failures["objectId"] and (found.failures["stage"] == "deblend").all()
+    assert sorted([*found.failures["objectId"], *found.objects["objectId"]]) == sorted(own)
+    assert len(found.objects["objectId"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_same_catalogue(run: Survey, settings: SurveySettings, tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("distributed")
+    survey = Survey(settings, tmp_path / "run")
+    survey.run(workers, progress=False)
+    one, two = bright(run), bright(survey)
+    assert list(one["objectId"]) == list(two["objectId"])
+    np.testing.assert_allclose(one["g_flux"], two["g_flux"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_other_tiles_give_the_same_catalogue(run: Survey, settings: SurveySettings, tmp_path: Path) -> None:
+    """But for what the local sky and the neighbours beyond a tile's margin move."""
+    survey = Survey(replace(settings, tile=192), tmp_path / "run")
+    survey.run(progress=False)
+    one, two = bright(run), bright(survey)
+    assert list(one["objectId"]) == list(two["objectId"])
+    assert (np.abs(one["g_flux"] - two["g_flux"]) / two["g_fluxErr"]).max() < 0.2
