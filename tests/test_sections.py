@@ -74,3 +74,13 @@ def test_a_section_beyond_the_image_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "coadd.fits", 1, False)
     with pytest.raises(DataError, match=r"expected a section inside of 90 x 70 pixels, received 60:91"):
         io.read(path, section=(slice(60, 91), slice(0, 70)))
+
+
+def test_parts_of_another_shape_are_refused(tmp_path: Path) -> None:
+    """As they are where the whole is read."""
+    path = write(tmp_path / "coadd.fits", 1, False)
+    with fits.open(path) as hdus:
+        hdus["VARIANCE"].data = np.ones((100, 80), np.float32)
+        hdus.writeto(tmp_path / "other.fits")
+    with pytest.raises(DataError, match="VARIANCE: expected pixels as of IMAGE"):
+        io.read(tmp_path / "other.fits", section=SECTION)

@@ -22,7 +22,7 @@ SIDE, FLUX = 192, 500.0  # pixels of the image; of its galaxies
 PSF_SIGMA = 1.8
 
 
-def image(path: Path, band: str, seed: int) -> Path:
+def image(path: Path, band: str, seed: int, masked: tuple[slice, slice] | None = None) -> Path:
     """A lattice of round Gaussian galaxies, some of which lie on the edges of tiles, in noise of 1."""
     y, x = np.indices((SIDE, SIDE))
     light = np.zeros((SIDE, SIDE))
@@ -33,7 +33,10 @@ def image(path: Path, band: str, seed: int) -> Path:
     header = celestial().to_header()
     header.update({"FILTER": band, "MAGZERO": 27.0})
     hdus = [fits.PrimaryHDU(), fits.ImageHDU(noisy.astype(np.float32), header, name="IMAGE")]
-    hdus += [fits.ImageHDU(np.ones_like(noisy, np.float32), name="VARIANCE")]
+    variance = np.ones_like(noisy, np.float32)
+    if masked is not None:
+        variance[masked] = np.inf
+    hdus += [fits.ImageHDU(variance, name="VARIANCE")]
     hdus += [fits.ImageHDU((psf / psf.sum()).astype(np.float32), name="PSF")]
     fits.HDUList(hdus).writeto(path)
     return path
@@ -143,6 +146,58 @@ def test_detections_of_two_tiles_are_joined(settings: SurveySettings) -> None:
     assert apart["tile"].tolist() == [1, 1] and len(np.unique(apart["objectId"])) == 2
 
 
+def test_neighbours_at_an_edge_stay_two(settings: SurveySettings) -> None:
+    """Both tiles report both, 1.5 pixels apart."""
+    both = tiles((64, 128), 64, 32)
+    found = {"y": np.array([30.0, 30.0]), "x": np.array([62.8, 64.3]), "snr": np.array([9.0, 8.0])}
+    found |= {"half": np.array([2.0, 2.0]), "reach": np.array([5.0, 5.0])}
+    merged = tasks.merge([found, {name: values + 0.0 for name, values in found.items()}], both, (64, 128))
+    assert merged["x"].tolist() == [62.8, 64.3] and merged["tile"].tolist() == [0, 1]
+
+
+def test_masked_tiles_and_bands_are_no_failures(tmp_path: Path) -> None:
+    """Of a tile without a pixel nothing is known; of one that a band lacks, what the others show."""
+    right, all_right = (slice(0, SIDE), slice(64, SIDE)), (slice(0, SIDE), slice(64 - 40, SIDE))
+    files = [image(tmp_path / "coadd_g.fits", "g", 0, right), image(tmp_path / "coadd_r.fits", "r", 1)]
+    one_band = SurveySettings(tuple(map(str, files)), prior="exponential", tile=64, border=64, margin=0)
+    _, last = one_band.tiles()[0], one_band.tiles()[2]
+    assert len(tasks.detect(one_band, last)["y"]) > 2
+    assert not one_band.read(last.outer).valid[0].any()
+    none = image(tmp_path / "empty_g.fits", "g", 0, all_right)
+    empty = SurveySettings((str(none),), prior="exponential", tile=64, border=64, margin=0)
+    assert len(tasks.detect(empty, last)["y"]) == 0
+
+
+def test_tiles_that_fail_are_reported_and_done_again(
+    settings: SurveySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be searched is not taken for empty; what it had goes, and comes back when it works."""
+    few = replace(settings, tile=128, threshold=50.0)
+    survey = Survey(few, tmp_path / "run")
+    search = tasks.detect
+
+    def detect(settings: SurveySettings, tile: object) -> tables.Table:
+        if tile == survey.tiles[0]:
+            raise OSError("expected a disk, received none")
+        return search(settings, tile)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "detect", detect)
+    report = survey.run(progress=False)
+    assert report.failures == 1 and report.kinds == {"OSError": 1}
+    monkeypatch.setattr(tasks, "detect", search)
+    again = Survey(few, survey.out).run(progress=False)
+    assert again.failures == 0 and again.objects > report.objects
+
+
+def test_files_of_one_table_are_a_dataset(run: Survey) -> None:
+    """Also tiles without an object, or without a failure, have the columns' types."""
+    from pyarrow import parquet
+
+    for part in ("objects", "pairs", "failures"):
+        rows = sum(tables.rows(file) for file in run._files(part))
+        assert parquet.read_table(run.out / part).num_rows == rows
+
+
 def test_blends_are_what_ties_join() -> None:
     """A chain is one blend, though its ends do not touch."""
     places = np.array([[0.0, 0.0], [0.0, 8.0], [0.0, 16.0], [0.0, 60.0]])
@@ -157,7 +212,7 @@ def test_a_blend_that_fails_is_a_row_and_the_others_go_on(
     detections = tables.read(run.out / "detections.parquet")
     tile = run.tiles[4]
     own = detections["objectId"][detections["tile"] == 4]
-    deblender = tasks._deblender(settings)
+    deblender = tasks.deblender(settings)
     true, poisoned = type(deblender).deblend, str(own[0])
 
     def deblend(self: object, scenes: object) -> object:

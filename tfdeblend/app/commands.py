@@ -163,6 +163,8 @@ def survey(args: argparse.Namespace) -> int:
     from tfdeblend import io
     from tfdeblend.io.companions import by_field
 
+    if args.psf_position is not None:
+        raise DataError("--psf-position", None, "expected none, as each tile has a place of its own, received one")
     if args.workers < 0:
         raise DataError("--workers", None, f"expected a number of processes, received {args.workers}")
     files, *others = by_field(io.find_inputs(args.inputs))
@@ -173,8 +175,8 @@ def survey(args: argparse.Namespace) -> int:
     from tfdeblend.survey import Survey, SurveySettings
 
     settings = SurveySettings(
-        tuple(map(str, files)),
-        psf=args.psf,
+        tuple(str(file.resolve()) for file in files),
+        psf=args.psf and str(Path(args.psf).resolve()),
         mask_planes=args.mask_planes,
         bands=args.bands,
         zeropoints=args.zeropoints,
@@ -187,7 +189,7 @@ def survey(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         tile=args.tile,
     )
-    report = Survey(settings, args.out).run(args.workers, args.scheduler, progress=not args.quiet)
+    report = Survey(settings, Path(args.out).resolve()).run(args.workers, args.scheduler, progress=not args.quiet)
     if args.json:
         print_json({"out": args.out, **asdict(report)})
     else:

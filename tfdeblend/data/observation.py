@@ -46,6 +46,7 @@ class Observation:
         saturated: (C,H,W), or (H,W) for all bands, booleans: at the detector's limit. Sources that have such pixels are
             flagged; only weights say what is masked.
         notes: warnings of reading and checking, one line each.
+        may_be_empty: whether all pixels may be masked, as in a piece of a larger image.
 
     Raises:
         DataError: naming the observation, the field, what was expected and what was received.
@@ -64,6 +65,7 @@ class Observation:
     noise_correlation: np.ndarray | None = None
     saturated: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    may_be_empty: bool = False
 
     def __post_init__(self) -> None:
         expect("notes", self.notes, tuple, list)
@@ -78,7 +80,7 @@ class Observation:
             weights = validation.estimate_weights(where, images, valid, bands, notes)
         else:
             weights = as_weights(where, pixels.weights, images, valid, notes)
-        images, weights = validation.mask_pixels(where, images, weights, valid, bands, notes)
+        images, weights = validation.mask_pixels(where, images, weights, valid, bands, notes, self.may_be_empty)
         unit, wcs = as_unit(where, pixels.unit), validation.as_wcs(where, pixels.wcs)
         scale = validation.as_pixel_scale(where, self.pixel_scale, wcs, notes)
         checked = {

@@ -219,14 +219,16 @@ def mask_pixels(
     valid: np.ndarray,
     bands: tuple[str, ...],
     notes: list[str],
+    may_be_empty: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Set weights to 0 where pixels are not valid, and masked pixels of absurd values to 0: float32 and float64.
 
-    Bands without a pixel are noted. Raises: DataError where no pixel is left, or one that is has an absurd value.
+    Bands without a pixel are noted. Raises: DataError where no pixel is left, unless that may be, or one has an absurd
+    value.
     """
     weights = np.where(valid, weights, 0).astype(float)
     empty = [band for c, band in enumerate(bands) if not (weights[c] > 0).any()]
-    if len(empty) == len(bands):
+    if len(empty) == len(bands) and not may_be_empty:
         raise DataError(where, "weights", "expected some pixels with positive weight, received an all-masked image")
     if empty:
         notes.append(f"every pixel is masked in {', '.join(empty)}")

@@ -88,7 +88,8 @@ class Contents:
             if psf is not None:
                 parts["psf"] = psf
             images = np.ma.MaskedArray(images, masked)
-            return Observation(images, name=scene_name(self.path), notes=tuple(notes), **parts)
+            empty = reading.section is not None
+            return Observation(images, name=scene_name(self.path), notes=tuple(notes), may_be_empty=empty, **parts)
 
     def _noise(self, parts: dict[str, Any], notes: list[str]) -> Noise | None:
         """Take the noise out of the parts: of several what comes first in `NOISES`, with a note."""

@@ -74,6 +74,9 @@ def _take(contents: Contents, part: str, file: Path, section: tuple[slice, slice
         hdu = next((hdu for hdu in hdus if isinstance(hdu, images.IMAGE_HDUS) and hdu.header.get("NAXIS", 0) > 1), None)
         if hdu is None:
             raise DataError(file, "file", f"expected {WHAT[part]}, as its name says, received no image")
+        if section is not None and tuple(hdu.shape[-2:]) != (whole := images.shape(contents.path)):
+            expected = f"expected {whole[0]} x {whole[1]} pixels as of {contents.path.name}"
+            raise DataError(file, part, f"{expected}, received {hdu.shape[-2]} x {hdu.shape[-1]}")
         contents.parts[part] = images.pixels(file, hdu, section=section)
         if part == "mask":
             contents.planes = masks.planes(file, parse(file).word, images.header_values(file, hdu, hdus[0]))
@@ -116,6 +119,7 @@ def as_one(files: Sequence[Path], observations: Sequence[Observation]) -> Observ
         noise_correlation=_filled(kept["noise_correlation"], white, _stacked),
         saturated=_filled(kept["saturated"], blank, np.concatenate),
         notes=tuple(notes),
+        may_be_empty=first.may_be_empty,
     )
 
 

@@ -256,6 +256,10 @@ class Layers:
         """
         found = self.parts[part]
         section = None if part in ("psf", "noise_correlation") else self.section
+        for hdu in found if section is not None else ():
+            if tuple(hdu.shape[-2:]) != tuple(self.images[0].shape[-2:]):
+                expected = f"expected pixels as of {extension_name(self.images[0])}, {self.images[0].shape[-2:]}"
+                raise DataError(self.path, extension_name(hdu), f"{expected}, received {hdu.shape}")
         arrays = [pixels(self.path, hdu, section=section) for hdu in found]
         if len(arrays) < 2:
             return arrays[0] if arrays else None

@@ -34,6 +34,9 @@ from tfdeblend.version import __version__
 
 AHEAD = 2  # tasks a worker that are waiting for it: more would only fill the scheduler
 PARTS = ("objects", "pairs", "failures")
+WHOLE = -1  # in place of an object's identifier: the whole tile
+# Of each worker's libraries, where they count threads: many workers of one beat one of many.
+THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
 
@@ -80,6 +83,10 @@ class Survey:
         if known.is_file() and json.loads(known.read_text()).get("key") != settings.key:
             expected = "expected the run of these settings, images and this version"
             raise DataError(known, "key", f"{expected}, received another one", "give another --out")
+        try:
+            tasks.deblender(settings)
+        except ValueError as error:
+            raise DataError("survey", "prior", str(error)) from error
 
     def run(self, workers: int = 0, scheduler: str | None = None, progress: bool = True) -> Report:
         """Do what is not done yet, and give a report.
@@ -97,8 +104,9 @@ class Survey:
         with executor(workers, scheduler) as submit:
             used = [*self._detected(submit, progress)]
             found = self._merged()
-            left = [number for number in range(len(self.tiles)) if not self._is_done(number)]
-            used += self._each(submit, deblend_tile, left, "deblended", progress)
+            seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
+            left = [number for number in seen if not self._is_done(number, found)]
+            used += self._each(submit, deblend_tile, left, "deblend", progress)
         return self._reported(found, used, len(left), time.perf_counter() - began)
 
     def _each(
@@ -107,7 +115,7 @@ class Survey:
         """Do a task for tiles by their number; one that fails as a whole becomes a row of its failures."""
         work = ((self.settings, self.out, self.tiles[number], number) for number in numbers)
         results = submit(task, work)
-        for number, used in tqdm(results, what, len(numbers), unit="tile", disable=not progress):
+        for number, used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
             if isinstance(used, Exception):
                 _failed(self.out, self.tiles[number], number, what, used)
                 used = {}
@@ -115,8 +123,8 @@ class Survey:
 
     def _detected(self, submit: Submit, progress: bool) -> Iterator[dict[str, Any]]:
         """Detect in the tiles whose detections are not there."""
-        left = [number for number, tile in enumerate(self.tiles) if not _detections(self.out, tile).is_file()]
-        return self._each(submit, detect_tile, left, "detected", progress)
+        left = [n for n, tile in enumerate(self.tiles) if not tables.is_whole(_detections(self.out, tile))]
+        return self._each(submit, detect_tile, left, "detect", progress)
 
     def _merged(self) -> tables.Table:
         """Join the detections of all tiles, and write them with their blends."""
@@ -126,17 +134,18 @@ class Survey:
             path = _detections(self.out, tile)
             found.append(tables.read(path) if path.is_file() else {name: np.zeros(0) for name in names})
         table = tasks.merge(found, self.tiles, self.settings.shape)
-        tables.write(self.out / "detections.parquet", table, tables.DETECTIONS, {"key": self.settings.key})
-        return table
+        path = self.out / "detections.parquet"
+        tables.write(path, table, tables.DETECTIONS, {"key": self.settings.key})
+        return tables.read(path)
 
-    def _is_done(self, number: int) -> bool:
+    def _is_done(self, number: int, detections: tables.Table) -> bool:
         """Whether a tile's files are those that were written with the detections that are there."""
         tile = self.tiles[number]
         path = self.out / "done" / f"{tile.name}.json"
         if not path.is_file():
             return False
         said = json.loads(path.read_text())
-        if said["detections"] != sha256(self.out / "detections.parquet"):
+        if said["detections"] != tasks.digest(self.settings, tile, detections):
             return False
         return all(
             (file := self.out / part / f"{tile.name}.parquet").is_file() and sha256(file) == said[part]
@@ -146,7 +155,9 @@ class Survey:
     def _reported(self, found: tables.Table, used: list[dict[str, Any]], done: int, seconds: float) -> Report:
         failures = tables.joined([*self._parts("failures")], tables.FAILURES)
         labels, index, counts = np.unique(found["blend"], return_inverse=True, return_counts=True)
-        bad = np.isin(labels, found["blend"][np.isin(found["objectId"], failures["objectId"])])
+        lost = np.isin(found["objectId"], failures["objectId"])
+        lost |= np.isin(found["tile"], failures["tile"][failures["objectId"] == WHOLE])
+        bad = np.isin(labels, found["blend"][lost])
         parents = {
             "parentObjectId": labels,
             "deblend_nChild": counts,
@@ -184,6 +195,8 @@ class Survey:
         from astropy.table import vstack
 
         found = [tables.read_astropy(file) for file in self._files("objects")]
+        if not found:
+            raise DataError(self.out, "objects", "expected a run that has tiles done, received none", "call run")
         return vstack(found, metadata_conflicts="silent")
 
     def _write_facts(self, more: dict[str, Any]) -> None:
@@ -204,9 +217,10 @@ def detect_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) ->
 def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -> dict[str, Any]:
     """Fit a tile, and write its tables, and their checksums last."""
     began = time.process_time()
-    path = out / "detections.parquet"
-    found = tasks.deblend(settings, tile, number, tables.read(path))
-    _write(out, tile, number, found._asdict(), found.bands, found.unit, settings.key, sha256(path))
+    detections = tables.read(out / "detections.parquet")
+    found = tasks.deblend(settings, tile, number, detections)
+    seen = tasks.digest(settings, tile, detections)
+    _write(out, tile, number, found._asdict(), found.bands, found.unit, settings.key, seen)
     return _used(began)
 
 
@@ -230,8 +244,10 @@ def _write(
 
 
 def _failed(out: Path, tile: Tile, number: int, stage: str, error: Exception) -> None:
-    """Write down that a tile failed as a whole; it is tried again when the run is resumed."""
-    rows = tasks.failure([-1], number, stage, error)
+    """Write down that a tile failed as a whole, in place of what it had; it is tried again when the run is resumed."""
+    for old in (out / "done" / f"{tile.name}.json", *(out / part / f"{tile.name}.parquet" for part in PARTS)):
+        old.unlink(missing_ok=True)
+    rows = tasks.failure([WHOLE], number, stage, error)
     tables.write(out / "failures" / f"{tile.name}.parquet", rows, tables.FAILURES, {"tile": number})
 
 
@@ -268,7 +284,7 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
             yield _on_cluster(client)
         return
     settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with LocalCluster(**settings) as cluster, Client(cluster) as client:
+    with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
         yield _on_cluster(client)
 
 
@@ -289,7 +305,7 @@ def _on_cluster(client: Any) -> Submit:
         numbers: dict[str, int] = {}  # of the tiles, by their task
 
         def more() -> None:
-            while len(numbers) < AHEAD * max(len(client.scheduler_info()["workers"]), 1):
+            while len(numbers) < AHEAD * max(len(client.nthreads()), 1):
                 arguments = next(rest, None)
                 if arguments is None:
                     return

@@ -12,7 +12,7 @@ from pathlib import Path
 from tfdeblend import io
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
-from tfdeblend.io import images
+from tfdeblend.io import companions, images
 from tfdeblend.survey.tiles import Section, Tile, tiles
 from tfdeblend.version import __version__
 
@@ -64,6 +64,8 @@ class SurveySettings:
             raise DataError("method", None, f"expected one of {', '.join(METHODS)}, received {self.method!r}")
         if not self.threshold > 0:
             raise DataError("threshold", None, f"expected a positive number of sigma, received {self.threshold}")
+        if self.method == "sample" and self.samples < 2:
+            raise DataError("samples", None, f"expected at least 2, received {self.samples}")
         if not self.images:
             raise DataError("images", None, "expected FITS images, received none")
 
@@ -92,6 +94,9 @@ class SurveySettings:
     @cached_property
     def key(self) -> str:
         """What tells this run from one of other settings, of other images, or by another version."""
-        files = [(file, stat.st_size, stat.st_mtime_ns) for file in self.images for stat in [Path(file).stat()]]
+        beside = [file for image in self.images for files in companions.beside(Path(image)).values() for file in files]
+        given = [Path(name) for name in (*self.images, self.psf or "", self.prior) if Path(name).is_file()]
+        stats = [(str(file), file.stat()) for file in [*given, *beside]]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         told = {"settings": asdict(self), "files": files, "version": __version__}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

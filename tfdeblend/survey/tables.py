@@ -121,7 +121,8 @@ def write(path: Path, table: Mapping[str, Any], columns: Mapping[str, Column], f
     fields, arrays = [], []
     for name, column in columns.items():
         values = np.asarray(table[name]).astype(column.dtype)
-        array = pyarrow.array(values.tolist() if column.dtype.startswith("U") else values)
+        text = column.dtype.startswith("U")
+        array = pyarrow.array(values.tolist(), pyarrow.string()) if text else pyarrow.array(values)
         metadata = {"unit": column.unit, "description": column.description}
         fields.append(pyarrow.field(name, array.type, metadata=metadata))
         arrays.append(array)
@@ -136,6 +137,15 @@ def read(path: Path) -> Table:
     _, parquet = _pyarrow()
     table = parquet.read_table(path)
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Parquet file is there and can be read."""
+    pyarrow, _ = _pyarrow()
+    try:
+        return path.is_file() and bool(read(path))
+    except (pyarrow.ArrowException, OSError):
+        return False
 
 
 def rows(path: Path) -> int:

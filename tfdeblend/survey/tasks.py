@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from scipy.spatial import cKDTree
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.detection import detect as find
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.psf import pixels_per_arcsec
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.data.sky import empty, less_sky, sky
 from tfdeblend.deblender import Deblender
@@ -66,8 +66,9 @@ def detect(settings: SurveySettings, tile: Tile) -> Table:
     place = np.stack([found["y"], found["x"]], 1).reshape(-1, 2)
     y, x = (place + tile.corner).T
     kept = tile.owns(y, x, SLACK)
-    scene = Scene((flat,), tuple(Source(*each) for each in place[kept].tolist()))
-    half, reach = parts.extents(scene) if kept.any() else np.zeros((2, 0))
+    half, reach = np.zeros((2, 0))
+    if kept.any():
+        half, reach = parts.extents(Scene((flat,), tuple(Source(*each) for each in place[kept].tolist())))
     columns = y[kept], x[kept], np.asarray(found["snr"], float)[kept], half, reach
     return dict(zip(names, columns, strict=True))
 
@@ -85,8 +86,12 @@ def merge(found: Sequence[Table], all_tiles: Sequence[Tile], shape: tuple[int, i
     )
     depth = np.minimum(place - first[number], last[number] - place).min(1, initial=np.inf)
     kept = np.ones(len(place), bool)
-    for a, b in sorted(cKDTree(place).query_pairs(SAME)) if len(place) else ():
-        if number[a] != number[b] and kept[a] and kept[b]:
+    near = cKDTree(place).query_pairs(SAME, output_type="ndarray") if len(place) else np.zeros((0, 2), int)
+    near = near[np.lexsort((*near.T, np.hypot(*(place[near[:, 0]] - place[near[:, 1]]).T)))]
+    met: set[tuple[int, int]] = set()  # a detection is one of another tile's at most, the nearest
+    for a, b in near.tolist():
+        if number[a] != number[b] and not met & {(a, number[b]), (b, number[a])}:
+            met |= {(a, number[b]), (b, number[a])}
             kept[a if depth[a] < depth[b] else b] = False
     order = np.flatnonzero(kept)
     order = order[np.lexsort((whole["x"][order], whole["y"][order]))]
@@ -110,10 +115,12 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     the table of failures.
     """
     flat = observe(settings, tile)
-    unit = "" if flat.zeropoints is None else "nJy"
+    unit = flat.unit or "" if flat.zeropoints is None else "nJy"
     nothing = {table: tables.empty(columns) for table, columns in _columns(flat.bands, unit).items()}
     near = _within(tile, settings.margin, detections)
     rows = {name: values[near] for name, values in detections.items()}
+    _, inverse, counts = np.unique(detections["blend"], return_inverse=True, return_counts=True)
+    rows["children"] = counts[inverse][near]
     own = rows["tile"] == number
     if not own.any():
         return TileResult(**nothing, bands=flat.bands, unit=unit)
@@ -127,12 +134,13 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     named = zip(places.tolist(), rows["objectId"].tolist(), strict=True)
     sources = [Source(y, x, id=str(name)) for (y, x), name in named]
     scene = Scene((flat.cut(*here),), tuple(sources))
-    try:
-        fitted = [(_deblender(settings).deblend(scene), np.arange(len(sources)))]
-        failed: list[tuple[np.ndarray, Exception]] = []
-    except DataError as error:
-        fitted, failed = _one_by_one(_deblender(settings), scene, rows["blend"], own, error)
-    found = [_measured(result, rows, own, which, corner, unit) for result, which in fitted]
+    found: list[tuple[Table, Table]] = []
+    failed: list[tuple[np.ndarray, Exception]] = []
+    for result, which in _fitted(deblender(settings), scene, rows["blend"], own):
+        if isinstance(result, Exception):
+            failed.append((which, result))
+        else:
+            found.append(_measured(result, rows, own, which, corner, unit))
     columns = _columns(flat.bands, unit)
     objects, pairs = (
         tables.joined([each[k] for each in found], columns[t]) for k, t in enumerate(("objects", "pairs"))
@@ -148,7 +156,7 @@ def failure(objects: Sequence[int] | np.ndarray, tile: int, stage: str, error: E
     return {"objectId": np.asarray(objects, int)} | same
 
 
-def _deblender(settings: SurveySettings) -> Deblender:
+def deblender(settings: SurveySettings) -> Deblender:
     """The deblender of this process: what it has compiled serves all tiles."""
     names = "prior", "method", "seed", "samples", "trust_weights"
     return _made(tuple((name, getattr(settings, name)) for name in names))
@@ -168,21 +176,32 @@ def _within(tile: Tile, margin: int, detections: Table) -> np.ndarray:
     return np.flatnonzero(tile.owns(detections["y"], detections["x"], margin))
 
 
-def _one_by_one(
-    deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray, error: Exception
-) -> tuple[list[tuple[Deblended, np.ndarray]], list[tuple[np.ndarray, Exception]]]:
-    """Fit the blends that have sources of the tile each alone, where that of all has ended in an error."""
+def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
+    """The SHA-256 of the detections that the fit of a tile sees."""
+    near = _within(tile, settings.margin, detections)
+    return hashlib.sha256(b"".join(detections[name][near].tobytes() for name in tables.DETECTIONS)).hexdigest()
+
+
+def _fitted(
+    deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray
+) -> Iterator[tuple[Deblended | Exception, np.ndarray]]:
+    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone.
+
+    Yields results, or errors, and the numbers of their sources.
+    """
+    everything = np.arange(len(blend))
+    try:
+        yield deblender.deblend(scene), everything
+        return
+    except DataError as error:
+        whole = error
     groups = [np.flatnonzero(blend == each) for each in np.unique(blend[own])]
     if len(groups) == 1:
-        return [], [(groups[0], error)]
+        yield whole, groups[0]
+        return
     scenes = [Scene(scene.observations, tuple(scene.sources[k] for k in group)) for group in groups]
-    fitted, failed = [], []
     for index, result in deblender.iterate(scenes):
-        if isinstance(result, Exception):
-            failed.append((groups[index], result))
-        else:
-            fitted.append((result, groups[index]))
-    return fitted, failed
+        yield result, groups[index]
 
 
 def _measured(
@@ -193,17 +212,16 @@ def _measured(
     bands = scene.bands
     mine = own[which]
     kept = {name: values[which][mine] for name, values in rows.items()}
-    scale = 1 / pixels_per_arcsec(scene)
+    scale = scene.observation.pixel_scale or np.nan
     jansky = np.ones(len(bands)) if scene.zeropoints is None else 10 ** (0.4 * (NJY - scene.zeropoints))
 
     def column(name: str) -> np.ndarray:
         return np.asarray(catalog[name])[mine]
 
-    children = {blend: count for blend, count in zip(*np.unique(rows["blend"], return_counts=True), strict=True)}
     table: Table = {
         "objectId": kept["objectId"],
         "parentObjectId": kept["blend"],
-        "deblend_nChild": np.array([children[blend] for blend in kept["blend"].tolist()], int),
+        "deblend_nChild": kept["children"],
         "tile": kept["tile"],
         "x": column("x") + corner[1],
         "y": column("y") + corner[0],
@@ -224,7 +242,7 @@ def _measured(
     for index, band in enumerate(bands):
         table[f"{band}_flux"] = column(f"flux_{band}") * jansky[index]
         table[f"{band}_fluxErr"] = column(f"flux_err_{band}") * jansky[index]
-        if unit:
+        if unit == "nJy":
             table[f"{band}_mag"], table[f"{band}_magErr"] = column(f"mag_{band}"), column(f"mag_err_{band}")
     return table, _pairs(result, rows["objectId"][which], mine, jansky)
 
