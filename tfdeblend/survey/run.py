@@ -86,7 +86,7 @@ class Survey:
         try:
             tasks.deblender(settings)
         except ValueError as error:
-            raise DataError("survey", "prior", str(error)) from error
+            raise DataError("survey", None, str(error)) from error
 
     def run(self, workers: int = 0, scheduler: str | None = None, progress: bool = True) -> Report:
         """Do what is not done yet, and give a report.
@@ -283,7 +283,7 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
         with Client(scheduler) as client:
             yield _on_cluster(client)
         return
-    settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
         yield _on_cluster(client)
 
