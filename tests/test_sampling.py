@@ -60,9 +60,10 @@ def test_a_blend_is_the_same_alone(pair: list[Deblended]):
 
 
 def fitted(scene: Scene) -> tuple[BatchShape, InitialFit]:
-    """The shape of a batch of this scene alone, and its initial fit."""
+    """The shape of a batch of this scene alone, with room for four sources, and its initial fit."""
     denoiser = registry.find(SHIPPED).load()
     shape = scene_shape(scene, stamp_side(scene, denoiser.stamp_shape[1] + 2), denoiser.model_sigma)
+    shape = shape._replace(sources=4)
     tensors = Batch.build([scene], shape).tensors
     return shape, InitialFit.of(MapFit(PRIORS["bulge-disk"](shape.bands), shape)(tensors))
 
