@@ -136,10 +136,8 @@ def load(path: Path, section: Section | None = None) -> Contents:
         count = len(images) if len(images) > 1 or parts["images"].ndim != 3 else len(parts["images"])
         unit = hd.one_unit(path, headers)
         surface, more = hd.surface_zeropoint(headers[0], unit, wcs)
-        place = hd.parent_position(headers[0], images[0].shape)
         if section is not None:
             wcs = None if wcs is None else wcs.celestial[section]
-            place = hd.section_position(headers[0], section)
         parts |= {
             "bands": _band_names(path, layers, headers, count),
             "zeropoints": _zeropoints(path, headers, count, unit, surface),
@@ -157,7 +155,10 @@ def load(path: Path, section: Section | None = None) -> Contents:
         if mask:
             planes = masks.planes(path, used["mask"], {**headers[0], **header_values(path, mask[0], mask[0])})
         contents = Contents(path, parts, {**NAMES, **used}, _catalog(path, hdus, headers[0]), planes, tuple(notes))
-        contents.position = place
+        if section is None:
+            contents.position = hd.parent_position(headers[0], parts["images"].shape)
+        else:
+            contents.position = hd.section_position(headers[0], section)
         if psf := layers.parts["psf"]:
             contents.psf_header = header_values(path, psf[0], psf[0])
         return contents
