@@ -57,7 +57,7 @@ def test_a_section_is_what_is_cut_out_of_the_whole(tmp_path: Path, bands: int, c
 
 
 def test_bands_in_files_of_their_own_are_read_by_section(tmp_path: Path) -> None:
-    """With the variance beside the image."""
+    """The variance beside an image is cut like it."""
     for band in "gr":
         rng = np.random.default_rng(ord(band))
         card = header(MAGZERO=27.0)
@@ -77,7 +77,7 @@ def test_a_section_beyond_the_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_parts_of_another_shape_are_refused(tmp_path: Path) -> None:
-    """As they are where the whole is read."""
+    """A section shows no less than the whole that its parts do not belong together."""
     path = write(tmp_path / "coadd.fits", 1, False)
     with fits.open(path) as hdus:
         hdus["VARIANCE"].data = np.ones((100, 80), np.float32)

@@ -87,7 +87,7 @@ def test_tiles_cover_the_image_once(shape: tuple[int, int], side: int) -> None:
 
 
 def test_no_object_is_lost_or_doubled_at_the_edges(run: Survey) -> None:
-    """Of galaxies on a lattice that crosses the edges of tiles, each is found once, in the tile where it lies."""
+    """Each galaxy of a lattice that crosses the edges of tiles is found once."""
     table, places = bright(run), lattice()
     found = np.stack([table["y"], table["x"]], 1)
     nearest = np.hypot(*(found[:, None] - places).T).argmin(0)
@@ -142,6 +142,9 @@ def test_detections_of_two_tiles_are_joined(settings: SurveySettings) -> None:
     ]
     merged = tasks.merge(found, both, (64, 128))
     assert len(merged["x"]) == 1 and merged["tile"][0] in (0, 1)
+    wide = tiles((5, 300), 128, 32)  # whose rows are fewer than a tile's
+    of_each = [{"y": np.array([2.0]), "x": np.array([x])} | columns for x in (10.0, 140.0, 290.0)]
+    assert tasks.merge(of_each, wide, (5, 300))["tile"].tolist() == [0, 1, 2]
     apart = tasks.merge([found[0], {"y": np.array([40.0]), "x": np.array([70.0])} | columns], both, (64, 128))
     assert apart["tile"].tolist() == [1, 1] and len(np.unique(apart["objectId"])) == 2
 
@@ -156,7 +159,7 @@ def test_neighbours_at_an_edge_stay_two(settings: SurveySettings) -> None:
 
 
 def test_masked_tiles_and_bands_are_no_failures(tmp_path: Path) -> None:
-    """Of a tile without a pixel nothing is known; of one that a band lacks, what the others show."""
+    """A tile without a pixel has no detections; one that a band lacks has those of the others."""
     right, all_right = (slice(0, SIDE), slice(64, SIDE)), (slice(0, SIDE), slice(64 - 40, SIDE))
     files = [image(tmp_path / "coadd_g.fits", "g", 0, right), image(tmp_path / "coadd_r.fits", "r", 1)]
     one_band = SurveySettings(tuple(map(str, files)), prior="exponential", tile=64, border=64, margin=0)

@@ -165,6 +165,9 @@ class GalaxyPosterior:
         Its flux may be known to a thousandth, and what sampling every second pixel gets wrong would pass for knowledge
         of its shape. With L L^T its block as it is and E E^T the exact one, E L^-1 takes one to the other; applied to
         its rows and columns it leaves the whole positive. Below a signal-to-noise of BRIGHT it stays as it is.
+
+        Args:
+          mixing: see `tangents`. flux: [B, K, C].
         """
         brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
         gram, (sources, count) = self.likelihood.gram(images), images.shape[1:3]

@@ -1,4 +1,4 @@
-"""Survey: from images of any size to a catalogue, tile by tile, on one process or a Dask cluster."""
+"""Survey runs make the catalogue of images of any size, tile by tile, in one process or on a Dask cluster."""
 
 from tfdeblend.survey.run import Report, Survey
 from tfdeblend.survey.settings import SurveySettings

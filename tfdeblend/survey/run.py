@@ -43,8 +43,13 @@ Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. objects, failures: rows of the tables. blends: of two objects or more. seconds: of wall time.
-    cpu: seconds of all processes. memory: the largest peak of a process in GB. done: tiles that were fitted now."""
+    """Says what a run did.
+
+    Args:
+        tiles: of the images. done: those fitted by this call.
+        detections, objects, failures: rows of the tables. blends: of two objects or more. kinds: failures by error.
+        seconds: of wall time. cpu: CPU-seconds of all processes. memory: the largest peak of a process, in GB.
+    """
 
     tiles: int
     done: int
@@ -67,7 +72,7 @@ class Report:
 
 
 class Survey:
-    """From images of any size to a catalogue.
+    """Makes the catalogue of images of any size, tile by tile.
 
     Args:
         settings: what is asked for. out: the folder of the run; one that holds another run is refused.
@@ -153,6 +158,7 @@ class Survey:
         )
 
     def _reported(self, found: tables.Table, used: list[dict[str, Any]], done: int, seconds: float) -> Report:
+        """Write the table of parents, and report the run."""
         failures = tables.joined([*self._parts("failures")], tables.FAILURES)
         labels, index, counts = np.unique(found["blend"], return_inverse=True, return_counts=True)
         lost = np.isin(found["objectId"], failures["objectId"])
@@ -191,7 +197,7 @@ class Survey:
         return (tables.read(file) for file in self._files(part))
 
     def objects(self) -> Any:
-        """Read the catalogue as an Astropy table with units."""
+        """Read the catalogue as an Astropy table with units. Raises: DataError before any tile is done."""
         from astropy.table import vstack
 
         found = [tables.read_astropy(file) for file in self._files("objects")]
@@ -256,6 +262,7 @@ def _detections(out: Path, tile: Tile) -> Path:
 
 
 def _used(began: float) -> dict[str, Any]:
+    """Measure the CPU-seconds since `began`, and the process's peak of memory in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"cpu": time.process_time() - began, "memory": peak}
 
@@ -297,7 +304,7 @@ def _here(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) ->
 
 
 def _on_cluster(client: Any) -> Submit:
-    """What hands tasks to a cluster, AHEAD of them for each of its workers at a time."""
+    """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its workers at a time."""
     from distributed import as_completed
 
     def submit(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:

@@ -93,10 +93,10 @@ class SurveySettings:
 
     @cached_property
     def key(self) -> str:
-        """What tells this run from one of other settings, of other images, or by another version."""
+        """SHA-256 that differs for other settings, other files and another version of the package."""
         beside = [file for image in self.images for files in companions.beside(Path(image)).values() for file in files]
         given = [Path(name) for name in (*self.images, self.psf or "", self.prior) if Path(name).is_file()]
         stats = [(str(file), file.stat()) for file in [*given, *beside]]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        told = {"settings": asdict(self), "files": files, "version": __version__}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        run = {"settings": asdict(self), "files": files, "version": __version__}
+        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()

@@ -114,8 +114,8 @@ def joined(found: Sequence[Table], columns: Mapping[str, Column]) -> Table:
 def write(path: Path, table: Mapping[str, Any], columns: Mapping[str, Column], facts: Mapping[str, Any]) -> str:
     """Write a Parquet file, whole or not at all, and give its SHA-256.
 
-    Units and descriptions of columns are in the schema's metadata, where Astropy's and LSDB's readers find them; facts
-    about the table are JSON under `tfdeblend`. Raises: DataError without the package pyarrow.
+    Each column's unit and description are the metadata of its field in the schema; `facts` about the table are JSON in
+    the schema's own, under `tfdeblend`. Raises: DataError without the package pyarrow.
     """
     pyarrow, parquet = _pyarrow()
     fields, arrays = [], []
@@ -162,16 +162,9 @@ def read_astropy(path: Path) -> Any:
     schema = parquet.read_schema(path)
     table = AstropyTable(read(path))
     for name in table.colnames:
-        told = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
-        table[name].unit, table[name].description = told["unit"] or None, told["description"]
+        field = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
+        table[name].unit, table[name].description = field["unit"] or None, field["description"]
     return table
-
-
-def facts(path: Path) -> dict[str, Any]:
-    """Read what `write` was told about a table."""
-    _, parquet = _pyarrow()
-    found: dict[str, Any] = json.loads(parquet.read_schema(path).metadata[b"tfdeblend"])
-    return found
 
 
 def _pyarrow() -> tuple[Any, Any]:

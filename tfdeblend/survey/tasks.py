@@ -24,9 +24,8 @@ from tfdeblend.survey.settings import MESH, SurveySettings
 from tfdeblend.survey.tables import Table
 from tfdeblend.survey.tiles import Tile
 
-SLACK = (
-    3.0  # pixels beyond a tile's own in which it reports detections: two tiles may place one on either side of an edge
-)
+# Pixels beyond its own in which a tile reports detections, as two tiles may place one on either side of their edge.
+SLACK = 3.0
 SAME = 2.0  # pixels within which detections of two tiles are one
 NJY = 31.4  # AB magnitude of 1 nJy
 LEAST_CORRELATION = 1e-3  # of the fluxes of a pair that is kept
@@ -97,8 +96,9 @@ def merge(found: Sequence[Table], all_tiles: Sequence[Tile], shape: tuple[int, i
     order = order[np.lexsort((whole["x"][order], whole["y"][order]))]
     table = {name: values[order] for name, values in whole.items()}
     y, x = (np.clip(table[axis], 0, size - 1) for axis, size in zip("yx", shape, strict=True))
-    side, across = all_tiles[0].inner[0].stop, max(tile.column for tile in all_tiles) + 1
-    table["tile"] = (np.floor((y + 0.5) / side) * across + np.floor((x + 0.5) / side)).astype(int)
+    height, width = (part.stop for part in all_tiles[0].inner)
+    across = max(tile.column for tile in all_tiles) + 1
+    table["tile"] = (np.floor((y + 0.5) / height) * across + np.floor((x + 0.5) / width)).astype(int)
     rows, columns = (np.floor(HALF_PIXELS * (values + 0.5)).astype(int) for values in (y, x))
     table["objectId"] = rows * HALF_PIXELS * shape[1] + columns
     labels = parts.blends(np.stack([table["y"], table["x"]], 1), table["half"], table["reach"])
@@ -150,14 +150,14 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
 
 
 def failure(objects: Sequence[int] | np.ndarray, tile: int, stage: str, error: Exception) -> Table:
-    """Rows of the table of failures."""
-    told = {"tile": tile, "stage": stage, "kind": type(error).__name__, "message": str(error)[:512]}
-    same = {name: np.full(len(objects), value, tables.FAILURES[name].dtype) for name, value in told.items()}
+    """Make the rows of the table of failures for objects, by identifier, of a tile, by number."""
+    shared = {"tile": tile, "stage": stage, "kind": type(error).__name__, "message": str(error)[:512]}
+    same = {name: np.full(len(objects), value, tables.FAILURES[name].dtype) for name, value in shared.items()}
     return {"objectId": np.asarray(objects, int)} | same
 
 
 def deblender(settings: SurveySettings) -> Deblender:
-    """The deblender of this process: what it has compiled serves all tiles."""
+    """Give the deblender of this process, whose compiled graphs serve all tiles."""
     names = "prior", "method", "seed", "samples", "trust_weights"
     return _made(tuple((name, getattr(settings, name)) for name in names))
 
@@ -177,7 +177,7 @@ def _within(tile: Tile, margin: int, detections: Table) -> np.ndarray:
 
 
 def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
-    """The SHA-256 of the detections that the fit of a tile sees."""
+    """Compute the SHA-256 of the detections that the fit of a tile sees."""
     near = _within(tile, settings.margin, detections)
     return hashlib.sha256(b"".join(detections[name][near].tobytes() for name in tables.DETECTIONS)).hexdigest()
 
@@ -207,7 +207,7 @@ def _fitted(
 def _measured(
     result: Deblended, rows: Table, own: np.ndarray, which: np.ndarray, corner: np.ndarray, unit: str
 ) -> tuple[Table, Table]:
-    """The tables of objects and pairs of a result for the detections `which` of the tile's."""
+    """Make the tables of objects and pairs of a result for its sources, the rows `which` of the tile's detections."""
     catalog, scene = result.catalog, result.scene
     bands = scene.bands
     mine = own[which]
@@ -248,7 +248,7 @@ def _measured(
 
 
 def _pairs(result: Deblended, objects: np.ndarray, mine: np.ndarray, jansky: np.ndarray) -> Table:
-    """The covariances of fluxes of pairs whose first object, that of the smaller identifier, is the tile's own."""
+    """List the covariances of fluxes of pairs whose first object, of the smaller identifier, is the tile's own."""
     covariance = np.nan_to_num(result.flux_cov)
     sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     least = LEAST_CORRELATION * sigma[:, :, None] * sigma[:, None]
