@@ -193,7 +193,10 @@ class MapFit:
             any_number = self._adam is None
             given = tf.nest.map_structure(lambda tensor: _spec(tensor, any_number), arguments)
             self._graph.append(self._run.get_concrete_function(*given))
-        return self._graph[0](*arguments)
+        found = self._graph[0](*arguments)
+        for tensor in tf.nest.flatten(found):  # within another graph, the number of blends would be unknown
+            tensor.set_shape([self.shape.blends, *tensor.shape[1:]])
+        return found
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
