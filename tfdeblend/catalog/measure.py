@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -186,33 +186,37 @@ def catalog(
 
     scene, observation, views = result.scene, result.scene.observation, result.views
     y, x = views[0].positions.T
-    table = Table()
-    table["id"] = [source.id for source in scene.sources]
-    table["x"], table["y"] = x, y
+    columns: dict[str, Any] = {}
+    columns["id"] = [source.id for source in scene.sources]
+    columns["x"], columns["y"] = x, y
     if observation.wcs is not None:
         sky = observation.sky(y, x)
-        table["ra"], table["dec"] = sky.ra.deg, sky.dec.deg
-    table["kind"] = np.where(taken, "point", _kinds(scene))
+        columns["ra"], columns["dec"] = sky.ra.deg, sky.dec.deg
+    columns["kind"] = np.where(taken, "point", _kinds(scene))
     nowhere = unseen(views, scene.bands, shapes.size)
-    _add_fluxes(table, scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
+    columns |= _fluxes(scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
     overlaps = [overlap(view.light, view.observation.weights) for view in views]
-    table["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
+    columns["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
-            table[name] = getattr(shapes, name)
-        table[f"{name}_err"] = shapes.errors[:, column]
-    table["blendedness"] = overlaps[0][1]
+            columns[name] = getattr(shapes, name)
+        columns[f"{name}_err"] = shapes.errors[:, column]
+    columns["blendedness"] = overlaps[0][1]
     total, count = _chi2_of_views(views)
-    table["chi2"] = total / np.where(count > 0, count, 1)
+    columns["chi2"] = total / np.where(count > 0, count, 1)
     raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
-    raised |= chi2_flags(table["chi2"], count, views)
-    table["flags"] = raised | np.where(converged, 0, NOT_CONVERGED) | np.where(taken, TAKEN_AS_POINT, 0)
-    table["primary"] = (np.asarray(table["flags"]) & (EDGE | MASKED)) == 0
-    table["runtime_ms"] = np.full(len(table), runtime_ms / max(len(table), 1))
-    table["stamp_size"] = np.full(len(table), result.stamps.shape[-1])
-    table["stamp_x0"], table["stamp_y0"] = result.corners[:, 1], result.corners[:, 0]
+    raised |= chi2_flags(columns["chi2"], count, views)
+    columns["flags"] = raised | np.where(converged, 0, NOT_CONVERGED) | np.where(taken, TAKEN_AS_POINT, 0)
+    columns["primary"] = (columns["flags"] & (EDGE | MASKED)) == 0
+    columns["runtime_ms"] = np.full(len(x), runtime_ms / max(len(x), 1))
+    columns["stamp_size"] = np.full(len(x), result.stamps.shape[-1])
+    columns["stamp_x0"], columns["stamp_y0"] = result.corners[:, 1], result.corners[:, 0]
+    table = Table(columns)
     for name in ("x", "y", "x_err", "y_err", "size", "size_err"):
         table[name].unit = "pix"
+    for band, unit in zip(scene.bands, scene.flux_units, strict=True):
+        if unit:
+            table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = unit
     return table
 
 
@@ -310,19 +314,19 @@ def describe_scene(scene: Scene) -> dict[str, float]:
     return header
 
 
-def _add_fluxes(table: Table, scene: Scene, flux: np.ndarray, error: np.ndarray) -> None:
-    """Add columns of fluxes, magnitudes and colours from fluxes and errors (K, C), NaN where there are none."""
-    for index, (band, unit) in enumerate(zip(scene.bands, scene.flux_units, strict=True)):
-        table[f"flux_{band}"], table[f"flux_err_{band}"] = flux[:, index], error[:, index]
-        if unit:
-            table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = unit
+def _fluxes(scene: Scene, flux: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+    """Make columns of fluxes, magnitudes and colours from fluxes and errors (K, C), NaN where there are none."""
+    columns = {}
+    for index, band in enumerate(scene.bands):
+        columns[f"flux_{band}"], columns[f"flux_err_{band}"] = flux[:, index], error[:, index]
         if scene.zeropoints is not None:
             positive = np.where(flux[:, index] > 0, flux[:, index], np.nan)
-            table[f"mag_{band}"] = scene.zeropoints[index] - 2.5 * np.log10(positive)
-            table[f"mag_err_{band}"] = 2.5 / np.log(10) * error[:, index] / positive
+            columns[f"mag_{band}"] = scene.zeropoints[index] - 2.5 * np.log10(positive)
+            columns[f"mag_err_{band}"] = 2.5 / np.log(10) * error[:, index] / positive
     if scene.zeropoints is not None:
         for blue, red in pairwise(scene.bands):
-            table[f"color_{blue}_{red}"] = table[f"mag_{blue}"] - table[f"mag_{red}"]
+            columns[f"color_{blue}_{red}"] = columns[f"mag_{blue}"] - columns[f"mag_{red}"]
+    return columns
 
 
 def _flags(result: Deblended, flux: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,16 @@ class Observation:
 
     def less(self, levels: np.ndarray) -> Observation:
         """The same with a constant (C,) taken off each band."""
-        return replace(self, images=self.images - np.asarray(levels)[:, None, None])
+        return self.derived(images=self.images - np.asarray(levels)[:, None, None])
+
+    def derived(self, **changes: Any) -> Observation:
+        """The same with changes that were made of its own checked values, so that they are not checked again: images
+        keep their shape and type, weights their zeros."""
+        if "images" in changes:
+            changes["images"] = changes["images"].astype(np.float32, copy=False)
+        other = object.__new__(type(self))
+        vars(other).update({field.name: getattr(self, field.name) for field in fields(self)} | changes)
+        return other
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -151,7 +151,7 @@ class Scene:
     def fitted(self, number: int) -> Observation:
         """An observation, by its number, with all pixels masked that the first one's image does not cover."""
         one = self.observations[number]
-        return one if number == 0 else replace(one, weights=np.where(self.covered(number), one.weights, 0))
+        return one if number == 0 else one.derived(weights=np.where(self.covered(number), one.weights, 0))
 
     @property
     def positions(self) -> np.ndarray:

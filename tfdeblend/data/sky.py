@@ -17,7 +17,6 @@ by which the ratio of the scatters at the lags tells s.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -258,7 +257,7 @@ def less_sky(observation: Observation) -> Observation:
     """The observation less the level of its sky where that is certain: on images large enough, SEP's background."""
     if min(observation.shape[1:]) >= LARGE:
         everywhere = np.ones(observation.shape[1:], bool)
-        return replace(observation, images=observation.images - sky(observation, everywhere, MESH))
+        return observation.derived(images=observation.images - sky(observation, everywhere, MESH))
     clear = empty(observation)
     sigma = noise_seen(observation)
     certain = [level.value if level and level.certain else 0.0 for level in levels(observation, clear, sigma)]

@@ -52,12 +52,12 @@ class Part:
     def masked(self) -> Part:
         """The part without the pixels where foreign sources shine."""
         one = self.scene.observation
-        return self._of(replace(one, weights=np.where(self.foreign, 0, one.weights)))
+        return self._of(one.derived(weights=np.where(self.foreign, 0, one.weights)))
 
     def less(self, light: np.ndarray) -> Part:
         """The part with light (C,h,w) taken off its images."""
         one = self.scene.observation
-        return self._of(replace(one, images=one.images - light))
+        return self._of(one.derived(images=one.images - light))
 
     def _of(self, one: Observation) -> Part:
         return replace(self, scene=replace(self.scene, observations=(one,)))
@@ -196,4 +196,4 @@ def _within(places: np.ndarray, radius: np.ndarray, shape: tuple[int, int]) -> n
 def _cutout(one: Observation, corner: np.ndarray, sides: np.ndarray) -> Observation:
     """Cut `sides` pixels from `corner` on out of an observation, which then needs no WCS."""
     rows, columns = (slice(a, a + n) for a, n in zip(corner.tolist(), sides.tolist(), strict=True))
-    return replace(one, wcs=None, notes=()).cut(rows, columns)
+    return one.derived(wcs=None, notes=()).cut(rows, columns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ def observe(settings: SurveySettings, tile: Tile) -> Observation:
     if not observation.valid.any():
         return observation
     clear = empty(less_sky(observation))
-    return replace(observation, images=observation.images - sky(observation, clear, MESH))
+    return observation.derived(images=observation.images - sky(observation, clear, MESH))
 
 
 def detect(settings: SurveySettings, tile: Tile) -> Table:
