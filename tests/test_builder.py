@@ -95,6 +95,8 @@ def test_samples_become_means_deviations_and_covariances(make) -> None:
         np.testing.assert_allclose(one.background, other.background + mean)
     np.testing.assert_allclose(result.flux, mean * given.flux)
     np.testing.assert_allclose(result.flux_err, deviation * given.flux)
+    np.testing.assert_allclose(result.sample_catalog.flux, factors[:, None, None] * given.flux)
+    assert result.sample_catalog.shapes.shape == (3, len(given.stamps), 5)
     np.testing.assert_allclose(result.stamps, mean * given.stamps, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.prior_share, (deviation * given.stamps) ** 2, rtol=1e-4, atol=1e-6)
     assert result.samples.shape == (3, *given.stamps.shape)

@@ -23,7 +23,7 @@ from tfdeblend import io
 from tfdeblend.app import inputs
 from tfdeblend.app.runs import Settings
 from tfdeblend.catalog import files
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.result import Deblended, SampleCatalog
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
@@ -363,6 +363,8 @@ def test_inputs_refused(tmp_path: Path) -> None:
 
 def result(**changes: Any) -> Deblended:
     deblended = make_deblended(samples=2)
+    drawn = np.random.default_rng(0).normal(size=(2, 3, 3))
+    changes |= {"sample_catalog": SampleCatalog(drawn, np.concatenate([drawn, drawn[..., :2]], 2), np.array([0, 0, 1]))}
     observation = replace(deblended.scene.observation, wcs=celestial(), unit="nJy", notes=("one", "two"))
     return replace(with_view(deblended, observation=observation), **changes)
 
@@ -396,6 +398,9 @@ def test_result_round_trip(written: Deblended, tmp_path: Path) -> None:
         assert read.calibration is None
     else:
         assert read.calibration_table.values_equal(written.calibration_table)
+    assert (read.sample_catalog is None) == (written.sample_catalog is None)
+    for name in ("flux", "shapes", "group") if written.sample_catalog else ():
+        np.testing.assert_array_equal(getattr(read.sample_catalog, name), getattr(written.sample_catalog, name))
 
 
 def test_saved_calibrations_are_checked(tmp_path: Path) -> None:

@@ -165,3 +165,8 @@ def test_samples_in_parts() -> None:
     assert found.header["sampler"] == "nuts" and "converged" not in found.header
     np.testing.assert_allclose(found.samples.mean(0), found.stamps, atol=1e-3 * found.stamps.max())
     np.testing.assert_allclose(found.flux, truth, rtol=0.3)
+    drawn = found.sample_catalog
+    np.testing.assert_allclose(drawn.flux.mean(0), found.flux, rtol=1e-4)
+    np.testing.assert_allclose(drawn.shapes[..., :2].mean(0), np.stack([found.catalog["y"], found.catalog["x"]], 1))
+    together = (found.flux_cov != 0).any(0)
+    assert (drawn.group[:, None] == drawn.group)[together].all()

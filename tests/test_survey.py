@@ -15,6 +15,7 @@ from scene_files import celestial
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
 from tfdeblend.survey import Survey, SurveySettings, tables, tasks
+from tfdeblend.survey.outputs import FAILURES, OBJECTS, PAIRS
 from tfdeblend.survey.tiles import tiles
 
 pytest.importorskip("pyarrow")
@@ -106,7 +107,7 @@ def test_fluxes_are_in_nanojansky_and_errors_hold(run: Survey) -> None:
 
 
 def test_pairs_are_those_of_neighbours_and_each_is_there_once(run: Survey) -> None:
-    rows = tables.joined([tables.read(file) for file in run._files("pairs")], tables.pairs(("g", "r"), "nJy"))
+    rows = tables.joined([tables.read(file) for file in run.files(PAIRS)], tables.pairs(("g", "r"), "nJy"))
     assert (rows["objectId_1"] < rows["objectId_2"]).all()
     assert len({*zip(rows["objectId_1"].tolist(), rows["objectId_2"].tolist(), strict=True)}) == len(rows["objectId_1"])
     assert np.isin(rows["objectId_1"], run.objects()["objectId"]).all()
@@ -196,9 +197,9 @@ def test_files_of_one_table_are_a_dataset(run: Survey) -> None:
     """Also tiles without an object, or without a failure, have the columns' types."""
     from pyarrow import parquet
 
-    for part in ("objects", "pairs", "failures"):
-        rows = sum(tables.rows(file) for file in run._files(part))
-        assert parquet.read_table(run.out / part).num_rows == rows
+    for part in (OBJECTS, PAIRS, FAILURES):
+        rows = sum(tables.rows(file) for file in run.files(part))
+        assert parquet.read_table(run.out / part.name).num_rows == rows
 
 
 def test_blends_are_what_ties_join() -> None:

@@ -230,7 +230,7 @@ class Deblender:
             prior.load()
             self._check_result(scene)
             closed = priors.ClosedFormPrior(prior.initial)
-            first = self._like(prior=closed, method="map", background=False, keep_samples=False)
+            first = self.like(prior=closed, method="map", background=False, keep_samples=False)
             sky = _levels(scene, self.background)[0]
             mosaic = Mosaic(scene, parts.split(scene), sky)
             moved = {n: part.masked.less(sky[:, None, None]) for n, part in enumerate(mosaic.parts)}
@@ -245,12 +245,12 @@ class Deblender:
                 if not moved:
                     break
             if self.method != first.method or prior.key != closed.key:
-                self._like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
+                self.like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
             return mosaic.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
 
-    def _like(self, **changes: Any) -> Deblender:
+    def like(self, **changes: Any) -> Deblender:
         """Another deblender that uses what this one has compiled."""
         other = replace(self, **changes)
         object.__setattr__(other, "_compiled", self._compiled)

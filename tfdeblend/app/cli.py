@@ -211,6 +211,16 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     parser.add_argument("--prior", default="bulge-disk", metavar="NAME", help="see deblend (default: bulge-disk)")
     parser.add_argument("--method", choices=["map", "sample"], default="map", help="see deblend (default: map)")
     parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of each source (default: 16)")
+    parser.add_argument(
+        "--sample-above",
+        type=float,
+        metavar="BLENDEDNESS",
+        help="with --method sample: sample only the blends that have a source of more than this blendedness",
+    )
+    parser.add_argument("--models", action="store_true", help="write images of model and residual, by tile")
+    parser.add_argument(
+        "--hats", type=_path, metavar="DIR", help="also write the catalogue as HATS, which LSDB reads, to a folder"
+    )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--trust-weights", action="store_true", help="take weights as they are, see deblend")
     parser.add_argument(

@@ -172,7 +172,7 @@ def survey(args: argparse.Namespace) -> int:
         received = ", ".join(str(path) for path in (files[0], *(other[0] for other in others)))
         raise DataError("inputs", "files", f"expected the images of one field, received several: {received}")
     start_tensorflow(args.verbose)
-    from tfdeblend.survey import Survey, SurveySettings
+    from tfdeblend.survey import Survey, SurveySettings, hats
 
     settings = SurveySettings(
         tuple(str(file.resolve()) for file in files),
@@ -184,12 +184,19 @@ def survey(args: argparse.Namespace) -> int:
         prior=args.prior,
         method=args.method,
         samples=args.samples,
+        sample_above=args.sample_above,
+        models=args.models,
         seed=args.seed,
         trust_weights=args.trust_weights,
         threshold=args.threshold,
         tile=args.tile,
     )
-    report = Survey(settings, Path(args.out).resolve()).run(args.workers, args.scheduler, progress=not args.quiet)
+    survey, catalogue = Survey(settings, Path(args.out).resolve()), args.hats and Path(args.hats).resolve()
+    if catalogue:
+        hats.check(catalogue, settings.key)  # before a run that may take days
+    report = survey.run(args.workers, args.scheduler, progress=not args.quiet)
+    if catalogue:
+        survey.write_hats(catalogue)
     if args.json:
         print_json({"out": args.out, **asdict(report)})
     else:

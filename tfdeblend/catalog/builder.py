@@ -10,7 +10,7 @@ import numpy as np
 from astropy.table import Table
 
 from tfdeblend.catalog import measure
-from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
+from tfdeblend.catalog.result import Calibration, Deblended, SampleCatalog, View, positions_in_views
 from tfdeblend.catalog.statistics import SampleStatistics
 from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.detection import residual_detections
@@ -104,6 +104,7 @@ def build_from_samples(
         catalog=Table(),
         calibration=calibration,
         samples=np.stack(statistics.samples) if statistics.keep else None,
+        sample_catalog=statistics.catalog(),
         prior_share=statistics.prior_share(),
     )
     table = measure.catalog(bare, shapes, np.mean(statistics.flux, 0), 1e3 * float(facts["walltime"]), mixed, taken)
@@ -166,6 +167,10 @@ def with_left_out(result: Deblended, scene: Scene) -> Deblended:
             part = full
         return part
 
+    of_samples = result.sample_catalog
+    if of_samples is not None:
+        unknown = {name: spread(getattr(of_samples, name), 1, empty=np.nan) for name in ("flux", "shapes")}
+        of_samples = SampleCatalog(**unknown, group=spread(of_samples.group, 0, empty=-1))
     places = positions_in_views(scene, scene.positions, result.calibration)
     views = []
     for view, declared in zip(result.views, places, strict=True):
@@ -181,6 +186,7 @@ def with_left_out(result: Deblended, scene: Scene) -> Deblended:
         flux_cov=spread(result.flux_cov, 1, 2, empty=np.nan),
         catalog=measure.with_left_out(result.catalog, scene),
         samples=spread(result.samples, 1),
+        sample_catalog=of_samples,
         prior_share=spread(result.prior_share, 0, empty=np.nan),
     )
 

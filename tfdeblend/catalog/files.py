@@ -7,6 +7,7 @@ One file a scene, `(bands, height, width)` as in NumPy. Of the scene:
                   header: stamp pixel (0, 0) of source k is image pixel (stamp_x0, stamp_y0) of CATALOG
     PRIORSHARE    (K,C,P,P) variance of the samples over the prior's: near 0 the data decide, near 1 the prior does
     SAMPLES       (S,K,C,P,P) posterior samples in the model frame, on request
+    SAMPLED       where sampled, a row a source: group, flux (S,C) and shape (S,5) of each sample, see `SampleCatalog`
     FLUXCOV       (C,K,K) covariance of the sources' fluxes; of more than 32 sources a table of the pairs whose
                   covariance is not 0: first, second (numbers of sources, from 0), covariance (C)
     CATALOG       a row a source
@@ -46,7 +47,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
 
-from tfdeblend.catalog.result import Calibration, Deblended, View, positions_in_views
+from tfdeblend.catalog.result import Calibration, Deblended, SampleCatalog, View, positions_in_views
 from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
@@ -122,6 +123,7 @@ def _of_scene(deblended: Deblended) -> list[fits.ImageHDU | fits.BinTableHDU]:
         "BANDS": bands,
         "DECLARED": source_table(scene),
         "CALIBRATION": None if deblended.calibration is None else deblended.calibration_table,
+        "SAMPLED": None if deblended.sample_catalog is None else _of_samples(deblended.sample_catalog),
     }
     return [
         *(_image(data, name, first.wcs, unit) for name, data in in_frame.items() if data is not None),
@@ -159,6 +161,12 @@ def _of_view(deblended: Deblended, number: int) -> list[fits.ImageHDU | fits.Bin
 def _suffix(scene: Scene, number: int) -> str:
     """Return what the names of an observation's extensions end in: nothing for the first."""
     return f"_{_card_value(scene.observations[number].name).upper()}" if number else ""
+
+
+def _of_samples(samples: SampleCatalog) -> Table:
+    """Make the table of what samples say of the sources, a row a source."""
+    flux, shape = (values.swapaxes(0, 1) for values in (samples.flux, samples.shapes))
+    return Table({"group": samples.group, "flux": flux, "shape": shape})
 
 
 def _covariance(flux_cov: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
@@ -265,6 +273,7 @@ def read(path: str | Path) -> Deblended:
             header=_read_header(path, hdus[0]),
             calibration=calibration,
             samples=contents.image_if_there("SAMPLES"),
+            sample_catalog=contents.samples_if_there("SAMPLED", len(catalog)),
             prior_share=contents.image_if_there("PRIORSHARE"),
         )
 
@@ -332,6 +341,16 @@ class _Contents:
 
     def image_if_there(self, name: str) -> np.ndarray | None:
         return self.image(name) if name in self.hdus else None
+
+    def samples_if_there(self, name: str, count: int) -> SampleCatalog | None:
+        """What samples say of so many sources."""
+        if name not in self.hdus:
+            return None
+        table = self.table(name, ("group", "flux", "shape"))
+        if len(table) != count:
+            raise DataError(self.path, name, f"expected {count} rows, as in CATALOG, received {len(table)}")
+        flux, shapes = (np.asarray(table[column], float).swapaxes(0, 1) for column in ("flux", "shape"))
+        return SampleCatalog(flux, shapes, np.asarray(table["group"], int))
 
     def table_if_there(self, name: str) -> Table | None:
         return self.table(name) if name in self.hdus else None

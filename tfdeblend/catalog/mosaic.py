@@ -11,7 +11,7 @@ import scipy.fft
 from astropy.table import Table
 
 from tfdeblend.catalog import builder, measure
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.result import Deblended, SampleCatalog
 from tfdeblend.catalog.windows import Windows, trimmed
 from tfdeblend.data.psf import transfer_function
 from tfdeblend.data.scene import Scene
@@ -38,6 +38,7 @@ class Own(NamedTuple):
     corners: np.ndarray
     flux_cov: np.ndarray
     samples: np.ndarray | None
+    sample_catalog: SampleCatalog | None
     prior_share: np.ndarray | None
 
 
@@ -76,6 +77,7 @@ class Mosaic:
             corners=result.corners[own] + part.corner,
             flux_cov=result.flux_cov[:, own][:, :, own],
             samples=None if result.samples is None else result.samples[:, own],
+            sample_catalog=result.sample_catalog,
             prior_share=None if result.prior_share is None else result.prior_share[own],
         )
         deviation, sigma = result.views[0].light_std, float(result.header["modelsig"])
@@ -180,8 +182,21 @@ class Mosaic:
             catalog=measure.with_chi2(whole.catalog, self._column("chi2"), whole.views),
             views=(replace(whole.views[0], light_std=deviation),),
             samples=self._stacked("samples", 1),
+            sample_catalog=self._sample_catalog(),
             prior_share=self._stacked("prior_share", 0, np.nan),
         )
+
+    def _sample_catalog(self) -> SampleCatalog:
+        """Gather what the samples of each part say of its own sources; every part is a group."""
+        flux, shapes, group = [], [], []
+        for number, (part, one) in enumerate(zip(self.parts, self._ordered, strict=True)):
+            found = one.sample_catalog
+            assert found is not None
+            flux.append(found.flux.swapaxes(0, 1)[part.own])
+            shapes.append(found.shapes.swapaxes(0, 1)[part.own] + [*part.corner, 0, 0, 0])
+            group.append(np.full(int(part.own.sum()), number))
+        ordered = self._of_parts(flux).swapaxes(0, 1), self._of_parts(shapes).swapaxes(0, 1)
+        return SampleCatalog(*ordered, group=self._of_parts(group))
 
     def _stacked(self, name: str, axis: int, empty: float = 0.0) -> np.ndarray | None:
         """Gather an array of the stamps' pixels, whose `axis` is that of the sources; `empty` where stamps end."""

@@ -112,6 +112,22 @@ class Calibration(NamedTuple):
     shift_error: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class SampleCatalog:
+    """What S posterior samples say of K sources.
+
+    Args:
+        flux: (S,K,C) total fluxes, in the unit of the first observation that has the band.
+        shapes: (S,K,5) y and x in the model frame, size (pixels), e1 and e2, as of the catalogue's columns.
+        group: (K,) integers. Sources of one number were drawn together: sample s of one belongs with sample s of
+            another. Those of different numbers, which are of different parts of a large scene, are independent.
+    """
+
+    flux: np.ndarray
+    shapes: np.ndarray
+    group: np.ndarray
+
+
 def positions_in_views(scene: Scene, positions: np.ndarray, calibration: Calibration | None) -> list[np.ndarray]:
     """Return (K,2) for each observation: its pixels that show what is at `positions` (K,2) of the model frame."""
     shifts = np.zeros((len(scene.observations), 2)) if calibration is None else calibration.shift
@@ -137,6 +153,7 @@ class Deblended:
         header: method, prior, version, seed and the like, by FITS keyword.
         calibration: shifts and gains of the observations, where they were fitted.
         samples: (S,K,C,P,P) posterior samples in the model frame, where they were to be kept.
+        sample_catalog: fluxes and shapes of each sample, where sampled.
         prior_share: (K,C,P,P) posterior variance of the stamps' pixels over the prior's, where sampled.
     """
 
@@ -149,6 +166,7 @@ class Deblended:
     header: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     calibration: Calibration | None = None
     samples: np.ndarray | None = None
+    sample_catalog: SampleCatalog | None = None
     prior_share: np.ndarray | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdeblend.catalog import measure
+from tfdeblend.catalog.result import SampleCatalog
 from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.scene import Scene
 
@@ -119,6 +120,11 @@ class SampleStatistics:
         y, x, size, e1, e2 = every.mean(0)
         errors = every.std(0, ddof=1).T if self.count > 1 else np.full((len(y), 5), np.nan)
         return measure.Shapes(y, x, size, e1, e2, errors)
+
+    def catalog(self) -> SampleCatalog:
+        """Gather the fluxes and shapes of every sample, positions in the model frame."""
+        flux, shapes = np.stack(self.flux), np.stack(self.shapes).swapaxes(1, 2)
+        return SampleCatalog(flux, shapes, np.zeros(flux.shape[1], int))
 
     def prior_share(self) -> np.ndarray:
         """(K,C,P,P): the samples' variance over the prior's, 0 where the data decide and 1 where the prior does.

@@ -22,6 +22,7 @@ from tfdeblend.io.files import check_rows, check_size, content, parsing
 from tfdeblend.io.npz import as_float32
 
 if TYPE_CHECKING:
+    from tfdeblend.data.observation import Observation
     from tfdeblend.data.scene import Scene
 
 NAMES = {"psf": "PSF", "bands": "FILTER", "zeropoints": "MAGZERO", "unit": "BUNIT", "pixel_scale": "PIXSCALE"}
@@ -391,15 +392,15 @@ def write(scene: Scene, path: Path, more: Mapping[str, np.ndarray]) -> None:
         "SATURATED": None if observation.saturated is None else observation.saturated.astype(np.uint8),
         "CATALOG": source_table(scene).as_array(),
     }
-    cards = _cards(scene)
+    values = cards(scene.observation)
     for key, value in more.items():
         name = SHORT.get(key, key.upper())
         if np.ndim(value) == 0:
-            cards[name] = value.item()
+            values[name] = value.item()
         else:
             extensions[name] = value
     try:
-        header.update(cards)
+        header.update(values)
         hdus = [fits.PrimaryHDU(), fits.ImageHDU(observation.images, header, name="SCI")]
         hdus += [_hdu(name, data) for name, data in extensions.items() if data is not None]
     except ValueError as error:
@@ -413,17 +414,17 @@ def _hdu(name: str, data: np.ndarray) -> fits.ImageHDU | fits.BinTableHDU:
     return fits.BinTableHDU(data, name=name) if data.dtype.names else fits.ImageHDU(data, name=name)
 
 
-def _cards(scene: Scene) -> dict[str, Any]:
-    """What the header of SCI says of the observation, beside its WCS."""
-    observation, cards = scene.observation, dict[str, Any]()
+def cards(observation: Observation) -> dict[str, Any]:
+    """Give what the header of an image says of an observation, beside its WCS: keywords and values."""
+    found = dict[str, Any]()
     if any(re.search(r"[\s,;]", band) for band in observation.bands):
-        cards.update({f"FILTER{c + 1}": band for c, band in enumerate(observation.bands)})
+        found.update({f"FILTER{c + 1}": band for c, band in enumerate(observation.bands)})
     else:
-        cards["BANDS"] = ",".join(observation.bands)
+        found["BANDS"] = ",".join(observation.bands)
     if observation.zeropoints is not None:
-        cards.update({f"MAGZERO{c + 1}": float(zero) for c, zero in enumerate(observation.zeropoints)})
+        found.update({f"MAGZERO{c + 1}": float(zero) for c, zero in enumerate(observation.zeropoints)})
     if observation.unit is not None:
-        cards["BUNIT"] = observation.unit
+        found["BUNIT"] = observation.unit
     if observation.pixel_scale is not None:
-        cards["PIXSCALE"] = observation.pixel_scale
-    return cards
+        found["PIXSCALE"] = observation.pixel_scale
+    return found

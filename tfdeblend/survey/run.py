@@ -4,7 +4,7 @@ The folder of a run holds
 
     detections/<tile>.parquet   what each tile detects
     detections.parquet          all of them, each object once
-    objects/, pairs/, failures/ <tile>.parquet: the catalogue, by tile
+    objects/, pairs/, failures/ ... the catalogue and all else that is asked for, by tile, see `outputs`
     done/<tile>.json            the checksums of a tile's files: what they verify is not done again
     parents.parquet             the blends
     run.json                    what the run was asked for, and what it took
@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256, written_whole
-from tfdeblend.survey import tables, tasks
+from tfdeblend.survey import hats, tables, tasks
+from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, outputs
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tiles import Tile
 from tfdeblend.version import __version__
 
 AHEAD = 2  # tasks a worker that are waiting for it: more would only fill the scheduler
-PARTS = ("objects", "pairs", "failures")
 WHOLE = -1  # in place of an object's identifier: the whole tile
 # Of each worker's libraries, where they count threads: many workers of one beat one of many.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
@@ -122,7 +122,7 @@ class Survey:
         results = submit(task, work)
         for number, used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
             if isinstance(used, Exception):
-                _failed(self.out, self.tiles[number], number, what, used)
+                _failed(self.settings, self.out, self.tiles[number], number, what, used)
                 used = {}
             yield used
 
@@ -146,20 +146,18 @@ class Survey:
     def _is_done(self, number: int, detections: tables.Table) -> bool:
         """Whether a tile's files are those that were written with the detections that are there."""
         tile = self.tiles[number]
-        path = self.out / "done" / f"{tile.name}.json"
+        path = _done(self.out, tile)
         if not path.is_file():
             return False
         said = json.loads(path.read_text())
         if said["detections"] != tasks.digest(self.settings, tile, detections):
             return False
-        return all(
-            (file := self.out / part / f"{tile.name}.parquet").is_file() and sha256(file) == said[part]
-            for part in PARTS
-        )
+        files = {each.name: each.path(self.out, tile) for each in outputs(self.settings)}
+        return all(file.is_file() and sha256(file) == said[name] for name, file in files.items())
 
     def _reported(self, found: tables.Table, used: list[dict[str, Any]], done: int, seconds: float) -> Report:
         """Write the table of parents, and report the run."""
-        failures = tables.joined([*self._parts("failures")], tables.FAILURES)
+        failures = tables.joined([tables.read(file) for file in self.files(FAILURES)], tables.FAILURES)
         labels, index, counts = np.unique(found["blend"], return_inverse=True, return_counts=True)
         lost = np.isin(found["objectId"], failures["objectId"])
         lost |= np.isin(found["tile"], failures["tile"][failures["objectId"] == WHOLE])
@@ -177,7 +175,7 @@ class Survey:
             tiles=len(self.tiles),
             done=done,
             detections=len(found["y"]),
-            objects=sum(tables.rows(file) for file in self._files("objects")),
+            objects=sum(tables.rows(file) for file in self.files(OBJECTS)),
             blends=int((counts > 1).sum()),
             failures=len(failures["tile"]),
             kinds=dict(Counter(failures["kind"].tolist())),
@@ -188,22 +186,26 @@ class Survey:
         self._write_facts({"report": asdict(report)})
         return report
 
-    def _files(self, part: str) -> list[Path]:
-        """The files of one of PARTS that are there, in the order of the tiles."""
-        files = [self.out / part / f"{tile.name}.parquet" for tile in self.tiles]
-        return [file for file in files if file.is_file()]
-
-    def _parts(self, part: str) -> Iterator[tables.Table]:
-        return (tables.read(file) for file in self._files(part))
+    def files(self, output: Output) -> list[Path]:
+        """List the files of an output that are there, in the order of the tiles."""
+        return [file for tile in self.tiles if (file := output.path(self.out, tile)).is_file()]
 
     def objects(self) -> Any:
         """Read the catalogue as an Astropy table with units. Raises: DataError before any tile is done."""
         from astropy.table import vstack
 
-        found = [tables.read_astropy(file) for file in self._files("objects")]
+        found = [tables.read_astropy(file) for file in self.files(OBJECTS)]
         if not found:
             raise DataError(self.out, "objects", "expected a run that has tiles done, received none", "call run")
         return vstack(found, metadata_conflicts="silent")
+
+    def write_hats(self, folder: str | Path) -> None:
+        """Write the catalogue as a HATS collection, see `survey.hats`.
+
+        Raises: DataError without the package hats-import, before any object is there, for objects without coordinates,
+            and for a folder that holds something else.
+        """
+        hats.write(Path(folder), self.files(OBJECTS), self.settings.key)
 
     def _write_facts(self, more: dict[str, Any]) -> None:
         facts = {"key": self.settings.key, "version": __version__, "settings": asdict(self.settings)} | more
@@ -226,39 +228,27 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     detections = tables.read(out / "detections.parquet")
     found = tasks.deblend(settings, tile, number, detections)
     seen = tasks.digest(settings, tile, detections)
-    _write(out, tile, number, found._asdict(), found.bands, found.unit, settings.key, seen)
+    facts = {"key": settings.key, "tile": number}
+    sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
+    with written_whole(_done(out, tile)) as temporary:
+        temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
     return _used(began)
 
 
-def _write(
-    out: Path,
-    tile: Tile,
-    number: int,
-    found: dict[str, Any],
-    bands: Sequence[str],
-    unit: str,
-    key: str,
-    detections: str,
-) -> None:
-    columns = {"objects": tables.objects(bands, unit), "pairs": tables.pairs(bands, unit), "failures": tables.FAILURES}
-    facts = {"key": key, "tile": number}
-    sums = {
-        part: tables.write(out / part / f"{tile.name}.parquet", found[part], columns[part], facts) for part in PARTS
-    }
-    with written_whole(out / "done" / f"{tile.name}.json") as temporary:
-        temporary.write_text(json.dumps(sums | {"detections": detections}, sort_keys=True))
-
-
-def _failed(out: Path, tile: Tile, number: int, stage: str, error: Exception) -> None:
+def _failed(settings: SurveySettings, out: Path, tile: Tile, number: int, stage: str, error: Exception) -> None:
     """Write down that a tile failed as a whole, in place of what it had; it is tried again when the run is resumed."""
-    for old in (out / "done" / f"{tile.name}.json", *(out / part / f"{tile.name}.parquet" for part in PARTS)):
+    for old in (_done(out, tile), *(each.path(out, tile) for each in outputs(settings))):
         old.unlink(missing_ok=True)
     rows = tasks.failure([WHOLE], number, stage, error)
-    tables.write(out / "failures" / f"{tile.name}.parquet", rows, tables.FAILURES, {"tile": number})
+    tables.write(FAILURES.path(out, tile), rows, tables.FAILURES, {"tile": number})
 
 
 def _detections(out: Path, tile: Tile) -> Path:
     return out / "detections" / f"{tile.name}.parquet"
+
+
+def _done(out: Path, tile: Tile) -> Path:
+    return out / "done" / f"{tile.name}.json"
 
 
 def _used(began: float) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class SurveySettings:
         images: FITS files of one field: one of all bands, or one a band.
         psf, mask_planes, bands, zeropoints, pixel_scale: see `io.Reading`.
         prior, method, samples, seed, trust_weights: see `Deblender`.
+        sample_above: blendedness; with the method "sample", only the blends in which a source has more are sampled, and
+            all else is the maximum of the posterior. None: everything is sampled.
+        models: whether images of model and residual are written.
         threshold: of the detection, in sigma.
         tile: pixels a side of a tile's inner region. border: pixels around it that the local sky and the detection see.
         margin: pixels around the inner region whose sources are fitted too, as neighbours of its own.
@@ -48,6 +51,8 @@ class SurveySettings:
     samples: int = 16
     seed: int = 0
     trust_weights: bool = False
+    sample_above: float | None = None
+    models: bool = False
     threshold: float = 3.0
     tile: int = 512
     border: int = 128
@@ -66,6 +71,11 @@ class SurveySettings:
             raise DataError("threshold", None, f"expected a positive number of sigma, received {self.threshold}")
         if self.method == "sample" and self.samples < 2:
             raise DataError("samples", None, f"expected at least 2, received {self.samples}")
+        if self.sample_above is not None:
+            if self.method != "sample":
+                raise DataError("sample_above", None, f"expected the method sample, received {self.method}")
+            if not 0 <= self.sample_above < 1:
+                raise DataError("sample_above", None, f"expected a blendedness of 0 to 1, received {self.sample_above}")
         if not self.images:
             raise DataError("images", None, "expected FITS images, received none")
 

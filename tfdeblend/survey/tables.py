@@ -48,7 +48,7 @@ PAIRS_KEYS = {
 FAILURES = {
     "objectId": Column("i8", "", "object that was not measured; -1 for a whole tile"),
     "tile": Column("i4", "", "tile, counted row by row"),
-    "stage": Column("U16", "", "detect or deblend"),
+    "stage": Column("U16", "", "detect, deblend or sample"),
     "kind": Column("U32", "", "class of the error"),
     "message": Column("U512", "", "what was expected, and what came"),
 }
@@ -79,6 +79,7 @@ def objects(bands: Sequence[str], unit: str) -> dict[str, Column]:
         "blendedness": Column("f4", "", "1 - <m, m> / <m, all light> over the pixels of all bands"),
         "chi2": Column("f4", "", "chi-square a pixel where the object shines"),
         "flags": Column("i4", "", "bits, see the documentation of the catalogue"),
+        "sampled": Column("bool", "", "numbers are means over posterior samples, else the maximum of the posterior"),
         "detect_isPrimary": Column("bool", "", "measured, and neither at the image's edge nor on a masked pixel"),
     }
     for band in bands:
@@ -95,6 +96,24 @@ def pairs(bands: Sequence[str], unit: str) -> dict[str, Column]:
     square = f"{unit}2" if unit else ""
     named = {f"{band}_fluxCov": Column("f4", square, f"covariance of the fluxes in {band}") for band in bands}
     return PAIRS_KEYS | named
+
+
+def samples(bands: Sequence[str], unit: str) -> dict[str, Column]:
+    """The columns of the table of posterior samples, a row an object and draw. unit: of the fluxes."""
+    names = "x", "y", "coord_ra", "coord_dec", "size", "e1", "e2"
+    of_objects = objects(bands, unit)
+    own = {
+        "objectId": DETECTIONS["objectId"],
+        "draw": Column("i4", "", "number of the sample, from 0"),
+        "groupId": Column("i8", "", "objectId of one; draw n of objects of one group are of one joint sample"),
+    }
+    return own | {name: of_objects[name] for name in (*names, *(f"{band}_flux" for band in bands))}
+
+
+def of_tile(bands: Sequence[str], unit: str) -> dict[str, dict[str, Column]]:
+    """The columns of each table that is written for a tile, by the table's name."""
+    found = {make.__name__: make(bands, unit) for make in (objects, pairs, samples)}
+    return found | {"failures": FAILURES}
 
 
 Table = dict[str, np.ndarray]
@@ -152,6 +171,13 @@ def rows(path: Path) -> int:
     """The number of rows of a Parquet file."""
     _, parquet = _pyarrow()
     return int(parquet.read_metadata(path).num_rows)
+
+
+def are_finite(path: Path, names: Sequence[str]) -> bool:
+    """Whether all numbers of some columns of a Parquet file are finite."""
+    _, parquet = _pyarrow()
+    table = parquet.read_table(path, columns=list(names))
+    return all(np.isfinite(table[name].to_numpy()).all() for name in names)
 
 
 def read_astropy(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from tfdeblend.catalog.result import Deblended
+from tfdeblend.catalog.result import Deblended, SampleCatalog
 from tfdeblend.data.detection import detect as find
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
@@ -19,6 +19,8 @@ from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
 from tfdeblend.survey import tables
+from tfdeblend.survey.models import TileModel
+from tfdeblend.survey.resampled import Fitted, resampled
 from tfdeblend.survey.settings import MESH, SurveySettings
 from tfdeblend.survey.tables import Table
 from tfdeblend.survey.tiles import Tile
@@ -32,13 +34,18 @@ HALF_PIXELS = 2  # a pixel, by which objects are numbered: no two detections of 
 
 
 class TileResult(NamedTuple):
-    """What the fit of a tile gives: tables of the objects, of pairs of them, and of what failed. unit: of fluxes."""
+    """What the fit of a tile gives: tables of the objects, of pairs of them, of their samples, and of what failed.
+
+    unit: of fluxes. model: where it is asked for.
+    """
 
     objects: Table
     pairs: Table
+    samples: Table
     failures: Table
     bands: tuple[str, ...]
     unit: str
+    model: TileModel | None = None
 
 
 def observe(settings: SurveySettings, tile: Tile) -> Observation:
@@ -115,14 +122,11 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     """
     flat = observe(settings, tile)
     unit = flat.unit or "" if flat.zeropoints is None else "nJy"
-    nothing = {table: tables.empty(columns) for table, columns in _columns(flat.bands, unit).items()}
     near = _within(tile, settings.margin, detections)
     rows = {name: values[near] for name, values in detections.items()}
     _, inverse, counts = np.unique(detections["blend"], return_inverse=True, return_counts=True)
     rows["children"] = counts[inverse][near]
     own = rows["tile"] == number
-    if not own.any():
-        return TileResult(**nothing, bands=flat.bands, unit=unit)
     area = tuple(
         slice(max(inner.start - settings.margin, outer.start), min(inner.stop + settings.margin, outer.stop))
         for inner, outer in zip(tile.inner, tile.outer, strict=True)
@@ -133,19 +137,39 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     named = zip(places.tolist(), rows["objectId"].tolist(), strict=True)
     sources = [Source(y, x, id=str(name)) for (y, x), name in named]
     scene = Scene((flat.cut(*here),), tuple(sources))
-    found: list[tuple[Table, Table]] = []
-    failed: list[tuple[np.ndarray, Exception]] = []
-    for result, which in _fitted(deblender(settings), scene, rows["blend"], own):
-        if isinstance(result, Exception):
-            failed.append((which, result))
-        else:
-            found.append(_measured(result, rows, own, which, corner, unit))
-    columns = _columns(flat.bands, unit)
-    objects, pairs = (
-        tables.joined([each[k] for each in found], columns[t]) for k, t in enumerate(("objects", "pairs"))
-    )
-    failures = [failure(rows["objectId"][which[own[which]]], number, "deblend", error) for which, error in failed]
-    return TileResult(objects, pairs, tables.joined(failures, tables.FAILURES), flat.bands, unit)
+    found: dict[str, list[Table]] = {name: [] for name in ("objects", "pairs", "samples", "failures")}
+    total, lacking = np.zeros(scene.observation.shape), len(sources)
+    wanted = own | settings.models  # neighbours shine into a tile without a source of its own
+    for each in _fitted(settings, scene, rows, own) if wanted.any() else ():
+        if isinstance(each.result, Exception):
+            failed = rows["objectId"][each.rows[own[each.rows]]]
+            found["failures"].append(failure(failed, number, each.stage, each.result))
+            continue
+        for name, table in _measured(each.result, rows, own, each, corner, unit).items():
+            found[name].append(table)
+        if settings.models:
+            _add_light(total, each)
+            lacking -= int(each.kept.sum())
+    columns = tables.of_tile(flat.bands, unit)
+    joined = {name: tables.joined(each, columns[name]) for name, each in found.items()}
+    model = None
+    if settings.models:
+        inner = [slice(part.start - first, part.stop - first) for part, first in zip(tile.inner, corner, strict=True)]
+        first = [part.start for part in tile.inner]
+        one, light = scene.observation.cut(*inner), total[:, *inner]
+        model = TileModel(one, light, first, len(sources) - lacking, lacking)
+    return TileResult(**joined, bands=flat.bands, unit=unit, model=model)
+
+
+def _add_light(image: np.ndarray, each: Fitted) -> None:
+    """Add the light of the sources that a fit tells of to what the tile fits."""
+    assert isinstance(each.result, Deblended)
+    light = each.result.light
+    rows, columns = (slice(a, a + n) for a, n in zip(each.corner, light.shape[1:], strict=True))
+    part = image[:, rows, columns]
+    for kept, (here, pixels) in zip(each.kept, light, strict=True):
+        if kept:
+            part[here] += pixels
 
 
 def failure(objects: Sequence[int] | np.ndarray, tile: int, stage: str, error: Exception) -> Table:
@@ -156,18 +180,23 @@ def failure(objects: Sequence[int] | np.ndarray, tile: int, stage: str, error: E
 
 
 def deblender(settings: SurveySettings) -> Deblender:
-    """Give the deblender of this process, whose compiled graphs serve all tiles."""
-    names = "prior", "method", "seed", "samples", "trust_weights"
-    return _made(tuple((name, getattr(settings, name)) for name in names))
+    """Give the deblender of this process for whole tiles, whose compiled graphs serve all of them."""
+    return _deblenders(settings)[0]
+
+
+def _deblenders(settings: SurveySettings) -> tuple[Deblender, Deblender]:
+    """Give the deblender of whole tiles, and that of blends to be sampled."""
+    arguments = {name: getattr(settings, name) for name in ("prior", "method", "seed", "samples", "trust_weights")}
+    if settings.sample_above is not None:
+        arguments["method"] = "map"
+    return _made(tuple(arguments.items()))
 
 
 @lru_cache(1)
-def _made(arguments: tuple[tuple[str, Any], ...]) -> Deblender:
-    return Deblender(**dict(arguments), few_shapes=True)
-
-
-def _columns(bands: Sequence[str], unit: str) -> dict[str, dict[str, tables.Column]]:
-    return {"objects": tables.objects(bands, unit), "pairs": tables.pairs(bands, unit), "failures": tables.FAILURES}
+def _made(arguments: tuple[tuple[str, Any], ...]) -> tuple[Deblender, Deblender]:
+    first = Deblender(**dict(arguments), few_shapes=True)
+    # Weights of blends were examined with their tile's.
+    return first, first.like(method="sample", trust_weights=True)
 
 
 def _within(tile: Tile, margin: int, detections: Table) -> np.ndarray:
@@ -181,35 +210,44 @@ def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
     return hashlib.sha256(b"".join(detections[name][near].tobytes() for name in tables.DETECTIONS)).hexdigest()
 
 
-def _fitted(
-    deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray
-) -> Iterator[tuple[Deblended | Exception, np.ndarray]]:
-    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone.
+def _fitted(settings: SurveySettings, scene: Scene, rows: Table, own: np.ndarray) -> Iterator[Fitted]:
+    """Fit the sources of a tile, and sample the blends of which that is asked."""
+    whole, sampler = _deblenders(settings)
+    for each in _fitted_whole(whole, scene, rows["blend"], own):
+        if settings.sample_above is None or isinstance(each.result, Exception):
+            yield each
+            continue
+        blend, mine, reach = (values[each.rows] for values in (rows["blend"], own, rows["reach"]))
+        yield from resampled(sampler, each, blend, mine, reach, settings.sample_above)
 
-    Yields results, or errors, and the numbers of their sources.
-    """
-    everything = np.arange(len(blend))
+
+def _fitted_whole(deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray) -> Iterator[Fitted]:
+    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone."""
+
+    def fitted(result: Deblended | Exception, rows: np.ndarray) -> Fitted:
+        return Fitted(result, rows, np.ones(len(rows), bool), np.zeros(2, int))
+
     try:
-        yield deblender.deblend(scene), everything
+        yield fitted(deblender.deblend(scene), np.arange(len(blend)))
         return
     except DataError as error:
         whole = error
     groups = [np.flatnonzero(blend == each) for each in np.unique(blend[own])]
     if len(groups) == 1:
-        yield whole, groups[0]
+        yield fitted(whole, groups[0])
         return
     scenes = [Scene(scene.observations, tuple(scene.sources[k] for k in group)) for group in groups]
     for index, result in deblender.iterate(scenes):
-        yield result, groups[index]
+        yield fitted(result, groups[index])
 
 
 def _measured(
-    result: Deblended, rows: Table, own: np.ndarray, which: np.ndarray, corner: np.ndarray, unit: str
-) -> tuple[Table, Table]:
-    """Make the tables of objects and pairs of a result for its sources, the rows `which` of the tile's detections."""
+    result: Deblended, rows: Table, own: np.ndarray, each: Fitted, corner: np.ndarray, unit: str
+) -> dict[str, Table]:
+    """Make the tables of objects, pairs and samples of a result. corner: (y, x) of what the tile fits in the image."""
     catalog, scene = result.catalog, result.scene
-    bands = scene.bands
-    mine = own[which]
+    bands, which, corner = scene.bands, each.rows, corner + each.corner
+    mine = own[which] & each.kept
     kept = {name: values[which][mine] for name, values in rows.items()}
     scale = scene.observation.pixel_scale or np.nan
     jansky = np.ones(len(bands)) if scene.zeropoints is None else 10 ** (0.4 * (NJY - scene.zeropoints))
@@ -236,6 +274,7 @@ def _measured(
         **{name: column(name) for name in ("e1", "e2", "blendedness", "chi2", "flags")},
         "e1Err": column("e1_err"),
         "e2Err": column("e2_err"),
+        "sampled": np.full(mine.sum(), result.sample_catalog is not None),
         "detect_isPrimary": column("primary"),
     }
     for index, band in enumerate(bands):
@@ -243,16 +282,50 @@ def _measured(
         table[f"{band}_fluxErr"] = column(f"flux_err_{band}") * jansky[index]
         if unit == "nJy":
             table[f"{band}_mag"], table[f"{band}_magErr"] = column(f"mag_{band}"), column(f"mag_err_{band}")
-    return table, _pairs(result, rows["objectId"][which], mine, jansky)
+    objects = rows["objectId"][which]
+    found = {"objects": table, "pairs": _pairs(result, objects, mine, each.kept, jansky)}
+    if result.sample_catalog is not None:
+        found["samples"] = _samples(result, result.sample_catalog, objects, mine, corner, jansky)
+    return found
 
 
-def _pairs(result: Deblended, objects: np.ndarray, mine: np.ndarray, jansky: np.ndarray) -> Table:
+def _samples(
+    result: Deblended,
+    drawn: SampleCatalog,
+    objects: np.ndarray,
+    mine: np.ndarray,
+    corner: np.ndarray,
+    jansky: np.ndarray,
+) -> Table:
+    """List the samples of the tile's own objects, object by object; groups are named by the first of these in each."""
+    own, number = np.flatnonzero(mine), len(drawn.flux)
+    _, first, group = np.unique(drawn.group[own], return_index=True, return_inverse=True)
+    y, x, size, e1, e2 = np.moveaxis(drawn.shapes[:, own], 2, 0).swapaxes(1, 2).reshape(5, -1)
+    flux = drawn.flux[:, own].swapaxes(0, 1).reshape(len(own) * number, -1) * jansky
+    one = result.scene.observation
+    place = None if one.wcs is None else one.sky(y, x)
+    table: Table = {
+        "objectId": np.repeat(objects[own], number),
+        "draw": np.tile(np.arange(number), len(own)),
+        "groupId": np.repeat(objects[own][first][group], number),
+        "x": x + corner[1],
+        "y": y + corner[0],
+        "coord_ra": np.full(len(x), np.nan) if place is None else place.ra.deg,
+        "coord_dec": np.full(len(x), np.nan) if place is None else place.dec.deg,
+        "size": size * (one.pixel_scale or np.nan),
+        "e1": e1,
+        "e2": e2,
+    }
+    return table | {f"{band}_flux": values for band, values in zip(result.scene.bands, flux.T, strict=True)}
+
+
+def _pairs(result: Deblended, objects: np.ndarray, mine: np.ndarray, kept: np.ndarray, jansky: np.ndarray) -> Table:
     """List the covariances of fluxes of pairs whose first object, of the smaller identifier, is the tile's own."""
     covariance = np.nan_to_num(result.flux_cov)
     sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     least = LEAST_CORRELATION * sigma[:, :, None] * sigma[:, None]
     first, second = np.nonzero((np.abs(covariance) > least).any(0))
-    chosen = mine[first] & (objects[first] < objects[second])
+    chosen = mine[first] & kept[second] & (objects[first] < objects[second])
     first, second = first[chosen], second[chosen]
     table = {"objectId_1": objects[first], "objectId_2": objects[second]}
     for index, band in enumerate(result.scene.bands):
