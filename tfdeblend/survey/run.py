@@ -6,6 +6,7 @@ The folder of a run holds
     detections.parquet          all of them, each object once
     objects/, pairs/, failures/ <tile>.parquet: the catalogue, by tile
     done/<tile>.json            the checksums of a tile's files: what they verify is not done again
+    used/<tile>.json            CPU-seconds and memory of a tile's fit
     parents.parquet             the blends
     run.json                    what the run was asked for, and what it took
 """
@@ -227,7 +228,10 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     found = tasks.deblend(settings, tile, number, detections)
     seen = tasks.digest(settings, tile, detections)
     _write(out, tile, number, found._asdict(), found.bands, found.unit, settings.key, seen)
-    return _used(began)
+    used = _used(began)
+    with written_whole(out / "used" / f"{tile.name}.json") as temporary:
+        temporary.write_text(json.dumps(used))
+    return used
 
 
 def _write(
