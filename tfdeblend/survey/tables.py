@@ -154,6 +154,12 @@ def rows(path: Path) -> int:
     return int(parquet.read_metadata(path).num_rows)
 
 
+def units(path: Path) -> dict[str, str]:
+    """The names of the columns of a Parquet file, with their units."""
+    _, parquet = _pyarrow()
+    return {field.name: field.metadata[b"unit"].decode() for field in parquet.read_schema(path)}
+
+
 def read_astropy(path: Path) -> Any:
     """Read a Parquet file as an Astropy table, with units and descriptions."""
     from astropy.table import Table as AstropyTable
