@@ -227,6 +227,12 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
         "--threshold", type=float, default=3.0, metavar="SIGMA", help="detection threshold (default: 3)"
     )
     parser.add_argument("--tile", type=positive, default=512, metavar="PIXELS", help="side of a tile (default: 512)")
+    parser.add_argument(
+        "--truth",
+        metavar="FILE",
+        help="true sources (.fits, .ecsv, .parquet), as of simulate --field, to compare the catalogue with",
+    )
+    parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")
     _add_verbose(parser)
     return parser
 

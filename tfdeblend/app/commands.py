@@ -172,7 +172,8 @@ def survey(args: argparse.Namespace) -> int:
         received = ", ".join(str(path) for path in (files[0], *(other[0] for other in others)))
         raise DataError("inputs", "files", f"expected the images of one field, received several: {received}")
     start_tensorflow(args.verbose)
-    from tfdeblend.survey import Survey, SurveySettings, hats
+    from tfdeblend.app import survey_page
+    from tfdeblend.survey import Survey, SurveySettings, hats, truth
 
     settings = SurveySettings(
         tuple(str(file.resolve()) for file in files),
@@ -194,13 +195,20 @@ def survey(args: argparse.Namespace) -> int:
     survey, catalogue = Survey(settings, Path(args.out).resolve()), args.hats and Path(args.hats).resolve()
     if catalogue:
         hats.check(catalogue, settings.key)  # before a run that may take days
-    report = survey.run(args.workers, args.scheduler, progress=not args.quiet)
+    true = None if args.truth is None else truth.read(args.truth, settings)
+    report = survey.run(args.workers, args.scheduler, progress=not args.quiet, pictures=args.report)
     if catalogue:
         survey.write_hats(catalogue)
+    compared = {} if true is None else dict(survey_page.comparisons(survey.out, true))
+    if args.report:
+        survey_page.write_page(survey.out, compared)
     if args.json:
-        print_json({"out": args.out, **asdict(report)})
+        told = {"truth": {band: comparison.document() for band, comparison in compared.items()}} if compared else {}
+        print_json({"out": args.out, **asdict(report), **told})
     else:
         print(f"{args.out}: {report}")
+        if compared:
+            print([*compared.values()][len(compared) // 2])
     return SOME_FAILED if report.failures else DONE
 
 

@@ -6,6 +6,8 @@ The folder of a run holds
     detections.parquet          all of them, each object once
     objects/, pairs/, failures/ ... the catalogue and all else that is asked for, by tile, see `outputs`
     done/<tile>.json            the checksums of a tile's files: what they verify is not done again
+    pictures/                   of the tiles, where they were asked for
+    used/<tile>.json            CPU-seconds and memory of a tile's fit
     parents.parquet             the blends
     run.json                    what the run was asked for, and what it took
 """
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from tqdm import tqdm
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256, written_whole
 from tfdeblend.survey import hats, tables, tasks
+from tfdeblend.survey import pictures as drawing
 from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, outputs
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tiles import Tile
@@ -93,13 +97,16 @@ class Survey:
         except ValueError as error:
             raise DataError("survey", None, str(error)) from error
 
-    def run(self, workers: int = 0, scheduler: str | None = None, progress: bool = True) -> Report:
+    def run(
+        self, workers: int = 0, scheduler: str | None = None, progress: bool = True, pictures: bool = False
+    ) -> Report:
         """Do what is not done yet, and give a report.
 
         Args:
             workers: processes of a local Dask cluster; 0: this process alone, without Dask.
             scheduler: the address of a Dask scheduler, in place of a local cluster.
             progress: whether tiles are counted on standard error.
+            pictures: whether the tiles are drawn, too, see `tfdeblend.survey.pictures`.
 
         Raises:
             DataError: without the package distributed where it is needed. OSError: the folder cannot be written to.
@@ -112,6 +119,9 @@ class Survey:
             seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
             left = [number for number in seen if not self._is_done(number, found)]
             used += self._each(submit, deblend_tile, left, "deblend", progress)
+            if pictures:
+                bar = partial(tqdm, desc="drawn", unit="tile", disable=not progress)
+                used += drawing.draw(self.settings, self.out, self.tiles, submit, lambda each, n: bar(each, total=n))
         return self._reported(found, used, len(left), time.perf_counter() - began)
 
     def _each(
@@ -208,7 +218,8 @@ class Survey:
         hats.write(Path(folder), self.files(OBJECTS), self.settings.key)
 
     def _write_facts(self, more: dict[str, Any]) -> None:
-        facts = {"key": self.settings.key, "version": __version__, "settings": asdict(self.settings)} | more
+        facts = {"key": self.settings.key, "version": __version__, "settings": asdict(self.settings)}
+        facts |= {"shape": self.settings.shape} | more
         with written_whole(self.out / "run.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
@@ -232,7 +243,10 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
     with written_whole(_done(out, tile)) as temporary:
         temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
-    return _used(began)
+    used = _used(began)
+    with written_whole(out / "used" / f"{tile.name}.json") as temporary:
+        temporary.write_text(json.dumps(used))
+    return used
 
 
 def _failed(settings: SurveySettings, out: Path, tile: Tile, number: int, stage: str, error: Exception) -> None:

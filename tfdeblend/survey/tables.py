@@ -180,6 +180,12 @@ def are_finite(path: Path, names: Sequence[str]) -> bool:
     return all(np.isfinite(table[name].to_numpy()).all() for name in names)
 
 
+def units(path: Path) -> dict[str, str]:
+    """The names of the columns of a Parquet file, with their units."""
+    _, parquet = _pyarrow()
+    return {field.name: field.metadata[b"unit"].decode() for field in parquet.read_schema(path)}
+
+
 def read_astropy(path: Path) -> Any:
     """Read a Parquet file as an Astropy table, with units and descriptions."""
     from astropy.table import Table as AstropyTable
