@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from helpers import gaussian
-from scene_files import SHAPE, celestial, write_fits, write_npz
+from scene_files import SHAPE, celestial, write_fits, write_npz, write_psfex
 
 from tfdeblend import io
 from tfdeblend.errors import DataError
@@ -125,20 +125,6 @@ def test_scales_that_agree_or_say_nothing_change_nothing(image: Path, tmp_path: 
         observation, _ = io.read(image, psf=write_image(tmp_path / f"psf{number}.fits", seen(), **header))
         np.testing.assert_allclose(observation.psf[0], seen() / seen().sum(), rtol=1e-5)
         assert not any("brought" in note for note in observation.notes)
-
-
-def write_psfex(path: Path, sampling: float = 1.0, centre: float = 5000.0, **changes: Any) -> Path:
-    """A model whose width grows linearly with x, from the left to the right of a tile, as PSFEx writes it."""
-    size, span = 61, 5000.0
-    narrow, wide = (gaussian((size, size), size // 2, size // 2, sigma / sampling) for sigma in (1.5, 2.0))
-    basis = np.stack([(narrow + wide) / 2, (wide - narrow) / 2, 0 * narrow])[np.newaxis].astype(np.float32)
-    column = fits.Column("PSF_MASK", f"{basis.size}E", dim=f"({size},{size},3)", array=basis)
-    hdu = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
-    hdu.header.update(POLNAXIS=2, POLGRP1=1, POLNAME1="X_IMAGE", POLZERO1=centre, POLSCAL1=span, POLGRP2=1)
-    hdu.header.update(POLNAME2="Y_IMAGE", POLZERO2=centre, POLSCAL2=span, POLNGRP=1, POLDEG1=1, PSF_SAMP=sampling)
-    hdu.header.update(PSFNAXIS=3, PSFAXIS1=size, PSFAXIS2=size, PSFAXIS3=3, **changes)
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
-    return path
 
 
 def mixture(side: int, wide: float) -> np.ndarray:

@@ -362,7 +362,11 @@ def _add_inputs(parser: argparse.ArgumentParser, number: str = "+") -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--psf", metavar="FILE", help="PSF in place of the scenes' own")
+    parser.add_argument(
+        "--psf",
+        metavar="FILE",
+        help="PSF in place of the scenes' own; of survey also a function of x, y and band, as model.py:psf",
+    )
     parser.add_argument(
         "--mask-planes",
         metavar="PLANE,...",

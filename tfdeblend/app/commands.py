@@ -173,11 +173,11 @@ def survey(args: argparse.Namespace) -> int:
         raise DataError("inputs", "files", f"expected the images of one field, received several: {received}")
     start_tensorflow(args.verbose)
     from tfdeblend.app import survey_page
-    from tfdeblend.survey import Survey, SurveySettings, hats, truth
+    from tfdeblend.survey import Survey, SurveySettings, hats, psf_function, truth
 
     settings = SurveySettings(
         tuple(str(file.resolve()) for file in files),
-        psf=args.psf and str(Path(args.psf).resolve()),
+        psf=args.psf and psf_function.absolute(args.psf),
         mask_planes=args.mask_planes,
         bands=args.bands,
         zeropoints=args.zeropoints,

@@ -114,6 +114,9 @@ def _psf(contents: Contents, reading: Reading, file: Path | None) -> Any:
         psf = file
     elif own is not None and psf is not None:
         notes.append("PSF as given, not the file's own")
+    if callable(psf):
+        contents.names = {**contents.names, "psf": getattr(psf, "__name__", "psf")}
+        return psfs.evaluate_function(contents.path, psf, contents.bands(reading), place)
     if isinstance(psf, str | Path):
         contents.names = {**contents.names, "psf": Path(psf).name}
         psf = psfs.read_psf(Path(psf), place, notes, named=reading.psf is not None)

@@ -60,8 +60,8 @@ class Name(NamedTuple):
 def parse(path: Path) -> Name:
     """What a file's name says; that of an NPZ archive, which holds all of a scene, says no part and no band."""
     name = scene_name(path)
-    if path.name.endswith(".psf"):  # of PSFEx
-        return Name(name.lower(), "psf", "psf")
+    if path.name.endswith(".psf"):  # of PSFEx; `_psfcat` as of DES
+        return Name(name.lower().removesuffix("_psfcat"), "psf", "psf")
     if not path.name.lower().endswith(SUFFIXES[1:]):
         return Name(name.lower())
     tokens = TOKEN.findall(EUCLID.sub(r"\1\2", name))

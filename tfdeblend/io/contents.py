@@ -18,6 +18,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError, as_path
 from tfdeblend.io import masks
+from tfdeblend.io.companions import parse
 from tfdeblend.io.files import check_rows, parsing, scene_name
 from tfdeblend.io.names import NOISES
 from tfdeblend.io.reading import Reading
@@ -139,6 +140,14 @@ class Contents:
                 self.path, "zeropoints", f"expected one for each of {', '.join(names)}, received {received}"
             )
         return found
+
+    def bands(self, reading: Reading) -> tuple[str, ...]:
+        """The names of the bands, as the observation will have them, or as the name of a file of one band says."""
+        with self._by_name():
+            given, count = self.parts["bands"] if reading.bands is None else reading.bands, len(self.parts["images"])
+            if given is None and count == 1:
+                given = parse(self.path).band or None
+            return validation.as_bands(self.path, given, count)
 
     def pixel_scale(self, reading: Reading) -> float | None:
         """Arcsec, as the observation will have it; None where it is not known."""

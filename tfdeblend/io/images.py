@@ -267,7 +267,7 @@ class Layers:
             return arrays[0] if arrays else None
         arrays = [array[0] if array.ndim == 3 and len(array) == 1 else array for array in arrays]
         if part == "psf":
-            arrays = _padded(arrays)
+            arrays = padded(arrays)
         if len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 2:
             shapes = ", ".join(f"{extension_name(hdu)} {hdu.shape}" for hdu in found)
             expected = "expected an image (height, width) of one size for each band"
@@ -280,7 +280,7 @@ def _part(part: str, hdu: Any) -> str:
     return UTYPES.get(str(hdu.header.get("UTYPE", "")).strip(), part) if part in names.NOISES else part
 
 
-def _padded(arrays: list[np.ndarray]) -> list[np.ndarray]:
+def padded(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Images with zeros around them, to one size where their middles can stay in place."""
     if any(array.ndim != 2 for array in arrays):
         return arrays

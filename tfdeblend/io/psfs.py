@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,35 @@ def evaluate_psfex(path: Path, table: Any, place: Place, notes: list[str]) -> np
         # PSFEx models the PSF as pixels record it: convolving with the pixel again would widen it.
         psf = profile.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array.astype(float)
         return psf / psf.sum()
+
+
+def evaluate_function(
+    path: Path, function: Callable[[float, float, str], Any], bands: Sequence[str], place: Place
+) -> np.ndarray:
+    """Call a function (x, y, band) for the PSF of each band at the place of an image: (C,h,w).
+
+    x and y are pixels of the image that the place's position is in, else of the image itself, the first pixel's centre
+    being (0, 0). Stamps of several sizes are padded with zeros.
+
+    Raises: DataError for a function that fails, or gives no image of odd or even sides as those of the other bands.
+    """
+    x, y = place.centre if place.position is None else place.position
+    name = getattr(function, "__name__", "psf")
+    found = []
+    for band in bands:
+        expected = f"expected an image (h, w) from {name}({x - 1:g}, {y - 1:g}, {band!r})"
+        try:
+            stamp = np.asarray(function(x - 1, y - 1, band), float)
+        except Exception as error:  # whatever the function does
+            raise DataError(path, "psf", f"{expected}, received {type(error).__name__}: {error}") from error
+        if stamp.ndim != 2:
+            raise DataError(path, "psf", f"{expected}, received shape {stamp.shape}")
+        found.append(stamp)
+    padded = images.padded(found)
+    if len({stamp.shape for stamp in padded}) > 1:
+        received = ", ".join(str(stamp.shape) for stamp in found)
+        raise DataError(path, "psf", f"expected sides odd in all bands, or even in all, received {received}")
+    return np.stack(padded)
 
 
 def nearest_stamp(path: Path, stamps: Any, table: Any, place: Place, notes: list[str]) -> np.ndarray:

@@ -12,8 +12,9 @@ class Reading:
     """Says how a file is read. What is given here takes the place of what the file says, with a note.
 
     Args:
-        psf: an array or a file. None: the PSF in the file, else `<name>_psf.fits` or the PSFEx model `<name>.psf`
-            beside it.
+        psf: an array, a file, or a function (x, y, band) that gives the image (h,w) of a band's PSF at a pixel, of the
+            image that `psf_position` is in, the first one's centre being (0, 0). None: the PSF in the file, else
+            `<name>_psf.fits` or the PSFEx model `<name>.psf` beside it.
         psf_position: (x, y) of the image's centre in the image that a varying PSF model was made for, its first pixel
             being (1, 1). None: by the LTV1 and LTV2 keywords, else the image's own centre.
         mask_planes: names or bits of the planes of an integer mask that are masked. None: BAD, SAT, EDGE, SUSPECT,

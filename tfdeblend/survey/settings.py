@@ -13,6 +13,7 @@ from tfdeblend import io
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.io import companions, images
+from tfdeblend.survey import psf_function
 from tfdeblend.survey.tiles import Section, Tile, tiles
 from tfdeblend.version import __version__
 
@@ -26,7 +27,9 @@ class SurveySettings:
 
     Args:
         images: FITS files of one field: one of all bands, or one a band.
-        psf, mask_planes, bands, zeropoints, pixel_scale: see `io.Reading`.
+        psf: a file as of `io.Reading`; or the name of a function (x, y, band) that gives a PSF (h,w) at a pixel of the
+            image, `model.py:psf` or `package.module:psf`, which workers must find there too.
+        mask_planes, bands, zeropoints, pixel_scale: see `io.Reading`.
         prior, method, samples, seed, trust_weights: see `Deblender`.
         sample_above: blendedness; with the method "sample", only the blends in which a source has more are sampled, and
             all else is the maximum of the posterior. None: everything is sampled.
@@ -37,7 +40,7 @@ class SurveySettings:
 
     Raises:
         DataError: sides that are no whole meshes of the local sky, another method, and files that are no FITS images of
-            one shape.
+            one shape; a function that is not there.
     """
 
     images: tuple[str, ...]
@@ -76,6 +79,8 @@ class SurveySettings:
                 raise DataError("sample_above", None, f"expected the method sample, received {self.method}")
             if not 0 <= self.sample_above < 1:
                 raise DataError("sample_above", None, f"expected a blendedness of 0 to 1, received {self.sample_above}")
+        if psf_function.named(self.psf):
+            psf_function.find(str(self.psf))
         if not self.images:
             raise DataError("images", None, "expected FITS images, received none")
 
@@ -98,6 +103,8 @@ class SurveySettings:
         """Read a section of the images as one observation, its PSF that of its middle."""
         names = ("psf", "mask_planes", "bands", "zeropoints", "pixel_scale")
         how = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if psf_function.named(self.psf):
+            how["psf"] = psf_function.find(str(self.psf))
         observation, _ = io.read(self.images[0] if len(self.images) == 1 else self.images, section=section, **how)
         return observation
 
@@ -106,6 +113,8 @@ class SurveySettings:
         """SHA-256 that differs for other settings, other files and another version of the package."""
         beside = [file for image in self.images for files in companions.beside(Path(image)).values() for file in files]
         given = [Path(name) for name in (*self.images, self.psf or "", self.prior) if Path(name).is_file()]
+        if psf_function.named(self.psf):
+            given.append(psf_function.source(str(self.psf)))
         stats = [(str(file), file.stat()) for file in [*given, *beside]]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         run = {"settings": asdict(self), "files": files, "version": __version__}
