@@ -159,6 +159,24 @@ def test_neighbours_at_an_edge_stay_two(settings: SurveySettings) -> None:
     assert merged["x"].tolist() == [62.8, 64.3] and merged["tile"].tolist() == [0, 1]
 
 
+def test_a_tile_reads_the_detections_of_its_rows(tmp_path: Path) -> None:
+    """What it sees of them is the same as of all, and so is its checksum; children are those of whole blends."""
+    settings, rng = SurveySettings(("coadd.fits",), tile=64, border=64, margin=32), np.random.default_rng(0)
+    all_tiles = tiles((640, 128), 64, 64)
+    place = rng.uniform(0, [640, 128], (3000, 2))
+    columns = {"snr": rng.uniform(5, 9, 3000), "half": np.full(3000, 1.0), "reach": np.full(3000, 1.5)}
+    none = {name: np.zeros(0) for name in ("y", "x", *columns)}
+    found = tasks.merge([dict(zip("yx", place.T, strict=True)) | columns] + [none] * 19, all_tiles, (640, 128))
+    for blend, children in zip(found["blend"], found["children"], strict=True):
+        assert children == (found["blend"] == blend).sum()
+    tables.write(tmp_path / "detections.parquet", found, tables.DETECTIONS, {}, 100)
+    for tile in all_tiles[::7]:
+        near = tables.read(tmp_path / "detections.parquet", y=tasks.reach(settings, tile))
+        assert len(near["y"]) < len(found["y"]) / 3
+        whole = tables.read(tmp_path / "detections.parquet")
+        assert tasks.digest(settings, tile, near) == tasks.digest(settings, tile, whole)
+
+
 def test_masked_tiles_and_bands_are_no_failures(tmp_path: Path) -> None:
     """A tile without a pixel has no detections; one that a band lacks has those of the others."""
     right, all_right = (slice(0, SIDE), slice(64, SIDE)), (slice(0, SIDE), slice(64 - 40, SIDE))

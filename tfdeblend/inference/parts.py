@@ -86,7 +86,7 @@ def blends(positions: np.ndarray, half: np.ndarray, reach: np.ndarray) -> np.nda
     from scipy.spatial import cKDTree
 
     tree = cKDTree(positions)
-    near = [tree.query_ball_point(place, r + half.max(initial=0)) for place, r in zip(positions, reach, strict=True)]
+    near = tree.query_ball_point(positions, reach + half.max(initial=0))
     first = np.repeat(np.arange(len(positions)), [len(others) for others in near])
     second = np.array([other for others in near for other in others], int)
     apart = np.maximum(np.hypot(*(positions[first] - positions[second]).T), 1.0)

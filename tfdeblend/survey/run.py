@@ -15,11 +15,12 @@ The folder of a run holds
 from __future__ import annotations
 
 import json
+import os
 import resource
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tfdeblend.cluster import Submit, executor
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256, written_whole
 from tfdeblend.survey import hats, tables, tasks
@@ -37,10 +39,8 @@ from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tiles import Tile
 from tfdeblend.version import __version__
 
-AHEAD = 2  # tasks a worker that are waiting for it: more would only fill the scheduler
+GROUP = 1 << 14  # rows of the detections that are read together: a tile reads those of its rows of the image
 WHOLE = -1  # in place of an object's identifier: the whole tile
-# Of each worker's libraries, where they count threads: many workers of one beat one of many.
-THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
 
@@ -52,7 +52,8 @@ class Report:
     Args:
         tiles: of the images. done: those fitted by this call.
         detections, objects, failures: rows of the tables. blends: of two objects or more. kinds: failures by error.
-        seconds: of wall time. cpu: CPU-seconds of all processes. memory: the largest peak of a process, in GB.
+        fitted: objects of the tiles that are done. seconds: of wall time. cpu: CPU-seconds of the tasks of this call.
+        processes: the peak of memory of each that worked, in GB, by host and number; this one has the tables of all.
     """
 
     tiles: int
@@ -62,16 +63,25 @@ class Report:
     blends: int
     failures: int
     kinds: dict[str, int]
+    fitted: int
     seconds: float
     cpu: float
-    memory: float
+    processes: dict[str, float]
+
+    @property
+    def hourly(self) -> float:
+        """Objects an hour."""
+        return 3600 * self.fitted / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        cost = f"{self.cpu / self.objects:.2f} CPU-seconds each" if self.objects and self.cpu else "done before"
+        cost = "done before"
+        if self.fitted:
+            cost = f"{self.hourly:,.0f} an hour, {self.cpu / self.fitted:.2f} CPU-seconds each"
+        memory = f"{max(self.processes.values()):.2f} GB in the largest of {len(self.processes)} processes"
         failed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         return (
             f"{self.objects} objects of {self.detections} detections on {self.tiles} tiles, {self.blends} blends, "
-            f"{cost}, {self.memory:.2f} GB; failures: {failed or 'none'}"
+            f"{cost}, {memory}; failures: {failed or 'none'}"
         )
 
 
@@ -113,7 +123,7 @@ class Survey:
         """
         began = time.perf_counter()
         self._write_facts({})
-        with executor(workers, scheduler) as submit:
+        with executor(workers, scheduler, progress) as submit:
             used = [*self._detected(submit, progress)]
             found = self._merged()
             seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
@@ -130,7 +140,7 @@ class Survey:
         """Do a task for tiles by their number; one that fails as a whole becomes a row of its failures."""
         work = ((self.settings, self.out, self.tiles[number], number) for number in numbers)
         results = submit(task, work)
-        for number, used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
+        for (*_, number), used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
             if isinstance(used, Exception):
                 _failed(self.settings, self.out, self.tiles[number], number, what, used)
                 used = {}
@@ -150,7 +160,7 @@ class Survey:
             found.append(tables.read(path) if path.is_file() else {name: np.zeros(0) for name in names})
         table = tasks.merge(found, self.tiles, self.settings.shape)
         path = self.out / "detections.parquet"
-        tables.write(path, table, tables.DETECTIONS, {"key": self.settings.key})
+        tables.write(path, table, tables.DETECTIONS, {"key": self.settings.key}, GROUP)
         return tables.read(path)
 
     def _is_done(self, number: int, detections: tables.Table) -> bool:
@@ -180,7 +190,10 @@ class Survey:
             "deblend_failed": bad,
         }
         tables.write(self.out / "parents.parquet", parents, tables.PARENTS, {"key": self.settings.key})
-        own = resource.getrusage(resource.RUSAGE_SELF)
+        processes = _peak()
+        for each in used:
+            for name, memory in each.get("memory", {}).items():
+                processes[name] = max(memory, processes.get(name, 0.0))
         report = Report(
             tiles=len(self.tiles),
             done=done,
@@ -189,11 +202,12 @@ class Survey:
             blends=int((counts > 1).sum()),
             failures=len(failures["tile"]),
             kinds=dict(Counter(failures["kind"].tolist())),
+            fitted=sum(each.get("objects", 0) for each in used),
             seconds=seconds,
             cpu=sum(each.get("cpu", 0.0) for each in used),
-            memory=max([own.ru_maxrss / 1e6, *(each.get("memory", 0.0) for each in used)]),
+            processes=processes,
         )
-        self._write_facts({"report": asdict(report)})
+        self._write_facts({"report": asdict(report) | {"hourly": report.hourly}})
         return report
 
     def files(self, output: Output) -> list[Path]:
@@ -236,14 +250,14 @@ def detect_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) ->
 def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -> dict[str, Any]:
     """Fit a tile, and write its tables, and their checksums last."""
     began = time.process_time()
-    detections = tables.read(out / "detections.parquet")
+    detections = tables.read(out / "detections.parquet", y=tasks.reach(settings, tile))
     found = tasks.deblend(settings, tile, number, detections)
     seen = tasks.digest(settings, tile, detections)
     facts = {"key": settings.key, "tile": number}
     sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
     with written_whole(_done(out, tile)) as temporary:
         temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
-    used = _used(began)
+    used = _used(began) | {"objects": len(found.objects["objectId"])}
     with written_whole(out / "used" / f"{tile.name}.json") as temporary:
         temporary.write_text(json.dumps(used))
     return used
@@ -266,68 +280,11 @@ def _done(out: Path, tile: Tile) -> Path:
 
 
 def _used(began: float) -> dict[str, Any]:
-    """Measure the CPU-seconds since `began`, and the process's peak of memory in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"cpu": time.process_time() - began, "memory": peak}
+    """Measure the CPU-seconds since `began`, and the process's peak of memory."""
+    return {"cpu": time.process_time() - began, "memory": _peak()}
 
 
-# -- where tasks are done
-
-Submit = Callable[[Task, Iterable[tuple[SurveySettings, Path, Tile, int]]], Iterator[tuple[int, Any]]]
-
-
-@contextmanager
-def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
-    """Give what does a task for many arguments, and yields (number of the tile, result or error) as each is done.
-
-    Raises: DataError without the package distributed where it is needed.
-    """
-    if not workers and scheduler is None:
-        yield _here
-        return
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        remedy = "pip install 'tfdeblend[survey]', or give --workers 0"
-        raise DataError("survey", None, "expected the package distributed, which is not installed", remedy) from error
-    if scheduler is not None:
-        with Client(scheduler) as client:
-            yield _on_cluster(client)
-        return
-    settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
-    with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
-        yield _on_cluster(client)
-
-
-def _here(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
-    for arguments in work:
-        try:
-            yield arguments[-1], task(*arguments)
-        except Exception as error:
-            yield arguments[-1], error
-
-
-def _on_cluster(client: Any) -> Submit:
-    """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its workers at a time."""
-    from distributed import as_completed
-
-    def submit(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
-        waiting, rest = as_completed(), iter(work)
-        numbers: dict[str, int] = {}  # of the tiles, by their task
-
-        def more() -> None:
-            while len(numbers) < AHEAD * max(len(client.nthreads()), 1):
-                arguments = next(rest, None)
-                if arguments is None:
-                    return
-                future = client.submit(task, *arguments, pure=False)
-                numbers[future.key] = arguments[-1]
-                waiting.add(future)
-
-        more()
-        for future in waiting:
-            number, error = numbers.pop(future.key), future.exception()
-            yield number, future.result() if error is None else error
-            more()
-
-    return submit
+def _peak() -> dict[str, float]:
+    """Measure this process's peak of memory in GB, by its host and number."""
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    return {name: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}

@@ -33,6 +33,7 @@ DETECTIONS = {
     "reach": Column("f8", "pix", "distance at which the light ends"),
     "tile": Column("i4", "", "tile that the object belongs to, counted row by row"),
     "blend": Column("i8", "", "objectId of the blend's brightest object, by the overlap of their light"),
+    "children": Column("i4", "", "objects in the blend"),
 }
 PARENTS = {
     "parentObjectId": Column("i8", "", "objectId of the blend's brightest object"),
@@ -130,11 +131,17 @@ def joined(found: Sequence[Table], columns: Mapping[str, Column]) -> Table:
     return {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
 
-def write(path: Path, table: Mapping[str, Any], columns: Mapping[str, Column], facts: Mapping[str, Any]) -> str:
+def write(
+    path: Path,
+    table: Mapping[str, Any],
+    columns: Mapping[str, Column],
+    facts: Mapping[str, Any],
+    group: int | None = None,
+) -> str:
     """Write a Parquet file, whole or not at all, and give its SHA-256.
 
     Each column's unit and description are the metadata of its field in the schema; `facts` about the table are JSON in
-    the schema's own, under `tfdeblend`. Raises: DataError without the package pyarrow.
+    the schema's own, under `tfdeblend`. group: rows of a row group. Raises: DataError without the package pyarrow.
     """
     pyarrow, parquet = _pyarrow()
     fields, arrays = [], []
@@ -147,14 +154,18 @@ def write(path: Path, table: Mapping[str, Any], columns: Mapping[str, Column], f
         arrays.append(array)
     schema = pyarrow.schema(fields, metadata={"tfdeblend": json.dumps(facts, sort_keys=True)})
     with written_whole(path) as temporary:
-        parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), temporary, compression="zstd")
+        whole = pyarrow.Table.from_arrays(arrays, schema=schema)
+        parquet.write_table(whole, temporary, compression="zstd", row_group_size=group)
     return sha256(path)
 
 
-def read(path: Path) -> Table:
-    """Read the columns of a Parquet file."""
+def read(path: Path, y: tuple[float, float] | None = None) -> Table:
+    """Read the columns of a Parquet file, of the rows that lie between two `y` alone where these are given.
+
+    Row groups without such rows are not read.
+    """
     _, parquet = _pyarrow()
-    table = parquet.read_table(path)
+    table = parquet.read_table(path, filters=None if y is None else [("y", ">=", y[0]), ("y", "<", y[1])])
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
 
 

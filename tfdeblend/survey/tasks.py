@@ -109,8 +109,8 @@ def merge(found: Sequence[Table], all_tiles: Sequence[Tile], shape: tuple[int, i
     table["objectId"] = rows * HALF_PIXELS * shape[1] + columns
     labels = parts.blends(np.stack([table["y"], table["x"]], 1), table["half"], table["reach"])
     brightest = np.lexsort((table["objectId"], -table["snr"], labels))
-    starts = np.unique(labels[brightest], return_index=True)[1]
-    table["blend"] = table["objectId"][brightest[starts]][labels]
+    _, starts, counts = np.unique(labels[brightest], return_index=True, return_counts=True)
+    table["blend"], table["children"] = table["objectId"][brightest[starts]][labels], counts[labels]
     return {name: table[name] for name in tables.DETECTIONS}
 
 
@@ -122,10 +122,8 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     """
     flat = observe(settings, tile)
     unit = flat.unit or "" if flat.zeropoints is None else "nJy"
-    near = _within(tile, settings.margin, detections)
+    near = _within(settings, tile, detections)
     rows = {name: values[near] for name, values in detections.items()}
-    _, inverse, counts = np.unique(detections["blend"], return_inverse=True, return_counts=True)
-    rows["children"] = counts[inverse][near]
     own = rows["tile"] == number
     area = tuple(
         slice(max(inner.start - settings.margin, outer.start), min(inner.stop + settings.margin, outer.stop))
@@ -199,14 +197,22 @@ def _made(arguments: tuple[tuple[str, Any], ...]) -> tuple[Deblender, Deblender]
     return first, first.like(method="sample", trust_weights=True)
 
 
-def _within(tile: Tile, margin: int, detections: Table) -> np.ndarray:
-    """Number the detections of a tile, and those at most `margin` pixels beyond."""
-    return np.flatnonzero(tile.owns(detections["y"], detections["x"], margin))
+def _within(settings: SurveySettings, tile: Tile, detections: Table) -> np.ndarray:
+    """Number the detections, which are sorted by y, of a tile, and those at most `margin` pixels beyond."""
+    first, last = np.searchsorted(detections["y"], reach(settings, tile))
+    y, x = (detections[axis][first:last] for axis in "yx")
+    return first + np.flatnonzero(tile.owns(y, x, settings.margin))
+
+
+def reach(settings: SurveySettings, tile: Tile) -> tuple[float, float]:
+    """Where the detections that the fit of a tile sees begin and end in y."""
+    rows = tile.inner[0]
+    return rows.start - 0.5 - settings.margin, rows.stop - 0.5 + settings.margin
 
 
 def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
-    """Compute the SHA-256 of the detections that the fit of a tile sees."""
-    near = _within(tile, settings.margin, detections)
+    """Compute the SHA-256 of the detections that the fit of a tile sees, of all or those about it."""
+    near = _within(settings, tile, detections)
     return hashlib.sha256(b"".join(detections[name][near].tobytes() for name in tables.DETECTIONS)).hexdigest()
 
 
