@@ -64,7 +64,7 @@ def main() -> int:
         if args.show:
             print(jobs.job_script())
             return 0
-        jobs.scale(jobs=args.jobs)
+        jobs.adapt(minimum_jobs=args.jobs, maximum_jobs=args.jobs)  # ends of jobs are made up for
         print(f"{jobs.scheduler_address}, its page: {jobs.dashboard_link}", flush=True)
         if args.address is not None:
             args.address.write_text(jobs.scheduler_address)
