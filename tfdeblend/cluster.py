@@ -75,14 +75,13 @@ def results(done: Iterator[tuple[tuple, Any]]) -> Iterator[tuple[tuple, Any]]:
 def _on_cluster(client: Any) -> Submit:
     """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its threads at a time.
 
-    What is done is fetched, and what comes next is handed over, in batches: for each task alone the scheduler, the
-    workers and this process would wait for each other.
+    What is done is fetched, and what comes next is handed over, in batches, one at a time: for each task alone the
+    scheduler, the workers and this process would wait for each other. Fetches beside each other may wait forever.
     """
     from distributed import as_completed
 
     def submit(task: Callable[..., Any], work: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
-        waiting = as_completed(with_results=True, raise_errors=False)
-        rest, threads = iter(work), _Threads(client)
+        waiting, rest, threads = as_completed(), iter(work), _Threads(client)
         given: dict[str, tuple] = {}  # the arguments of tasks that are not done, by key
 
         def more() -> None:
@@ -94,8 +93,10 @@ def _on_cluster(client: Any) -> Submit:
 
         more()
         for batch in waiting.batches():
-            for future, result in batch:
-                yield given.pop(future.key), result[1] if future.status == "error" else result
+            got = client.gather({future.key: future for future in batch}, errors="skip")  # None of one that failed
+            for future in batch:
+                result = got.get(future.key)
+                yield given.pop(future.key), future.exception() if result is None else result
             more()
 
     return submit
