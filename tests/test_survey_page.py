@@ -15,9 +15,9 @@ from PIL import Image
 from scene_files import celestial
 
 from tfdeblend.app import cli, survey_page
+from tfdeblend.cluster import here
 from tfdeblend.errors import DataError
 from tfdeblend.survey import Survey, SurveySettings, pictures, tables, truth
-from tfdeblend.survey.run import _here
 from tfdeblend.survey.tiles import Tile
 
 pytest.importorskip("pyarrow")
@@ -57,7 +57,7 @@ def redraw(survey: Survey, out: Path | None = None) -> None:
     def counted(results: Any, number: int) -> Any:
         return results
 
-    for _ in pictures.draw(survey.settings, out or survey.out, survey.tiles, _here, counted):
+    for _ in pictures.draw(survey.settings, out or survey.out, survey.tiles, here, counted):
         pass
 
 

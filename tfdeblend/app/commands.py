@@ -204,7 +204,7 @@ def survey(args: argparse.Namespace) -> int:
         survey_page.write_page(survey.out, compared)
     if args.json:
         told = {"truth": {band: comparison.document() for band, comparison in compared.items()}} if compared else {}
-        print_json({"out": args.out, **asdict(report), **told})
+        print_json({"out": args.out, **report.as_dict(), **told})
     else:
         print(f"{args.out}: {report}")
         if compared:

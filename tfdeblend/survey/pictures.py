@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdeblend.cluster import Submit
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.sky import stated_noise
 from tfdeblend.errors import DataError, one_line
@@ -143,13 +144,13 @@ def draw(
     settings: SurveySettings,
     out: Path,
     tiles: Sequence[Tile],
-    submit: Callable[..., Iterator[tuple[int, Any]]],
+    submit: Submit,
     counted: Callable[..., Any],
 ) -> Iterator[dict[str, Any]]:
     """Draw the tiles that are not drawn yet, then the pyramid, and yield what each took.
 
     Args:
-        submit: does tasks, see `run.executor`. counted: shows how many are done, of how many.
+        submit: does tasks, see `cluster.executor`. counted: shows how many are done, of how many.
     """
     colours = Colours.read(out)
     if colours is None or colours.key != settings.key:
@@ -161,7 +162,7 @@ def draw(
     key = colours.key_of_pictures
     left = [n for n, tile in enumerate(tiles) if _drawn_from(path(out, "image", 0, (tile.row, tile.column))) != key]
     results = submit(draw_tile, ((settings, out, tiles[number], number) for number in left))
-    for number, used in counted(results, len(left)):
+    for (*_, number), used in counted(results, len(left)):
         if isinstance(used, Exception):
             tile = tiles[number]
             path(out, "image", 0, (tile.row, tile.column)).unlink(missing_ok=True)

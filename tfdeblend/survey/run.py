@@ -73,11 +73,20 @@ class Report:
         """Objects an hour."""
         return 3600 * self.fitted / self.seconds if self.seconds else 0.0
 
+    @property
+    def memory(self) -> float:
+        """The largest peak of a process, in GB."""
+        return max(self.processes.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures by name."""
+        return asdict(self) | {"hourly": self.hourly, "memory": self.memory}
+
     def __str__(self) -> str:
         cost = "done before"
         if self.fitted:
             cost = f"{self.hourly:,.0f} an hour, {self.cpu / self.fitted:.2f} CPU-seconds each"
-        memory = f"{max(self.processes.values()):.2f} GB in the largest of {len(self.processes)} processes"
+        memory = f"{self.memory:.2f} GB in the largest of {len(self.processes)} processes"
         failed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         return (
             f"{self.objects} objects of {self.detections} detections on {self.tiles} tiles, {self.blends} blends, "
@@ -207,7 +216,7 @@ class Survey:
             cpu=sum(each.get("cpu", 0.0) for each in used),
             processes=processes,
         )
-        self._write_facts({"report": asdict(report) | {"hourly": report.hourly}})
+        self._write_facts({"report": report.as_dict()})
         return report
 
     def files(self, output: Output) -> list[Path]:
