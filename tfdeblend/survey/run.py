@@ -16,8 +16,7 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tfdeblend.cluster import Submit, executor
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import sha256, written_whole
 from tfdeblend.survey import tables, tasks
@@ -32,11 +32,8 @@ from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tiles import Tile
 from tfdeblend.version import __version__
 
-AHEAD = 2  # tasks a worker that are waiting for it: more would only fill the scheduler
 PARTS = ("objects", "pairs", "failures")
 WHOLE = -1  # in place of an object's identifier: the whole tile
-# Of each worker's libraries, where they count threads: many workers of one beat one of many.
-THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
 
@@ -120,7 +117,7 @@ class Survey:
         """Do a task for tiles by their number; one that fails as a whole becomes a row of its failures."""
         work = ((self.settings, self.out, self.tiles[number], number) for number in numbers)
         results = submit(task, work)
-        for number, used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
+        for (*_, number), used in tqdm(results, f"{what}ed", len(numbers), unit="tile", disable=not progress):
             if isinstance(used, Exception):
                 _failed(self.out, self.tiles[number], number, what, used)
                 used = {}
@@ -265,65 +262,3 @@ def _used(began: float) -> dict[str, Any]:
     """Measure the CPU-seconds since `began`, and the process's peak of memory in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"cpu": time.process_time() - began, "memory": peak}
-
-
-# -- where tasks are done
-
-Submit = Callable[[Task, Iterable[tuple[SurveySettings, Path, Tile, int]]], Iterator[tuple[int, Any]]]
-
-
-@contextmanager
-def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
-    """Give what does a task for many arguments, and yields (number of the tile, result or error) as each is done.
-
-    Raises: DataError without the package distributed where it is needed.
-    """
-    if not workers and scheduler is None:
-        yield _here
-        return
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        remedy = "pip install 'tfdeblend[survey]', or give --workers 0"
-        raise DataError("survey", None, "expected the package distributed, which is not installed", remedy) from error
-    if scheduler is not None:
-        with Client(scheduler) as client:
-            yield _on_cluster(client)
-        return
-    settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
-    with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
-        yield _on_cluster(client)
-
-
-def _here(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
-    for arguments in work:
-        try:
-            yield arguments[-1], task(*arguments)
-        except Exception as error:
-            yield arguments[-1], error
-
-
-def _on_cluster(client: Any) -> Submit:
-    """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its workers at a time."""
-    from distributed import as_completed
-
-    def submit(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
-        waiting, rest = as_completed(), iter(work)
-        numbers: dict[str, int] = {}  # of the tiles, by their task
-
-        def more() -> None:
-            while len(numbers) < AHEAD * max(len(client.nthreads()), 1):
-                arguments = next(rest, None)
-                if arguments is None:
-                    return
-                future = client.submit(task, *arguments, pure=False)
-                numbers[future.key] = arguments[-1]
-                waiting.add(future)
-
-        more()
-        for future in waiting:
-            number, error = numbers.pop(future.key), future.exception()
-            yield number, future.result() if error is None else error
-            more()
-
-    return submit
