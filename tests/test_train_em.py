@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfdeblend import cluster
 from tfdeblend.app.cli import main
 from tfdeblend.diffusion import registry
 from tfdeblend.em import Stamps
@@ -118,6 +119,38 @@ def test_a_killed_run_ends_where_a_whole_one_does(whole: tuple[EMConfig, Path], 
         weights(killed / "iteration_002/prior.keras"), weights(out / "iteration_002/prior.keras"), strict=True
     ):
         np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_workers_draw_the_same_samples(whole: tuple[EMConfig, Path], tmp_path: Path):
+    """To the last bit where threads agree: a file that is cut short is drawn again, by a worker, as it was."""
+    pytest.importorskip("distributed")
+    config, out = whole
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    (again / "iteration_002" / "scores.json").unlink()
+    first, *rest = sorted((again / "iteration_002" / "samples").glob("*.tfrecord"))
+    first.write_bytes(first.read_bytes()[:-100])
+    for path in rest:
+        path.unlink()
+    with cluster.executor(1) as submit:
+        train_em.Run(config, again, submit).expect(2)
+    for path in (first, *rest):
+        one, two = (read_records(folder / "iteration_002" / "samples" / path.name) for folder in (out, again))
+        np.testing.assert_allclose(one, two, atol=1e-5)
+        assert Stamps.is_whole(path)
+
+
+def test_samples_are_whole_as_they_were_written(tmp_path: Path):
+    path = tmp_path / "train_00000.tfrecord"
+    images = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
+    assert not Stamps.is_whole(path)
+    Stamps(images, np.full(3, "a"), np.arange(3)).write(path)
+    assert Stamps.is_whole(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not Stamps.is_whole(path)
+    path.unlink()
+    assert not Stamps.is_whole(path)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ from tfdeblend.inference.diffusion_sampler import PosteriorSampler, SampleOption
 from tfdeblend.inference.map_fit import MapFit
 from tfdeblend.inference.nonparametric import NonparametricFit
 from tfdeblend.io import npz, tfrecords
+from tfdeblend.io.atomic import sha256, written_whole
 
 BLENDS = 16  # of a shard, at most
 APERTURES = (1.5, 3.0, 6.0)  # pixels, of Gaussian windows about the sources
@@ -130,9 +131,22 @@ class Stamps(NamedTuple):
     source: np.ndarray
 
     def write(self, path: Path) -> None:
-        """Writes a TFRecord file, which `datasets.read_stamps` reads."""
+        """Writes a TFRecord file, which `datasets.read_stamps` reads, and last its checksum, for `is_whole`."""
         rows = ({"stamp": i, "scene": np.array([s]), "source": np.array(k)} for i, s, k in zip(*self, strict=True))
         tfrecords.write(path, rows)
+        with written_whole(_checksum(path)) as temporary:
+            temporary.write_text(sha256(path) + "\n")
+
+    @staticmethod
+    def is_whole(path: Path) -> bool:
+        """Whether a file is there, and the one that `write` wrote."""
+        known = _checksum(path)
+        return path.is_file() and known.is_file() and known.read_text().strip() == sha256(path)
+
+
+def _checksum(path: Path) -> Path:
+    """Returns where the checksum of a file of samples is kept: in a folder beside it."""
+    return path.parent / "done" / f"{path.stem}.sha256"
 
 
 class Expectation:

@@ -25,6 +25,7 @@ class NetworkConfig:
 
 
 PRECISIONS = ("float32", "mixed_bfloat16")  # Keras' policies; mixed_float16 would need its losses scaled
+STRATEGIES = (None, "mirrored", "multi_worker")  # one device; the devices of one process; the processes of TF_CONFIG
 HEAD = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel=1)
 
 
@@ -58,7 +59,9 @@ class DenoiserConfig:
     with one, short fits need not learn what is linear. flips, shift, scale_jitter, band_jitter: see
     `tfdeblend.training.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
     and base are taken over and trained on; a fit of no steps leaves them as they are. precision: of the networks'
-    products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either.
+    products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either. strategy: how it is
+    spread over devices or machines, one of `STRATEGIES`, see `tfdeblend.training.distribution`; batches are of all
+    replicas together.
     """
 
     name: str
@@ -85,10 +88,12 @@ class DenoiserConfig:
     seed: int = 0
     start: str | None = None
     precision: str = "float32"
+    strategy: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, received {self.precision!r}")
+        check_strategy(self.strategy)
 
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:
@@ -102,6 +107,12 @@ class DenoiserConfig:
         """Writes the file that `read` takes, with every setting."""
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def check_strategy(name: str | None) -> None:
+    """Raises: ValueError for what is none of `STRATEGIES`."""
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy: expected null, mirrored or multi_worker, received {name!r}")
 
 
 def parse(cls: type, values: Any) -> Any:

@@ -116,8 +116,8 @@ def initial_fits(
     return found
 
 
-def progress(work: Iterable[T], text: str) -> Iterable[T]:
-    """Shows a bar on a terminal, and a line in a log."""
+def progress(work: Iterable[T], text: str, number: int | None = None) -> Iterable[T]:
+    """Shows a bar on a terminal, and a line in a log. number: of the work, where it has no length."""
     if not sys.stderr.isatty():
         print(text, file=sys.stderr, flush=True)
-    return tqdm(work, text, disable=None)
+    return tqdm(work, text, number, disable=None)

@@ -12,7 +12,7 @@ from tfdeblend.diffusion.conditioning import CONDITIONINGS
 from tfdeblend.diffusion.steps import STEPS
 from tfdeblend.errors import DataError
 from tfdeblend.inference.diffusion_sampler import SampleOptions
-from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, parse
+from tfdeblend.training.config import HEAD, DenoiserConfig, FitConfig, NetworkConfig, check_strategy, parse
 
 STARTS = ("gaussian", "fits", "prior")
 
@@ -112,8 +112,10 @@ class EMConfig:
     noise_spread: float = 2.0
     scale_jitter: float = 0.2
     seed: int = 0
+    strategy: str | None = None
 
     def __post_init__(self) -> None:
+        check_strategy(self.strategy)
         for name in ("share", "validation", "test"):
             low = 0 if name == "test" else 1e-6
             if not low <= getattr(self, name) <= 1:
@@ -133,8 +135,8 @@ class EMConfig:
             raise DataError(path, None, error) from error
 
     def lasting(self) -> EMConfig:
-        """Leaves out what only says when to stop, which may change while a run goes on."""
-        return dataclasses.replace(self, iterations=1, patience=1, least_dispersion=0.0)
+        """Leaves out what only says when to stop, and where networks are fitted: it may change while a run goes on."""
+        return dataclasses.replace(self, iterations=1, patience=1, least_dispersion=0.0, strategy=None)
 
     def text(self) -> str:
         """Returns the JSON that `read` takes, with every setting."""
@@ -163,4 +165,5 @@ class EMConfig:
             scale_jitter=self.scale_jitter,
             seed=seed,
             start=None if scratch else str(start),
+            strategy=self.strategy,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tfdeblend.app.plots import Stretch, residual_colours, significance
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
-from tfdeblend.em import Expectation, Score, Shard, score
+from tfdeblend.em import Score, Shard
 from tfdeblend.io import npz
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.training.datasets import read_stamps
@@ -33,11 +33,11 @@ class Evaluator:
     """Evaluates the priors of all iterations of a run.
 
     Args:
-      shards: of thinned validation blends; halves: their other images, by name.
+      shards: of thinned validation blends.
     """
 
-    def __init__(self, config: EMConfig, shards: Sequence[Shard], halves: Mapping[str, np.ndarray], out: Path):
-        self.config, self.shards, self.halves, self.out = config, shards, halves, out
+    def __init__(self, config: EMConfig, shards: Sequence[Shard], out: Path):
+        self.config, self.shards, self.out = config, shards, out
         self.writer = tf.summary.create_file_writer(str(out / "tensorboard"))
         self.truth = None
         if config.truth is not None:
@@ -50,14 +50,13 @@ class Evaluator:
         self.shown = names[:: max(1, len(names) // SHOWN)][:SHOWN]
         self.generator: Generator | None = None
 
-    def blends(self, expectation: Expectation, shards: Sequence[Shard]) -> tuple[dict, dict[str, np.ndarray]]:
-        """Scores thinned blends: returns the means and each blend's score, and the mean models of those shown."""
+    def blends(self, scored: Iterable[tuple[str, Score]]) -> tuple[dict, dict[str, np.ndarray]]:
+        """Returns the means of blends' scores, and each one's, by name; and the mean models of those shown."""
         found, models = {}, {}
-        for shard in shards:
-            for scene, one in score(expectation, shard, self.halves, self.config.evaluation_samples, self.config.seed):
-                found[scene.name] = one[:-1]
-                if scene.name in self.shown:
-                    models[scene.name] = one.model
+        for name, one in scored:
+            found[name] = one[:-1]
+            if name in self.shown:
+                models[name] = one.model
         means = np.mean(list(found.values()), 0).tolist()
         return {**dict(zip(SCORES, means, strict=True)), "blends": found}, models
 
@@ -76,10 +75,20 @@ class Evaluator:
         distances |= {name: two_sample(both[0][name], both[1][name])["distance"] for name in both[0]}
         return distances, stamps
 
-    def __call__(self, iteration: int, expectation: Expectation, folder: Path, facts: Mapping[str, float]) -> dict:
-        """Evaluates a prior; writes scores.json, models.npz and drawn.png into its folder, and to TensorBoard."""
-        scores, models = self.blends(expectation, self.shards)
-        distances, drawn = self.population(expectation.denoiser)
+    def __call__(
+        self,
+        iteration: int,
+        scored: Iterable[tuple[str, Score]],
+        denoiser: PriorDenoiser,
+        folder: Path,
+        facts: Mapping[str, float],
+    ) -> dict:
+        """Evaluates a prior by the scores of the validation blends and by galaxies drawn from it.
+
+        Writes scores.json, models.npz and drawn.png into its folder, and to TensorBoard.
+        """
+        scores, models = self.blends(scored)
+        distances, drawn = self.population(denoiser)
         scores |= {"iteration": iteration, **facts, "distances": distances}
         npz.write(folder / "models.npz", models)
         draw(drawn[:64], 16, folder / "drawn.png")

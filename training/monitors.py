@@ -15,6 +15,13 @@ from tfdeblend.training.generation import Generator
 LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
+class Restore(keras.callbacks.BackupAndRestore):
+    """Takes up a training where a killed one was, and leaves it to another process to save this one."""
+
+    def _save_model(self) -> None:
+        pass
+
+
 class StartData(keras.callbacks.Callback):
     """Starts data and epochs at the optimiser's step: after `BackupAndRestore`, where a killed run was."""
 
@@ -23,7 +30,7 @@ class StartData(keras.callbacks.Callback):
         self.first_step, self.epoch = first_step, epoch
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        done = int(self.model.optimizer.iterations)
+        done = int(tf.convert_to_tensor(self.model.optimizer.iterations))
         self.first_step.assign(done)
         self.model._initial_epoch = done // self.epoch
 

@@ -8,6 +8,7 @@ machine. Other settings are refused in its folder.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,11 @@ from tfdeblend.diffusion.schedules import LogNormalNoise
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.networks import UNet
+from tfdeblend.training import distribution
 from tfdeblend.training.config import DenoiserConfig, FitConfig
 from tfdeblend.training.datasets import FLOOR, Augmentation, augment, moments, noised_batches, norm_jitter, read_stamps
 from tfdeblend.training.losses import HeadTraining, head_loss, negative_log_likelihood
-from tfdeblend.training.monitors import ExactAverages, LossByLevel, Pictures, StartData
+from tfdeblend.training.monitors import ExactAverages, LossByLevel, Pictures, Restore, StartData
 
 AUGMENTED = 8000  # stamps that a base is fitted to, at most
 
@@ -92,11 +94,12 @@ def gaussian(stamps: np.ndarray, augmentation: Augmentation, rank: int, seed: in
     return GaussianDenoiser.fit(every, rank, seed=seed, floor=FLOOR**2)
 
 
-def adam(fit: FitConfig) -> keras.optimizers.Optimizer:
+def adam(fit: FitConfig, replicas: int) -> keras.optimizers.Optimizer:
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, fit.steps - fit.warmup, warmup_target=fit.learning_rate, warmup_steps=fit.warmup
     )
-    return keras.optimizers.Adam(
+    kind = keras.optimizers.Adam if replicas == 1 else distribution.Adam
+    return kind(
         rate,
         beta_2=fit.memory,
         global_clipnorm=fit.clip,
@@ -115,20 +118,29 @@ def fit(model: keras.Model, loss: Loss, settings: FitConfig, data: Data, out: Pa
     if settings.steps == 0:
         return
     first_step = tf.Variable(0, dtype=tf.int64)
-    model.compile(optimizer=adam(settings), loss=loss, jit_compile=False)
+    strategy = model.distribute_strategy
+    with strategy.scope():
+        model.compile(optimizer=adam(settings, strategy.num_replicas_in_sync), loss=loss, jit_compile=False)
+    distribution.mend(model)
+    writes = distribution.is_chief(strategy)
+    backup = keras.callbacks.BackupAndRestore if writes else Restore
     callbacks = [
         # Backup before swap: what is resumed are the raw weights; checkpoint after swap: what is kept are averages.
-        keras.callbacks.BackupAndRestore(str(out / "backup"), double_checkpoint=True, delete_checkpoint=False),
+        backup(str(out / "backup"), double_checkpoint=True, delete_checkpoint=False),
         StartData(first_step, settings.epoch),
         ExactAverages(swap_on_epoch=True),
-        keras.callbacks.ModelCheckpoint(str(out / "model.keras")),
         keras.callbacks.TerminateOnNaN(),
-        *watch,
-        keras.callbacks.CSVLogger(str(out / "log.csv"), append=True),
-        keras.callbacks.TensorBoard(str(out / "tensorboard"), histogram_freq=4),
     ]
-    epochs = settings.steps // settings.epoch
-    model.fit(data(first_step, settings), epochs=epochs, steps_per_epoch=settings.epoch, callbacks=callbacks, verbose=2)
+    if writes:
+        callbacks += [
+            keras.callbacks.ModelCheckpoint(str(out / "model.keras")),
+            *watch,
+            keras.callbacks.CSVLogger(str(out / "log.csv"), append=True),
+            keras.callbacks.TensorBoard(str(out / "tensorboard"), histogram_freq=4),
+        ]
+    epochs, batches = settings.steps // settings.epoch, distribution.distributed(strategy, data(first_step, settings))
+    how = {"epochs": epochs, "steps_per_epoch": settings.epoch, "shuffle": False, "verbose": 2 if writes else 0}
+    model.fit(batches, callbacks=callbacks, **how)
 
 
 def fit_mean(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor, held_out: np.ndarray, out: Path):
@@ -159,7 +171,9 @@ def fit_head(denoiser: NeuralDenoiser, config: DenoiserConfig, stamps: tf.Tensor
         return _batches(config, stamps, tf.ones_like, settings.batch, config.seed + 1, first_step)
 
     watch = [LossByLevel(held_out, unlikelihood, config.seed)]
-    fit(HeadTraining(denoiser), head_loss, config.head_fit, data, out / "head", watch)
+    with denoiser.distribute_strategy.scope():
+        model = HeadTraining(denoiser)
+    fit(model, head_loss, config.head_fit, data, out / "head", watch)
 
 
 def _batches(
@@ -180,12 +194,16 @@ def read(config: DenoiserConfig, pattern: str) -> np.ndarray:
     return stamps
 
 
-def begin(config: DenoiserConfig, path: Path) -> None:
-    """Writes the settings of a run, or checks that they are those it was begun with. Raises: DataError."""
+def begin(config: DenoiserConfig, path: Path, writes: bool = True) -> None:
+    """Writes the settings of a run, or checks that they are those it was begun with, but for where it is trained.
+
+    Raises: DataError.
+    """
     if not path.exists():
-        config.write(path)
+        if writes:
+            config.write(path)
         return
-    before = DenoiserConfig.read(path)
+    before = dataclasses.replace(DenoiserConfig.read(path), strategy=config.strategy)
     if changed := [field for field, value in vars(config).items() if value != getattr(before, field)]:
         expected = f"expected the settings that this run was begun with, received another {', '.join(changed)}"
         raise DataError(path, None, expected, "give another --out")
@@ -194,20 +212,27 @@ def begin(config: DenoiserConfig, path: Path) -> None:
 def train(config: DenoiserConfig, out: Path) -> NeuralDenoiser:
     """Trains and writes everything below `out`: config.json, the weights `<name>.keras`, logs and pictures.
 
+    Where several processes train together, each returns the denoiser, and the chief alone writes.
+
     Raises: DataError where `out` holds a run of other settings.
     """
+    strategy = distribution.strategy(config.strategy)
+    writes = distribution.is_chief(strategy)
     out.mkdir(parents=True, exist_ok=True)
-    begin(config, out / "config.json")
+    begin(config, out / "config.json", writes)
     images = read(config, config.train)
     held_out = read(config, config.held_out)
     number = config.evaluation_stamps
     held_out = held_out[:: max(1, len(held_out) // number)][:number]  # some of every file
-    denoiser = build(config, images)
+    with strategy.scope():
+        denoiser = build(config, images)
     stamps = tf.constant(images)
     del images  # gigabytes
     fit_mean(denoiser, config, stamps, held_out, out)
     fit_head(denoiser, config, stamps, held_out, out)
     done = denoiser.without_optimizer()
-    with written_whole(out / f"{config.name}.keras") as temporary:
-        done.save(temporary)
+    if writes:
+        with written_whole(out / f"{config.name}.keras") as temporary:
+            done.save(temporary)
+    distribution.of_chief(strategy, 0)  # none goes before the prior is there
     return done

@@ -13,16 +13,19 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from tfdeblend import em
+from tfdeblend import cluster, em
 from tfdeblend.diffusion import registry
 from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.diffusion.gaussian import GaussianDenoiser
 from tfdeblend.errors import DataError
-from tfdeblend.io.atomic import written_whole
+from tfdeblend.io.atomic import sha256, written_whole
+from tfdeblend.training import distribution
 from tfdeblend.training.datasets import read_records, read_stamps
 from tfdeblend.training.em_blends import Blends, initial_fits, progress, read_scenes
 from tfdeblend.training.em_config import EMConfig
@@ -32,6 +35,7 @@ from tfdeblend.training.train_denoiser import train
 CHECKED = 4  # shards that an iteration's dispersion is checked on
 DRAWN = 1000  # of that Gaussian prior's own galaxies
 TWIN_RANK = 32  # of the Gaussian prior that it is compared with
+END = -1  # in place of an iteration, for those that follow
 
 
 class Collapse(DataError):
@@ -41,16 +45,18 @@ class Collapse(DataError):
 class Run:
     """Runs all iterations, with their files below `out`.
 
+    Samples are drawn, and scored, where `submit` does tasks; networks are fitted here, and where `follow` runs.
+
     Raises: DataError where `out` was begun with other settings or blends, and for a start that does not fit.
     """
 
-    def __init__(self, config: EMConfig, out: Path):
+    def __init__(self, config: EMConfig, out: Path, submit: cluster.Submit = cluster.here):
         self.config, self.out = config, out.resolve()  # which the trainings below it keep in their settings
+        self.submit, self.strategy = submit, distribution.strategy(config.strategy)
         check_start(config)
         self._keep_config()
         self.blends = Blends.prepare(config, read_scenes(config), self.out / "initial_fits")
-        self.evaluator = Evaluator(config, self.blends.shards["validation"], self.blends.halves, self.out)
-        self._expectations: dict[type, em.Expectation] = {}
+        self.evaluator = Evaluator(config, self.blends.shards["validation"], self.out)
         self._twin: em.Expectation | None = None
 
     def _keep_config(self) -> None:
@@ -64,16 +70,20 @@ class Run:
             temporary.write_text(self.config.text())
 
     def folder(self, iteration: int) -> Path:
-        return self.out / f"iteration_{iteration:03d}"
+        return iteration_folder(self.out, iteration)
 
-    def expectation(self, iteration: int) -> em.Expectation:
-        """Returns the E-step under that iteration's prior. Graphs are kept; only the weights change."""
-        prior = read_prior(self.folder(iteration))
-        if type(prior) not in self._expectations:
-            self._expectations[type(prior)] = em.Expectation(prior, self.config.sampling.options())
-        found = self._expectations[type(prior)]
-        found.use(prior)
-        return found
+    def prior(self, iteration: int) -> PriorDenoiser:
+        """Returns the prior of an iteration, until another one's is asked for."""
+        return expectation(self.config, self.out, iteration).denoiser
+
+    def scored(self, iteration: int, shards: Sequence[em.Shard]) -> Iterator[tuple[str, em.Score]]:
+        """Scores thinned blends under an iteration's prior: their names and scores, in the order of the shards."""
+        work = []
+        for number, shard in enumerate(shards):
+            halves = {name: self.blends.halves[name] for name in shard.names}
+            work.append((self.config, self.out, iteration, number, shard, halves))
+        done = {number: found for (_, _, _, number, *_), found in cluster.results(self.submit(score_shard, work))}
+        return (each for number in range(len(work)) for each in done[number])
 
     def shards_of(self, iteration: int) -> list[int]:
         """Returns which training shards an iteration sees: with a share below 1, all of them in turn."""
@@ -127,29 +137,28 @@ class Run:
                 images = em.initial_stamps(shard, config.side, config.least_signal).astype(np.float32)
                 stamps = em.Stamps(images, np.full(len(images), ""), np.zeros(len(images), int))
                 stamps.write(_samples(folder) / f"{kind}_{number:05d}.tfrecord")
-        train(config.denoiser(_samples(folder), None, config.seed), folder)
+        self.maximise(0)
 
     def expect(self, iteration: int) -> None:
-        """E-step: writes posterior samples under the previous iteration's prior; files that exist are kept."""
-        config, shards = self.config, self.blends.shards
-        folder, seed = _samples(self.folder(iteration)), em.iteration_seed(config.seed, iteration)
-        work = [("train", i, config.samples) for i in self.shards_of(iteration)]
-        work += [("heldout", i, 1) for i in range(len(shards["validation"]))]
-        expectation = None
-        for kind, number, samples in progress(work, f"iteration {iteration}: sampling"):
-            path = folder / f"{kind}_{number:05d}.tfrecord"
-            if path.exists():
-                continue
-            expectation = expectation or self.expectation(iteration - 1)
-            shard = shards["training" if kind == "train" else "validation"][number]
-            expectation.stamps(shard, samples, seed, config.least_signal).write(path)
+        """E-step: writes posterior samples under the previous iteration's prior; files that are whole are kept."""
+        config, shards, folder = self.config, self.blends.shards, _samples(self.folder(iteration))
+        files = [(f"train_{i:05d}", shards["training"][i], config.samples) for i in self.shards_of(iteration)]
+        files += [(f"heldout_{i:05d}", shard, 1) for i, shard in enumerate(shards["validation"])]
+        work = []
+        for name, shard, samples in files:
+            path = folder / f"{name}.tfrecord"
+            if not em.Stamps.is_whole(path):
+                work.append((config, self.out, iteration, path, shard, samples))
+        done = cluster.results(self.submit(sample_shard, work))
+        for _ in progress(done, f"iteration {iteration}: sampling", len(work)):
+            pass
 
     def dispersion(self, iteration: int) -> float:
         """Returns the factor by which an iteration changed the galaxies' dispersion, over that of an exact iteration
         of a Gaussian prior of the same galaxies: below 1 samples shrink, which compounds over iterations."""
         config = self.config
         if iteration == 1:
-            before = self.evaluator.population(self.expectation(0).denoiser)[1]
+            before = self.evaluator.population(self.prior(0))[1]
         else:
             before = read_stamps(_samples(self.folder(iteration - 1)), "train_*.tfrecord")
         own = {}
@@ -182,11 +191,9 @@ class Run:
         return kept
 
     def maximise(self, iteration: int) -> None:
-        """M-step: fits the network to the iteration's samples, from the previous weights where there are any."""
-        before = prior_file(self.folder(iteration - 1))
-        start = before if before is not None and before.suffix == registry.SUFFIX else None
-        folder, seed = self.folder(iteration), em.iteration_seed(self.config.seed, iteration)
-        train(self.config.denoiser(_samples(folder), start, seed), folder)
+        """M-step, together with the processes that follow."""
+        distribution.of_chief(self.strategy, iteration)
+        maximise(self.config, self.out, iteration)
 
     def iteration(self, iteration: int) -> dict:
         """Runs one iteration, or what is missing of it, and returns its scores."""
@@ -204,7 +211,8 @@ class Run:
             checked = time.perf_counter()
             self.maximise(iteration)
             facts |= {"seconds_expectation": sampled - began, "seconds_maximisation": time.perf_counter() - checked}
-        found = self.evaluator(iteration, self.expectation(iteration), self.folder(iteration), facts)
+        scored = self.scored(iteration, self.blends.shards["validation"])
+        found = self.evaluator(iteration, scored, self.prior(iteration), self.folder(iteration), facts)
         shown = {name: found[name] for name in (*SCORES, *facts)} | found["distances"]
         figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         print(f"iteration {iteration}: {figures}", flush=True)
@@ -225,6 +233,7 @@ class Run:
             elif iteration - best >= self.config.patience:
                 print(f"iteration {iteration}: no better than {best} for {self.config.patience} iterations, done")
                 break
+        distribution.of_chief(self.strategy, END)
         self.evaluator.figure(range(len(scores)))
         return self._end(scores, best, collapse)
 
@@ -238,7 +247,7 @@ class Run:
         }
         if self.blends.shards["test"]:
             shards = self.blends.shards["test"]
-            test = [self.evaluator.blends(self.expectation(k), shards)[0] for k in (0, best)]
+            test = [self.evaluator.blends(self.scored(k, shards))[0] for k in (0, best)]
             summary["test"] = [{key: one[key] for key in SCORES} for one in test]
             summary["test_rise"] = rise(*(one["blends"] for one in test))
         file = prior_file(self.folder(best))
@@ -247,6 +256,82 @@ class Run:
         with written_whole(self.out / "summary.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n")
         return summary
+
+
+def run(config: EMConfig, out: Path, workers: int = 0, scheduler: str | None = None) -> dict | None:
+    """Runs all iterations, and returns their summary; None in a process that follows another.
+
+    Args:
+      workers, scheduler: where samples are drawn, see `cluster.executor`.
+    """
+    if not distribution.is_chief(distribution.strategy(config.strategy)):
+        follow(config, out.resolve())
+        return None
+    with cluster.executor(workers, scheduler) as submit:
+        return Run(config, out, submit).run()
+
+
+def follow(config: EMConfig, out: Path) -> None:
+    """Takes part in the M-steps of a run, whose other steps are those of the chief."""
+    strategy = distribution.strategy(config.strategy)
+    while (iteration := distribution.of_chief(strategy, 0)) != END:
+        maximise(config, out, iteration)
+
+
+# -- tasks: functions of the run's files and their arguments
+
+
+def sample_shard(config: EMConfig, out: Path, iteration: int, path: Path, shard: em.Shard, samples: int) -> None:
+    """Writes the samples of a shard for an iteration, under the prior of the one before."""
+    seed = em.iteration_seed(config.seed, iteration)
+    expectation(config, out, iteration - 1).stamps(shard, samples, seed, config.least_signal).write(path)
+
+
+def score_shard(
+    config: EMConfig, out: Path, iteration: int, number: int, shard: em.Shard, halves: Mapping[str, np.ndarray]
+) -> list[tuple[str, em.Score]]:
+    """Scores a shard of thinned blends under an iteration's prior; halves: their other images, by name."""
+    own = expectation(config, out, iteration)
+    return [(scene.name, one) for scene, one in em.score(own, shard, halves, config.evaluation_samples, config.seed)]
+
+
+def maximise(config: EMConfig, out: Path, iteration: int) -> None:
+    """Fits the network to an iteration's samples, from the weights of the one before where there are any.
+
+    The samples of iteration 0 are fits of the blends.
+    """
+    folder, start, seed = iteration_folder(out, iteration), None, config.seed
+    if iteration:
+        before = prior_file(iteration_folder(out, iteration - 1))
+        start = before if before is not None and before.suffix == registry.SUFFIX else None
+        seed = em.iteration_seed(config.seed, iteration)
+    train(config.denoiser(_samples(folder), start, seed), folder)
+
+
+def expectation(config: EMConfig, out: Path, iteration: int) -> em.Expectation:
+    """Returns the E-step under an iteration's prior. A process keeps the graphs; only the weights change."""
+    path = prior_file(iteration_folder(out, iteration))
+    if path is None:
+        raise DataError(iteration_folder(out, iteration), "prior", "expected a prior, received none")
+    kept = _expectations(config.lasting(), out)
+    digest = sha256(path)
+    known, found = kept.get(path.suffix, (None, None))
+    if found is None:
+        found = em.Expectation(read_prior(path), config.sampling.options())
+    elif digest != known:
+        found.use(read_prior(path))
+    kept[path.suffix] = digest, found
+    return found
+
+
+@lru_cache(1)
+def _expectations(config: EMConfig, out: Path) -> dict[str, tuple[str, em.Expectation]]:
+    """Keeps the E-steps of a run in this process, by the kind of prior, with the checksum of the prior's file."""
+    return {}
+
+
+def iteration_folder(out: Path, iteration: int) -> Path:
+    return out / f"iteration_{iteration:03d}"
 
 
 def check_start(config: EMConfig) -> None:
@@ -273,11 +358,8 @@ def prior_file(folder: Path) -> Path | None:
     return next((path for suffix in (".keras", ".npz") if (path := folder / f"prior{suffix}").exists()), None)
 
 
-def read_prior(folder: Path) -> PriorDenoiser:
-    """Returns a copy of an iteration's prior that may be changed."""
-    path = prior_file(folder)
-    if path is None:
-        raise DataError(folder, "prior", "expected a prior, received none")
+def read_prior(path: Path) -> PriorDenoiser:
+    """Returns a copy of a prior in a file that may be changed."""
     if path.suffix == registry.SUFFIX:
         return registry.find(str(path)).network()
     return GaussianDenoiser.load(path)

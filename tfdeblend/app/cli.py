@@ -199,15 +199,7 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     parser.add_argument(
         "--out", type=_path, metavar="DIR", required=True, help="folder to write to; created where missing"
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes of a local Dask cluster; 0: this process alone (default: 0)",
-    )
-    where.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler to send tiles to")
+    commands.add_workers(parser, "tiles")
     parser.add_argument("--prior", default="bulge-disk", metavar="NAME", help="see deblend (default: bulge-disk)")
     parser.add_argument("--method", choices=["map", "sample"], default="map", help="see deblend (default: map)")
     parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of each source (default: 16)")

@@ -164,8 +164,6 @@ def survey(args: argparse.Namespace) -> int:
 
     if args.psf_position is not None:
         raise DataError("--psf-position", None, "expected none, as each tile has a place of its own, received one")
-    if args.workers < 0:
-        raise DataError("--workers", None, f"expected a number of processes, received {args.workers}")
     files, *others = by_field(io.find_inputs(args.inputs))
     if others:
         received = ", ".join(str(path) for path in (files[0], *(other[0] for other in others)))
@@ -579,13 +577,23 @@ def add_train(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 
 def add_em(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    return _add_training(
+    parser = _add_training(
         subparsers,
         "em",
         "learn a prior from blends alone",
         "Learns a prior from blends alone by expectation-maximisation: DIR/<name>.keras, the scores and pictures of "
         "every iteration, and summary.json. A killed run continues when the same command is given again.",
     )
+    add_workers(parser, "blends")
+    return parser
+
+
+def add_workers(parser: argparse.ArgumentParser, work: str) -> None:
+    """Adds the options of where work is done: in this process, on a local cluster of Dask, or on another one."""
+    where = parser.add_mutually_exclusive_group()
+    help = "processes of a local Dask cluster; 0: this process alone (default: 0)"
+    where.add_argument("--workers", type=_number, default=0, metavar="N", help=help)
+    where.add_argument("--scheduler", metavar="ADDRESS", help=f"Dask scheduler to send {work} to")
 
 
 def add_export(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -646,7 +654,9 @@ def em(args: argparse.Namespace) -> int:
     from tfdeblend.training.em_config import EMConfig
 
     config = EMConfig.read(args.config)
-    summary = train_em.Run(config, args.out or Path("runs") / config.name).run()
+    summary = train_em.run(config, args.out or Path("runs") / config.name, args.workers, args.scheduler)
+    if summary is None:  # of the process that is followed
+        return 0
     print(train_em.conclusion(summary))
     return 1 if summary["collapse"] else 0
 
@@ -684,6 +694,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+    return value
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, received {text}")
     return value
 
 
