@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tfdeblend.deblender import MEMORY_SHARE, machine_memory
 from tfdeblend.errors import DataError
-from tfdeblend.io.atomic import sha256, written_whole
+from tfdeblend.io.atomic import remove_leftovers, sha256, written_whole
 from tfdeblend.survey import hats, tables, tasks
 from tfdeblend.survey import pictures as drawing
 from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, outputs
@@ -41,6 +42,9 @@ AHEAD = 2  # tasks a worker that are waiting for it: more would only fill the sc
 WHOLE = -1  # in place of an object's identifier: the whole tile
 # Of each worker's libraries, where they count threads: many workers of one beat one of many.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+# A worker is killed at its limit of memory, and never stopped below.
+KILLED = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
 
 Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
 
@@ -75,6 +79,10 @@ class Report:
         )
 
 
+class WorkerDied(Exception):
+    """Says that workers die of a tile, for want of memory or by a fault in a library."""
+
+
 class Survey:
     """Makes the catalogue of images of any size, tile by tile.
 
@@ -98,7 +106,12 @@ class Survey:
             raise DataError("survey", None, str(error)) from error
 
     def run(
-        self, workers: int = 0, scheduler: str | None = None, progress: bool = True, pictures: bool = False
+        self,
+        workers: int = 0,
+        scheduler: str | None = None,
+        progress: bool = True,
+        pictures: bool = False,
+        verbose: bool = False,
     ) -> Report:
         """Do what is not done yet, and give a report.
 
@@ -107,13 +120,15 @@ class Survey:
             scheduler: the address of a Dask scheduler, in place of a local cluster.
             progress: whether tiles are counted on standard error.
             pictures: whether the tiles are drawn, too, see `tfdeblend.survey.pictures`.
+            verbose: whether workers may write there which CPU and drivers TensorFlow found.
 
         Raises:
             DataError: without the package distributed where it is needed. OSError: the folder cannot be written to.
         """
         began = time.perf_counter()
         self._write_facts({})
-        with executor(workers, scheduler) as submit:
+        self._cleared()
+        with executor(workers, scheduler, verbose) as submit:
             used = [*self._detected(submit, progress)]
             found = self._merged()
             seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
@@ -140,6 +155,16 @@ class Survey:
         """Detect in the tiles whose detections are not there."""
         left = [n for n, tile in enumerate(self.tiles) if not tables.is_whole(_detections(self.out, tile))]
         return self._each(submit, detect_tile, left, "detect", progress)
+
+    def _cleared(self) -> None:
+        """Remove the unfinished files of processes that were killed."""
+        kinds = outputs(self.settings)
+        files = [path for tile in self.tiles for path in (_detections(self.out, tile), _done(self.out, tile))]
+        files += [each.path(self.out, tile) for tile in self.tiles for each in kinds]
+        files += [self.out / name for name in ("detections.parquet", "parents.parquet", "run.json")]
+        names = {file.name for file in files}
+        for folder in {file.parent for file in files}:
+            remove_leftovers(folder, names)
 
     def _merged(self) -> tables.Table:
         """Join the detections of all tiles, and write them with their blends."""
@@ -277,8 +302,10 @@ Submit = Callable[[Task, Iterable[tuple[SurveySettings, Path, Tile, int]]], Iter
 
 
 @contextmanager
-def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
+def executor(workers: int, scheduler: str | None, verbose: bool = False) -> Iterator[Submit]:
     """Give what does a task for many arguments, and yields (number of the tile, result or error) as each is done.
+
+    A local worker that takes more than its share of the machine's memory is killed, and another one started.
 
     Raises: DataError without the package distributed where it is needed.
     """
@@ -286,17 +313,23 @@ def executor(workers: int, scheduler: str | None) -> Iterator[Submit]:
         yield _here
         return
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         remedy = "pip install 'tfdeblend[survey]', or give --workers 0"
         raise DataError("survey", None, "expected the package distributed, which is not installed", remedy) from error
     if scheduler is not None:
         with Client(scheduler) as client:
-            yield _on_cluster(client)
+            yield _on_cluster(client, verbose)
         return
     settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
-    with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
-        yield _on_cluster(client)
+    share = int(MEMORY_SHARE * machine_memory() * 1e9 / workers)
+    with (
+        dask.config.set(KILLED),
+        LocalCluster(**settings, memory_limit=share, env=THREADS) as cluster,
+        Client(cluster) as client,
+    ):
+        yield _on_cluster(client, verbose)
 
 
 def _here(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
@@ -307,27 +340,70 @@ def _here(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) ->
             yield arguments[-1], error
 
 
-def _on_cluster(client: Any) -> Submit:
-    """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its workers at a time."""
-    from distributed import as_completed
+def _on_cluster(client: Any, verbose: bool) -> Submit:
+    """Make a function that hands tasks to a cluster, at most AHEAD of them for each of its workers at a time.
+
+    A worker that dies takes along the tiles that wait for it, and Dask gives up those that saw several workers die.
+    They are done again at the end, one at a time: only what then kills its workers is an error.
+    """
+    from distributed import KilledWorker, as_completed
+
+    if not verbose:
+        client.register_plugin(_silence())
 
     def submit(task: Task, work: Iterable[tuple[SurveySettings, Path, Tile, int]]) -> Iterator[tuple[int, Any]]:
         waiting, rest = as_completed(), iter(work)
-        numbers: dict[str, int] = {}  # of the tiles, by their task
+        handed: dict[str, tuple[SurveySettings, Path, Tile, int]] = {}  # arguments, by their task
+        suspects: list[tuple[SurveySettings, Path, Tile, int]] = []
 
         def more() -> None:
-            while len(numbers) < AHEAD * max(len(client.nthreads()), 1):
+            while len(handed) < AHEAD * max(len(client.nthreads()), 1):
                 arguments = next(rest, None)
                 if arguments is None:
                     return
                 future = client.submit(task, *arguments, pure=False)
-                numbers[future.key] = arguments[-1]
+                handed[future.key] = arguments
                 waiting.add(future)
 
         more()
         for future in waiting:
-            number, error = numbers.pop(future.key), future.exception()
-            yield number, future.result() if error is None else error
+            arguments, found = handed.pop(future.key), _outcome(future)
+            if isinstance(found, KilledWorker):
+                suspects.append(arguments)
+            else:
+                yield arguments[-1], found
             more()
+        for arguments in suspects:
+            found = _outcome(client.submit(task, *arguments, pure=False))
+            if isinstance(found, KilledWorker):
+                found = WorkerDied("expected a worker that lives on, received the deaths of those that did this tile")
+            yield arguments[-1], found
 
     return submit
+
+
+def _outcome(future: Any) -> Any:
+    """The result of a task of Dask's, or its error; a result that a dead worker took along is computed again."""
+    try:
+        return future.result()
+    except Exception as error:
+        return error
+
+
+def _silence() -> Any:
+    """Make a plugin with which Dask's workers start TensorFlow in silence.
+
+    Its class travels by value: to find it in this module would start TensorFlow.
+    """
+    from distributed import WorkerPlugin
+
+    class Silence(WorkerPlugin):
+        name = "silence"
+
+        def setup(self, worker: Any) -> None:
+            from tfdeblend.startup import silence_tensorflow, start_tensorflow
+
+            silence_tensorflow()
+            start_tensorflow()
+
+    return Silence()
