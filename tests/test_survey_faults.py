@@ -17,8 +17,9 @@ import pytest
 from astropy.io import fits
 from scene_files import celestial
 
+from tfdeblend.errors import DataError
 from tfdeblend.io import atomic
-from tfdeblend.survey import Survey, SurveySettings, tables, tasks
+from tfdeblend.survey import Survey, SurveySettings, borders, tables, tasks
 from tfdeblend.survey.run import Report, executor
 from tfdeblend.survey.tiles import Tile
 
@@ -134,6 +135,51 @@ def test_no_source_is_lost_or_doubled_where_tiles_meet(settings: SurveySettings,
     apart = np.hypot(*(np.stack([found["y"], found["x"]], 1)[bright][:, None] - lattice()).T)
     assert sorted(apart.argmin(0).tolist()) == list(range(len(lattice())))
     assert apart.min(0).max() < 1 and len(np.unique(found["objectId"])) == len(found["y"])
+
+
+def poison(value: float, of: int) -> Change:
+    """Set the middle tile's pixels (of 0) or variances (of 1)."""
+
+    def change(*arrays: np.ndarray) -> None:
+        arrays[of][MIDDLE] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [poison(np.nan, 0), poison(1e30, 0), poison(np.inf, 1), poison(0.0, 1), poison(-1.0, 1), poison(1e-12, 1)],
+    ids=["NaN", "huge", "masked", "no variance", "negative variance", "absurd weights"],
+)
+def test_what_is_bad_in_a_tile_leaves_the_others(settings: SurveySettings, tmp_path: Path, change: Change) -> None:
+    """It is masked, or refused; sources of other tiles are found where they were, but for those at its edge."""
+    bad = coadd(tmp_path / "bad", change)
+    numbers = [number for number in range(9) if number != 4]
+    for number in numbers:
+        tile = bad.tiles()[number]
+        one, two = tasks.detect(settings, tile), tasks.detect(bad, tile)
+        first, second = (
+            np.stack([table["y"], table["x"]], 1)[(table["snr"] > 10) & ~near(table)] for table in (one, two)
+        )
+        assert len(first) == len(second)
+        assert np.hypot(*(first[:, None] - second).T).min(0).max(initial=0) < 0.1
+
+
+def near(table: tables.Table) -> np.ndarray:
+    """Sources at the edge of the middle tile, or in it."""
+    return np.all([(table[axis] > 64 - 8) & (table[axis] < 128 + 8) for axis in "yx"], 0)
+
+
+def test_a_border_that_is_masked_keeps_the_place_on_the_sky(settings: SurveySettings, tmp_path: Path) -> None:
+    bad = coadd(tmp_path / "bad", poison(-1.0, 1))
+    for number in (0, 3, 5, 8):
+        whole, part = (borders.read(one, one.tiles()[number]) for one in (settings, bad))
+        assert whole.shape == part.shape and not part.valid.all()
+        seen = part.valid
+        np.testing.assert_array_equal(part.images[seen], whole.images[seen])
+        assert whole.sky(70.0, 50.0).separation(part.sky(70.0, 50.0)).arcsec < 1e-6
+    with pytest.raises(DataError, match="VARIANCE"):
+        borders.read(bad, bad.tiles()[4])
 
 
 def die_of_the_first(settings: SurveySettings, out: Path, tile: Tile, number: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tfdeblend.data.sky import empty, less_sky, sky
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
-from tfdeblend.survey import tables
+from tfdeblend.survey import borders, tables
 from tfdeblend.survey.models import TileModel
 from tfdeblend.survey.resampled import Fitted, resampled
 from tfdeblend.survey.settings import MESH, SurveySettings
@@ -54,7 +54,7 @@ def observe(settings: SurveySettings, tile: Tile) -> Observation:
     With the light of sources in it the sky would come out too bright, and fluxes of faint galaxies too small by
     that times their area.
     """
-    observation = settings.read(tile.outer)
+    observation = borders.read(settings, tile)
     if not observation.valid.any():
         return observation
     clear = empty(less_sky(observation))
