@@ -213,7 +213,7 @@ def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
 def _fitted(settings: SurveySettings, scene: Scene, rows: Table, own: np.ndarray) -> Iterator[Fitted]:
     """Fit the sources of a tile, and sample the blends of which that is asked."""
     whole, sampler = _deblenders(settings)
-    for each in _fitted_whole(whole, scene, rows["blend"], own):
+    for each in _fitted_whole(whole, scene, rows, own):
         if settings.sample_above is None or isinstance(each.result, Exception):
             yield each
             continue
@@ -221,24 +221,32 @@ def _fitted(settings: SurveySettings, scene: Scene, rows: Table, own: np.ndarray
         yield from resampled(sampler, each, blend, mine, reach, settings.sample_above)
 
 
-def _fitted_whole(deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray) -> Iterator[Fitted]:
-    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone."""
+def _fitted_whole(deblender: Deblender, scene: Scene, table: Table, own: np.ndarray) -> Iterator[Fitted]:
+    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone.
+
+    There the pixels are masked where sources of other blends shine.
+    """
+    everything, blend = np.arange(len(own)), table["blend"]
 
     def fitted(result: Deblended | Exception, rows: np.ndarray) -> Fitted:
         return Fitted(result, rows, np.ones(len(rows), bool), np.zeros(2, int))
 
     try:
-        yield fitted(deblender.deblend(scene), np.arange(len(blend)))
+        yield fitted(deblender.deblend(scene), everything)
         return
     except DataError as error:
         whole = error
     groups = [np.flatnonzero(blend == each) for each in np.unique(blend[own])]
-    if len(groups) == 1:
-        yield fitted(whole, groups[0])
+    if len(groups) == 1 and len(groups[0]) == len(everything):
+        yield fitted(whole, everything)
         return
-    scenes = [Scene(scene.observations, tuple(scene.sources[k] for k in group)) for group in groups]
-    for index, result in deblender.iterate(scenes):
-        yield fitted(result, groups[index])
+    flat = scene.observation
+    for group in groups:
+        others = np.setdiff1d(everything, group)
+        shine = parts.within(scene.positions[others], table["reach"][others], flat.shape[1:])
+        seen = replace(flat, weights=np.where(shine, 0, flat.weights))
+        for _, result in deblender.iterate([Scene((seen,), tuple(scene.sources[k] for k in group))]):
+            yield fitted(result, group)
 
 
 def _measured(
