@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from tfdeblend.survey.tiles import Section, Tile
 
 
 def read(settings: SurveySettings, tile: Tile) -> Observation:
-    """Read a tile with its border; the sides of the border are masked that cannot be read together with the tile.
+    """Read a tile with its border; of its sides and corners those are masked that cannot be read together with it,
+    or with which it would not be seen as it is.
 
     Raises: DataError for a tile that cannot be read, alone or with any side of its border: weights of another size than
         all around are its own fault.
@@ -23,37 +27,50 @@ def read(settings: SurveySettings, tile: Tile) -> Observation:
         return settings.read(tile.outer)
     except DataError as error:
         whole = error
-    seen, section = settings.read(tile.inner), tile.inner
-    for axis in (0, 1):
-        for end in ("start", "stop"):
-            bounds = {name: getattr(section[axis], name) for name in ("start", "stop")}
-            bounds[end] = getattr(tile.outer[axis], end)
-            grown = slice(bounds["start"], bounds["stop"])
-            wider = (grown, section[1]) if axis == 0 else (section[0], grown)
-            if wider != section:
-                try:
-                    seen, section = settings.read(wider), wider
-                except DataError:
-                    continue
-    if section == tile.inner:
+    own = settings.read(tile.inner)
+    seen: list[tuple[Section, Observation]] = []
+    rows, columns = map(_grown, tile.inner, tile.outer)
+    for section in product(rows, columns):
+        if section != tile.inner and section not in [each for each, _ in seen]:
+            with suppress(DataError):
+                one = settings.read(section)
+                if np.array_equal(one.weights[:, *_from(section, tile.inner)], own.weights):
+                    seen.append((section, one))
+    if not seen:
         raise whole
-    return _framed(seen, section, tile.outer, f"a border is masked: {whole}")
+    return _joined(own, [(tile.inner, own), *seen], tile, f"a part of the border is masked: {whole}")
 
 
-def _framed(seen: Observation, section: Section, frame: Section, note: str) -> Observation:
-    """Set an observation of a section into a larger one, masked where nothing was seen."""
-    width = [(part.start - outer.start, outer.stop - part.stop) for part, outer in zip(section, frame, strict=True)]
+def _grown(inner: slice, outer: slice) -> tuple[slice, slice, slice]:
+    """Give the rows, or columns, of a tile alone, with the border before them and with that after."""
+    return inner, slice(outer.start, inner.stop), slice(inner.start, outer.stop)
 
-    def padded(values: np.ndarray) -> np.ndarray:
-        return np.pad(values, [(0, 0), *width])
 
+def _from(outer: Section, section: Section) -> Section:
+    """Count the rows and columns of a section from the first of another one."""
+    rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(section, outer, strict=True))
+    return rows, columns
+
+
+def _joined(own: Observation, seen: Sequence[tuple[Section, Observation]], tile: Tile, note: str) -> Observation:
+    """Join observations of sections to one of the tile with its border, masked where nothing was seen."""
+    sides = tuple(part.stop - part.start for part in tile.outer)
+
+    def pasted(name: str) -> np.ndarray:
+        first = getattr(own, name)
+        found = np.zeros((len(first), *sides), first.dtype)
+        for section, one in seen:
+            found[:, *_from(tile.outer, section)] = getattr(one, name)
+        return found
+
+    y, x = (part.start for part in _from(tile.outer, tile.inner))
     return replace(
-        seen,
-        images=padded(seen.images),
-        weights=padded(seen.weights),
-        saturated=None if seen.saturated is None else padded(seen.saturated),
-        wcs=None if seen.wcs is None else _moved(seen.wcs.celestial, width[1][0], width[0][0]),
-        notes=(*seen.notes, note),
+        own,
+        images=pasted("images"),
+        weights=pasted("weights"),
+        saturated=None if any(one.saturated is None for _, one in seen) else pasted("saturated"),
+        wcs=None if own.wcs is None else _moved(own.wcs.celestial, x, y),
+        notes=(*own.notes, note),
     )
 
 
