@@ -73,7 +73,7 @@ def tables_of(out: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(out)): file.read_bytes()
         for file in sorted(out.rglob("*"))
-        if file.is_file() and file.name != "run.json"
+        if file.is_file() and file.name != "run.json" and file.parent.name != "used"
     }
 
 
@@ -90,11 +90,10 @@ def fits_of(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     def deblend(settings: SurveySettings, tile: Tile, number: int, found: tables.Table) -> tasks.TileResult:
         count[number] += 1
         own = found["tile"] == number
-        columns = tables.objects(("g", "r"), "nJy")
-        rows = {name: np.zeros(own.sum(), column.dtype) for name, column in columns.items()}
-        rows |= {name: found[name][own] for name in ("objectId", "tile", "x", "y")}
-        pairs, failures = tables.empty(tables.pairs(("g", "r"), "nJy")), tables.empty(tables.FAILURES)
-        return tasks.TileResult(rows, pairs, failures, ("g", "r"), "nJy")
+        rows = {name: tables.empty(columns) for name, columns in tables.of_tile(("g", "r"), "nJy").items()}
+        of_each = {name: np.zeros(own.sum(), values.dtype) for name, values in rows["objects"].items()}
+        rows["objects"] = of_each | {name: found[name][own] for name in ("objectId", "tile", "x", "y")}
+        return tasks.TileResult(**rows, bands=("g", "r"), unit="nJy")
 
     monkeypatch.setattr(tasks, "deblend", deblend)
     return count

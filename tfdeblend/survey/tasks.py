@@ -244,7 +244,7 @@ def _fitted_whole(deblender: Deblender, scene: Scene, table: Table, own: np.ndar
     for group in groups:
         others = np.setdiff1d(everything, group)
         shine = parts.within(scene.positions[others], table["reach"][others], flat.shape[1:])
-        seen = replace(flat, weights=np.where(shine, 0, flat.weights))
+        seen = flat.derived(weights=np.where(shine, 0, flat.weights))
         for _, result in deblender.iterate([Scene((seen,), tuple(scene.sources[k] for k in group))]):
             yield fitted(result, group)
 
