@@ -36,7 +36,7 @@ def test_result_types_need_no_tensorflow():
 
 
 def test_tensorflow_starts_in_silence():
-    check = "from tfdeblend.app import commands; import sys; commands.start_tensorflow()"
+    check = "from tfdeblend.startup import start_tensorflow; import sys; start_tensorflow()"
     check += "; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")

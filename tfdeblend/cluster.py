@@ -11,23 +11,37 @@ from itertools import islice
 from typing import Any
 
 from tfdeblend.errors import DataError
+from tfdeblend.machine import MEMORY_SHARE, machine_memory
+from tfdeblend.startup import silence_tensorflow, start_tensorflow
 
 AHEAD = 2  # tasks a thread that are waiting for it: more would only fill the scheduler
 # Of each worker's libraries, where they count threads: many workers of one beat one of many.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
+# A worker is killed at its limit of memory, and never stopped below.
+KILLED = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
+
 # Does a task for many tuples of arguments, and yields (arguments, result or error) as each is done.
 Submit = Callable[[Callable[..., Any], Iterable[tuple]], Iterator[tuple[tuple, Any]]]
 
 
+class WorkerDied(Exception):
+    """Says that workers die of a task, for want of memory or by a fault in a library."""
+
+
 @contextmanager
-def executor(workers: int = 0, scheduler: str | None = None, progress: bool = False) -> Iterator[Submit]:
+def executor(
+    workers: int = 0, scheduler: str | None = None, progress: bool = False, verbose: bool = False
+) -> Iterator[Submit]:
     """Give what does tasks.
+
+    A local worker that takes more than its share of the machine's memory is killed, and another one started.
 
     Args:
         workers: processes of a local Dask cluster; 0: this process alone, without Dask.
         scheduler: the address of a Dask scheduler, in place of a local cluster.
         progress: whether the address of the cluster's page is written to standard error.
+        verbose: whether workers may write there which CPU and drivers TensorFlow found.
 
     Raises:
         DataError: without the package distributed where it is needed.
@@ -36,22 +50,30 @@ def executor(workers: int = 0, scheduler: str | None = None, progress: bool = Fa
         yield here
         return
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         remedy = "pip install 'tfdeblend[survey]', or give --workers 0"
         raise DataError("workers", None, "expected the package distributed, which is not installed", remedy) from error
     if scheduler is not None:
         with Client(scheduler) as client:
-            yield _told(client, progress)
+            yield _on(client, progress, verbose)
         return
     settings = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
-    with LocalCluster(**settings, memory_limit=0, env=THREADS) as cluster, Client(cluster) as client:
-        yield _told(client, progress)
+    share = int(MEMORY_SHARE * machine_memory() * 1e9 / workers)
+    with (
+        dask.config.set(KILLED),
+        LocalCluster(**settings, memory_limit=share, env=THREADS) as cluster,
+        Client(cluster) as client,
+    ):
+        yield _on(client, progress, verbose)
 
 
-def _told(client: Any, progress: bool) -> Submit:
+def _on(client: Any, progress: bool, verbose: bool) -> Submit:
     if progress:
         print(f"cluster: {client.scheduler.address}, its page: {client.dashboard_link}", file=sys.stderr)
+    if not verbose:
+        client.register_plugin(_silence())
     return _on_cluster(client)
 
 
@@ -77,12 +99,16 @@ def _on_cluster(client: Any) -> Submit:
 
     What is done is fetched, and what comes next is handed over, in batches, one at a time: for each task alone the
     scheduler, the workers and this process would wait for each other. Fetches beside each other may wait forever.
+
+    A worker that dies takes along the tasks that wait for it, and Dask gives up those that saw several workers die.
+    They are done again at the end, one at a time: only what then kills its workers is an error.
     """
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     def submit(task: Callable[..., Any], work: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
         waiting, rest, threads = as_completed(), iter(work), _Threads(client)
         given: dict[str, tuple] = {}  # the arguments of tasks that are not done, by key
+        suspects: list[tuple] = []
 
         def more() -> None:
             following = [*islice(rest, max(AHEAD * threads.count - len(given), 0))]
@@ -93,13 +119,44 @@ def _on_cluster(client: Any) -> Submit:
 
         more()
         for batch in waiting.batches():
-            got = client.gather({future.key: future for future in batch}, errors="skip")  # None of one that failed
+            got = client.gather({future.key: future for future in batch}, errors="skip")
             for future in batch:
-                result = got.get(future.key)
-                yield given.pop(future.key), future.exception() if result is None else result
+                arguments = given.pop(future.key)
+                found = got[future.key] if future.key in got else _outcome(future)
+                if isinstance(found, KilledWorker):
+                    suspects.append(arguments)
+                else:
+                    yield arguments, found
             more()
+        for arguments in suspects:
+            found = _outcome(client.submit(task, *arguments, pure=False))
+            if isinstance(found, KilledWorker):
+                found = WorkerDied("expected a worker that lives on, received the deaths of those that did this task")
+            yield arguments, found
 
     return submit
+
+
+def _outcome(future: Any) -> Any:
+    """The result of a task of Dask's, or its error; a result that a dead worker took along is computed again."""
+    try:
+        return future.result()
+    except Exception as error:
+        return error
+
+
+def _silence() -> Any:
+    """Make a plugin with which Dask's workers start TensorFlow in silence."""
+    from distributed import WorkerPlugin
+
+    class Silence(WorkerPlugin):
+        name = "silence"
+
+        def setup(self, worker: Any) -> None:
+            silence_tensorflow()
+            start_tensorflow()
+
+    return Silence()
 
 
 class _Threads:

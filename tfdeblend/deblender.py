@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,11 +51,11 @@ from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
 from tfdeblend.inference.sample_batches import in_turn
 from tfdeblend.inference.stars import StarTrial, with_points
+from tfdeblend.machine import MEMORY_SHARE, machine_memory
 
 METHODS = ("map", "sample")
 LARGEST_BATCH = 64
 NUMBERS = 1e7  # in the images' derivatives, that one batch may hold
-MEMORY_SHARE = 0.8  # of the machine's memory, that a fit may take
 # Bytes that the result of a large field takes: a pixel and band of the field, a pixel and band of each source's window,
 # which is as wide as stamp and PSF, and, times bands + 1, each pair of sources: covariances, and who is tied to whom.
 OF_FIELD, OF_SOURCE, OF_PAIR = 60.0, 16.0, 24.0
@@ -631,14 +630,6 @@ class Chunk:
 def _latents(galaxies: type[GalaxyPrior], bands: int) -> int:
     """How many latents a source has."""
     return galaxies(bands).size
-
-
-def machine_memory() -> float:
-    """The memory of this machine, in GB, or what a container is given of it."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    given = Path("/sys/fs/cgroup/memory.max")
-    text = given.read_text().strip() if given.is_file() else ""
-    return min(whole, int(text) / 1e9) if text.isdigit() else whole
 
 
 def _failure(scene: Scene, error: Exception) -> DataError:

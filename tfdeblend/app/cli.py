@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from tfdeblend.app import commands
 from tfdeblend.app.commands import positive
 from tfdeblend.errors import DataError
+from tfdeblend.startup import silence_tensorflow
 from tfdeblend.version import __version__
 
 EXIT_CODES = "exit codes: 0 done, 1 some scenes or pictures failed, 2 bad usage or input, 130 interrupted"
@@ -24,8 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; usage errors leave through argparse with 2."""
     args = build_parser().parse_args(argv)
     if not getattr(args, "verbose", False):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        silence_tensorflow()
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions
     try:
         with terminated_as_interrupted():

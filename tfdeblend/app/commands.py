@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdeblend.errors import DataError, one_line
+from tfdeblend.startup import start_tensorflow
 from tfdeblend.version import __version__
 
 if TYPE_CHECKING:
@@ -98,29 +97,6 @@ def deblend(args: argparse.Namespace) -> int:
     return SOME_FAILED if any("error" in scene for scene in summary["scenes"]) else DONE
 
 
-def start_tensorflow(verbose: bool = False) -> None:
-    """Imports TensorFlow without what its libraries write on standard error: which CPU and drivers they found.
-
-    No setting of TensorFlow's keeps these lines back. They are shown where the import raises an error, or if `verbose`;
-    where the process is aborted, only then.
-    """
-    if verbose or sys.stderr is None or "tensorflow" in sys.modules:
-        return
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as lines:
-        os.dup2(lines.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        except BaseException:
-            lines.seek(0)
-            os.write(terminal, lines.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
 def reading(args: argparse.Namespace) -> Reading:
     """What the options say of the files."""
     from tfdeblend.io import Reading
@@ -193,7 +169,9 @@ def survey(args: argparse.Namespace) -> int:
     if catalogue:
         hats.check(catalogue, settings.key)  # before a run that may take days
     true = None if args.truth is None else truth.read(args.truth, settings)
-    report = survey.run(args.workers, args.scheduler, progress=not args.quiet, pictures=args.report)
+    report = survey.run(
+        args.workers, args.scheduler, progress=not args.quiet, pictures=args.report, verbose=args.verbose
+    )
     if catalogue:
         survey.write_hats(catalogue)
     compared = {} if true is None else dict(survey_page.comparisons(survey.out, true))

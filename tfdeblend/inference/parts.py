@@ -177,13 +177,13 @@ def _cut(scene: Scene, own: np.ndarray, guests: np.ndarray, extents: tuple[np.nd
     kept = ~part.left_out
     others = np.setdiff1d(np.arange(len(positions)), every)
     places, radius, valid = positions[every] - corner, half[every], cut.valid.any(0)
-    shown = [(valid & _within(places[k : k + 1], radius[k : k + 1], valid.shape)).any() for k in range(len(every))]
-    body = _within(places, np.where(shown, radius, near), valid.shape)  # a pixel of each source at least stays
-    foreign = _within(positions[others] - corner, reach[others], valid.shape) & ~body
+    shown = [(valid & within(places[k : k + 1], radius[k : k + 1], valid.shape)).any() for k in range(len(every))]
+    body = within(places, np.where(shown, radius, near), valid.shape)  # a pixel of each source at least stays
+    foreign = within(positions[others] - corner, reach[others], valid.shape) & ~body
     return Part(part.kept, np.isin(every, own)[kept], every[kept], corner, foreign)
 
 
-def _within(places: np.ndarray, radius: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def within(places: np.ndarray, radius: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Tell (h,w) which pixels lie within `radius` (K,) of some of `places` (K,2)."""
     found = np.zeros(shape, bool)
     y, x = np.indices(shape)

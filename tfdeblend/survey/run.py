@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from tfdeblend.cluster import Submit, executor
 from tfdeblend.errors import DataError
-from tfdeblend.io.atomic import sha256, written_whole
+from tfdeblend.io.atomic import remove_leftovers, sha256, written_whole
 from tfdeblend.survey import hats, tables, tasks
 from tfdeblend.survey import pictures as drawing
 from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, outputs
@@ -117,7 +117,12 @@ class Survey:
             raise DataError("survey", None, str(error)) from error
 
     def run(
-        self, workers: int = 0, scheduler: str | None = None, progress: bool = True, pictures: bool = False
+        self,
+        workers: int = 0,
+        scheduler: str | None = None,
+        progress: bool = True,
+        pictures: bool = False,
+        verbose: bool = False,
     ) -> Report:
         """Do what is not done yet, and give a report.
 
@@ -126,13 +131,15 @@ class Survey:
             scheduler: the address of a Dask scheduler, in place of a local cluster.
             progress: whether tiles are counted on standard error.
             pictures: whether the tiles are drawn, too, see `tfdeblend.survey.pictures`.
+            verbose: whether workers may write there which CPU and drivers TensorFlow found.
 
         Raises:
             DataError: without the package distributed where it is needed. OSError: the folder cannot be written to.
         """
         began = time.perf_counter()
         self._write_facts({})
-        with executor(workers, scheduler, progress) as submit:
+        self._cleared()
+        with executor(workers, scheduler, progress, verbose) as submit:
             used = [*self._detected(submit, progress)]
             found = self._merged()
             seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
@@ -159,6 +166,16 @@ class Survey:
         """Detect in the tiles whose detections are not there."""
         left = [n for n, tile in enumerate(self.tiles) if not tables.is_whole(_detections(self.out, tile))]
         return self._each(submit, detect_tile, left, "detect", progress)
+
+    def _cleared(self) -> None:
+        """Remove the unfinished files of processes that were killed."""
+        kinds = outputs(self.settings)
+        files = [path for tile in self.tiles for path in (_detections(self.out, tile), _done(self.out, tile))]
+        files += [each.path(self.out, tile) for tile in self.tiles for each in kinds]
+        files += [self.out / name for name in ("detections.parquet", "parents.parquet", "run.json")]
+        names = {file.name for file in files}
+        for folder in {file.parent for file in files}:
+            remove_leftovers(folder, names)
 
     def _merged(self) -> tables.Table:
         """Join the detections of all tiles, and write them with their blends."""

@@ -18,7 +18,7 @@ from tfdeblend.data.sky import empty, less_sky, sky
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
-from tfdeblend.survey import tables
+from tfdeblend.survey import borders, tables
 from tfdeblend.survey.models import TileModel
 from tfdeblend.survey.resampled import Fitted, resampled
 from tfdeblend.survey.settings import MESH, SurveySettings
@@ -54,7 +54,7 @@ def observe(settings: SurveySettings, tile: Tile) -> Observation:
     With the light of sources in it the sky would come out too bright, and fluxes of faint galaxies too small by
     that times their area.
     """
-    observation = settings.read(tile.outer)
+    observation = borders.read(settings, tile)
     if not observation.valid.any():
         return observation
     clear = empty(less_sky(observation))
@@ -134,11 +134,11 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     places = np.stack([rows["y"], rows["x"]], 1) - corner
     named = zip(places.tolist(), rows["objectId"].tolist(), strict=True)
     sources = [Source(y, x, id=str(name)) for (y, x), name in named]
-    scene = Scene((flat.cut(*here),), tuple(sources))
+    one = flat.cut(*here)
     found: dict[str, list[Table]] = {name: [] for name in ("objects", "pairs", "samples", "failures")}
-    total, lacking = np.zeros(scene.observation.shape), len(sources)
+    total, lacking = np.zeros(one.shape), len(sources)
     wanted = own | settings.models  # neighbours shine into a tile without a source of its own
-    for each in _fitted(settings, scene, rows, own) if wanted.any() else ():
+    for each in _fitted(settings, Scene((one,), tuple(sources)), rows, own) if wanted.any() else ():
         if isinstance(each.result, Exception):
             failed = rows["objectId"][each.rows[own[each.rows]]]
             found["failures"].append(failure(failed, number, each.stage, each.result))
@@ -154,8 +154,7 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     if settings.models:
         inner = [slice(part.start - first, part.stop - first) for part, first in zip(tile.inner, corner, strict=True)]
         first = [part.start for part in tile.inner]
-        one, light = scene.observation.cut(*inner), total[:, *inner]
-        model = TileModel(one, light, first, len(sources) - lacking, lacking)
+        model = TileModel(one.cut(*inner), total[:, *inner], first, len(sources) - lacking, lacking)
     return TileResult(**joined, bands=flat.bands, unit=unit, model=model)
 
 
@@ -219,7 +218,7 @@ def digest(settings: SurveySettings, tile: Tile, detections: Table) -> str:
 def _fitted(settings: SurveySettings, scene: Scene, rows: Table, own: np.ndarray) -> Iterator[Fitted]:
     """Fit the sources of a tile, and sample the blends of which that is asked."""
     whole, sampler = _deblenders(settings)
-    for each in _fitted_whole(whole, scene, rows["blend"], own):
+    for each in _fitted_whole(whole, scene, rows, own):
         if settings.sample_above is None or isinstance(each.result, Exception):
             yield each
             continue
@@ -227,24 +226,32 @@ def _fitted(settings: SurveySettings, scene: Scene, rows: Table, own: np.ndarray
         yield from resampled(sampler, each, blend, mine, reach, settings.sample_above)
 
 
-def _fitted_whole(deblender: Deblender, scene: Scene, blend: np.ndarray, own: np.ndarray) -> Iterator[Fitted]:
-    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone."""
+def _fitted_whole(deblender: Deblender, scene: Scene, table: Table, own: np.ndarray) -> Iterator[Fitted]:
+    """Fit all sources, or, where that ends in an error, the blends that have sources of the tile each alone.
+
+    There the pixels are masked where sources of other blends shine.
+    """
+    everything, blend = np.arange(len(own)), table["blend"]
 
     def fitted(result: Deblended | Exception, rows: np.ndarray) -> Fitted:
         return Fitted(result, rows, np.ones(len(rows), bool), np.zeros(2, int))
 
     try:
-        yield fitted(deblender.deblend(scene), np.arange(len(blend)))
+        yield fitted(deblender.deblend(scene), everything)
         return
     except DataError as error:
         whole = error
     groups = [np.flatnonzero(blend == each) for each in np.unique(blend[own])]
-    if len(groups) == 1:
-        yield fitted(whole, groups[0])
+    if len(groups) == 1 and len(groups[0]) == len(everything):
+        yield fitted(whole, everything)
         return
-    scenes = [Scene(scene.observations, tuple(scene.sources[k] for k in group)) for group in groups]
-    for index, result in deblender.iterate(scenes):
-        yield fitted(result, groups[index])
+    flat = scene.observation
+    for group in groups:
+        others = np.setdiff1d(everything, group)
+        shine = parts.within(scene.positions[others], table["reach"][others], flat.shape[1:])
+        seen = flat.derived(weights=np.where(shine, 0, flat.weights))
+        for _, result in deblender.iterate([Scene((seen,), tuple(scene.sources[k] for k in group))]):
+            yield fitted(result, group)
 
 
 def _measured(
