@@ -119,10 +119,11 @@ def _on_cluster(client: Any) -> Submit:
 
         more()
         for batch in waiting.batches():
-            got = client.gather({future.key: future for future in batch}, errors="skip")
+            got = client.gather({future.key: future for future in batch}, errors="skip")  # None of one that failed
             for future in batch:
                 arguments = given.pop(future.key)
-                found = got[future.key] if future.key in got else _outcome(future)
+                found = got.get(future.key)
+                found = _outcome(future) if found is None else found
                 if isinstance(found, KilledWorker):
                     suspects.append(arguments)
                 else:
