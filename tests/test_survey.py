@@ -87,6 +87,14 @@ def test_tiles_cover_the_image_once(shape: tuple[int, int], side: int) -> None:
     assert (count == 1).all() and (owners == 1).all()
 
 
+def test_detection_alone_writes_no_objects(run: Survey, settings: SurveySettings, tmp_path: Path) -> None:
+    survey = Survey(settings, tmp_path)
+    report = survey.run(progress=False, fit=False)
+    assert (report.detections, report.objects, report.done) == (len(lattice()), 0, 0)
+    assert not survey.files(OBJECTS)
+    assert (tmp_path / "detections.parquet").read_bytes() == (run.out / "detections.parquet").read_bytes()
+
+
 def test_no_object_is_lost_or_doubled_at_the_edges(run: Survey) -> None:
     """Each galaxy of a lattice that crosses the edges of tiles is found once."""
     table, places = bright(run), lattice()

@@ -224,6 +224,9 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
         help="true sources (.fits, .ecsv, .parquet), as of simulate --field, to compare the catalogue with",
     )
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")
+    parser.add_argument(
+        "--detect-only", action="store_true", help="end with DIR/detections.parquet; without this option it goes on"
+    )
     _add_verbose(parser)
     return parser
 

@@ -165,17 +165,19 @@ def survey(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         tile=args.tile,
     )
+    if args.detect_only and (args.hats or args.truth):
+        raise DataError("--detect-only", None, "expected neither --hats nor --truth beside it, which need a catalogue")
     survey, catalogue = Survey(settings, Path(args.out).resolve()), args.hats and Path(args.hats).resolve()
     if catalogue:
         hats.check(catalogue, settings.key)  # before a run that may take days
     true = None if args.truth is None else truth.read(args.truth, settings)
-    report = survey.run(
-        args.workers, args.scheduler, progress=not args.quiet, pictures=args.report, verbose=args.verbose
-    )
+    page = args.report and not args.detect_only
+    how = {"progress": not args.quiet, "pictures": page, "verbose": args.verbose, "fit": not args.detect_only}
+    report = survey.run(args.workers, args.scheduler, **how)
     if catalogue:
         survey.write_hats(catalogue)
     compared = {} if true is None else dict(survey_page.comparisons(survey.out, true))
-    if args.report:
+    if page:
         survey_page.write_page(survey.out, compared)
     if args.json:
         told = {"truth": {band: comparison.document() for band, comparison in compared.items()}} if compared else {}

@@ -123,6 +123,7 @@ class Survey:
         progress: bool = True,
         pictures: bool = False,
         verbose: bool = False,
+        fit: bool = True,
     ) -> Report:
         """Do what is not done yet, and give a report.
 
@@ -132,6 +133,7 @@ class Survey:
             progress: whether tiles are counted on standard error.
             pictures: whether the tiles are drawn, too, see `tfdeblend.survey.pictures`.
             verbose: whether workers may write there which CPU and drivers TensorFlow found.
+            fit: whether the sources are fitted, too; else the run ends with its detections, and may go on from there.
 
         Raises:
             DataError: without the package distributed where it is needed. OSError: the folder cannot be written to.
@@ -142,7 +144,7 @@ class Survey:
         with executor(workers, scheduler, progress, verbose) as submit:
             used = [*self._detected(submit, progress)]
             found = self._merged()
-            seen = [number for number, tile in enumerate(self.tiles) if _detections(self.out, tile).is_file()]
+            seen = [n for n, tile in enumerate(self.tiles) if fit and _detections(self.out, tile).is_file()]
             left = [number for number in seen if not self._is_done(number, found)]
             used += self._each(submit, deblend_tile, left, "deblend", progress)
             if pictures:
