@@ -17,10 +17,10 @@ import pytest
 from astropy.io import fits
 from scene_files import celestial
 
+from tfdeblend.cluster import executor
 from tfdeblend.errors import DataError
 from tfdeblend.io import atomic
 from tfdeblend.survey import Survey, SurveySettings, borders, tables, tasks
-from tfdeblend.cluster import executor
 from tfdeblend.survey.run import Report
 from tfdeblend.survey.tiles import Tile
 
