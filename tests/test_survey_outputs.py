@@ -19,7 +19,7 @@ from tfdeblend.catalog.statistics import Sample, SampleStatistics
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.survey import Survey, SurveySettings, tables, tasks
+from tfdeblend.survey import Survey, SurveySettings, hats, tables, tasks
 from tfdeblend.survey.outputs import MODELS, SAMPLES
 
 pytest.importorskip("pyarrow")
@@ -219,6 +219,18 @@ def pandas_table(**columns: np.ndarray) -> object:
     import pandas
 
     return pandas.DataFrame(columns)
+
+
+def test_a_folder_around_a_catalogue_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the catalogue itself is, since what is replaced is removed with all that it holds."""
+    monkeypatch.setattr(hats, "_pipeline", lambda: None)
+    catalogue = tmp_path / "data" / "catalogue"
+    catalogue.mkdir(parents=True)
+    (catalogue / "collection.properties").write_text("#HATS Collection\ntfdeblend_run=abc\n")
+    hats.check(catalogue, "abc")
+    for folder, key in ((tmp_path / "data", "abc"), (catalogue, "ab"), (catalogue, "abd")):
+        with pytest.raises(DataError, match="expected no such folder, or the HATS catalogue of this run"):
+            hats.check(folder, key)
 
 
 def test_hats_needs_its_package(run: Survey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,15 @@ def check(folder: Path, key: str) -> None:
         DataError: without the package hats-import, or where the folder holds something else.
     """
     _pipeline()
-    if folder.exists() and not any(f"{KEY}={key}" in file.read_text() for file in folder.rglob("*.properties")):
+    if folder.exists() and not _is_of(folder, key):
         expected = "expected no such folder, or the HATS catalogue of this run"
         raise DataError(folder, "hats", f"{expected}, received another one", "give another --hats")
+
+
+def _is_of(folder: Path, key: str) -> bool:
+    """Whether a folder is itself the collection of a run, not one that holds it: it is removed as a whole."""
+    properties = folder / "collection.properties"
+    return properties.is_file() and f"{KEY}={key}" in properties.read_text().splitlines()
 
 
 def write(folder: Path, files: Sequence[Path], key: str) -> None:
