@@ -150,6 +150,15 @@ def test_objects_that_are_drawn_together_are_a_group(run: Survey, sampled: Surve
     assert found.objects["sampled"].all()
 
 
+def test_a_tile_with_neighbours_alone_has_their_light_and_no_samples(run: Survey, sampled: SurveySettings) -> None:
+    """Nor has it any of an object that could not be fitted."""
+    detections = tables.read(run.out / "detections.parquet")
+    everything, foreign = replace(sampled, sample_above=None), detections | {"tile": 0 * detections["tile"]}
+    found = tasks.deblend(everything, run.tiles[1], 1, foreign)
+    assert found.model is not None and found.model.sources > 0 and found.model.light.max() > 1
+    assert {len(column) for table in (found.objects, found.samples) for column in table.values()} == {0}
+
+
 def test_a_blend_that_cannot_be_sampled_keeps_its_maximum(
     run: Survey, sampled: SurveySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,7 +120,8 @@ class SampleCatalog:
         flux: (S,K,C) total fluxes, in the unit of the first observation that has the band.
         shapes: (S,K,5) y and x in the model frame, size (pixels), e1 and e2, as of the catalogue's columns.
         group: (K,) integers. Sources of one number were drawn together: sample s of one belongs with sample s of
-            another. Those of different numbers, which are of different parts of a large scene, are independent.
+            another. Those of different numbers, which are of different parts of a large scene, are independent. Sources
+            that were not fitted have -1, and NaN in place of fluxes and shapes.
     """
 
     flux: np.ndarray

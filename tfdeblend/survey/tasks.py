@@ -311,10 +311,10 @@ def _samples(
     jansky: np.ndarray,
 ) -> Table:
     """List the samples of the tile's own objects, object by object; groups are named by the first of these in each."""
-    own, number = np.flatnonzero(mine), len(drawn.flux)
+    own, number = np.flatnonzero(mine & (drawn.group >= 0)), len(drawn.flux)
     _, first, group = np.unique(drawn.group[own], return_index=True, return_inverse=True)
     y, x, size, e1, e2 = np.moveaxis(drawn.shapes[:, own], 2, 0).swapaxes(1, 2).reshape(5, -1)
-    flux = drawn.flux[:, own].swapaxes(0, 1).reshape(len(own) * number, -1) * jansky
+    flux = drawn.flux[:, own].swapaxes(0, 1).reshape(-1, len(jansky)) * jansky
     one = result.scene.observation
     place = None if one.wcs is None else one.sky(y, x)
     table: Table = {
