@@ -208,6 +208,7 @@ def test_another_function_is_another_run(tmp_path: Path, model: str) -> None:
     [
         ("{}/none.py:psf", "expected a file or a module with the function"),
         ("no_such_module:psf", "expected a file or a module with the function"),
+        ("__main__:psf", "expected a file or a module with the function"),
         ("{}/model.py:other", r"expected a function other \(x, y, band\) in .*model.py, received None"),
         ("{}/broken.py:psf", "expected a module that can be imported, received NameError"),
     ],

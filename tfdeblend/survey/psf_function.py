@@ -41,8 +41,8 @@ def source(text: str) -> Path:
         path = Path(where)
     else:
         try:
-            spec = importlib.util.find_spec(where)
-        except ImportError:
+            spec = None if where == "__main__" else importlib.util.find_spec(where)  # a worker has another one
+        except (ImportError, ValueError):
             spec = None
         path = Path(spec.origin) if spec is not None and spec.origin else Path(where)
     if not path.is_file():
