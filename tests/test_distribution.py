@@ -87,9 +87,23 @@ def test_two_processes_equal_one(one: tuple[DenoiserConfig, Path]) -> None:
     assert_the_same(folder, "multi_worker")
 
 
-def test_processes_without_addresses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(DataError, match="TF_CONFIG: cluster: expected the addresses of the workers, received none"):
+@pytest.mark.parametrize(
+    ("text", "received"),
+    [
+        ("{}", "the addresses of the workers alone, received none"),
+        (
+            '{"cluster": {"chief": ["one:1"], "worker": ["two:1"]}}',
+            "the addresses of the workers alone, received chief, worker",
+        ),
+        ('{"cluster": ', "a readable, whole file, received JSONDecodeError"),
+    ],
+)
+def test_processes_without_addresses_of_workers_alone_are_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str, received: str
+) -> None:
+    """Of a chief beside workers the first worker would think that it writes the files, too."""
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(DataError, match=f"TF_CONFIG: cluster: expected {received}"):
         distribution.strategy("multi_worker")
 
 

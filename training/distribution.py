@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfdeblend.errors import DataError
+from tfdeblend.io.files import parsing
 
 
 @cache
@@ -31,13 +32,18 @@ def strategy(name: str | None) -> tf.distribute.Strategy:
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if not _cluster().get("worker"):
-        raise DataError("TF_CONFIG", "cluster", "expected the addresses of the workers, received none", "set TF_CONFIG")
+    found = _cluster()
+    if not found.get("worker") or len(found) > 1:
+        received = ", ".join(sorted(found)) if len(found) > 1 else "none"
+        expected = f"expected the addresses of the workers alone, received {received}"
+        raise DataError("TF_CONFIG", "cluster", expected, "set TF_CONFIG")
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _cluster() -> dict[str, list[str]]:
-    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    """Returns the addresses of processes by their task, as TF_CONFIG says."""
+    with parsing("TF_CONFIG", "cluster"):
+        return dict(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}))
 
 
 def is_chief(found: tf.distribute.Strategy) -> bool:
