@@ -17,6 +17,7 @@ import pytest
 from astropy.io import fits
 from scene_files import celestial
 
+from tfdeblend.app import survey_page
 from tfdeblend.cluster import executor
 from tfdeblend.errors import DataError
 from tfdeblend.io import atomic
@@ -125,6 +126,28 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(
     Survey(settings, out).run(progress=False)
     assert tables_of(out) == whole
     assert sum(fits_of.values()) <= len(settings.tiles()) + 3
+
+
+def test_what_a_run_says_of_itself_may_be_damaged(
+    settings: SurveySettings, tmp_path: Path, fits_of: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile without its checksums is done again, and the page goes without what it took; the folder is the same
+    wherever tasks are done."""
+    monkeypatch.chdir(tmp_path)
+    Survey(settings, "run").run(progress=False)
+    out = tmp_path / "run"
+    whole = tables_of(out)
+    for text in ('{"detections": "', "null"):
+        fits_of.clear()
+        (out / "done" / "tile_0001_0001.json").write_text(text)
+        (out / "used" / "tile_0000_0000.json").write_text(text)
+        survey = Survey(settings, "run")
+        assert survey.out == out and survey.run(progress=False).done == 1
+        assert tables_of(out) == whole and fits_of == {4: 1}
+    survey_page.write_page(out)
+    (out / "run.json").write_text("{")
+    with pytest.raises(DataError, match="expected the run of these settings"):
+        Survey(settings, out)
 
 
 @pytest.mark.parametrize("side", [64, 128, 192])

@@ -16,9 +16,10 @@ from scene_files import celestial
 
 from tfdeblend.app import cli, survey_page
 from tfdeblend.cluster import here
+from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.survey import Survey, SurveySettings, pictures, tables, truth
-from tfdeblend.survey.tiles import Tile
+from tfdeblend.survey.tiles import Section, Tile
 
 pytest.importorskip("pyarrow")
 SHAPE, TILE = (150, 200), 64  # tiles of 3 rows and 4 columns
@@ -72,12 +73,12 @@ def drawn(out: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_pictures_cover_the_image_and_those_above_are_their_means(run: Survey) -> None:
     """Row 0 is at the bottom; masked pixels are grey."""
-    of_tiles = [[read(pictures.path(run.out, "image", 0, (row, column))) for column in range(4)] for row in range(3)]
+    of_tiles = [[read(pictures.path(run.out, 0, (row, column))) for column in range(4)] for row in range(3)]
     whole = np.concatenate([np.concatenate(row, 1) for row in of_tiles])
     assert whole.shape == (*SHAPE, 3) and pictures.levels(run.tiles) == 3
     assert whole[12:18, 32:38].min() > 150 > 60 > np.median(whole[:, :180])
     assert np.abs(whole[:, 192:] - pictures.MASKED).max() < 12
-    top = read(pictures.path(run.out, "image", 2, (0, 0)))
+    top = read(pictures.path(run.out, 2, (0, 0)))
     assert top.shape == (-(-SHAPE[0] // 4), SHAPE[1] // 4, 3)
     means = whole[:148].reshape(37, 4, 50, 4, 3).mean((1, 3))
     assert np.abs(top[:37] - means).mean() < 3
@@ -87,8 +88,8 @@ def test_only_pictures_that_are_missing_are_drawn(run: Survey) -> None:
     before = drawn(run.out)
     redraw(run)
     assert drawn(run.out) == before
-    pictures.path(run.out, "image", 0, (1, 2)).unlink()
-    pictures.path(run.out, "image", 2, (0, 0)).write_bytes(b"no picture")
+    pictures.path(run.out, 0, (1, 2)).unlink()
+    pictures.path(run.out, 2, (0, 0)).write_bytes(b"no picture")
     redraw(run)
     after = drawn(run.out)
     assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
@@ -112,7 +113,7 @@ def test_a_tile_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
     redraw(run, tmp_path)
     assert pictures.failed(tmp_path) == {"tile_0002_0000": "expected a disk, received none"}
     assert len(drawn(tmp_path)) == 12 - 1 + 4 + 1
-    assert np.abs(read(pictures.path(tmp_path, "image", 1, (1, 0)))[:8, :30] - pictures.MASKED).max() < 8
+    assert np.abs(read(pictures.path(tmp_path, 1, (1, 0)))[:8, :30] - pictures.MASKED).max() < 8
 
 
 def catalogue(number: int, seed: int = 0) -> tables.Table:
@@ -158,7 +159,7 @@ def test_the_page_adds_up_and_stays_small(settings: SurveySettings, tmp_path: Pa
 def test_a_run_of_no_objects_has_a_page(run: Survey) -> None:
     page = survey_page.write_page(run.out).read_text()
     data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
-    assert data["tiles"]["objects"] == [0] * 12 and data["layers"] == ["image"] and data["shown"] == ["r", "g"]
+    assert data["tiles"]["objects"] == [0] * 12 and data["drawn"] and data["shown"] == ["r", "g"]
     with pytest.raises(DataError, match="expected the folder of a survey run"):
         survey_page.write_page(run.out / "objects")
 
@@ -211,6 +212,9 @@ def test_the_truth_is_read_and_refused(settings: SurveySettings, tmp_path: Path)
     np.testing.assert_allclose(found.sources["g_flux"], 10 ** (0.4 * 4.4))
     table["ra", "dec", "mag_g"].write(tmp_path / "sky.fits")
     np.testing.assert_allclose(truth.read(tmp_path / "sky.fits", settings).sources["x"], 50, atol=1e-6)
+    masked = Table({"x": x[[0, 0]], "y": y[[0, 0]], "mag_g": np.ma.array([27.0, 27.0], mask=[False, True])})
+    masked.write(tmp_path / "masked.ecsv")
+    assert np.isnan(truth.read(tmp_path / "masked.ecsv", settings).sources["g_flux"]).tolist() == [False, True]
     table["x"] += 1
     table.write(tmp_path / "off.ecsv")
     with pytest.raises(DataError, match=r"received 1.00 pixels between them"):
@@ -218,6 +222,24 @@ def test_the_truth_is_read_and_refused(settings: SurveySettings, tmp_path: Path)
     table["x", "y"].write(tmp_path / "none.ecsv")
     with pytest.raises(DataError, match=r"expected a column mag_<band>"):
         truth.read(tmp_path / "none.ecsv", settings)
+
+
+def test_true_sources_on_a_tile_that_cannot_be_read_do_not_count(
+    settings: SurveySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is the first, whose WCS is read."""
+    ra, dec = celestial().pixel_to_world_values([20.0, 180.0], [20.0, 70.0])
+    Table({"ra": ra, "dec": dec, "mag_g": [27.0, 27.0]}).write(tmp_path / "truth.ecsv")
+    read = SurveySettings.read
+
+    def damaged(settings: SurveySettings, section: Section) -> Observation:
+        if section[0].start == section[1].start == 0:
+            raise DataError("coadd", "VARIANCE", "expected another one")
+        return read(settings, section)
+
+    monkeypatch.setattr(SurveySettings, "read", damaged)
+    found = truth.read(tmp_path / "truth.ecsv", settings).sources
+    np.testing.assert_allclose([found["x"], found["y"]], [[180], [70]], atol=1e-6)
 
 
 def test_the_command_writes_the_page_and_prints_the_comparison(

@@ -22,9 +22,8 @@ from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.json_values import dumps, plain
 from tfdeblend.survey import pictures, tables
 from tfdeblend.survey.tables import Table
-from tfdeblend.survey.tasks import NJY
 from tfdeblend.survey.tiles import Tile, tiles
-from tfdeblend.survey.truth import Comparison, Truth, compare
+from tfdeblend.survey.truth import Comparison, Truth, compare, magnitude
 
 POINTS = 4000  # objects in the colour-magnitude diagram, at most
 LISTED = 50  # kinds of failures with a message of their own, at most
@@ -57,8 +56,7 @@ class SurveyRun:
 
     def used(self, tile: Tile) -> float | None:
         """CPU-seconds of the fit of a tile, where they are known."""
-        path = self.out / "used" / f"{tile.name}.json"
-        return json.loads(path.read_text())["cpu"] if path.is_file() else None
+        return tables.read_json(self.out / "used" / f"{tile.name}.json").get("cpu")
 
     def bands(self) -> tuple[str, ...]:
         """The bands of the catalogue."""
@@ -120,7 +118,7 @@ def _document(run: SurveyRun, truth: Mapping[str, Comparison]) -> dict[str, Any]
         "bands": bands,
         "shown": () if colours is None else colours.shown,
         "levels": pictures.levels(all_tiles),
-        "layers": [layer for layer in pictures.LAYERS if (run.out / pictures.FOLDER / layer).is_dir()],
+        "drawn": (run.out / pictures.FOLDER / "image").is_dir(),
         "tiles": {
             "row": [tile.row for tile in all_tiles],
             "column": [tile.column for tile in all_tiles],
@@ -234,12 +232,6 @@ def _marks(objects: Table, bands: tuple[str, ...], scale: float | None) -> dict[
         "mags": np.stack([magnitude(objects[f"{band}_flux"]) for band in bands], 1).round(2) if bands else [],
     }
     return {name: plain(np.asarray(values)) for name, values in columns.items()}
-
-
-def magnitude(flux: np.ndarray) -> np.ndarray:
-    """31.4 - 2.5 log10 of fluxes, AB magnitudes where they are in nJy; NaN where they are not positive."""
-    flux = np.asarray(flux, float)
-    return NJY - 2.5 * np.log10(flux, out=np.full(flux.shape, np.nan), where=flux > 0)
 
 
 def _short(values: np.ndarray) -> list[float]:

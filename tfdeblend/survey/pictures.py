@@ -2,8 +2,8 @@
 
 The folder `pictures` of a run holds
 
-    pictures.json                       the colours, the same for all tiles, and the tiles that could not be drawn
-    <layer>/<level>/<row>_<column>.jpg  level 0: the tiles; level l: squares of 2^l tiles, in pixels of 2^l of the image
+    pictures.json                     the colours, the same for all tiles, and the tiles that could not be drawn
+    image/<level>/<row>_<column>.jpg  level 0: the tiles; level l: squares of 2^l tiles, in pixels of 2^l of the image
 
 Row 0 of the image is at the bottom of a picture. A JPEG's comment tells what it was drawn from: one that is there and
 says the same is not drawn again.
@@ -27,12 +27,12 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.sky import stated_noise
 from tfdeblend.errors import DataError, one_line
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.survey import tables
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tasks import NJY, observe
 from tfdeblend.survey.tiles import Tile
 
 FOLDER = "pictures"
-LAYERS = ("image",)
 SAMPLE = 9  # tiles at most by which the colours are chosen
 SOFTENING, STRETCH = 8.0, 20.0  # of Lupton et al. (2004): Q; where the stretch is linear, in sigma of the mean of bands
 MASKED = (56, 61, 69)  # the colour of pixels that are masked in all bands shown
@@ -89,9 +89,8 @@ class Colours:
     @classmethod
     def read(cls, out: Path) -> Colours | None:
         """Read the colours of the run in a folder; None where it has no pictures."""
-        path = out / FOLDER / "pictures.json"
-        said = json.loads(path.read_text())["colours"] if path.is_file() else None
-        return None if said is None else cls(**_with_tuples(said))
+        known = tables.read_json(out / FOLDER / "pictures.json").get("colours")
+        return None if known is None else cls(**_with_tuples(known))
 
     @property
     def key_of_pictures(self) -> str:
@@ -121,17 +120,17 @@ def draw_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -> d
     seen = observe(settings, tile)
     inner = [slice(part.start - first, part.stop - first) for part, first in zip(tile.inner, tile.corner, strict=True)]
     seen = seen.cut(*inner)
-    _write(path(out, "image", 0, (tile.row, tile.column)), colours(seen.images, seen), colours.key_of_pictures)
+    _write(path(out, 0, (tile.row, tile.column)), colours(seen.images, seen), colours.key_of_pictures)
     return {"cpu": time.process_time() - began}
 
 
-def _with_tuples(said: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def path(out: Path, layer: str, level: int, place: Place) -> Path:
+def path(out: Path, level: int, place: Place) -> Path:
     """The file of a picture."""
-    return out / FOLDER / layer / str(level) / f"{place[0]}_{place[1]}.jpg"
+    return out / FOLDER / "image" / str(level) / f"{place[0]}_{place[1]}.jpg"
 
 
 def levels(tiles: Sequence[Tile]) -> int:
@@ -160,26 +159,24 @@ def draw(
     if colours is None:
         return
     key = colours.key_of_pictures
-    left = [n for n, tile in enumerate(tiles) if _drawn_from(path(out, "image", 0, (tile.row, tile.column))) != key]
+    left = [n for n, tile in enumerate(tiles) if _drawn_from(path(out, 0, (tile.row, tile.column))) != key]
     results = submit(draw_tile, ((settings, out, tiles[number], number) for number in left))
     for (*_, number), used in counted(results, len(left)):
         if isinstance(used, Exception):
             tile = tiles[number]
-            path(out, "image", 0, (tile.row, tile.column)).unlink(missing_ok=True)
+            path(out, 0, (tile.row, tile.column)).unlink(missing_ok=True)
             undrawn[tile.name] = one_line(str(used))
         else:
             yield used
     _remember(out, colours, undrawn)
     began = time.process_time()
-    for layer in LAYERS:
-        _pyramid(out, layer, tiles)
+    _pyramid(out, tiles)
     yield {"cpu": time.process_time() - began}
 
 
 def failed(out: Path) -> dict[str, str]:
     """The names of the tiles that could not be drawn, and why."""
-    path = out / FOLDER / "pictures.json"
-    return json.loads(path.read_text())["failed"] if path.is_file() else {}
+    return tables.read_json(out / FOLDER / "pictures.json").get("failed", {})
 
 
 def _remember(out: Path, colours: Colours | None, undrawn: dict[str, str]) -> None:
@@ -188,7 +185,7 @@ def _remember(out: Path, colours: Colours | None, undrawn: dict[str, str]) -> No
         temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def _pyramid(out: Path, layer: str, tiles: Sequence[Tile]) -> None:
+def _pyramid(out: Path, tiles: Sequence[Tile]) -> None:
     """Draw the levels above the tiles, each of means of four pixels of the one below."""
     sides = {(tile.row, tile.column): [part.stop - part.start for part in tile.inner] for tile in tiles}
     for level in range(1, levels(tiles)):
@@ -198,9 +195,9 @@ def _pyramid(out: Path, layer: str, tiles: Sequence[Tile]) -> None:
             columns = [column for column in (2 * place[1], 2 * place[1] + 1) if (rows[0], column) in sides]
             heights, widths = [sides[row, columns[0]][0] for row in rows], [sides[rows[0], col][1] for col in columns]
             above[place] = [-(-sum(heights) // 2), -(-sum(widths) // 2)]
-            names = {child: path(out, layer, level - 1, child) for child in product(rows, columns)}
+            names = {child: path(out, level - 1, child) for child in product(rows, columns)}
             source = hashlib.sha256(" ".join(map(str, map(_drawn_from, names.values()))).encode()).hexdigest()
-            target = path(out, layer, level, place)
+            target = path(out, level, place)
             if _drawn_from(target) == source:
                 continue
             canvas = np.full((sum(heights), sum(widths), 3), MASKED, np.float32)

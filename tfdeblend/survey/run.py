@@ -9,7 +9,7 @@ The folder of a run holds
     pictures/                   of the tiles, where they were asked for
     used/<tile>.json            CPU-seconds and memory of a tile's fit
     parents.parquet             the blends
-    run.json                    what the run was asked for, and what it took
+    run.json                    the settings, and the time and memory the run took
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ class Survey:
     """
 
     def __init__(self, settings: SurveySettings, out: str | Path) -> None:
-        self.settings, self.out = settings, Path(out)
+        self.settings, self.out = settings, Path(out).resolve()  # workers may run in another folder
         self.tiles = settings.tiles()
         known = self.out / "run.json"
-        if known.is_file() and json.loads(known.read_text()).get("key") != settings.key:
+        if known.is_file() and tables.read_json(known).get("key") != settings.key:
             expected = "expected the run of these settings, images and this version"
             raise DataError(known, "key", f"{expected}, received another one", "give another --out")
         try:
@@ -194,14 +194,11 @@ class Survey:
     def _is_done(self, number: int, detections: tables.Table) -> bool:
         """Whether a tile's files are those that were written with the detections that are there."""
         tile = self.tiles[number]
-        path = _done(self.out, tile)
-        if not path.is_file():
-            return False
-        said = json.loads(path.read_text())
-        if said["detections"] != tasks.digest(self.settings, tile, detections):
+        known = tables.read_json(_done(self.out, tile))
+        if known.get("detections") != tasks.digest(self.settings, tile, detections):
             return False
         files = {each.name: each.path(self.out, tile) for each in outputs(self.settings)}
-        return all(file.is_file() and sha256(file) == said[name] for name, file in files.items())
+        return all(file.is_file() and sha256(file) == known.get(name) for name, file in files.items())
 
     def _reported(self, found: tables.Table, used: list[dict[str, Any]], done: int, seconds: float) -> Report:
         """Write the table of parents, and report the run."""

@@ -178,6 +178,15 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what a run has written about itself as JSON; nothing where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def rows(path: Path) -> int:
     """The number of rows of a Parquet file."""
     _, parquet = _pyarrow()

@@ -1,19 +1,20 @@
 """A catalogue against the truth of its image: what was found, what is there, and whether fluxes and errors hold.
 
-An object and a true source are one where each is the other's nearest within a radius. By magnitude:
+An object and a true source match where each is the other's nearest neighbour within a radius. By magnitude:
 
     completeness   share of true sources, by true magnitude, that have an object
     purity         share of objects, by measured magnitude, that have a true source
     flux error     F / F_true - 1 of the pairs, by true magnitude: its median, and half its central 68%
     68%, 95%       share of the pairs with |F - F_true| < 1 and 1.96 standard errors
 
-True sources where all bands are masked do not count. A true source is blended if another one, not
-fainter by more than `FAINTER` mag, lies within `NEAR` arcsec; an object is if it is in a blend of two or more. Some
-pairs are chance: their share is that of the objects that have a partner when all of them are moved by `MOVED` radii.
+True sources where all bands are masked, or on tiles that cannot be read, do not count. A true source is blended if
+another one, not fainter by more than `FAINTER` mag, lies within `NEAR` arcsec; an object is if it is in a blend of two
+or more. Some matches are chance: their share is measured with all objects shifted by `MOVED` radii.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
+from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
+from tfdeblend.survey import tables
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tables import Table
 from tfdeblend.survey.tasks import NJY
+from tfdeblend.survey.tiles import Tile
 
 RADIUS, PIXELS = 0.5, 3.0  # within which a pair is one: arcsec; pixels where their scale is not known
 NEAR, FAINTER = 2.0, 2.0  # arcsec, mag
@@ -132,12 +136,12 @@ def compare(objects: Table, truth: Truth, band: str, radius: float | None = None
     chance = len(match(places, true_places, radius, (MOVED * radius, MOVED * radius))[0]) / max(len(places), 1)
     is_found, is_real = np.zeros(len(true), bool), np.zeros(len(flux), bool)
     is_found[which], is_real[found] = True, True
-    magnitude, own = _magnitude(true), _magnitude(flux)
-    known = np.concatenate([magnitude, own])
+    of_truth, own = magnitude(true), magnitude(flux)
+    known = np.concatenate([of_truth, own])
     known = known[np.isfinite(known)]
     low, high = (np.floor(known.min() / STEP), np.ceil(known.max() / STEP + 1e-9)) if len(known) else (0, 1)
     edges = STEP * np.arange(low, high + 1)
-    blended = _blended(true_places, magnitude, NEAR / scale)
+    blended = _blended(true_places, of_truth, NEAR / scale)
     in_blend = np.asarray(objects["deblend_nChild"])[measured] > 1
     by_class, by_own_class, of_pairs = ([np.ones_like(b), ~b, b] for b in (blended, in_blend, blended[which]))
     pull, ratio = (flux[found] - true[which]) / error[found], flux[found] / true[which]
@@ -146,27 +150,28 @@ def compare(objects: Table, truth: Truth, band: str, radius: float | None = None
         return np.array([np.histogram(values[each & chosen], edges)[0] for each in classes])
 
     counts = {
-        "sources": counted(magnitude, by_class),
+        "sources": counted(of_truth, by_class),
         "objects": counted(own, by_own_class),
-        "pairs": counted(magnitude[which], of_pairs),
+        "pairs": counted(of_truth[which], of_pairs),
     }
     shares = {
-        "completeness": _share(counted(magnitude, by_class, is_found), counts["sources"]),
+        "completeness": _share(counted(of_truth, by_class, is_found), counts["sources"]),
         "purity": _share(counted(own, by_own_class, is_real), counts["objects"]),
     }
     of_fluxes = {"within68": np.abs(pull) < 1, "within95": np.abs(pull) < 1.96}
     of_fluxes |= {"wrong": (ratio >= WRONG) | (ratio <= 1 / WRONG)}
     for name, right in of_fluxes.items():
-        shares[name] = _share(counted(magnitude[which], of_pairs, right), counts["pairs"])
+        shares[name] = _share(counted(of_truth[which], of_pairs, right), counts["pairs"])
     quantiles = np.full((3, len(CLASSES), len(edges) - 1), np.nan)
-    at = np.digitize(magnitude[which], edges) - 1
+    at = np.digitize(of_truth[which], edges) - 1
     for c, k in zip(*np.nonzero(counts["pairs"]), strict=True):
         quantiles[:, c, k] = np.percentile(ratio[of_pairs[c] & (at == k)] - 1, (15.87, 50, 84.13))
     return Comparison(band, chance, edges, counts, shares, quantiles[1], (quantiles[2] - quantiles[0]) / 2)
 
 
 def read(path: str | Path, settings: SurveySettings) -> Truth:
-    """Read the truth of a run's images from FITS, ECSV or Parquet, but for sources where all bands are masked.
+    """Read the truth of a run's images from FITS, ECSV or Parquet, but for sources where all bands are masked, or on
+    tiles that cannot be read.
 
     Args:
         path: a table of x and y (the first pixel's centre 0), or of ra and dec (degrees), and of mag_<band> (AB) or
@@ -185,26 +190,25 @@ def read(path: str | Path, settings: SurveySettings) -> Truth:
     from tfdeblend.io.files import parsing
 
     name, tiles = Path(path), settings.tiles()
-    first = settings.read(tiles[0].inner)  # whose WCS is that of the whole
+    first, corner = _readable(settings, tiles)
     with parsing(name, "truth"):
-        if name.suffix == ".parquet":
-            from tfdeblend.survey import tables
+        table: Any = tables.read(name) if name.suffix == ".parquet" else AstropyTable.read(name)
+        columns = list(table) if isinstance(table, dict) else table.colnames
 
-            table: Any = tables.read(name)
-            columns = list(table)
-        else:
-            table = AstropyTable.read(name)
-            columns = table.colnames
+    def numbers(column: str) -> np.ndarray:
+        """A column, NaN where it is masked."""
+        return np.ma.filled(np.ma.asarray(table[column]).astype(float), np.nan)
+
     places = []
     if {"x", "y"} <= {*columns}:
-        places.append(np.stack([np.asarray(table["y"], float), np.asarray(table["x"], float)], 1))
+        places.append(np.stack([numbers("y"), numbers("x")], 1))
     if {"ra", "dec"} <= {*columns} and first.wcs is not None:
-        x, y = first.wcs.world_to_pixel_values(np.asarray(table["ra"]), np.asarray(table["dec"]))
-        places.append(np.stack([y, x], 1))
+        x, y = first.wcs.world_to_pixel_values(numbers("ra"), numbers("dec"))
+        places.append(np.stack([y, x], 1) + corner)
     if not places:
         received = ", ".join(columns)
         raise DataError(name, "truth", f"expected columns x and y, or ra and dec and an image with a WCS, {received=}")
-    if len(places) == 2 and len(table) and (off := np.median(np.hypot(*(places[0] - places[1]).T))) > 0.5:
+    if len(places) == 2 and len(table) and (off := np.nanmedian(np.hypot(*(places[0] - places[1]).T))) > 0.5:
         expected = "expected x and y (the first pixel's centre 0) to be the places of ra and dec"
         raise DataError(name, "truth", f"{expected}, received {off:.2f} pixels between them in the median")
     y, x = places[0].T
@@ -213,14 +217,17 @@ def read(path: str | Path, settings: SurveySettings) -> Truth:
         own = np.flatnonzero(tile.owns(y, x))
         if len(own):
             at = [np.rint(axis[own]).astype(int) - part.start for axis, part in zip((y, x), tile.inner, strict=True)]
-            valid = np.any(settings.read(tile.inner).valid, 0)
+            try:
+                valid = np.asarray(settings.read(tile.inner).valid.any(0))
+            except DataError:  # a tile that cannot be read has no objects
+                continue
             seen[own] = valid[np.minimum(at[0], len(valid) - 1), np.minimum(at[1], valid.shape[1] - 1)]
     found = {"x": x[seen], "y": y[seen]}
     for band in first.bands:
         if first.zeropoints is not None and f"mag_{band}" in columns:
-            found[f"{band}_flux"] = 10 ** (0.4 * (NJY - np.asarray(table[f"mag_{band}"], float)[seen]))
+            found[f"{band}_flux"] = 10 ** (0.4 * (NJY - numbers(f"mag_{band}")[seen]))
         elif first.zeropoints is None and f"flux_{band}" in columns:
-            found[f"{band}_flux"] = np.asarray(table[f"flux_{band}"], float)[seen]
+            found[f"{band}_flux"] = numbers(f"flux_{band}")[seen]
     if len(found) == 2:
         wanted = "flux" if first.zeropoints is None else "mag"
         expected = f"expected a column {wanted}_<band> of a band of the image ({', '.join(first.bands)})"
@@ -228,10 +235,22 @@ def read(path: str | Path, settings: SurveySettings) -> Truth:
     return Truth(found, first.pixel_scale)
 
 
-def _magnitude(flux: np.ndarray) -> np.ndarray:
-    """AB magnitudes of fluxes in nJy; NaN of those that are not positive."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(flux > 0, NJY - 2.5 * np.log10(flux), np.nan)
+def _readable(settings: SurveySettings, tiles: Sequence[Tile]) -> tuple[Observation, list[int]]:
+    """Read the first tile that can be read, and give its first row and column. Raises: DataError where none can be."""
+    error: DataError | None = None
+    for tile in tiles:
+        try:
+            return settings.read(tile.inner), [part.start for part in tile.inner]
+        except DataError as problem:
+            error = error or problem
+    assert error is not None
+    raise error
+
+
+def magnitude(flux: np.ndarray) -> np.ndarray:
+    """31.4 - 2.5 log10 of fluxes, AB magnitudes where they are in nJy; NaN where they are not positive."""
+    flux = np.asarray(flux, float)
+    return NJY - 2.5 * np.log10(flux, out=np.full(flux.shape, np.nan), where=flux > 0)
 
 
 def _blended(places: np.ndarray, magnitude: np.ndarray, near: float) -> np.ndarray:
