@@ -36,7 +36,7 @@ def measure(count: int, workers: int) -> dict[str, float]:
     work = [(settings, out, tile, n) for n, tile in enumerate(tiles((side * SIDE, side * SIDE), SIDE, 128)[:count])]
     client = psutil.Process()
     with executor(workers, None) as submit:
-        for _ in submit(nothing, work[: 10 * workers]):  # workers import TensorFlow at their first task
+        for _ in submit(nothing, work[: 10 * workers]):  # workers unpickle their first tasks
             pass
         children = client.children(recursive=True)
         before, memory = _seconds([client]), client.memory_info().rss / 1e6

@@ -14,11 +14,11 @@ from tfdeblend.errors import DataError
 from tfdeblend.machine import MEMORY_SHARE, machine_memory
 from tfdeblend.startup import silence_tensorflow, start_tensorflow
 
-AHEAD = 2  # tasks a thread that are waiting for it: more would only fill the scheduler
-# Of each worker's libraries, where they count threads: many workers of one beat one of many.
+AHEAD = 2  # tasks that the cluster holds for each thread: more would only fill the scheduler
+# Limits of the worker's libraries: many workers of one thread are faster than one of many.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
-# A worker is killed at its limit of memory, and never stopped below.
+# A worker is killed at its limit of memory, and neither paused nor made to spill below it.
 KILLED = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
 
 # Does a task for many tuples of arguments, and yields (arguments, result or error) as each is done.
@@ -26,16 +26,16 @@ Submit = Callable[[Callable[..., Any], Iterable[tuple]], Iterator[tuple[tuple, A
 
 
 class WorkerDied(Exception):
-    """Says that workers die of a task, for want of memory or by a fault in a library."""
+    """A task kills its workers: for want of memory, or by a fault in a library."""
 
 
 @contextmanager
 def executor(
     workers: int = 0, scheduler: str | None = None, progress: bool = False, verbose: bool = False
 ) -> Iterator[Submit]:
-    """Give what does tasks.
+    """Give a function that does tasks, in this process or on a cluster.
 
-    A local worker that takes more than its share of the machine's memory is killed, and another one started.
+    A local worker that takes more than its share of the machine's memory is killed and replaced.
 
     Args:
         workers: processes of a local Dask cluster; 0: this process alone, without Dask.

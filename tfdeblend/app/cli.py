@@ -206,11 +206,11 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
         "--sample-above",
         type=float,
         metavar="BLENDEDNESS",
-        help="with --method sample: sample only the blends that have a source of more than this blendedness",
+        help="with --method sample: sample only blends with a source above this blendedness",
     )
-    parser.add_argument("--models", action="store_true", help="write images of model and residual, by tile")
+    parser.add_argument("--models", action="store_true", help="also write images of model and residual, tile by tile")
     parser.add_argument(
-        "--hats", type=_path, metavar="DIR", help="also write the catalogue as HATS, which LSDB reads, to a folder"
+        "--hats", type=_path, metavar="DIR", help="also write the catalogue to this folder as HATS, for LSDB"
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--trust-weights", action="store_true", help="take weights as they are, see deblend")
@@ -221,11 +221,13 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     parser.add_argument(
         "--truth",
         metavar="FILE",
-        help="true sources (.fits, .ecsv, .parquet), as of simulate --field, to compare the catalogue with",
+        help="table of true sources (.fits, .ecsv, .parquet), as simulate --field writes it, to compare with",
     )
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no DIR/index.html")
     parser.add_argument(
-        "--detect-only", action="store_true", help="end with DIR/detections.parquet; without this option it goes on"
+        "--detect-only",
+        action="store_true",
+        help="stop after DIR/detections.parquet; the command without this option goes on from there",
     )
     _add_verbose(parser)
     return parser
@@ -359,7 +361,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--psf",
         metavar="FILE",
-        help="PSF in place of the scenes' own; of survey also a function of x, y and band, as model.py:psf",
+        help="PSF in place of the scenes' own; for survey also a function of x, y and band, such as model.py:psf",
     )
     parser.add_argument(
         "--mask-planes",

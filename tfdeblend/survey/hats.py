@@ -41,7 +41,7 @@ def _is_of(folder: Path, key: str) -> bool:
 def write(folder: Path, files: Sequence[Path], key: str) -> None:
     """Write tables of objects as a HATS collection with a margin cache, whole or not at all.
 
-    The files are read one by one, and partitions written one by one: no more is in memory at a time. Units and
+    Files are read, and partitions written, one at a time, so that memory does not grow with their number. Units and
     descriptions of columns stay in the schema.
 
     Args:
