@@ -28,7 +28,18 @@ from tfdeblend.errors import DataError
 IMAGE_SIDES = (32, 48, 64, 80, 96, 112, 128, 160, 192)
 SOURCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 ROUND_COUNTS = (4, 8, 16, 24, 32)  # those that are compiled for few scenes, too
-FEW_SIDES, FEW_COUNTS = (64, 96, 128, 192), (1, 2, 4, 8, 16, 32)  # of runs that meet scenes of all sizes
+# Sources, and pixels a side of image and stamp, of runs that meet scenes of all sizes: each takes the first that holds
+# it, so that a process compiles few; from the cheapest on.
+FEW_SHAPES = (
+    (1, 64, 64),
+    (2, 64, 64),
+    (4, 96, 96),
+    (2, 128, 128),
+    (8, 128, 96),
+    (4, 192, 192),
+    (16, 192, 128),
+    (32, 192, 192),
+)
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
@@ -149,8 +160,11 @@ def scene_shape(
     Raises: DataError for an undersampled PSF.
     """
     _, height, width = scene.observation.shape
-    sides, counts = (FEW_SIDES, FEW_COUNTS) if few else (IMAGE_SIDES, SOURCE_COUNTS)
-    side = fit_size(max(height, width), sides)
+    side, sources = fit_size(max(height, width), IMAGE_SIDES), fit_size(len(scene.sources), SOURCE_COUNTS)
+    if few:
+        size = sources, side, stamp
+        holding = [each for each in FEW_SHAPES if all(a <= b for a, b in zip(size, each, strict=True))]
+        sources, side, stamp = holding[0] if holding else size
     sigma = model_sigma or widest_model_sigma(scene)
     if len(scene.observations) == 1:
         half = min(max(scene.observation.psf.shape[1:]) // 2 + 1, side)
@@ -164,21 +178,22 @@ def scene_shape(
         fourier = fast_fourier_size(side + 2 * margin + reach)
     return BatchShape(
         blends=1,
-        sources=fit_size(len(scene.sources), counts),
+        sources=sources,
         bands=len(scene.bands),
         frame=side + 2 * margin,
         margin=margin,
         fourier=fourier,
         stamp=stamp,
         model_sigma=sigma,
-        exposures=tuple(_exposure_shape(scene, number, fourier, sides) for number in range(len(scene.observations))),
+        exposures=tuple(_exposure_shape(scene, number, fourier, side) for number in range(len(scene.observations))),
         background=background,
     )
 
 
-def _exposure_shape(scene: Scene, number: int, fourier: int, sides: Sequence[int]) -> ExposureShape:
+def _exposure_shape(scene: Scene, number: int, fourier: int, first: int) -> ExposureShape:
+    """first: pixels a side of the first observation's padded image."""
     one, pixels = scene.observations[number], scene.maps[number]
-    side, kept = fit_size(max(one.shape[1:]), sides), 0
+    side, kept = first if number == 0 else fit_size(max(one.shape[1:]), IMAGE_SIDES), 0
     misfit = np.abs(pixels.matrix - np.eye(2)).max() * max(one.shape[1:])
     if len(scene.observations) > 1:
         kept = min(16 * int(np.ceil(kept_frequencies(pixels, fourier) / 16)), 4 * (fourier // 4))
