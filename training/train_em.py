@@ -281,10 +281,11 @@ def follow(config: EMConfig, out: Path) -> None:
 # -- tasks: functions of the run's files and their arguments
 
 
-def sample_shard(config: EMConfig, out: Path, iteration: int, path: Path, shard: em.Shard, samples: int) -> None:
-    """Writes the samples of a shard for an iteration, under the prior of the one before."""
+def sample_shard(config: EMConfig, out: Path, iteration: int, path: Path, shard: em.Shard, samples: int) -> Path:
+    """Writes the samples of a shard for an iteration, under the prior of the one before, and gives their file."""
     seed = em.iteration_seed(config.seed, iteration)
     expectation(config, out, iteration - 1).stamps(shard, samples, seed, config.least_signal).write(path)
+    return path
 
 
 def score_shard(
@@ -303,7 +304,9 @@ def maximise(config: EMConfig, out: Path, iteration: int) -> None:
     folder, start, seed = iteration_folder(out, iteration), None, config.seed
     if iteration:
         before = prior_file(iteration_folder(out, iteration - 1))
-        start = before if before is not None and before.suffix == registry.SUFFIX else None
+        if before is None:
+            raise DataError(iteration_folder(out, iteration - 1), "prior", "expected a prior, received none")
+        start = before if before.suffix == registry.SUFFIX else None
         seed = em.iteration_seed(config.seed, iteration)
     train(config.denoiser(_samples(folder), start, seed), folder)
 

@@ -50,7 +50,7 @@ class Report:
     """Says what a run did.
 
     Args:
-        tiles: of the images. done: those fitted by this call.
+        tiles: of the images. done: those whose fit this call began.
         detections, objects, failures: rows of the tables. blends: of two objects or more. kinds: failures by error.
         fitted: objects of the tiles that are done. seconds: of wall time. cpu: CPU-seconds of the tasks of this call.
         processes: the peak of memory of each that worked, in GB, by host and number; this one has the tables of all.
@@ -166,7 +166,8 @@ class Survey:
 
     def _detected(self, submit: Submit, progress: bool) -> Iterator[dict[str, Any]]:
         """Detect in the tiles whose detections are not there."""
-        left = [n for n, tile in enumerate(self.tiles) if not tables.is_whole(_detections(self.out, tile))]
+        files = [_detections(self.out, tile) for tile in self.tiles]
+        left = [number for number, file in enumerate(files) if not tables.is_whole(file, self.settings.key)]
         return self._each(submit, detect_tile, left, "detect", progress)
 
     def _cleared(self) -> None:

@@ -169,12 +169,13 @@ def read(path: Path, y: tuple[float, float] | None = None) -> Table:
     return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in table.column_names}
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a Parquet file is there and can be read."""
-    pyarrow, _ = _pyarrow()
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a Parquet file is there, can be read, and was written by the run of this key."""
+    pyarrow, parquet = _pyarrow()
     try:
-        return path.is_file() and bool(read(path))
-    except (pyarrow.ArrowException, OSError):
+        facts = json.loads(parquet.read_schema(path).metadata[b"tfdeblend"]) if path.is_file() else {}
+        return facts.get("key") == key and bool(read(path))
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError):
         return False
 
 

@@ -334,13 +334,15 @@ def _samples(
 
 def _pairs(result: Deblended, objects: np.ndarray, mine: np.ndarray, kept: np.ndarray, jansky: np.ndarray) -> Table:
     """List the covariances of fluxes of pairs whose first object, of the smaller identifier, is the tile's own."""
-    covariance = np.nan_to_num(result.flux_cov)
-    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    least = LEAST_CORRELATION * sigma[:, :, None] * sigma[:, None]
-    first, second = np.nonzero((np.abs(covariance) > least).any(0))
+    covariance = result.flux_cov
+    correlated = np.zeros(covariance.shape[1:], bool)
+    for band in covariance:
+        sigma = np.sqrt(np.diagonal(band))
+        correlated |= np.abs(band) > LEAST_CORRELATION * np.outer(sigma, sigma)  # never so where NaN
+    first, second = np.nonzero(correlated)
     chosen = mine[first] & kept[second] & (objects[first] < objects[second])
     first, second = first[chosen], second[chosen]
     table = {"objectId_1": objects[first], "objectId_2": objects[second]}
     for index, band in enumerate(result.scene.bands):
-        table[f"{band}_fluxCov"] = covariance[index, first, second] * jansky[index] ** 2
+        table[f"{band}_fluxCov"] = np.nan_to_num(covariance[index, first, second]) * jansky[index] ** 2
     return table
