@@ -226,7 +226,7 @@ def test_a_task_that_kills_its_workers_is_an_error_and_the_others_go_on(
     pytest.importorskip("distributed")
     work = [(settings, Path(), tile, number) for number, tile in enumerate(settings.tiles())]
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}), executor(2, None) as submit:
-        results = dict(submit(die_of_the_first, work))
+        results = {arguments[-1]: found for arguments, found in submit(die_of_the_first, work)}
     assert sorted(results) == list(range(len(work)))
     assert type(results.pop(0)).__name__ == "WorkerDied"
     assert all(used == {"number": number} for number, used in results.items())
