@@ -150,6 +150,21 @@ def test_what_a_run_says_of_itself_may_be_damaged(
         Survey(settings, out)
 
 
+def test_notes_of_tiles_are_reported(
+    settings: SurveySettings, tmp_path: Path, fits_of: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that differ in their numbers alone are one."""
+    fit, count = tasks.deblend, len(settings.tiles())
+
+    def deblend(settings: SurveySettings, tile: Tile, number: int, detections: tables.Table) -> tasks.TileResult:
+        return fit(settings, tile, number, detections)._replace(notes=(f"{number} pixels masked",) if number else ())
+
+    monkeypatch.setattr(tasks, "deblend", deblend)
+    report = Survey(settings, tmp_path).run(progress=False)
+    assert report.notes == {"N pixels masked": count - 1}
+    assert f"note on {count - 1} of {count} tiles: N pixels masked" in str(report)
+
+
 @pytest.mark.parametrize("side", [64, 128, 192])
 def test_no_source_is_lost_or_doubled_where_tiles_meet(settings: SurveySettings, side: int) -> None:
     """Whatever the tiles, the lattice's places are found once each."""

@@ -7,7 +7,7 @@ The folder of a run holds
     objects/, pairs/, failures/ ... the catalogue and all else that is asked for, by tile, see `outputs`
     done/<tile>.json            the checksums of a tile's files: what they verify is not done again
     pictures/                   of the tiles, where they were asked for
-    used/<tile>.json            CPU-seconds and memory of a tile's fit
+    used/<tile>.json            CPU-seconds and memory of a tile's fit, and its notes
     parents.parquet             the blends
     run.json                    the settings, and the time and memory the run took
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import time
@@ -40,6 +41,8 @@ from tfdeblend.survey.tiles import Tile
 from tfdeblend.version import __version__
 
 GROUP = 1 << 14  # rows of the detections that are read together: a tile reads those of its rows of the image
+MOST_NOTES = 10  # different notes of a report
+NUMBER = re.compile(r"\b\d[\d.e+-]*")  # in notes, which differs from tile to tile
 WHOLE = -1  # in place of an object's identifier: the whole tile
 
 Task = Callable[[SurveySettings, Path, Tile, int], dict[str, Any]]
@@ -54,6 +57,7 @@ class Report:
         detections, objects, failures: rows of the tables. blends: of two objects or more. kinds: failures by error.
         fitted: objects of the tiles that are done. seconds: of wall time. cpu: CPU-seconds of the tasks of this call.
         processes: the peak of memory of each that worked, in GB, by host and number; this one has the tables of all.
+        notes: warnings of reading and checking, their numbers replaced by N, and how many tiles have each.
     """
 
     tiles: int
@@ -67,6 +71,7 @@ class Report:
     seconds: float
     cpu: float
     processes: dict[str, float]
+    notes: dict[str, int]
 
     @property
     def hourly(self) -> float:
@@ -88,9 +93,10 @@ class Report:
             cost = f"{self.hourly:,.0f} an hour, {self.cpu / self.fitted:.2f} CPU-seconds each"
         memory = f"{self.memory:.2f} GB in the largest of {len(self.processes)} processes"
         failed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
+        notes = [f"\n  note on {count} of {self.tiles} tiles: {note}" for note, count in self.notes.items()]
         return (
             f"{self.objects} objects of {self.detections} detections on {self.tiles} tiles, {self.blends} blends, "
-            f"{cost}, {memory}; failures: {failed or 'none'}"
+            f"{cost}, {memory}; failures: {failed or 'none'}" + "".join(notes)
         )
 
 
@@ -232,9 +238,18 @@ class Survey:
             seconds=seconds,
             cpu=sum(each.get("cpu", 0.0) for each in used),
             processes=processes,
+            notes=dict(self._notes().most_common(MOST_NOTES)),
         )
         self._write_facts({"report": report.as_dict()})
         return report
+
+    def _notes(self) -> Counter[str]:
+        """Count the tiles that have each note, whatever its numbers."""
+        counts: Counter[str] = Counter()
+        for tile in self.tiles:
+            noted = tables.read_json(self.out / "used" / f"{tile.name}.json").get("notes", [])
+            counts.update({NUMBER.sub("N", note) for note in noted})
+        return counts
 
     def files(self, output: Output) -> list[Path]:
         """List the files of an output that are there, in the order of the tiles."""
@@ -283,7 +298,7 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
     with written_whole(_done(out, tile)) as temporary:
         temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
-    used = _used(began) | {"objects": len(found.objects["objectId"])}
+    used = _used(began) | {"objects": len(found.objects["objectId"]), "notes": found.notes}
     with written_whole(out / "used" / f"{tile.name}.json") as temporary:
         temporary.write_text(json.dumps(used))
     return used

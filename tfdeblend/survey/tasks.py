@@ -36,7 +36,7 @@ HALF_PIXELS = 2  # a pixel, by which objects are numbered: no two detections of 
 class TileResult(NamedTuple):
     """What the fit of a tile gives: tables of the objects, of pairs of them, of their samples, and of what failed.
 
-    unit: of fluxes. model: where it is asked for.
+    unit: of fluxes. model: where it is asked for. notes: warnings of reading and checking the tile.
     """
 
     objects: Table
@@ -46,6 +46,7 @@ class TileResult(NamedTuple):
     bands: tuple[str, ...]
     unit: str
     model: TileModel | None = None
+    notes: tuple[str, ...] = ()
 
 
 def observe(settings: SurveySettings, tile: Tile) -> Observation:
@@ -137,12 +138,14 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     one = flat.cut(*here)
     found: dict[str, list[Table]] = {name: [] for name in ("objects", "pairs", "samples", "failures")}
     total, lacking = np.zeros(one.shape), len(sources)
+    notes = [*flat.notes]
     wanted = own | settings.models  # neighbours shine into a tile without a source of its own
     for each in _fitted(settings, Scene((one,), tuple(sources)), rows, own) if wanted.any() else ():
         if isinstance(each.result, Exception):
             failed = rows["objectId"][each.rows[own[each.rows]]]
             found["failures"].append(failure(failed, number, each.stage, each.result))
             continue
+        notes += each.result.scene.observation.notes
         for name, table in _measured(each.result, rows, own, each, corner, unit).items():
             found[name].append(table)
         if settings.models:
@@ -155,7 +158,7 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
         inner = [slice(part.start - first, part.stop - first) for part, first in zip(tile.inner, corner, strict=True)]
         first = [part.start for part in tile.inner]
         model = TileModel(one.cut(*inner), total[:, *inner], first, len(sources) - lacking, lacking)
-    return TileResult(**joined, bands=flat.bands, unit=unit, model=model)
+    return TileResult(**joined, bands=flat.bands, unit=unit, model=model, notes=tuple(dict.fromkeys(notes)))
 
 
 def _add_light(image: np.ndarray, each: Fitted) -> None:
