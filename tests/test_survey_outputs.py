@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from PIL import Image
 from scene_files import celestial
 
+from tfdeblend.app import survey_page
 from tfdeblend.catalog.builder import build_from_samples
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.statistics import Sample, SampleStatistics
+from tfdeblend.cluster import here
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
-from tfdeblend.survey import Survey, SurveySettings, hats, tables, tasks
-from tfdeblend.survey.outputs import MODELS, SAMPLES
+from tfdeblend.survey import Survey, SurveySettings, hats, pictures, tables, tasks
+from tfdeblend.survey.outputs import MODELS, SAMPLES, checksums
 
 pytest.importorskip("pyarrow")
 HEIGHT, WIDTH = 64, 128
@@ -183,6 +188,54 @@ def test_a_damaged_image_is_written_again(settings: SurveySettings, run: Survey)
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
     assert Survey(settings, run.out).run(progress=False).done == 1 and file.read_bytes() == whole
+
+
+def luminance(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("L")).astype(float)[::-1]
+
+
+def test_model_and_residual_are_layers_of_the_page(run: Survey) -> None:
+    """Of a model that is the truth the residual is noise around grey, of an rms of 1 sigma."""
+    run.run(progress=False, pictures=True)
+    page = survey_page.write_page(run.out).read_text()
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    assert data["layers"] == ["image", "model", "residual"] and data["residual"]["limit"] == 5
+    np.testing.assert_allclose(data["tiles"]["rms"], 1, atol=0.03)
+    image, model, residual = (
+        np.concatenate([luminance(pictures.path(run.out, layer, 0, (0, column))) for column in (0, 1)], 1)
+        for layer in data["layers"]
+    )
+    low, high = (np.dot(colour, (0.299, 0.587, 0.114)) for colour in pictures.ENDS)
+    empty = residual[:, 5:]
+    assert np.mean(empty) == pytest.approx((low + high) / 2, abs=1)
+    assert np.std(empty) == pytest.approx((high - low) / 2 / pictures.LIMIT, rel=0.1)
+    assert model[:15].std() < 2 < 8 < image[:15].std() and abs(residual[52:62, :3] - 60).max() < 12
+    for y, x in (*PAIR, *ALONE):
+        assert model[y, x] > 100 and model[y, x] == pytest.approx(image[y, x], rel=0.1)
+    assert np.std(luminance(pictures.path(run.out, "residual", 1, (0, 0)))) < 0.8 * np.std(empty)
+
+
+def test_layers_of_a_tile_are_drawn_again_with_its_model_alone(run: Survey) -> None:
+    """Without a model, as the fit failed, the tile has none of them."""
+
+    def drawn() -> dict[str, int]:
+        def counted(results: Any, number: int) -> Any:
+            return results
+
+        assert all(isinstance(used, dict) for used in pictures.draw(run.settings, run.out, run.tiles, here, counted))
+        folder = run.out / pictures.FOLDER
+        return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
+
+    before, sums = drawn(), checksums(run.out, run.tiles[1])
+    assert drawn() == before and len(before) == 3 * 3
+    sums.write_text(json.dumps(json.loads(sums.read_text()) | {MODELS.name: "of another fit"}))
+    after = drawn()
+    layers = ("model", "residual")
+    assert {path for path in after if after[path] != before[path]} == {
+        f"{layer}/{place}.jpg" for layer in layers for place in ("0/0_1", "1/0_0")
+    }
+    sums.unlink()
+    assert after.keys() - drawn().keys() == {f"{layer}/0/0_1.jpg" for layer in layers}
 
 
 @pytest.mark.slow

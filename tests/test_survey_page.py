@@ -73,12 +73,12 @@ def drawn(out: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_pictures_cover_the_image_and_those_above_are_their_means(run: Survey) -> None:
     """Row 0 is at the bottom; masked pixels are grey."""
-    of_tiles = [[read(pictures.path(run.out, 0, (row, column))) for column in range(4)] for row in range(3)]
+    of_tiles = [[read(pictures.path(run.out, "image", 0, (row, column))) for column in range(4)] for row in range(3)]
     whole = np.concatenate([np.concatenate(row, 1) for row in of_tiles])
     assert whole.shape == (*SHAPE, 3) and pictures.levels(run.tiles) == 3
     assert whole[12:18, 32:38].min() > 150 > 60 > np.median(whole[:, :180])
     assert np.abs(whole[:, 192:] - pictures.MASKED).max() < 12
-    top = read(pictures.path(run.out, 2, (0, 0)))
+    top = read(pictures.path(run.out, "image", 2, (0, 0)))
     assert top.shape == (-(-SHAPE[0] // 4), SHAPE[1] // 4, 3)
     means = whole[:148].reshape(37, 4, 50, 4, 3).mean((1, 3))
     assert np.abs(top[:37] - means).mean() < 3
@@ -88,8 +88,8 @@ def test_only_pictures_that_are_missing_are_drawn(run: Survey) -> None:
     before = drawn(run.out)
     redraw(run)
     assert drawn(run.out) == before
-    pictures.path(run.out, 0, (1, 2)).unlink()
-    pictures.path(run.out, 2, (0, 0)).write_bytes(b"no picture")
+    pictures.path(run.out, "image", 0, (1, 2)).unlink()
+    pictures.path(run.out, "image", 2, (0, 0)).write_bytes(b"no picture")
     redraw(run)
     after = drawn(run.out)
     assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
@@ -113,7 +113,7 @@ def test_a_tile_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
     redraw(run, tmp_path)
     assert pictures.failed(tmp_path) == {"tile_0002_0000": "expected a disk, received none"}
     assert len(drawn(tmp_path)) == 12 - 1 + 4 + 1
-    assert np.abs(read(pictures.path(tmp_path, 1, (1, 0)))[:8, :30] - pictures.MASKED).max() < 8
+    assert np.abs(read(pictures.path(tmp_path, "image", 1, (1, 0)))[:8, :30] - pictures.MASKED).max() < 8
 
 
 def catalogue(number: int, seed: int = 0) -> tables.Table:
@@ -159,7 +159,7 @@ def test_the_page_adds_up_and_stays_small(settings: SurveySettings, tmp_path: Pa
 def test_a_run_of_no_objects_has_a_page(run: Survey) -> None:
     page = survey_page.write_page(run.out).read_text()
     data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
-    assert data["tiles"]["objects"] == [0] * 12 and data["drawn"] and data["shown"] == ["r", "g"]
+    assert data["tiles"]["objects"] == [0] * 12 and data["layers"] == ["image"] and data["shown"] == ["r", "g"]
     with pytest.raises(DataError, match="expected the folder of a survey run"):
         survey_page.write_page(run.out / "objects")
 

@@ -20,7 +20,8 @@ from tfdeblend.catalog.measure import FLAG_NAMES
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import written_whole
 from tfdeblend.io.json_values import dumps, plain
-from tfdeblend.survey import pictures, tables
+from tfdeblend.survey import models, pictures, tables
+from tfdeblend.survey.outputs import MODELS
 from tfdeblend.survey.tables import Table
 from tfdeblend.survey.tiles import Tile, tiles
 from tfdeblend.survey.truth import Comparison, Truth, compare, magnitude
@@ -57,6 +58,11 @@ class SurveyRun:
     def used(self, tile: Tile) -> float | None:
         """CPU-seconds of the fit of a tile, where they are known."""
         return tables.read_json(self.out / "used" / f"{tile.name}.json").get("cpu")
+
+    def rms(self, tile: Tile) -> float | None:
+        """The root mean square of residual / noise in a tile; None without its model."""
+        path = MODELS.path(self.out, tile)
+        return models.read_rms(path) if path.is_file() else None
 
     def bands(self) -> tuple[str, ...]:
         """The bands of the catalogue."""
@@ -105,7 +111,7 @@ def _document(run: SurveyRun, truth: Mapping[str, Comparison]) -> dict[str, Any]
     total = sum(tables.rows(path) for path in (run.out / "objects").glob("tile_*.parquet"))
     sums = Sums(bands, max(1, -(-total // POINTS)))
     rows = [_tile(run, tile, sums, scale) for tile in all_tiles]
-    columns = ("objects", "blends", "failures", "chi2", "cpu")
+    columns = ("objects", "blends", "failures", "chi2", "cpu", "rms")
     return {
         "title": run.out.resolve().name,
         "version": facts["version"],
@@ -118,7 +124,8 @@ def _document(run: SurveyRun, truth: Mapping[str, Comparison]) -> dict[str, Any]
         "bands": bands,
         "shown": () if colours is None else colours.shown,
         "levels": pictures.levels(all_tiles),
-        "drawn": (run.out / pictures.FOLDER / "image").is_dir(),
+        "layers": pictures.layers(run.out),
+        "residual": {"limit": pictures.LIMIT, "ends": pictures.ENDS},
         "tiles": {
             "row": [tile.row for tile in all_tiles],
             "column": [tile.column for tile in all_tiles],
@@ -194,13 +201,16 @@ class Sums:
 
 
 def _tile(run: SurveyRun, tile: Tile, sums: Sums, scale: float | None) -> tuple[Any, ...]:
-    """Count a tile and write its objects: the numbers of objects, blends and failures, median chi-square, CPU-s."""
+    """Count a tile and write its objects.
+
+    Returns: the numbers of objects, blends and failures, the median chi-square, CPU-seconds, rms of the residual.
+    """
     objects, failures = run.table("objects", tile), run.table("failures", tile)
     failed = 0 if failures is None else len(failures["tile"])
     if failures is not None:
         sums.fail(failures, tile)
     if objects is None:
-        return None, None, failed, None, run.used(tile)
+        return None, None, failed, None, run.used(tile), None
     sums.add(objects)
     text = dumps({"name": tile.name, **_marks(objects, sums.bands, scale)}, indent=None)
     with written_whole(run.out / pictures.FOLDER / "objects" / f"{tile.name}.js") as temporary:
@@ -208,8 +218,8 @@ def _tile(run: SurveyRun, tile: Tile, sums: Sums, scale: float | None) -> tuple[
     blends = (objects["deblend_nChild"] > 1) & (objects["objectId"] == objects["parentObjectId"])
     chi2 = objects["chi2"][np.isfinite(objects["chi2"])]
     median = round(float(np.median(chi2)), 4) if len(chi2) else None
-    cpu = run.used(tile)
-    return len(objects["x"]), int(blends.sum()), failed, median, None if cpu is None else round(cpu, 2)
+    cpu, rms = (None if value is None else round(value, 4) for value in (run.used(tile), run.rms(tile)))
+    return len(objects["x"]), int(blends.sum()), failed, median, cpu, rms
 
 
 def _marks(objects: Table, bands: tuple[str, ...], scale: float | None) -> dict[str, Any]:

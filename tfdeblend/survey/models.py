@@ -48,6 +48,14 @@ class TileModel:
         return np.where(one.valid, one.images - self.light, np.nan).astype(np.float32)
 
     @property
+    def rms(self) -> float | None:
+        """The root mean square of residual / noise, 1 for white noise of the weights; None where all is masked."""
+        one = self.observation
+        if not one.valid.any():
+            return None
+        return float(np.sqrt((one.weights * (one.images - self.light) ** 2)[one.valid].mean()))
+
+    @property
     def step(self) -> float:
         """The step of values in files."""
         most = float(self.observation.weights.max())
@@ -59,7 +67,8 @@ def write(path: Path, found: TileResult, facts: Mapping[str, Any]) -> str:
 
     Both are cubes (bands, height, width) in the unit of the images, in steps of the least noise of a pixel over STEPS,
     compressed by RICE in chunks of CHUNK pixels a side. Their WCS is the image's; LTV1 and LTV2 plus the column and row
-    of a pixel in the image are those in the tile, both counted from 1.
+    of a pixel in the image are those in the tile, both counted from 1. RESIDRMS is the
+    root mean square of residual / noise, 1 for white noise of the weights.
     """
     from astropy.io import fits
 
@@ -70,7 +79,9 @@ def write(path: Path, found: TileResult, facts: Mapping[str, Any]) -> str:
     y, x = (int(first) for first in model.corner)
     header.update(LTV1=-x, LTV2=-y, LTM1_1=1.0, LTM2_2=1.0)
     header.update(cards(one))
-    header.update(RUNKEY=facts["key"][:16], TILE=facts["tile"], NSOURCE=model.sources, NLACKING=model.lacking)
+    header.update(
+        RUNKEY=facts["key"][:16], TILE=facts["tile"], NSOURCE=model.sources, NLACKING=model.lacking, RESIDRMS=model.rms
+    )
     layers = {"MODEL": model.light.astype(np.float32), "RESIDUAL": model.residual}
     how = {"compression_type": "RICE_1", "quantize_level": -model.step, "quantize_method": UNDITHERED}
     hdus = [fits.PrimaryHDU()]
@@ -80,3 +91,18 @@ def write(path: Path, found: TileResult, facts: Mapping[str, Any]) -> str:
     with written_whole(path) as temporary:
         fits.HDUList(hdus).writeto(temporary)
     return sha256(path)
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read (C,h,w) model and residual of a tile. Raises: OSError for a file that is not there or damaged."""
+    from astropy.io import fits
+
+    with fits.open(path) as hdus:
+        return hdus["MODEL"].data, hdus["RESIDUAL"].data
+
+
+def read_rms(path: Path) -> float | None:
+    """Read the root mean square of residual / noise in a tile; None where all is masked."""
+    from astropy.io import fits
+
+    return fits.getheader(path, "RESIDUAL")["RESIDRMS"]

@@ -31,6 +31,11 @@ class Output:
         return out / self.name / f"{tile.name}{self.suffix}"
 
 
+def checksums(out: Path, tile: Tile) -> Path:
+    """The file of a tile in the folder of a run that has the SHA-256 of each output by its name; it is written last."""
+    return out / "done" / f"{tile.name}.json"
+
+
 def _of_table(name: str) -> Output:
     def write(path: Path, found: TileResult, facts: Facts) -> str:
         columns = tables.of_tile(found.bands, found.unit)[name]

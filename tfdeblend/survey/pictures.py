@@ -2,8 +2,10 @@
 
 The folder `pictures` of a run holds
 
-    pictures.json                     the colours, the same for all tiles, and the tiles that could not be drawn
-    image/<level>/<row>_<column>.jpg  level 0: the tiles; level l: squares of 2^l tiles, in pixels of 2^l of the image
+    pictures.json                       the colours, the same for all tiles, and the tiles that could not be drawn
+    <layer>/<level>/<row>_<column>.jpg  level 0: the tiles; level l: squares of 2^l tiles, in pixels of 2^l of the image
+
+The layers are the image and, of a run with models, model and residual.
 
 Row 0 of the image is at the bottom of a picture. A JPEG's comment tells what it was drawn from: one that is there and
 says the same is not drawn again.
@@ -24,19 +26,24 @@ import numpy as np
 
 from tfdeblend.cluster import Submit
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.sky import stated_noise
+from tfdeblend.data.sky import detection_image, stated_noise
 from tfdeblend.errors import DataError, one_line
 from tfdeblend.io.atomic import written_whole
-from tfdeblend.survey import tables
+from tfdeblend.survey import models, tables
+from tfdeblend.survey.outputs import MODELS, checksums
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tasks import NJY, observe
 from tfdeblend.survey.tiles import Tile
 
 FOLDER = "pictures"
+LAYERS = ("image", "model", "residual")
 SAMPLE = 9  # tiles at most by which the colours are chosen
 SOFTENING, STRETCH = 8.0, 20.0  # of Lupton et al. (2004): Q; where the stretch is linear, in sigma of the mean of bands
 MASKED = (56, 61, 69)  # the colour of pixels that are masked in all bands shown
 QUALITY = 88  # of JPEGs
+# Residuals from -LIMIT to LIMIT sigma lie on the line between the colours of the ends, with grey in the middle. So
+# means of colours are the colours of means: in the pyramid noise fades, and what is no noise remains.
+LIMIT, ENDS = 5.0, ((1, 58, 188), (255, 198, 68))
 
 Place = tuple[int, int]  # row and column of a picture
 
@@ -112,25 +119,69 @@ class Colours:
         return colours
 
 
+def residual_colours(residual: np.ndarray, observation: Observation) -> np.ndarray:
+    """Turn the residual (C,H,W) of an observation, all bands as for the detection, into colours (H,W,3) of bytes."""
+    combined, sigma = detection_image(np.nan_to_num(residual), observation.weights)
+    low, high = np.array(ENDS)
+    share = np.clip(combined / LIMIT / 2 + 0.5, 0, 1)[..., None]
+    colours = np.rint(low + share * (high - low)).astype(np.uint8)
+    colours[~np.isfinite(sigma)] = MASKED
+    return colours
+
+
 def draw_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -> dict[str, Any]:
-    """Draw a tile, less its local sky."""
+    """Draw the layers of a tile that are not drawn yet; the image is less its local sky."""
     began = time.process_time()
     colours = Colours.read(out)
     assert colours is not None
     seen = observe(settings, tile)
     inner = [slice(part.start - first, part.stop - first) for part, first in zip(tile.inner, tile.corner, strict=True)]
     seen = seen.cut(*inner)
-    _write(path(out, 0, (tile.row, tile.column)), colours(seen.images, seen), colours.key_of_pictures)
+    missing = _missing(out, tile, colours)
+
+    def drawn() -> Iterator[tuple[str, np.ndarray]]:
+        yield "image", colours(seen.images, seen)
+        if missing.keys() - {"image"}:
+            light, residual = models.read(MODELS.path(out, tile))
+            yield "model", colours(light, seen)
+            yield "residual", residual_colours(residual, seen)
+
+    for layer, picture in drawn():
+        if layer in missing:
+            _write(path(out, layer, 0, (tile.row, tile.column)), picture, missing[layer])
     return {"cpu": time.process_time() - began}
+
+
+def _missing(out: Path, tile: Tile, colours: Colours) -> dict[str, str]:
+    """What the pictures of a tile that are not drawn yet are to be drawn from, by layer.
+
+    Pictures of what the tile has no more, as its fit failed, are removed.
+    """
+    key, sums = colours.key_of_pictures, checksums(out, tile)
+    model = tables.read_json(sums).get(MODELS.name)
+    sources = {layer: key if layer == "image" else model and f"{key} {model}" for layer in LAYERS}
+    missing = {}
+    for layer, source in sources.items():
+        target = path(out, layer, 0, (tile.row, tile.column))
+        if source is None:
+            target.unlink(missing_ok=True)
+        elif _drawn_from(target) != source:
+            missing[layer] = source
+    return missing
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def path(out: Path, level: int, place: Place) -> Path:
+def path(out: Path, layer: str, level: int, place: Place) -> Path:
     """The file of a picture."""
-    return out / FOLDER / "image" / str(level) / f"{place[0]}_{place[1]}.jpg"
+    return out / FOLDER / layer / str(level) / f"{place[0]}_{place[1]}.jpg"
+
+
+def layers(out: Path) -> list[str]:
+    """The layers of which the folder of a run has pictures."""
+    return [layer for layer in LAYERS if (out / FOLDER / layer).is_dir()]
 
 
 def levels(tiles: Sequence[Tile]) -> int:
@@ -158,19 +209,20 @@ def draw(
     _remember(out, colours, undrawn)
     if colours is None:
         return
-    key = colours.key_of_pictures
-    left = [n for n, tile in enumerate(tiles) if _drawn_from(path(out, 0, (tile.row, tile.column))) != key]
+    left = [number for number, tile in enumerate(tiles) if _missing(out, tile, colours)]
     results = submit(draw_tile, ((settings, out, tiles[number], number) for number in left))
     for (*_, number), used in counted(results, len(left)):
         if isinstance(used, Exception):
             tile = tiles[number]
-            path(out, 0, (tile.row, tile.column)).unlink(missing_ok=True)
+            for layer in _missing(out, tile, colours):
+                path(out, layer, 0, (tile.row, tile.column)).unlink(missing_ok=True)
             undrawn[tile.name] = one_line(str(used))
         else:
             yield used
     _remember(out, colours, undrawn)
     began = time.process_time()
-    _pyramid(out, tiles)
+    for layer in layers(out):
+        _pyramid(out, layer, tiles)
     yield {"cpu": time.process_time() - began}
 
 
@@ -185,7 +237,7 @@ def _remember(out: Path, colours: Colours | None, undrawn: dict[str, str]) -> No
         temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def _pyramid(out: Path, tiles: Sequence[Tile]) -> None:
+def _pyramid(out: Path, layer: str, tiles: Sequence[Tile]) -> None:
     """Draw the levels above the tiles, each of means of four pixels of the one below."""
     sides = {(tile.row, tile.column): [part.stop - part.start for part in tile.inner] for tile in tiles}
     for level in range(1, levels(tiles)):
@@ -195,9 +247,9 @@ def _pyramid(out: Path, tiles: Sequence[Tile]) -> None:
             columns = [column for column in (2 * place[1], 2 * place[1] + 1) if (rows[0], column) in sides]
             heights, widths = [sides[row, columns[0]][0] for row in rows], [sides[rows[0], col][1] for col in columns]
             above[place] = [-(-sum(heights) // 2), -(-sum(widths) // 2)]
-            names = {child: path(out, level - 1, child) for child in product(rows, columns)}
+            names = {child: path(out, layer, level - 1, child) for child in product(rows, columns)}
             source = hashlib.sha256(" ".join(map(str, map(_drawn_from, names.values()))).encode()).hexdigest()
-            target = path(out, level, place)
+            target = path(out, layer, level, place)
             if _drawn_from(target) == source:
                 continue
             canvas = np.full((sum(heights), sum(widths), 3), MASKED, np.float32)

@@ -35,7 +35,7 @@ from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import remove_leftovers, sha256, written_whole
 from tfdeblend.survey import hats, tables, tasks
 from tfdeblend.survey import pictures as drawing
-from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, outputs
+from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, checksums, outputs
 from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tiles import Tile
 from tfdeblend.version import __version__
@@ -179,7 +179,7 @@ class Survey:
     def _cleared(self) -> None:
         """Remove the unfinished files of processes that were killed."""
         kinds = outputs(self.settings)
-        files = [path for tile in self.tiles for path in (_detections(self.out, tile), _done(self.out, tile))]
+        files = [path for tile in self.tiles for path in (_detections(self.out, tile), checksums(self.out, tile))]
         files += [each.path(self.out, tile) for tile in self.tiles for each in kinds]
         files += [self.out / name for name in ("detections.parquet", "parents.parquet", "run.json")]
         names = {file.name for file in files}
@@ -201,7 +201,7 @@ class Survey:
     def _is_done(self, number: int, detections: tables.Table) -> bool:
         """Whether a tile's files are those that were written with the detections that are there."""
         tile = self.tiles[number]
-        known = tables.read_json(_done(self.out, tile))
+        known = tables.read_json(checksums(self.out, tile))
         if known.get("detections") != tasks.digest(self.settings, tile, detections):
             return False
         files = {each.name: each.path(self.out, tile) for each in outputs(self.settings)}
@@ -296,7 +296,7 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     seen = tasks.digest(settings, tile, detections)
     facts = {"key": settings.key, "tile": number}
     sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
-    with written_whole(_done(out, tile)) as temporary:
+    with written_whole(checksums(out, tile)) as temporary:
         temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
     used = _used(began) | {"objects": len(found.objects["objectId"]), "notes": found.notes}
     with written_whole(out / "used" / f"{tile.name}.json") as temporary:
@@ -306,7 +306,7 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
 
 def _failed(settings: SurveySettings, out: Path, tile: Tile, number: int, stage: str, error: Exception) -> None:
     """Write down that a tile failed as a whole, in place of what it had; it is tried again when the run is resumed."""
-    for old in (_done(out, tile), *(each.path(out, tile) for each in outputs(settings))):
+    for old in (checksums(out, tile), *(each.path(out, tile) for each in outputs(settings))):
         old.unlink(missing_ok=True)
     rows = tasks.failure([WHOLE], number, stage, error)
     tables.write(FAILURES.path(out, tile), rows, tables.FAILURES, {"tile": number})
@@ -314,10 +314,6 @@ def _failed(settings: SurveySettings, out: Path, tile: Tile, number: int, stage:
 
 def _detections(out: Path, tile: Tile) -> Path:
     return out / "detections" / f"{tile.name}.parquet"
-
-
-def _done(out: Path, tile: Tile) -> Path:
-    return out / "done" / f"{tile.name}.json"
 
 
 def _used(began: float) -> dict[str, Any]:
