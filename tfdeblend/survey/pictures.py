@@ -120,7 +120,7 @@ class Colours:
 
 
 def residual_colours(residual: np.ndarray, observation: Observation) -> np.ndarray:
-    """Turn the residual (C,H,W) of an observation, all bands as for the detection, into colours (H,W,3) of bytes."""
+    """Turn the residual (C,H,W) of an observation, bands weighted as in detection, into colours (H,W,3) of bytes."""
     combined, sigma = detection_image(np.nan_to_num(residual), observation.weights)
     low, high = np.array(ENDS)
     share = np.clip(combined / LIMIT / 2 + 0.5, 0, 1)[..., None]
@@ -268,7 +268,8 @@ def _write(target: Path, colours: np.ndarray, source: str) -> None:
     from PIL import Image
 
     with written_whole(target) as temporary:
-        Image.fromarray(colours[::-1]).save(temporary, format="jpeg", quality=QUALITY, comment=source.encode())
+        how = {"quality": QUALITY, "subsampling": 0, "comment": source.encode()}  # a colour a pixel
+        Image.fromarray(colours[::-1]).save(temporary, format="jpeg", **how)
 
 
 def _read(name: Path) -> np.ndarray:
