@@ -57,13 +57,20 @@ def test_what_becomes_a_point_is_as_if_declared_one(deblender: Deblender, result
         assert (np.abs(one.flux - other.flux) < MapOptions().tolerance * other.flux_err).all()
 
 
+def test_a_star_is_found_in_batches_of_any_size(deblender: Deblender, results: list[Deblended]) -> None:
+    """One compiled trial serves them all."""
+    alone = deblender.deblend(undeclared(STAR, FAINT))
+    assert list(alone.catalog["kind"]) == ["point", "galaxy"]
+    assert (np.abs(alone.flux - results[0].flux) < MapOptions().tolerance * alone.flux_err).all()
+
+
 def test_what_is_declared_stays(deblender: Deblender) -> None:
     kinds = "galaxy", "point"
     found = deblender.deblend([undeclared(STAR, FAINT, kind=kind) for kind in kinds])
     for kind, result in zip(kinds, found, strict=True):
         assert set(result.catalog["kind"]) == {kind}
         assert not (result.catalog["flags"] & measure.TAKEN_AS_POINT).any()
-    without = deblender._like(stars=False).deblend([undeclared(STAR, FAINT, seed=seed) for seed in (0, 1)])
+    without = deblender.like(stars=False).deblend([undeclared(STAR, FAINT, seed=seed) for seed in (0, 1)])
     assert {*without[0].catalog["kind"], *without[1].catalog["kind"]} == {"galaxy"}
 
 

@@ -195,7 +195,7 @@ class MapFit:
             self._graph.append(self._run.get_concrete_function(*given))
         found = self._graph[0](*arguments)
         for tensor in tf.nest.flatten(found):  # within another graph, the number of blends would be unknown
-            tensor.set_shape([self.shape.blends, *tensor.shape[1:]])
+            tensor.set_shape([tensors.is_source.shape[0], *tensor.shape[1:]])
         return found
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
