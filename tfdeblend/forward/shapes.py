@@ -34,10 +34,9 @@ FEW_SHAPES = (
     (1, 64, 64),
     (2, 64, 64),
     (4, 96, 96),
-    (2, 128, 128),
-    (8, 128, 96),
+    (8, 128, 128),
     (4, 192, 192),
-    (16, 192, 128),
+    (16, 192, 192),
     (32, 192, 192),
 )
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
