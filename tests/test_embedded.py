@@ -326,10 +326,10 @@ def test_arrays_that_are_none_are_refused(value: str):
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'"' * 10**6, b'"' + b'\\"' * 10**6, b"[[],{" * 10**5, b'{"":' * 10**6])
 def test_hostile_bodies_are_refused_at_once(text: bytes):
-    began = time.perf_counter()
+    began = time.process_time()  # whatever else the machine does
     with pytest.raises(Refusal, match="body: expected"):
         body(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
