@@ -39,7 +39,7 @@ def test_tasks_of_a_cluster_are_done_once_and_few_wait() -> None:
     distributed = pytest.importorskip("distributed")
     taken: list[int] = []
 
-    def told() -> Iterator[tuple[int, int]]:
+    def counted() -> Iterator[tuple[int, int]]:
         for number, arguments in enumerate(work(40)):
             taken.append(number)
             yield arguments
@@ -47,7 +47,7 @@ def test_tasks_of_a_cluster_are_done_once_and_few_wait() -> None:
     done = []
     how = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
     with distributed.Client(**how) as client:
-        for each in cluster._on_cluster(client)(divmod, told()):
+        for each in cluster._on_cluster(client)(divmod, counted()):
             done.append(each)
             assert len(taken) <= len(done) + 2 * cluster.AHEAD
     check(done, 40)

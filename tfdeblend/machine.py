@@ -9,7 +9,7 @@ MEMORY_SHARE = 0.8  # of it, that a fit, or the workers of a local cluster toget
 
 
 def machine_memory() -> float:
-    """The memory of this machine, in GB, or what a container is given of it."""
+    """Measure the memory of this machine, in GB, or what a container is given of it."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     given = Path("/sys/fs/cgroup/memory.max")
     text = given.read_text().strip() if given.is_file() else ""

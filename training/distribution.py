@@ -47,7 +47,7 @@ def _cluster() -> dict[str, list[str]]:
 
 
 def is_chief(found: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the files: the only one, or the first."""
+    """Tell whether this process writes the files: the only one, or the first."""
     return not _several(found) or found.cluster_resolver.task_id == 0
 
 

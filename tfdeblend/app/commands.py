@@ -180,8 +180,8 @@ def survey(args: argparse.Namespace) -> int:
     if page:
         survey_page.write_page(survey.out, compared)
     if args.json:
-        told = {"truth": {band: comparison.document() for band, comparison in compared.items()}} if compared else {}
-        print_json({"out": args.out, **report.as_dict(), **told})
+        against = {"truth": {band: comparison.document() for band, comparison in compared.items()}} if compared else {}
+        print_json({"out": args.out, **report.as_dict(), **against})
     else:
         print(f"{args.out}: {report}")
         if compared:

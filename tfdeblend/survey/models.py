@@ -26,7 +26,7 @@ UNDITHERED = -1  # values that are 0 stay so, and files are the same when writte
 
 @dataclass(frozen=True, eq=False)
 class TileModel:
-    """The model of a tile's inner region.
+    """Holds the model of a tile's inner region.
 
     Args:
         observation: of the inner region, less the local sky.

@@ -17,7 +17,7 @@ Facts = Mapping[str, Any]  # of a file: the run's key, the tile's number
 
 @dataclass(frozen=True)
 class Output:
-    """A kind of file that each tile has one of, `<name>/<tile><suffix>`.
+    """Describes a kind of file of which each tile has one, `<name>/<tile><suffix>`.
 
     write: writes a tile's result to a path, whole or not at all, and gives the file's SHA-256.
     """
@@ -27,12 +27,12 @@ class Output:
     write: Callable[[Path, TileResult, Facts], str]
 
     def path(self, out: Path, tile: Tile) -> Path:
-        """The file of a tile in the folder of a run."""
+        """Give the file of a tile in the folder of a run."""
         return out / self.name / f"{tile.name}{self.suffix}"
 
 
 def checksums(out: Path, tile: Tile) -> Path:
-    """The file of a tile in the folder of a run that has the SHA-256 of each output by its name; it is written last."""
+    """Give the file, written last, that has the SHA-256 of each output of a tile by its name."""
     return out / "done" / f"{tile.name}.json"
 
 
@@ -49,6 +49,6 @@ MODELS = Output("models", ".fits", models.write)
 
 
 def outputs(settings: SurveySettings) -> tuple[Output, ...]:
-    """The outputs of a run of these settings."""
+    """List the outputs of a run of these settings."""
     sampled = (SAMPLES,) if settings.method == "sample" else ()
     return (OBJECTS, PAIRS, FAILURES, *sampled, *((MODELS,) if settings.models else ()))

@@ -175,17 +175,17 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def path(out: Path, layer: str, level: int, place: Place) -> Path:
-    """The file of a picture."""
+    """Give the file of a picture."""
     return out / FOLDER / layer / str(level) / f"{place[0]}_{place[1]}.jpg"
 
 
 def layers(out: Path) -> list[str]:
-    """The layers of which the folder of a run has pictures."""
+    """List the layers of which the folder of a run has pictures."""
     return [layer for layer in LAYERS if (out / FOLDER / layer).is_dir()]
 
 
 def levels(tiles: Sequence[Tile]) -> int:
-    """The number of levels of the pyramid: the last is one picture."""
+    """Count the levels of the pyramid: the last is one picture."""
     across = max(max(tile.row, tile.column) for tile in tiles) + 1
     return (across - 1).bit_length() + 1
 
@@ -227,7 +227,7 @@ def draw(
 
 
 def failed(out: Path) -> dict[str, str]:
-    """The names of the tiles that could not be drawn, and why."""
+    """Name the tiles that could not be drawn, and say why."""
     return tables.read_json(out / FOLDER / "pictures.json").get("failed", {})
 
 

@@ -22,12 +22,12 @@ NAME = re.compile(r"(?P<where>.+\.py|[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)
 
 
 def named(text: str | None) -> bool:
-    """Whether a text is the name of a function, not of a file."""
+    """Tell whether a text is the name of a function, not of a file."""
     return text is not None and NAME.fullmatch(text) is not None and not Path(text).is_file()
 
 
 def absolute(text: str) -> str:
-    """The same file or function by a name that holds in every folder."""
+    """Name the same file or function by a name that holds in every folder."""
     match = NAME.fullmatch(text) if named(text) else None
     if match is None:
         return str(Path(text).resolve())
@@ -35,7 +35,7 @@ def absolute(text: str) -> str:
 
 
 def source(text: str) -> Path:
-    """The file in which a function is written. Raises: DataError where there is none."""
+    """Find the file in which a function is written. Raises: DataError where there is none."""
     where = _parts(text)[0]
     if where.endswith(".py"):
         path = Path(where)
@@ -51,7 +51,7 @@ def source(text: str) -> Path:
 
 
 def find(text: str) -> Callable[[float, float, str], Any]:
-    """The function of this name, as its file stands now. Raises: DataError where there is none."""
+    """Find the function of this name, as its file stands now. Raises: DataError where there is none."""
     return _found(text, sha256(source(text)))
 
 
@@ -84,6 +84,6 @@ def _from_file(path: Path, digest: str) -> ModuleType:
 
 
 def _module(name: str) -> ModuleType:
-    """Import a module, anew where this process has it already: a worker may be older than the file."""
+    """Import a module, again where this process has it already: a worker may be older than the file."""
     known = sys.modules.get(name)
     return importlib.import_module(name) if known is None else importlib.reload(known)

@@ -18,8 +18,8 @@ from tfdeblend.inference.parts import FARTHEST
 class Fitted(NamedTuple):
     """What a fit says of sources of a tile.
 
-    result: or its error. rows: of the tile's detections, those that its scene has. kept: (K,) bool, of which of them it
-    tells. corner: (y, x) of the scene's first pixel in what the tile fits. stage: deblend or sample.
+    result: or its error. rows: of the tile's detections, those that its scene has. kept: (K,) bool, which of them
+    it measures. corner: (y, x) of the scene's first pixel in what the tile fits. stage: deblend or sample.
     """
 
     result: Deblended | Exception
@@ -42,7 +42,7 @@ def resampled(
         reach: (K,) pixels, at which light ends.
 
     Yields:
-        The maximum, which tells of what is not sampled; and of each sampled blend its result, or its error, beside
+        The maximum, for what is not sampled; and of each sampled blend its result, or its error, beside
         which the maximum stands.
     """
     result = found.result

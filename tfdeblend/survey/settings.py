@@ -96,7 +96,7 @@ class SurveySettings:
         return first[1]
 
     def tiles(self) -> list[Tile]:
-        """The tiles of the images, row by row."""
+        """List the tiles of the images, row by row."""
         return tiles(self.shape, self.tile, self.border)
 
     def read(self, section: Section) -> Observation:

@@ -17,7 +17,7 @@ from tfdeblend.io.atomic import sha256, written_whole
 
 
 class Column(NamedTuple):
-    """A column: its NumPy type, its unit ("" for none) and what it holds."""
+    """Describes a column: its NumPy type, its unit ("" for none) and what it holds."""
 
     dtype: str
     unit: str
@@ -56,7 +56,7 @@ FAILURES = {
 
 
 def objects(bands: Sequence[str], unit: str) -> dict[str, Column]:
-    """The columns of the table of objects. unit: of the fluxes."""
+    """Describe the columns of the table of objects. unit: of the fluxes."""
     columns = {
         "objectId": DETECTIONS["objectId"],
         "parentObjectId": Column("i8", "", "objectId of the brightest object of its blend"),
@@ -93,14 +93,14 @@ def objects(bands: Sequence[str], unit: str) -> dict[str, Column]:
 
 
 def pairs(bands: Sequence[str], unit: str) -> dict[str, Column]:
-    """The columns of the table of pairs of objects whose fluxes have a covariance."""
+    """Describe the columns of the table of pairs of objects whose fluxes have a covariance."""
     square = f"{unit}2" if unit else ""
     named = {f"{band}_fluxCov": Column("f4", square, f"covariance of the fluxes in {band}") for band in bands}
     return PAIRS_KEYS | named
 
 
 def samples(bands: Sequence[str], unit: str) -> dict[str, Column]:
-    """The columns of the table of posterior samples, a row an object and draw. unit: of the fluxes."""
+    """Describe the columns of the table of posterior samples, a row an object and draw. unit: of the fluxes."""
     names = "x", "y", "coord_ra", "coord_dec", "size", "e1", "e2"
     of_objects = objects(bands, unit)
     own = {
@@ -112,7 +112,7 @@ def samples(bands: Sequence[str], unit: str) -> dict[str, Column]:
 
 
 def of_tile(bands: Sequence[str], unit: str) -> dict[str, dict[str, Column]]:
-    """The columns of each table that is written for a tile, by the table's name."""
+    """Describe the columns of each table that is written for a tile, by the table's name."""
     found = {make.__name__: make(bands, unit) for make in (objects, pairs, samples)}
     return found | {"failures": FAILURES}
 
@@ -121,12 +121,12 @@ Table = dict[str, np.ndarray]
 
 
 def empty(columns: Mapping[str, Column]) -> Table:
-    """A table of no rows."""
+    """Make a table of no rows."""
     return {name: np.zeros(0, column.dtype) for name, column in columns.items()}
 
 
 def joined(found: Sequence[Table], columns: Mapping[str, Column]) -> Table:
-    """The rows of several tables, one after the other."""
+    """Join the rows of several tables, one after the other."""
     parts = [empty(columns), *found]
     return {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
@@ -170,7 +170,7 @@ def read(path: Path, y: tuple[float, float] | None = None) -> Table:
 
 
 def is_whole(path: Path, key: str) -> bool:
-    """Whether a Parquet file is there, can be read, and was written by the run of this key."""
+    """Tell whether a Parquet file is there, can be read, and was written by the run of this key."""
     pyarrow, parquet = _pyarrow()
     try:
         facts = json.loads(parquet.read_schema(path).metadata[b"tfdeblend"]) if path.is_file() else {}
@@ -189,20 +189,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def rows(path: Path) -> int:
-    """The number of rows of a Parquet file."""
+    """Count the rows of a Parquet file."""
     _, parquet = _pyarrow()
     return int(parquet.read_metadata(path).num_rows)
 
 
 def are_finite(path: Path, names: Sequence[str]) -> bool:
-    """Whether all numbers of some columns of a Parquet file are finite."""
+    """Tell whether all numbers of some columns of a Parquet file are finite."""
     _, parquet = _pyarrow()
     table = parquet.read_table(path, columns=list(names))
     return all(np.isfinite(table[name].to_numpy()).all() for name in names)
 
 
 def units(path: Path) -> dict[str, str]:
-    """The names of the columns of a Parquet file, with their units."""
+    """List the names of the columns of a Parquet file, with their units."""
     _, parquet = _pyarrow()
     return {field.name: field.metadata[b"unit"].decode() for field in parquet.read_schema(path)}
 

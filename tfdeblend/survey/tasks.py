@@ -207,7 +207,7 @@ def _within(settings: SurveySettings, tile: Tile, detections: Table) -> np.ndarr
 
 
 def reach(settings: SurveySettings, tile: Tile) -> tuple[float, float]:
-    """Where the detections that the fit of a tile sees begin and end in y."""
+    """Give where the detections that the fit of a tile sees begin and end in y."""
     rows = tile.inner[0]
     return rows.start - 0.5 - settings.margin, rows.stop - 0.5 + settings.margin
 

@@ -15,7 +15,7 @@ Section = tuple[slice, slice]  # rows and columns
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of an image.
+    """Describes a rectangle of an image.
 
     Args:
         row, column: its place among the tiles, from 0 on.

@@ -196,7 +196,7 @@ def read(path: str | Path, settings: SurveySettings) -> Truth:
         columns = list(table) if isinstance(table, dict) else table.colnames
 
     def numbers(column: str) -> np.ndarray:
-        """A column, NaN where it is masked."""
+        """Give a column, NaN where it is masked."""
         return np.ma.filled(np.ma.asarray(table[column]).astype(float), np.nan)
 
     places = []
