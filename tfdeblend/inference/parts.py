@@ -20,6 +20,7 @@ from tfdeblend.galaxies.moments import moments
 
 WHOLE = (32, 192)  # the most sources, and pixels a side, of a scene that is fitted as one
 MOST = 16  # sources of a part, guests included
+OWN = 8  # of these at most are its own where the guests that are tied to them would be more than the rest
 SPAN = 96  # pixels: the longer side of the box around the centres of a part's own sources
 FAINT = 0.03  # sigma a pixel, all bands together, where a galaxy's light is taken to end
 EXPONENTIAL = 1.678  # of a disk: half-light radii over scale lengths
@@ -142,7 +143,8 @@ def _groups(scene: Scene, ties: np.ndarray, half: np.ndarray) -> list[tuple[list
             best = int(np.argmax(nearest))
             grown = [*own, best]
             others = _guests(ties, grown)
-            if nearest[best] < 1 or len(grown) + len(others) > MOST or np.ptp(positions[grown], 0).max() > SPAN:
+            crowded = len(grown) > OWN and len(grown) + len(others) > MOST
+            if nearest[best] < 1 or crowded or np.ptp(positions[grown], 0).max() > SPAN:
                 break
             own, guests, left[best] = grown, others, False
         firmest = sorted(guests, key=lambda k: -ties[own, k].max())
