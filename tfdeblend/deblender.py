@@ -45,7 +45,7 @@ from tfdeblend.galaxies.priors import PRIORS, GalaxyPrior
 from tfdeblend.inference import parts, priors
 from tfdeblend.inference.calibration import CalibratedFit, CalibrationOptions, Calibrations
 from tfdeblend.inference.diffusion_sampler import SampleOptions, Samples
-from tfdeblend.inference.map_fit import CONVERGED, MapFit, MapOptions, MapResult
+from tfdeblend.inference.map_fit import CONVERGED, MapFit, MapOptions, MapResult, graph_shape
 from tfdeblend.inference.nuts import NutsOptions
 from tfdeblend.inference.parts import Part
 from tfdeblend.inference.priors import AutomaticPrior, Compiled, Facts, LearnedPrior, Prior, SampleRun
@@ -396,15 +396,13 @@ class Deblender:
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(NUMBERS / images, 1))), 1, LARGEST_BATCH))
 
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
-        """The compiled closed-form fit of a shape. By Newton those that differ in their blends alone share a graph."""
-        shared = self.options.optimizer == "newton"
-        first = shape._replace(blends=1) if shared else shape
+        """The compiled closed-form fit of a shape; those of one `graph_shape` share a graph."""
 
         def make() -> MapFit:
-            return MapFit(galaxies(shape.bands, self.position_sigma), first, self.options)
+            return MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options)
 
-        one = self._compiled.get(("map", galaxies.name, first), make)
-        return self._compiled.get(("map", galaxies.name, shape), lambda: one.of_blends(shape.blends))
+        key = "map", galaxies.name, graph_shape(shape, self.options)
+        return self._compiled.get(key, make).of(shape)
 
 
 class Begun(NamedTuple):
@@ -494,8 +492,7 @@ class Chunk:
         for row, scene in enumerate(self.scenes):
             unknown[row, : len(scene.sources)] = [source.kind == "unknown" for source in scene.sources]
             width[row] = np.min(fwhm(scene.observation.psf))
-        newton = fit.options.optimizer == "newton"  # of any number of blends
-        key = "stars", fit.prior.name, self.shape._replace(blends=1) if newton else self.shape
+        key = "stars", fit.prior.name, graph_shape(self.shape, fit.options)
         trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
         return trial(tensors, found, unknown, width, rounds)
 

@@ -14,7 +14,7 @@ from tfdeblend.forward.noise import GaussianNoise
 from tfdeblend.forward.operators import Convolve, Place
 from tfdeblend.forward.resample import Resample, Shifted
 from tfdeblend.forward.shapes import WINGS, BatchShape
-from tfdeblend.linalg.operator import LinearOperator, flatten, gather_bands, scatter_bands, split
+from tfdeblend.linalg.operator import LinearOperator, flatten, gather_bands, scatter_bands, shape_of, split
 
 Images = tuple[tf.Tensor, ...]  # [B, C_e, S_e, S_e] of each exposure e
 
@@ -206,7 +206,7 @@ class Likelihood:
 
 def placed_each(place: Place, stamps: tf.Tensor) -> tf.Tensor:
     """Stamps [B, K, Q, C or 1, P, P], each alone in a frame: [B, C or 1, K Q, F, F]."""
-    _, sources, images, bands, side, _ = stamps.shape
+    _, sources, images, bands, side, _ = shape_of(stamps)
     placed = place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
     placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
     return tf.transpose(placed, [0, 2, 1, 3, 4])
@@ -306,7 +306,7 @@ class Exposure:
 
     def _windowed_products(self, stamps: tf.Tensor, corners: tf.Tensor, halved: tf.Tensor) -> tf.Tensor:
         """[B, C_e, N + 1, N + 1]: each stamp is seen in a window of its own; one band is in memory at a time."""
-        _, sources, images, bands, side, _ = stamps.shape
+        _, sources, images, bands, side, _ = shape_of(stamps)
         half = self.shape.window // 2
         flat = tf.reshape(tf.transpose(stamps, [3, 0, 1, 2, 4, 5]), [bands, -1, sources * images, side, side])
         wings = [[0, 0]] * 3 + [[WINGS, WINGS]] * 2
@@ -336,7 +336,8 @@ def _products(images: tf.Tensor, halved: tf.Tensor) -> tf.Tensor:
     """
     root, constant = tf.split(tf.sqrt(halved), 2, axis=2)
     columns = tf.concat([images * root, constant], 2)
-    columns = tf.reshape(columns, [-1, *columns.shape[1:3], columns.shape[3] * columns.shape[4]])
+    _, bands, number, height, width = shape_of(columns)
+    columns = tf.reshape(columns, [-1, bands, number, height * width])
     return tf.cast(tf.matmul(columns, columns, transpose_b=True), tf.float64)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.linalg.operator import LinearOperator
+from tfdeblend.linalg.operator import LinearOperator, shape_of
 
 MOST_ONE_BY_ONE = 128  # stamps of a batch: the graph grows with them
 
@@ -63,8 +63,9 @@ class Place(LinearOperator):
 
     def __init__(self, corners: tf.Tensor, side: int, frame: int, dtype: tf.DType = tf.float32):
         self.corners, self.side, self.frame, self.dtype = tf.cast(corners, tf.int32), side, frame, dtype
-        self.batch, self.sources = corners.shape[:2]
-        few = self.batch is not None and self.batch * self.sources <= MOST_ONE_BY_ONE
+        self.batch, self.sources = shape_of(corners)[:2]
+        number = corners.shape[:2].num_elements()
+        few = number is not None and number <= MOST_ONE_BY_ONE
         self.one_by_one = few and not tf.config.list_logical_devices("GPU")
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tfdeblend.galaxies import fluxes
+from tfdeblend.linalg.operator import shape_of
 from tfdeblend.linalg.solvers import FLATTEST, trust_region_step
 
 
@@ -55,13 +55,14 @@ def mix(gram: tf.Tensor, mixing: tf.Tensor) -> tf.Tensor:
 
     mixing: [B, C, K, S + 1, I] what each derivative holds of its own source's images. N' = K I, N = K (S + 1).
     """
-    _, bands, sources, size, images = mixing.shape
+    _, bands, sources, size, images = shape_of(mixing)
     mixing = tf.cast(mixing, tf.float64)
 
     def rows(g: tf.Tensor) -> tf.Tensor:
         """Mixes the rows [B, C, K I, N] of a matrix."""
-        blocks = tf.reshape(g, [-1, bands, sources, images, g.shape[-1]])
-        return tf.reshape(tf.matmul(mixing, blocks), [-1, bands, sources * size, g.shape[-1]])
+        columns = shape_of(g)[-1]
+        blocks = tf.reshape(g, [-1, bands, sources, images, columns])
+        return tf.reshape(tf.matmul(mixing, blocks), [-1, bands, sources * size, columns])
 
     return rows(tf.linalg.matrix_transpose(rows(gram)))
 
@@ -74,21 +75,21 @@ def assemble(gram: tf.Tensor, flux: tf.Tensor, used: tf.Tensor, size: int, stiff
         unit-flux image; N = K (S + 1). flux: [B, K, C].
       used: [B, K] 1 for a source, 0 for padding. size: S. stiffness: [B] the curvature of the latents' prior.
     """
-    sources = flux.shape[1]
-    gram = tf.cast(gram, tf.float64)
-    # Latents first, then fluxes; derivatives by latents scale with the flux.
-    order = np.arange(gram.shape[-1]).reshape(sources, size + 1)
-    order = np.concatenate([order[:, :-1].ravel(), order[:, -1]])
-    by_band = tf.linalg.matrix_transpose(tf.cast(flux, tf.float64))
-    scale = tf.concat([tf.repeat(by_band, size, axis=-1), tf.ones_like(by_band)], -1)
-    gram = tf.gather(tf.gather(gram, order, axis=2), order, axis=3) * scale[..., None] * scale[..., None, :]
+    _, sources, bands = shape_of(flux)
     number = sources * size
-    used = tf.cast(used, tf.float64)[:, None]
+    used, by_band = tf.cast(used, tf.float64)[:, None], tf.linalg.matrix_transpose(tf.cast(flux, tf.float64))
+    blocks = tf.reshape(tf.cast(gram, tf.float64), [-1, bands, sources, size + 1, sources, size + 1])
+    # Derivatives by latents scale with the flux.
+    scaled = blocks[:, :, :, :size] * by_band[..., None, None, None]
+    latent = tf.reduce_sum(scaled[..., :size] * by_band[:, :, None, None, :, None], 1)
+    latent, mixed = (
+        tf.reshape(latent, [-1, number, number]),
+        tf.reshape(scaled[..., size], [-1, bands, number, sources]),
+    )
     return NormalEquations(
-        latent=tf.reduce_sum(gram[:, :, :number, :number], 1)
-        + stiffness[:, None, None] * tf.eye(number, dtype=tf.float64),
-        mixed=gram[:, :, :number, number:] * used[..., None, :],
-        linear=regular(gram[:, :, number:, number:], used),
+        latent=latent + stiffness[:, None, None] * tf.eye(number, dtype=tf.float64),
+        mixed=mixed * used[..., None, :],
+        linear=regular(blocks[:, :, :, size, :, size], used),
         now=by_band,
     )
 
@@ -123,7 +124,7 @@ def eliminate(system: NormalEquations) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 def exact(system: NormalEquations, second: SecondOrder) -> NormalEquations:
     """`system` with the exact second derivatives."""
-    sources, size, bands = second.mixed.shape[1:]
+    _, sources, size, bands = shape_of(second.mixed)
     number = sources * size
     own = tf.eye(sources, dtype=tf.float64)[:, None, :, None] * second.latent[:, :, :, None, :]
     own_flux = tf.einsum("bksc,kq->bcksq", second.mixed, tf.eye(sources, dtype=tf.float64))
@@ -137,7 +138,7 @@ def factorise(system: NormalEquations) -> Factors:
     """Factors of a curvature, which may curve downwards."""
     curvature, gain, linear = eliminate(system)
     values, vectors = tf.linalg.eigh(0.5 * (curvature + tf.linalg.matrix_transpose(curvature)))
-    bands, sources, number = gain.shape[1:]
+    _, bands, sources, number = shape_of(gain)
     along = tf.matmul(tf.reshape(gain, [-1, bands * sources, number]), vectors) ** 2
     along = tf.reduce_sum(along / tf.maximum(tf.abs(values), FLATTEST)[:, None], -1)
     variance = tf.linalg.diag_part(tf.linalg.inv(linear)) + tf.reshape(along, [-1, bands, sources])
@@ -177,7 +178,7 @@ def laplace(system: NormalEquations) -> Laplace:
     no measurement made.
     """
     curvature, gain, linear = eliminate(system._replace(now=tf.ones_like(system.now)))
-    bands, terms, number = gain.shape[1:]
+    _, bands, terms, number = shape_of(gain)
     latent = tf.linalg.inv(curvature + 1e-9 * tf.eye(number, dtype=tf.float64))
     flat = tf.reshape(gain, [-1, bands * terms, number])
     shared = tf.reshape(tf.matmul(tf.matmul(flat, latent), flat, transpose_b=True), [-1, bands, terms, bands, terms])

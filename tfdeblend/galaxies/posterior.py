@@ -14,6 +14,7 @@ from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies import fluxes, normal_equations, profiles
 from tfdeblend.galaxies.normal_equations import NormalEquations, SecondOrder
 from tfdeblend.galaxies.priors import Frame, GalaxyPrior, draw
+from tfdeblend.linalg.operator import shape_of
 
 ROUNDING = 3e-6  # of float32 products: added to their diagonal, it keeps them positive definite
 BRIGHT = 100.0  # signal-to-noise, all bands together, above which a percent of the curvature is too much
@@ -41,6 +42,7 @@ class GalaxyPosterior:
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, tensors: Tensors, stiffness: tf.Tensor | None = None):
         self.prior, self.shape, self.tensors = prior, shape, tensors
         self.likelihood = Likelihood(tensors, shape)
+        self.sources = shape_of(tensors.is_source)[1]
         self.stiffness = tf.ones_like(tensors.arcsec) if stiffness is None else stiffness
         like = tf.ones_like(tensors.is_source)
         arcsec = tensors.arcsec[:, None] * like
@@ -101,13 +103,13 @@ class GalaxyPosterior:
         by_latent, by_flux = tape.gradient(value, state, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         by_latent += self.stiffness[:, None, None] * state.latent
         linear, now = (tf.cast(tf.linalg.matrix_transpose(flux), tf.float64) for flux in (by_flux, state.flux))
-        flat = tf.reshape(by_latent, [-1, self.shape.sources * self.prior.size])
+        flat = tf.reshape(by_latent, [-1, self.sources * self.prior.size])
         return tf.cast(flat, tf.float64), linear, now
 
     def slope_along(self, gradient: tuple[tf.Tensor, ...], move: MapState) -> tf.Tensor:
         """[B]: the loss' derivative along a move of latents and fluxes, by its `gradient`."""
         by_latent, by_flux, now = gradient
-        flat = tf.reshape(move.latent, [-1, self.shape.sources * self.prior.size])
+        flat = tf.reshape(move.latent, [-1, self.sources * self.prior.size])
         by_flux = tf.linalg.matrix_transpose(by_flux + fluxes.curvature(now) * now)
         along = tf.reduce_sum(by_latent * tf.cast(flat, tf.float64), 1)
         along += tf.reduce_sum(by_flux * tf.cast(move.flux, tf.float64), [1, 2])
@@ -115,7 +117,7 @@ class GalaxyPosterior:
 
     def state_of(self, latent: tf.Tensor, linear: tf.Tensor) -> MapState:
         """Latents [B, L] and fluxes [B, C, K], as the normal equations order them, as a state."""
-        latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.shape.sources, self.prior.size])
+        latent = tf.reshape(tf.cast(latent, self.prior.dtype), [-1, self.sources, self.prior.size])
         return MapState(latent, self._fluxes(linear))
 
     def solve_fluxes(self, unit: tf.Tensor) -> tf.Tensor:
@@ -139,7 +141,7 @@ class GalaxyPosterior:
 
     def _real(self, x: tf.Tensor) -> tf.Tensor:
         """[B, K, ...], zero where the source is padding."""
-        return x * tf.reshape(self.tensors.is_source, [-1, self.shape.sources] + [1] * (len(x.shape) - 2))
+        return x * tf.reshape(self.tensors.is_source, [-1, self.sources] + [1] * (len(x.shape) - 2))
 
     # -- curvature
 
@@ -170,7 +172,7 @@ class GalaxyPosterior:
           mixing: see `tangents`. flux: [B, K, C].
         """
         brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
-        gram, (sources, count) = self.likelihood.gram(images), images.shape[1:3]
+        gram, sources, count = self.likelihood.gram(images), self.sources, images.shape[2]
         here = tf.one_hot(brightest, sources, dtype=gram.dtype)
         blocks = tf.reshape(gram, [-1, self.shape.bands, sources, count, sources, count])
         block = tf.einsum("bk,bckikj->bcij", here, blocks)
@@ -214,10 +216,10 @@ class GalaxyPosterior:
         own = tf.concat([own, tf.einsum("bksdc->bcksd", by_share)[..., None]], -1)
         flux = tf.einsum("bkdc->bckd", share)[:, :, :, None, :, None]
         mixing = tf.concat([own, tf.pad(flux, [[0, 0]] * 5 + [[shape.shape[-1], 0]])], 3)
-        sources, size, components, count = mixing.shape[2:]
+        size, components, count = mixing.shape[3:]
         return (
             tf.concat(images, 2),
-            tf.reshape(mixing, [-1, self.shape.bands, sources, size, components * count]),
+            tf.reshape(mixing, [-1, self.shape.bands, self.sources, size, components * count]),
         )
 
     def _second_order(self, latent: tf.Tensor, part: profiles.Contraction) -> tf.Tensor:
@@ -238,8 +240,8 @@ class GalaxyPosterior:
         """`GalaxyPrior.summary` [B, K, 5] of all sources, and its covariance [B, K, 5, 5] by linear propagation of that
         of the latents [B, L, L]."""
         (value,), (by_latent,) = self._jacobian(self.prior.summary, latent)  # [B, K, S, 5]
-        sources, size = latent.shape[1:]
-        blocks = tf.reshape(covariance, [-1, sources, size, sources, size])
+        size = self.prior.size
+        blocks = tf.reshape(covariance, [-1, self.sources, size, self.sources, size])
         own = tf.einsum("bksku->bksu", blocks)
         by_latent = tf.cast(by_latent, tf.float64)
         return value, tf.matmul(tf.matmul(by_latent, own, transpose_a=True), by_latent)

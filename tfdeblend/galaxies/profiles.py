@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdeblend.linalg.operator import shape_of
+
 SERSIC_INDEX_RANGE = (0.5, 6.2)
 
 # log of the smallest and largest sigma, in half-light radii: quadratics in log n.
@@ -150,7 +152,7 @@ def _rows_times(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     https://github.com/tensorflow/tensorflow/issues/123109.
     """
     flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
-    return tf.reshape(flat, [-1, *x.shape[1:-1], matrix.shape[-1]])
+    return tf.reshape(flat, [-1, *shape_of(x)[1:-1], matrix.shape[-1]])
 
 
 @tf.custom_gradient
@@ -174,7 +176,7 @@ def render(mixture: Mixture, side: int) -> tf.Tensor:
     """Stamps [..., C, P, P] of a mixture, in flux per pixel, sampled at pixel centres."""
     weight, exponent = coefficients(mixture)
     flat = evaluate(weight, exponent, monomials(side, weight.dtype))
-    return tf.reshape(flat, [-1, *flat.shape[1:-1], side, side])
+    return tf.reshape(flat, [-1, *shape_of(flat)[1:-1], side, side])
 
 
 def render_tangents(
@@ -195,12 +197,12 @@ def render_tangents(
     constant = mixed[..., :1, :] + d_weight[..., None, :]
     rows = tf.concat([constant, mixed[..., 1:, :]], -2)
     directions, bands, count, parts = rows.shape[-4:]
-    rows = tf.reshape(rows, [-1, *rows.shape[1:-4], directions * bands * count, parts])
-    derivatives = tf.matmul(rows, gaussians)
-    derivatives = tf.reshape(derivatives, [-1, *derivatives.shape[1:-2], directions, bands, count, side * side])
+    lead = [-1, *shape_of(rows)[1:-4]]
+    derivatives = tf.matmul(tf.reshape(rows, [*lead, directions * bands * count, parts]), gaussians)
+    derivatives = tf.reshape(derivatives, [*lead, directions, bands, count, side * side])
     derivatives = tf.reduce_sum(derivatives * basis, -2)
     flat = tf.concat([derivatives, tf.expand_dims(tf.matmul(weight, gaussians), -3)], -3)
-    return tf.reshape(flat, [-1, *flat.shape[1:-1], side, side])
+    return tf.reshape(flat, [*lead, *flat.shape[-3:-1], side, side])
 
 
 class Contraction(NamedTuple):
@@ -232,7 +234,7 @@ def contract(
     basis = monomials(side, weight.dtype)
     fourth = tf.gather(basis, FACTORS[0]) * tf.gather(basis, FACTORS[1])
     gaussians = tf.exp(_rows_times(exponent, basis))
-    seen = tf.reshape(pulled, [-1, *pulled.shape[1:-2], side * side])
+    seen = tf.reshape(pulled, [-1, *shape_of(pulled)[1:-2], side * side])
     first = _moments(seen, basis, gaussians)  # [..., C, 6, J]
     slope = tf.einsum("...scj,...cj->...sc", tf.repeat(d_weight, bands // d_weight.shape[-2], -2), first[..., 0, :])
     slope += tf.einsum("...sjm,...cj,...cmj->...sc", d_exponent, _in_bands(weight, bands), first)
@@ -252,7 +254,7 @@ def contract(
 
 def _moments(stamps: tf.Tensor, basis: tf.Tensor, gaussians: tf.Tensor) -> tf.Tensor:
     """sum_n stamps_cn basis_mn gaussians_jn: [..., C, N], [M, N], [..., J, N] -> [..., C, M, J]."""
-    lead, (bands, pixels) = stamps.shape[1:-2], stamps.shape[-2:]
+    *lead, bands, pixels = shape_of(stamps)[1:]
     weighted = tf.reshape(stamps[..., None, :] * basis, [-1, *lead, bands * basis.shape[0], pixels])
     moments = tf.matmul(weighted, gaussians, transpose_b=True)
     return tf.reshape(moments, [-1, *lead, bands, basis.shape[0], gaussians.shape[-2]])

@@ -18,6 +18,7 @@ from tfdeblend.galaxies.normal_equations import Laplace, NormalEquations
 from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
 from tfdeblend.galaxies.priors import GalaxyPrior
 from tfdeblend.inference.adam import AdamOptions, AdamSteps
+from tfdeblend.linalg.operator import shape_of
 
 OPTIMIZERS = ("newton", "adam")
 # How far a latent may move in one step, in standard deviations of its prior.
@@ -32,6 +33,7 @@ STALLED = 10.0  # tolerances: a fit ends with a round that gains less than a ste
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
+OF_SOURCES = "corners", "centers", "is_source", "is_point"  # tensors [B, K, ...]
 AS_SAID = 0.4  # of the slope: a fall of the loss as predicted; a full step to a minimum falls by half of it
 
 
@@ -135,7 +137,7 @@ class MapFit:
     """The compiled fit for one batch shape. Make it once, call it for every batch of that shape.
 
     Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`. By Newton's method one graph serves batches of any
-    number of blends: see `of_blends`.
+    number of blends, and, of one exposure, of any number of sources: see `like`.
     """
 
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
@@ -143,16 +145,17 @@ class MapFit:
         self._adam = AdamSteps(prior, shape, options.adam) if options.optimizer == "adam" else None
         self._run = tf.function(self._fit, autograph=False)
         self._start = tf.function(prior.start, autograph=False)
-        self._graph: list[Callable[..., MapResult]] = []  # one, after the first call; copies of `of_blends` share it
+        self._graph: list[Callable[..., MapResult]] = []  # one, after the first call, which copies of `of` share
 
-    def of_blends(self, blends: int) -> MapFit:
-        """The same fit, with the same graph, for batches of so many blends. Raises: ValueError for Adam."""
-        if blends == self.shape.blends:
-            return self
-        if self._adam is not None:
-            raise ValueError("optimizer: expected newton for another number of blends, received adam")
+    def of(self, shape: BatchShape) -> MapFit:
+        """The same fit, with the same graph, for batches of a shape of the same `graph_shape`.
+
+        Raises: ValueError for another.
+        """
+        if graph_shape(shape, self.options) != graph_shape(self.shape, self.options):
+            raise ValueError(f"shape: expected one of the same graph as {self.shape}, received {shape}")
         other = copy.copy(self)
-        other.shape = self.shape._replace(blends=blends)
+        other.shape = shape
         return other
 
     def first_latents(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -189,14 +192,19 @@ class MapFit:
             stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
         most = tf.constant(self.options.rounds if rounds is None else rounds)
         arguments = tensors, tf.cast(start, self.prior.dtype), stiffness, most
+        if not tf.executing_eagerly():  # within another graph, which knows the numbers of blends and sources
+            return self._run(*arguments)
         if not self._graph:
-            any_number = self._adam is None
-            given = tf.nest.map_structure(lambda tensor: _spec(tensor, any_number), arguments)
-            self._graph.append(self._run.get_concrete_function(*given))
-        found = self._graph[0](*arguments)
-        for tensor in tf.nest.flatten(found):  # within another graph, the number of blends would be unknown
-            tensor.set_shape([tensors.is_source.shape[0], *tensor.shape[1:]])
-        return found
+            self._graph.append(self._run.get_concrete_function(*self._specs(*arguments)))
+        return self._graph[0](*arguments)
+
+    def _specs(self, tensors: Tensors, start: tf.Tensor, stiffness: tf.Tensor, most: tf.Tensor) -> tuple[Any, ...]:
+        """Give the specs of the graph's arguments, which leave free what `graph_shape` does."""
+        free = graph_shape(self.shape, self.options)
+        axes = [None] * (not free.blends) + [None] * (not free.sources)
+        of_sources = {name: _spec(getattr(tensors, name), axes) for name in OF_SOURCES}
+        others = tf.nest.map_structure(lambda tensor: _spec(tensor, axes[:1]), (tensors, stiffness, most))
+        return others[0]._replace(**of_sources), _spec(start, axes), *others[1:]
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
@@ -237,7 +245,7 @@ class MapFit:
         """The variance of fluxes that profiles do not know [B, C, K, C, K], which is diagonal."""
         error = self.options.profile_error * state.flux * (1 - posterior.tensors.is_point[..., None])
         variance = tf.cast(tf.linalg.matrix_transpose(error) ** 2, tf.float64)  # [B, C, K]
-        bands, sources = variance.shape[1:]
+        _, bands, sources = shape_of(variance)
         flat = tf.linalg.diag(tf.reshape(variance, [-1, bands * sources]))
         return tf.reshape(flat, [-1, bands, sources, bands, sources])
 
@@ -259,7 +267,7 @@ class MapFit:
         round takes no step, and has the prior as it is: it is there for the curvature where the fit ends, and what is
         active then is unfinished.
         """
-        bands, sources, like = self.shape.bands, self.shape.sources, tf.cast(stiffness, tf.float64)
+        bands, sources, like = self.shape.bands, posterior.sources, tf.cast(stiffness, tf.float64)
         number, batch = sources * self.prior.size, tf.shape(stiffness)[:1]
         start = Progress(
             state=state,
@@ -395,10 +403,19 @@ class MapFit:
         return tf.cond(tf.reduce_any(worth), again, lambda: first)
 
 
-def _spec(tensor: tf.Tensor, any_number: bool) -> tf.TensorSpec:
-    """Give the spec of a tensor; any_number leaves its first axis, that of the blends, free."""
-    free = [None] * any_number + tensor.shape[any_number:] if len(tensor.shape) else []
-    return tf.TensorSpec(free, tensor.dtype)
+def graph_shape(shape: BatchShape, options: MapOptions) -> BatchShape:
+    """Give what the graph of a fit is fixed to: a shape, with 0 for the blends and sources of which any number will do.
+
+    By Newton that is any number of blends, and, of one exposure, of sources.
+    """
+    if options.optimizer != "newton":
+        return shape
+    return shape._replace(blends=0, sources=shape.sources if len(shape.exposures) > 1 else 0)
+
+
+def _spec(tensor: tf.Tensor, free: list[None]) -> tf.TensorSpec:
+    """Give the spec of a tensor whose first axes, as many as there are in `free`, may be of any length."""
+    return tf.TensorSpec([*free, *tensor.shape[len(free) :]] if len(tensor.shape) else [], tensor.dtype)
 
 
 def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:

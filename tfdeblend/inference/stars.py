@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfdeblend.forward.batch import Tensors
 from tfdeblend.inference.map_fit import MapFit, MapResult, alone, of_rows
+from tfdeblend.linalg.operator import shape_of
 
 BRIGHT = 50.0  # signal-to-noise, of all bands together: of fainter ones the data do not tell
 COMPACT, MISFIT_COMPACT = 0.3, 0.5  # half-light radius over the PSF's full width; where the chi-square is too large
@@ -38,7 +39,7 @@ class StarTrial:
     """The compiled trial of a batch's sources as points; fits are those of `fit`, whose shape it has."""
 
     def __init__(self, fit: MapFit):
-        self.fit, self.shape = fit, fit.shape
+        self.fit = fit
         self._looks = tf.function(self._shown, autograph=False, reduce_retracing=True)
         self._gain = tf.function(self._gained, autograph=False, reduce_retracing=True)
 
@@ -107,7 +108,7 @@ class StarTrial:
 
     def _log_volume(self, found: MapResult) -> tf.Tensor:
         """[B, K]: log det of the covariance of each source's latents."""
-        sources, size = self.shape.sources, self.fit.prior.size
+        sources, size = shape_of(found.beyond_prior)[1], self.fit.prior.size
         blocks = tf.reshape(found.covariance.latent, [-1, sources, size, sources, size])
         return tf.linalg.slogdet(tf.einsum("bksku->bksu", blocks)).log_abs_determinant
 

@@ -69,6 +69,12 @@ class Composition(LinearOperator):
         return self.first.transpose(self.last.transpose(y))
 
 
+def shape_of(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """List the lengths of x's axes: numbers where the graph fixes them, else tensors."""
+    known, seen = x.shape.as_list(), tf.shape(x)
+    return [seen[axis] if length is None else length for axis, length in enumerate(known)]
+
+
 def gather_bands(x: tf.Tensor, bands: tuple[int, ...]) -> tf.Tensor:
     """Takes the C_e `bands` of a block out of all: [B, C, ...] -> [B, C_e, ...]."""
     return x if bands == tuple(range(x.shape[1])) else tf.gather(x, bands, axis=1)
