@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -30,10 +30,12 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import (
+    FEW_COUNTS,
     FIT_WORK,
     SAMPLING_WORK,
     BatchShape,
     brightness,
+    fit_size,
     memory,
     merge_buckets,
     round_buckets,
@@ -309,7 +311,8 @@ class Deblender:
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
             if not self.few_shapes:
                 work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
-                shapes = merge_buckets(round_buckets(shapes), work)
+                graph = partial(self._graph_shape, chosen[key])
+                shapes = merge_buckets(round_buckets(shapes, graph), work, graph)
             for shape, members in sorted(shapes.items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
@@ -361,6 +364,8 @@ class Deblender:
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
         shape = scene_shape(scene, side, prior.model_sigma, self.background, self.few_shapes)
+        if self.few_shapes and self._graph_shape(prior, shape).sources:
+            shape = shape._replace(sources=fit_size(shape.sources, FEW_COUNTS))
         self._check_memory(scene, shape, prior)
         return shape
 
@@ -403,6 +408,11 @@ class Deblender:
 
         key = "map", galaxies.name, graph_shape(shape, self.options)
         return self._compiled.get(key, make).of(shape)
+
+    def _graph_shape(self, prior: Prior, shape: BatchShape) -> BatchShape:
+        """What is compiled for a shape: its `graph_shape`, but itself where learned priors or samples need a graph."""
+        alone = self.method == "map" and isinstance(prior, priors.ClosedFormPrior)
+        return graph_shape(shape, self.options) if alone else shape
 
 
 class Begun(NamedTuple):

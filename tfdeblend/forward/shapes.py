@@ -6,7 +6,7 @@ Sides and numbers are rounded up to the few that are compiled. numpy only: no Te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +28,10 @@ from tfdeblend.errors import DataError
 IMAGE_SIDES = (32, 48, 64, 80, 96, 112, 128, 160, 192)
 SOURCE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 ROUND_COUNTS = (4, 8, 16, 24, 32)  # those that are compiled for few scenes, too
-# Sources, and pixels a side of image and stamp, of runs that meet scenes of all sizes: each takes the first that holds
-# it, so that a process compiles few; from the cheapest on.
-FEW_SHAPES = (
-    (1, 64, 64),
-    (2, 64, 64),
-    (4, 96, 96),
-    (8, 128, 128),
-    (4, 192, 192),
-    (16, 128, 128),
-    (16, 192, 192),
-    (32, 192, 192),
-)
+FEW_COUNTS = (1, 2, 4, 8, 16, 32)  # of runs that meet scenes of all sizes
+# Pixels a side of image and stamp of runs that meet scenes of all sizes: each takes the first that holds it, so that a
+# process compiles few; from the cheapest on.
+FEW_SIDES = ((64, 64), (96, 96), (128, 96), (192, 96), (192, 192))
 SMALLEST_REACH = 17  # pixels of frame and padding beside an image, however small its PSF
 WINGS = 16  # pixels beside a stamp where the PSF scatters light that the curvature of a fit should see; even
 ALIGNED = 1e-3  # pixels, over an image, by which the pixels of an aligned exposure may differ from a shift
@@ -162,9 +154,8 @@ def scene_shape(
     _, height, width = scene.observation.shape
     side, sources = fit_size(max(height, width), IMAGE_SIDES), fit_size(len(scene.sources), SOURCE_COUNTS)
     if few:
-        size = sources, side, stamp
-        holding = [each for each in FEW_SHAPES if all(a <= b for a, b in zip(size, each, strict=True))]
-        sources, side, stamp = holding[0] if holding else size
+        holding = [each for each in FEW_SIDES if side <= each[0] and stamp <= each[1]]
+        side, stamp = holding[0] if holding else (side, stamp)
     sigma = model_sigma or widest_model_sigma(scene)
     if len(scene.observations) == 1:
         half = min(max(scene.observation.psf.shape[1:]) // 2 + 1, side)
@@ -274,23 +265,36 @@ def cost(shape: BatchShape, work: float) -> float:
     return work * shape.bands * max(shape.side, shape.stamp) ** 2 * shape.sources
 
 
-def round_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
+def as_it_is(shape: BatchShape) -> BatchShape:
+    """Give what is compiled for a shape where every shape has a graph of its own."""
+    return shape
+
+
+def round_buckets(
+    buckets: dict[BatchShape, list[int]], graph: Callable[[BatchShape], BatchShape] = as_it_is
+) -> dict[BatchShape, list[int]]:
     """The same scenes in shapes of a round number of sources, but for those so many that a shape of their own pays.
 
-    Scenes that come one by one then share a shape with earlier ones.
+    Scenes that come one by one then share a shape with earlier ones. graph: see `merge_buckets`; numbers that share a
+    graph stay as they are.
     """
     rounded: dict[BatchShape, list[int]] = defaultdict(list)
     for shape, members in buckets.items():
         larger = shape._replace(sources=fit_size(shape.sources, ROUND_COUNTS))
         pays = len(members) * (cost(larger, FIT_WORK) - cost(shape, FIT_WORK)) > COMPILATION
-        rounded[shape if pays else larger] += members
+        rounded[shape if pays or graph(shape) == graph(larger) else larger] += members
     return {shape: sorted(members) for shape, members in rounded.items()}
 
 
-def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT_WORK) -> dict[BatchShape, list[int]]:
+def merge_buckets(
+    buckets: dict[BatchShape, list[int]],
+    work: float = FIT_WORK,
+    graph: Callable[[BatchShape], BatchShape] = as_it_is,
+) -> dict[BatchShape, list[int]]:
     """The same scenes in fewer shapes: they join another one that holds them where that costs less than a compilation.
 
-    Scenes of several observations join only shapes of the same images. work: see `cost`.
+    Scenes of several observations join only shapes of the same images. work: see `cost`. graph: gives what is compiled
+    for a shape, with 0 sources where it serves any number of them: scenes of one graph join another one together.
     """
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
@@ -302,17 +306,30 @@ def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT_WORK) 
         same = same and all(getattr(large, name) == getattr(small, name) for name in fixed)
         return same and all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp"))
 
-    merged = {shape: list(members) for shape, members in buckets.items()}
+    merged: dict[BatchShape, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for shape, members in buckets.items():
+        merged[graph(shape)][shape.sources] += members
     joins = [(a, b) for a in merged for b in merged if a != b and holds(b, a)]
 
+    def shape_in(compiled: BatchShape, sources: int) -> BatchShape:
+        return compiled._replace(blends=1, sources=max(compiled.sources, sources))
+
     def saved(join: tuple[BatchShape, BatchShape]) -> float:
-        small, large = join
-        return COMPILATION - len(merged[small]) * (cost(large, work) - cost(small, work))
+        more = (
+            len(members) * (cost(shape_in(join[1], count), work) - cost(shape_in(join[0], count), work))
+            for count, members in merged[join[0]].items()
+        )
+        return COMPILATION - sum(more)
 
     while joins := [join for join in joins if join[0] in merged and join[1] in merged and saved(join) > 0]:
         small, large = max(joins, key=lambda join: (saved(join), join))
-        merged[large] = sorted(merged[large] + merged.pop(small))
-    return merged
+        for count, members in merged.pop(small).items():
+            merged[large][shape_in(large, count).sources] += members
+    return {
+        shape_in(compiled, count): sorted(members)
+        for compiled, counts in merged.items()
+        for count, members in counts.items()
+    }
 
 
 def by_count(

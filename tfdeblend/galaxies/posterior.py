@@ -171,32 +171,35 @@ class GalaxyPosterior:
         Args:
           mixing: see `tangents`. flux: [B, K, C].
         """
-        brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
         gram, sources, count = self.likelihood.gram(images), self.sources, images.shape[2]
+        brightest = tf.argmax(tf.reduce_sum(flux**2, 2), 1, output_type=tf.int32)
         here = tf.one_hot(brightest, sources, dtype=gram.dtype)
         blocks = tf.reshape(gram, [-1, self.shape.bands, sources, count, sources, count])
         block = tf.einsum("bk,bckikj->bcij", here, blocks)
         light = tf.gather(flux[..., None] * tf.transpose(mixing[:, :, :, -1], [0, 2, 1, 3]), brightest, batch_dims=1)
         light = tf.cast(light, gram.dtype)  # [B, C, I], what its own light holds of its images
-        bright = tf.einsum("bci,bcij,bcj->b", light, block, light) > BRIGHT**2
+        rows = tf.where(tf.einsum("bci,bcij,bcj->b", light, block, light) > BRIGHT**2)[:, 0]
 
         def corrected() -> tf.Tensor:
-            exact = self.likelihood.gram_of_one(tf.gather(images, brightest, batch_dims=1), brightest)
+            some, number, block_of, here_of = (tf.gather(x, rows) for x in (images, brightest, block, here))
+            likelihood = self.take(rows, tf.gather(self.stiffness, rows)).likelihood
+            exact = likelihood.gram_of_one(tf.gather(some, number, batch_dims=1), number)
             root, exact_root = (
-                tf.linalg.cholesky(each + tf.linalg.diag(ROUNDING * tf.linalg.diag_part(block) + 1e-30))
-                for each in (block, exact)
+                tf.linalg.cholesky(each + tf.linalg.diag(ROUNDING * tf.linalg.diag_part(block_of) + 1e-30))
+                for each in (block_of, exact)
             )
             change = tf.linalg.matrix_transpose(
                 tf.linalg.triangular_solve(root, tf.linalg.matrix_transpose(exact_root), adjoint=True)
             )
             one = tf.eye(count, dtype=gram.dtype)
             known = tf.reduce_all(tf.math.is_finite(change), [2, 3])  # not of a few pixels less a constant
-            change = tf.where((known & bright[:, None])[..., None, None], change, one)
-            change = one + here[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
-            half = tf.einsum("bckij,bckjlm->bckilm", change, blocks)
-            return tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(gram))
+            change = tf.where(known[..., None, None], change, one)
+            change = one + here_of[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
+            half = tf.einsum("bckij,bckjlm->bckilm", change, tf.gather(blocks, rows))
+            full = tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(tf.gather(gram, rows)))
+            return tf.tensor_scatter_nd_update(gram, rows[:, None], full)
 
-        return tf.cond(tf.reduce_any(bright), corrected, lambda: gram)
+        return tf.cond(tf.size(rows) > 0, corrected, lambda: gram)
 
     def tangents(self, latent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Images [B, K, I, 1, P, P] that span all derivatives of the unit-flux sources, and what each of a source's
