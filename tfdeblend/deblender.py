@@ -30,12 +30,10 @@ from tfdeblend.diffusion.denoisers import PriorDenoiser
 from tfdeblend.errors import DataError, expect
 from tfdeblend.forward.batch import Batch, Tensors
 from tfdeblend.forward.shapes import (
-    FEW_COUNTS,
     FIT_WORK,
     SAMPLING_WORK,
     BatchShape,
     brightness,
-    fit_size,
     memory,
     merge_buckets,
     round_buckets,
@@ -363,9 +361,9 @@ class Deblender:
         self._check(scene, prior)
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
-        shape = scene_shape(scene, side, prior.model_sigma, self.background, self.few_shapes)
+        shape = scene_shape(scene, side, prior.model_sigma, self.background)
         if self.few_shapes and self._graph_shape(prior, shape).sources:
-            shape = shape._replace(sources=fit_size(shape.sources, FEW_COUNTS))
+            shape = scene_shape(scene, side, prior.model_sigma, self.background, few=True)
         self._check_memory(scene, shape, prior)
         return shape
 
@@ -504,7 +502,7 @@ class Chunk:
             width[row] = np.min(fwhm(scene.observation.psf))
         key = "stars", fit.prior.name, graph_shape(self.shape, fit.options)
         trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
-        return trial(tensors, found, unknown, width, rounds)
+        return trial.of(fit)(tensors, found, unknown, width, rounds)
 
     def _side_wanted(self, found: MapResult, row: int) -> int:
         """The `side_wanted` of one scene of the batch."""

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from typing import Self
 
-import numpy as np
 import tensorflow as tf
 
 from tfdeblend.forward.batch import ExposureTensors, Tensors
@@ -123,8 +122,8 @@ class Likelihood:
         frames, products = placed_each(place, stamps[:, None]), []
         for one in self.exposures:
             seen = one.observe.forward(one.of(frames))
-            flat = tf.reshape(seen, [-1, *seen.shape[1:3], seen.shape[3] * seen.shape[4]])
-            flat = tf.cast(flat, tf.float64)
+            _, bands, count, height, width = shape_of(seen)
+            flat = tf.cast(tf.reshape(seen, [-1, bands, count, height * width]), tf.float64)
             products.append(one.among_all(tf.matmul(flat, flat, transpose_b=True)))
         return tf.add_n(products)
 
@@ -208,7 +207,7 @@ def placed_each(place: Place, stamps: tf.Tensor) -> tf.Tensor:
     """Stamps [B, K, Q, C or 1, P, P], each alone in a frame: [B, C or 1, K Q, F, F]."""
     _, sources, images, bands, side, _ = shape_of(stamps)
     placed = place.each(tf.reshape(stamps, [-1, sources, images * bands, side, side]))
-    placed = tf.reshape(placed, [-1, sources * images, bands, *placed.shape[-2:]])
+    placed = tf.reshape(placed, [-1, sources * images, bands, *shape_of(placed)[-2:]])
     return tf.transpose(placed, [0, 2, 1, 3, 4])
 
 
@@ -319,7 +318,7 @@ class Exposure:
                 spectrum = spectra[min(band, bands - 1)] * self.tensors.coarse_kernel[:, band, None]
             seen = tf.signal.irfft2d(spectrum, fft_length=[half, half])
             placed = place.each(tf.reshape(seen, [-1, sources, images, half, half]))
-            placed = tf.reshape(placed, [-1, 1, sources * images, *placed.shape[-2:]])
+            placed = tf.reshape(placed, [-1, 1, sources * images, *shape_of(placed)[-2:]])
             products.append(_products(placed, halved[:, band : band + 1]))
         return tf.concat(products, 1)
 
@@ -344,9 +343,14 @@ def _products(images: tf.Tensor, halved: tf.Tensor) -> tf.Tensor:
 def every_second(weights: tf.Tensor) -> tf.Tensor:
     """[B, C, Q, S, S] -> [B, C, Q, S // 2, S // 2]: every second pixel takes half the weight of either neighbour, along
     both axes; the last pixel, whose other neighbour is outside, gives all of it."""
-    side = weights.shape[-1]
-    share = np.zeros((side // 2, side))
-    t = np.arange(side // 2)
-    share[t, 2 * t], share[t, 2 * t + 1], share[t[1:], 2 * t[1:] - 1], share[-1, -1] = 1, 0.5, 0.5, 1
-    matrix = tf.constant(share, weights.dtype)
-    return tf.einsum("iy,jx,bcqyx->bcqij", matrix, matrix, weights)
+    for axis in (-1, -2):
+        even, odd = _alternate(weights, axis)
+        first, last = tf.split(odd, [shape_of(odd)[axis] - 1, 1], axis)
+        before, after = tf.concat([tf.zeros_like(last), first], axis), tf.concat([first, 2 * last], axis)
+        weights = even + 0.5 * (before + after)
+    return weights
+
+
+def _alternate(x: tf.Tensor, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The pixels of even and of odd number along the last axis or the one before it."""
+    return (x[..., ::2], x[..., 1::2]) if axis == -1 else (x[..., ::2, :], x[..., 1::2, :])

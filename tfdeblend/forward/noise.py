@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeblend.data.noise_correlation import stencil
-from tfdeblend.linalg.operator import LinearOperator
+from tfdeblend.linalg.operator import LinearOperator, shape_of
 
 
 class Whiten(LinearOperator):
@@ -20,7 +20,7 @@ class Whiten(LinearOperator):
     """
 
     def __init__(self, weights: tf.Tensor, rows: tf.Tensor):
-        self.root, self.rows, self.side = tf.sqrt(weights), tf.unstack(rows, axis=2), weights.shape[-1]
+        self.root, self.rows, self.side = tf.sqrt(weights), tf.unstack(rows, axis=2), shape_of(weights)[-1]
         self.reach = round((np.sqrt(max(2 * len(self.rows) - 1, 1)) - 1) / 2)
         self.offsets = stencil(self.reach).tolist() if self.rows else []
 
@@ -72,7 +72,7 @@ class WithoutConstant(Whiten):
 def _with_axes(factor: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """[B, C, S, S] with as many axes as x [B, C, ..., S, S]."""
     extra = len(x.shape) - 4
-    return tf.reshape(factor, [-1, factor.shape[1], *[1] * extra, *factor.shape[2:]]) if extra else factor
+    return tf.reshape(factor, [-1, factor.shape[1], *[1] * extra, *shape_of(factor)[2:]]) if extra else factor
 
 
 def _sides(x: tf.Tensor, rows: list[int], columns: list[int]) -> list[list[int]]:

@@ -169,10 +169,16 @@ class Convolve(LinearOperator):
     def _kernel(self, x: tf.Tensor, sign: float = 1.0) -> tf.Tensor:
         """The transfer function, or with sign -1 its conjugate, with as many axes as x."""
         extra = len(x.shape) - len(self.kernel[0].shape)
-        shape = [-1, *self.kernel[0].shape[1:2], *[1] * extra, *self.kernel[0].shape[2:]]
+        _, bands, *frequencies = shape_of(self.kernel[0])
+        shape = [-1, bands, *[1] * extra, *frequencies]
         real, imaginary = (tf.reshape(part, shape) for part in self.kernel)
         return tf.complex(real, sign * imaginary)
 
     def _filter(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         n = [self.side, self.side]
-        return tf.signal.irfft2d(tf.signal.rfft2d(x, fft_length=n) * kernel, fft_length=n)
+        spectrum = tf.signal.rfft2d(x, fft_length=n)
+        spectrum.set_shape([*x.shape[:-2], None, None])  # which a side that only the graph's run knows would leave open
+        product = spectrum * kernel
+        full = tf.signal.irfft2d(product, fft_length=n)
+        full.set_shape([*product.shape[:-2], None, None])
+        return full

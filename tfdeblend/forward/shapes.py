@@ -154,6 +154,7 @@ def scene_shape(
     _, height, width = scene.observation.shape
     side, sources = fit_size(max(height, width), IMAGE_SIDES), fit_size(len(scene.sources), SOURCE_COUNTS)
     if few:
+        sources = fit_size(len(scene.sources), FEW_COUNTS)
         holding = [each for each in FEW_SIDES if side <= each[0] and stamp <= each[1]]
         side, stamp = holding[0] if holding else (side, stamp)
     sigma = model_sigma or widest_model_sigma(scene)

@@ -138,11 +138,11 @@ def coefficients(mixture: Mixture) -> tuple[tf.Tensor, tf.Tensor]:
     return weight, exponent
 
 
-def monomials(side: int, dtype: tf.DType) -> tf.Tensor:
+def monomials(side: int | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """[6, P * P]: (1, y, x, y^2, yx, x^2) at every stamp pixel, measured from pixel (P // 2, P // 2)."""
-    t = np.arange(side) - side // 2
-    y, x = (a.ravel() for a in np.meshgrid(t, t, indexing="ij"))
-    return tf.constant(np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]), dtype)
+    t = tf.cast(tf.range(side) - side // 2, dtype)
+    y, x = (tf.reshape(a, [-1]) for a in tf.meshgrid(t, t, indexing="ij"))
+    return tf.stack([tf.ones_like(y), y, x, y * y, y * x, x * x])
 
 
 def _rows_times(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
@@ -151,8 +151,9 @@ def _rows_times(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     Left to `tf.matmul`, oneDNN's kernel corrupts memory where the axes before are two and one of them is 1:
     https://github.com/tensorflow/tensorflow/issues/123109.
     """
-    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix)
-    return tf.reshape(flat, [-1, *shape_of(x)[1:-1], matrix.shape[-1]])
+    _, *between, inner = shape_of(x)
+    flat = tf.matmul(tf.reshape(x, [-1, inner]), matrix)
+    return tf.reshape(flat, [-1, *between, shape_of(matrix)[-1]])
 
 
 @tf.custom_gradient
@@ -172,7 +173,7 @@ def evaluate(weight: tf.Tensor, exponent: tf.Tensor, basis: tf.Tensor):
     return tf.matmul(weight, gaussians), gradient
 
 
-def render(mixture: Mixture, side: int) -> tf.Tensor:
+def render(mixture: Mixture, side: int | tf.Tensor) -> tf.Tensor:
     """Stamps [..., C, P, P] of a mixture, in flux per pixel, sampled at pixel centres."""
     weight, exponent = coefficients(mixture)
     flat = evaluate(weight, exponent, monomials(side, weight.dtype))
@@ -180,7 +181,7 @@ def render(mixture: Mixture, side: int) -> tf.Tensor:
 
 
 def render_tangents(
-    weight: tf.Tensor, exponent: tf.Tensor, d_weight: tf.Tensor, d_exponent: tf.Tensor, side: int
+    weight: tf.Tensor, exponent: tf.Tensor, d_weight: tf.Tensor, d_exponent: tf.Tensor, side: int | tf.Tensor
 ) -> tf.Tensor:
     """A rendered mixture and its derivatives along S directions, at the price of one rendering and a matrix product.
 
@@ -230,7 +231,7 @@ def contract(
       pulled: [..., C, P, P]. flux: [..., C], f_c. At least one leading axis.
     """
     weight, exponent = coefficients
-    side, bands = pulled.shape[-1], pulled.shape[-3]
+    side, bands = shape_of(pulled)[-1], pulled.shape[-3]
     basis = monomials(side, weight.dtype)
     fourth = tf.gather(basis, FACTORS[0]) * tf.gather(basis, FACTORS[1])
     gaussians = tf.exp(_rows_times(exponent, basis))

@@ -33,7 +33,9 @@ STALLED = 10.0  # tolerances: a fit ends with a round that gains less than a ste
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
-OF_SOURCES = "corners", "centers", "is_source", "is_point"  # tensors [B, K, ...]
+# Names of tensors [B, K, ...], [B, ...] and [B, C, pixels, pixels].
+OF_SOURCES, OF_BLENDS = ("corners", "centers", "is_source", "is_point"), ("arcsec", "band_unit")
+OF_PIXELS = "images", "weights", "kernel", "coarse_kernel"
 AS_SAID = 0.4  # of the slope: a fall of the loss as predicted; a full step to a minimum falls by half of it
 
 
@@ -137,7 +139,7 @@ class MapFit:
     """The compiled fit for one batch shape. Make it once, call it for every batch of that shape.
 
     Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`. By Newton's method one graph serves batches of any
-    number of blends, and, of one exposure, of any number of sources: see `like`.
+    number of blends, and, of one exposure, of any number of sources and pixels: see `graph_shape`.
     """
 
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
@@ -191,20 +193,41 @@ class MapFit:
         if stiffness is None:
             stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
         most = tf.constant(self.options.rounds if rounds is None else rounds)
-        arguments = tensors, tf.cast(start, self.prior.dtype), stiffness, most
+        arguments = tensors, self.sides, tf.cast(start, self.prior.dtype), stiffness, most
         if not tf.executing_eagerly():  # within another graph, which knows the numbers of blends and sources
             return self._run(*arguments)
         if not self._graph:
             self._graph.append(self._run.get_concrete_function(*self._specs(*arguments)))
         return self._graph[0](*arguments)
 
-    def _specs(self, tensors: Tensors, start: tf.Tensor, stiffness: tf.Tensor, most: tf.Tensor) -> tuple[Any, ...]:
+    @property
+    def sides(self) -> tf.Tensor:
+        """[4]: frame, margin, FFTs and stamps in pixels, for a graph that serves any; see `with_sides`."""
+        return tf.constant([self.shape.frame, self.shape.margin, self.shape.fourier, self.shape.stamp])
+
+    def _specs(self, tensors: Tensors, *others: tf.Tensor) -> tuple[Any, ...]:
         """Give the specs of the graph's arguments, which leave free what `graph_shape` does."""
-        free = graph_shape(self.shape, self.options)
-        axes = [None] * (not free.blends) + [None] * (not free.sources)
-        of_sources = {name: _spec(getattr(tensors, name), axes) for name in OF_SOURCES}
-        others = tf.nest.map_structure(lambda tensor: _spec(tensor, axes[:1]), (tensors, stiffness, most))
-        return others[0]._replace(**of_sources), _spec(start, axes), *others[1:]
+        free, (sides, start, stiffness, most) = graph_shape(self.shape, self.options), others
+        blends, sources, pixels = (None if not number else -1 for number in (free.blends, free.sources, free.frame))
+
+        def spec(tensor: tf.Tensor, *axes: int | None) -> tf.TensorSpec:
+            """Of a tensor whose first axes, where they are None, may be of any length."""
+            lengths = [None if free is None else length for length, free in zip(tensor.shape, axes, strict=False)]
+            return tf.TensorSpec([*lengths, *tensor.shape[len(axes) :]], tensor.dtype)
+
+        exposures = [
+            one._replace(
+                **{name: spec(getattr(one, name), blends, -1, pixels, pixels) for name in OF_PIXELS},
+                whitening=spec(one.whitening, blends, -1, -1, pixels, pixels),
+                points=spec(one.points, blends),
+                gain=spec(one.gain, blends),
+            )
+            for one in tensors.exposures
+        ]
+        named = {name: spec(getattr(tensors, name), blends, sources) for name in OF_SOURCES}
+        of_blends = {name: spec(getattr(tensors, name), blends) for name in OF_BLENDS}
+        given = tensors._replace(exposures=tuple(exposures), **named, **of_blends)
+        return given, spec(sides), spec(start, blends, sources), spec(stiffness, blends), spec(most)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
@@ -214,12 +237,18 @@ class MapFit:
         further = self(alone(tensors, rows), found.state.latent, found.stiffness, rounds)
         return of_rows(rows, further._replace(steps=found.steps + further.steps), found)
 
-    def posterior(self, tensors: Tensors) -> GalaxyPosterior:
-        """The posterior of the blends with these tensors, by their own weights."""
-        return GalaxyPosterior(self.prior, self.shape, tensors)
+    def posterior(self, tensors: Tensors, sides: tf.Tensor | None = None) -> GalaxyPosterior:
+        """The posterior of the blends with these tensors, by their own weights.
 
-    def _fit(self, tensors: Tensors, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor) -> MapResult:
-        exact = self.posterior(tensors)
+        sides: those of the blends' shape within a graph of any; None: those of this fit's.
+        """
+        shape = self.shape if sides is None else with_sides(self.shape, self.options, sides)
+        return GalaxyPosterior(self.prior, shape, tensors)
+
+    def _fit(
+        self, tensors: Tensors, sides: tf.Tensor, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor
+    ) -> MapResult:
+        exact = self.posterior(tensors, sides)
         unit = exact.unit(first)
         state = MapState(first, exact.solve_fluxes(unit))
         posterior = self.tolerant(exact, exact.likelihood.render(unit, state.flux))
@@ -404,18 +433,25 @@ class MapFit:
 
 
 def graph_shape(shape: BatchShape, options: MapOptions) -> BatchShape:
-    """Give what the graph of a fit is fixed to: a shape, with 0 for the blends and sources of which any number will do.
+    """Give what the graph of a fit is fixed to: a shape, with 0 for the numbers that may be any.
 
-    By Newton that is any number of blends, and, of one exposure, of sources.
+    By Newton these are the blends, and, of one exposure, the sources and all sides.
     """
     if options.optimizer != "newton":
         return shape
-    return shape._replace(blends=0, sources=shape.sources if len(shape.exposures) > 1 else 0)
+    if len(shape.exposures) > 1:
+        return shape._replace(blends=0)
+    own = shape.exposures[0]._replace(side=0)
+    return shape._replace(blends=0, sources=0, frame=0, margin=0, fourier=0, stamp=0, exposures=(own,))
 
 
-def _spec(tensor: tf.Tensor, free: list[None]) -> tf.TensorSpec:
-    """Give the spec of a tensor whose first axes, as many as there are in `free`, may be of any length."""
-    return tf.TensorSpec([*free, *tensor.shape[len(free) :]] if len(tensor.shape) else [], tensor.dtype)
+def with_sides(shape: BatchShape, options: MapOptions, sides: tf.Tensor) -> BatchShape:
+    """Give a shape with sides [4] that only the run of a graph knows, where `graph_shape` leaves them free."""
+    if graph_shape(shape, options).frame:
+        return shape
+    frame, margin, fourier, stamp = tf.unstack(sides)
+    shape = shape._replace(frame=frame, margin=margin, fourier=fourier, stamp=stamp)
+    return shape._replace(exposures=(shape.exposures[0]._replace(side=shape.side),))
 
 
 def _trial(posterior: GalaxyPosterior, state: MapState, model: Images, move: MapState) -> Trial:

@@ -12,6 +12,7 @@ chi-square falls is shared out among the sources on trial by their light. A poin
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -36,12 +37,18 @@ class Looks(NamedTuple):
 
 
 class StarTrial:
-    """The compiled trial of a batch's sources as points; fits are those of `fit`, whose shape it has."""
+    """The compiled trial of a batch's sources as points; fits are those of `fit`, or of one of the same graph."""
 
     def __init__(self, fit: MapFit):
         self.fit = fit
         self._looks = tf.function(self._shown, autograph=False, reduce_retracing=True)
         self._gain = tf.function(self._gained, autograph=False, reduce_retracing=True)
+
+    def of(self, fit: MapFit) -> StarTrial:
+        """The trial by a fit of the same graph."""
+        other = copy.copy(self)
+        other.fit = fit
+        return other
 
     def __call__(
         self, tensors: Tensors, galaxies: MapResult, unknown: np.ndarray, width: np.ndarray, rounds: int
@@ -61,7 +68,8 @@ class StarTrial:
         while (rows := np.any(trial, 1)).any():  # fewer are on trial each time, until all stay
             start = found.state.latent * (1 - tf.cast(trial, tensors.is_point.dtype))[..., None]  # PSFs as given
             points = self.fit(alone(with_points(tensors, trial), rows), start, galaxies.stiffness, rounds)
-            kept = trial & (self._gain(tensors, galaxies, points, tf.constant(trial)).numpy() > least[:, None])
+            gain = self._gain(tensors, self.fit.sides, galaxies, points, tf.constant(trial)).numpy()
+            kept = trial & (gain > least[:, None])
             settled = rows & np.all(kept == trial, 1)
             taken[settled] = trial[settled]
             found = of_rows(settled, points, found)
@@ -88,12 +96,14 @@ class StarTrial:
             count += tf.reduce_sum(share, [2, 3, 4])
         return Looks(tf.sqrt(power), total / count)
 
-    def _gained(self, tensors: Tensors, galaxies: MapResult, points: MapResult, trial: tf.Tensor) -> tf.Tensor:
+    def _gained(
+        self, tensors: Tensors, sides: tf.Tensor, galaxies: MapResult, points: MapResult, trial: tf.Tensor
+    ) -> tf.Tensor:
         """[B, K] by how much the log evidence rises as each source on trial becomes a point.
 
         What the chi-square falls in a pixel is shared out among the sources on trial as their light there is.
         """
-        exact = self.fit.posterior(tensors)
+        exact = self.fit.posterior(tensors, sides)
         posterior = self.fit.tolerant(exact, exact.model(galaxies.state))
         tried = tf.cast(trial, self.fit.prior.dtype)
         gain = tf.reduce_sum(galaxies.state.latent**2 - points.state.latent**2, 2)
