@@ -61,11 +61,12 @@ class Place(LinearOperator):
       side: P. frame: F. dtype: of the stamps.
     """
 
-    def __init__(self, corners: tf.Tensor, side: int, frame: int, dtype: tf.DType = tf.float32):
+    def __init__(self, corners: tf.Tensor, side: int | tf.Tensor, frame: int | tf.Tensor, dtype: tf.DType = tf.float32):
         self.corners, self.side, self.frame, self.dtype = tf.cast(corners, tf.int32), side, frame, dtype
         self.batch, self.sources = shape_of(corners)[:2]
         number = corners.shape[:2].num_elements()
-        few = number is not None and number <= MOST_ONE_BY_ONE
+        known = number is not None and isinstance(side, int) and isinstance(frame, int)
+        few = known and number <= MOST_ONE_BY_ONE
         self.one_by_one = few and not tf.config.list_logical_devices("GPU")
 
     def forward(self, x: tf.Tensor) -> tf.Tensor:
