@@ -7,12 +7,14 @@ it comes. What is masked in empty sky, and what lies beyond the edge of what is 
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, grey_closing
+from scipy.ndimage import distance_transform_edt
 
 from tfdeblend.data.noise_correlation import convolved
 from tfdeblend.data.observation import Observation
 
-WIDEST = 65  # pixels: a hole has light on either side within
+REACH = 32  # pixels from a hole's pixel within which there is light
+AXES = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])
+LIT_AXES = 3  # of these, along which there is light on either side: a trail of saturation takes away one
 STEP = 2.0  # pixels over which the slope of the light is taken
 
 
@@ -23,23 +25,38 @@ def filled(observation: Observation, bright: np.ndarray, kernel: np.ndarray) -> 
         bright: (H,W) bool, where light is seen.
         kernel: (n,n) of sum 1, through which the light beside a hole is measured.
     """
-    if observation.valid.all():
-        return observation
     images, weights = observation.images.copy(), observation.weights.copy()
     for image, weight in zip(images, weights, strict=True):
         seen = weight > 0
-        lit = bright & seen
-        hole = ~seen & (grey_closing(lit.astype(np.uint8), size=(WIDEST, WIDEST), mode="constant") > 0)
-        if not hole.any():
+        if seen.all() or not (lit := bright & seen).any():
             continue
-        smooth = convolved(np.where(seen, image, 0), kernel) / np.maximum(convolved(seen.astype(float), kernel), 1e-6)
         nearest = np.stack(distance_transform_edt(~seen, return_distances=False, return_indices=True))
-        hole &= lit[tuple(nearest)]
-        place, beside = np.stack(np.nonzero(hole)), nearest[:, hole]
+        place = np.stack(np.nonzero(~seen & lit[tuple(nearest)]))
+        place = place[:, _amid(place, lit, seen)]
+        beside = nearest[:, *place]
         depth = np.hypot(*(place - beside))
         away = np.round(beside + STEP * (beside - place) / depth).astype(int)
         away = np.clip(away, 0, np.array(image.shape)[:, None] - 1)
-        slope = np.where(seen[tuple(away)], smooth[tuple(beside)] - smooth[tuple(away)], 0) / STEP
-        image[hole] = np.maximum(smooth[tuple(beside)] + slope * depth, 0)
-        weight[hole] = weight[tuple(beside)]
+        smooth = convolved(np.where(seen, image, 0), kernel) / np.maximum(convolved(seen.astype(float), kernel), 1e-6)
+        slope = np.where(seen[*away], smooth[*beside] - smooth[*away], 0) / STEP
+        image[*place] = np.maximum(smooth[*beside] + slope * depth, 0)
+        weight[*place] = weight[*beside]
     return observation.derived(images=images, weights=weights)
+
+
+def _amid(place: np.ndarray, lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether masked pixels (2,n) have light on either side along LIT_AXES."""
+    return sum(_meets(place, axis, lit, seen) & _meets(place, -axis, lit, seen) for axis in AXES) >= LIT_AXES
+
+
+def _meets(place: np.ndarray, step: np.ndarray, lit: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether the first pixel that is seen from places (2,n), step by step within REACH, is lit."""
+    found, left = np.zeros(place.shape[1], bool), np.arange(place.shape[1])
+    for number in range(1, REACH + 1):
+        at = place[:, left] + number * step[:, None]
+        inside = ((at >= 0) & (at < np.array(lit.shape)[:, None])).all(0)
+        left, at = left[inside], at[:, inside]
+        met = seen[*at]
+        found[left[met]] = lit[*at[:, met]]
+        left = left[~met]
+    return found
