@@ -79,6 +79,63 @@ def test_masked_sources_are_not_seen() -> None:
     assert len(detection.detect(field([500], [(4, 4)]), 5.0)) == 0
 
 
+def seen_through(light: np.ndarray, masked: np.ndarray, seed: int = 0) -> Observation:
+    """Light of flat spectrum in noise, in three bands that are masked where (3,H,W), or (H,W), says."""
+    shape = (3, *light.shape)
+    images = light + np.random.default_rng(seed).normal(scale=SIGMA, size=shape)
+    masked = np.broadcast_to(masked, shape)
+    return Observation(np.where(masked, 0, images), np.where(masked, 0, SIGMA**-2), PSF / PSF.sum())
+
+
+def star(shape: tuple[int, int], y: float, x: float, flux: float) -> np.ndarray:
+    """A point source with wings, as a saturated star shows them around its middle."""
+    rows, columns = np.indices(shape)
+    profile = (1 + ((rows - y) ** 2 + (columns - x) ** 2) / 2.2**2) ** -3.0
+    return flux * profile / profile.sum()
+
+
+@pytest.mark.parametrize("trail", [0, 1, 3])
+@pytest.mark.parametrize(("radius", "flux"), [(2, 1e4), (5, 1e5), (10, 1e6)])
+def test_a_star_with_a_masked_middle_is_one(radius: int, flux: float, trail: int) -> None:
+    """Also near the image's edge, with columns that bleed beyond its light, and where bands are masked to different
+    radii, or not at all."""
+    (y, x), shape = (60.3, 20.6), (120, 130)
+    rows, columns = np.indices(shape)
+    bled = (np.abs(columns - x) <= trail / 2) & (np.abs(rows - y) < 55) & (trail > 0)
+    apart, light = np.hypot(rows - y, columns - x), star(shape, y, x, flux)
+    for seed, shares in enumerate([(1, 1, 1), (1, 1, 1), (0.6, 0.8, 1), (0, 0.5, 1)]):
+        masked = np.stack([(share > 0) & ((apart <= share * radius) | bled) for share in shares])
+        found = detection.search(seen_through(light, masked, seed), 5.0)
+        assert len(found) == 1
+        assert np.hypot(found["y"][0] - y, found["x"][0] - x) < 1.5
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_galaxy_that_masked_columns_cross_is_one(width: int) -> None:
+    """Wherever they cross it, and with a twentieth of all other pixels masked as by cosmic rays."""
+    shape = (80, 90)
+    for seed, first in enumerate(range(41, 48)):
+        masked = np.random.default_rng(seed).uniform(size=shape) < 0.05
+        masked[:, first : first + width] = True
+        found = detection.search(seen_through(600 * gaussian(shape, 40.2, 44.7, 3.0), masked, seed))
+        assert len(found) == 1
+        assert np.hypot(found["y"][0] - 40.2, found["x"][0] - 44.7) < 2
+
+
+def test_masked_pixels_without_light_around_give_no_detections() -> None:
+    """Neither squares, columns and single pixels in empty sky, nor the masked half of what has a galaxy at its edge."""
+    shape = (120, 130)
+    masked = np.zeros(shape, bool)
+    masked[20:70, 30:90], masked[:, 10:13] = True, True
+    for seed in range(10):
+        speckled = masked | (np.random.default_rng(seed).uniform(size=shape) < 0.03)
+        assert len(detection.search(seen_through(np.zeros(shape), speckled, seed), 4.0)) == 0
+    beside = detection.search(seen_through(2000 * gaussian(shape, 72, 60, 2.5), masked), 4.0)
+    assert len(beside) == 1 and not masked[tuple(np.round([beside["y"][0], beside["x"][0]]).astype(int))]
+    nothing = seen_through(np.zeros(shape), masked).derived(weights=np.zeros((3, *shape)))
+    assert len(detection.search(nothing)) == 0
+
+
 def test_residual_shows_the_undeclared_source_only() -> None:
     observation = field([300, 60], [(40, 40), (60.2, 70.4)])
     model = np.broadcast_to(200 * gaussian((80, 90), 40, 40, 1.5), (3, 80, 90))

@@ -215,7 +215,7 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--trust-weights", action="store_true", help="take weights as they are, see deblend")
     parser.add_argument(
-        "--threshold", type=float, default=3.0, metavar="SIGMA", help="detection threshold (default: 3)"
+        "--threshold", type=float, default=3.25, metavar="SIGMA", help="detection threshold (default: 3.25)"
     )
     parser.add_argument("--tile", type=positive, default=512, metavar="PIXELS", help="side of a tile (default: 512)")
     parser.add_argument(

@@ -47,6 +47,7 @@ class Observation:
             flagged; only weights say what is masked.
         notes: warnings of reading and checking, one line each.
         may_be_empty: whether all pixels may be masked, as in a piece of a larger image.
+        flat: whether the sky was subtracted: its level is then 0, whatever the pixels say.
 
     Raises:
         DataError: naming the observation, the field, what was expected and what was received.
@@ -66,6 +67,7 @@ class Observation:
     saturated: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     may_be_empty: bool = False
+    flat: bool = False
 
     def __post_init__(self) -> None:
         expect("notes", self.notes, tuple, list)
@@ -187,12 +189,14 @@ class Observation:
         return replace(self, weights=self.weights * factors[:, None, None], notes=(*self.notes, note))
 
     def sky_levels(self) -> np.ndarray:
-        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above. Measured once: an
-        observation's arrays are not to be changed."""
+        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above; 0 where it was
+        subtracted. Measured once: an observation's arrays are not to be changed."""
         return self._sky_levels.copy()
 
     @cached_property
     def _sky_levels(self) -> np.ndarray:
+        if self.flat:
+            return np.zeros(len(self.images))
         return np.array([validation.sky_level(i[v]) for i, v in zip(self.images, self.valid, strict=True)])
 
     def less(self, levels: np.ndarray) -> Observation:

@@ -45,7 +45,6 @@ LEAST_BLOCKS = 8
 EMPTY = 0.3  # of an image: with less, what seems empty is wings
 LEAST_LEVEL, CROWDED_LEVEL = 0.15, 1.0  # sigma a pixel; in 97 real HSC blends the faintest tenth is up to 0.7
 STEEP = 2.0  # times the way from the tenth to the third part
-LARGE, MESH = 192, 64  # pixels: an image's side from which its sky may drift; of the meshes it is then measured in
 OWN = 0.7  # of the median, that the level itself must be
 
 
@@ -251,31 +250,6 @@ def noise_seen(observation: Observation) -> np.ndarray:
     """(C,): the noise of each band by its scatter in units of the images, or that of the weights where none is seen."""
     found, _ = scatters(observation, empty(observation))
     return stated_noise(observation) * [each.value if each and each.seen else 1.0 for each in found]
-
-
-def less_sky(observation: Observation) -> Observation:
-    """The observation less the level of its sky where that is certain: on images large enough, SEP's background."""
-    if min(observation.shape[1:]) >= LARGE:
-        everywhere = np.ones(observation.shape[1:], bool)
-        return observation.derived(images=observation.images - sky(observation, everywhere, MESH))
-    clear = empty(observation)
-    sigma = noise_seen(observation)
-    certain = [level.value if level and level.certain else 0.0 for level in levels(observation, clear, sigma)]
-    return observation.less(sigma * certain) if any(certain) else observation
-
-
-def sky(observation: Observation, clear: np.ndarray, mesh: int) -> np.ndarray:
-    """Measure (C,H,W) the sky of each band by SEP, in meshes of so many pixels a side; 0 in a band that is all masked.
-
-    clear: (H,W) bool, the pixels to measure it in.
-    """
-    import sep
-
-    found = np.zeros_like(observation.images)
-    for band, image, valid in zip(found, observation.images, observation.valid, strict=True):
-        if (seen := valid & clear).any():
-            band[:] = sep.Background(np.ascontiguousarray(image), mask=~seen, bw=mesh, bh=mesh).back()
-    return found
 
 
 def stated_noise(observation: Observation) -> np.ndarray:

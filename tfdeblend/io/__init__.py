@@ -88,7 +88,7 @@ def _read(path: Path, reading: Reading, number: int = 0, count: int = 1) -> tupl
             raise DataError(path, "section", "expected a FITS image to read a section of, received an NPZ archive")
         contents = npz.load(path)
     else:
-        contents = images.load(path, reading.section)
+        contents = images.load(path, reading.section, reading.psf_section)
     fields.join(contents, others, reading.section)
     psf = _psf(contents, reading, next(iter(others.get("psf", ())), None))
     if count > 1 and psf is not None and np.ndim(psf) == 3 and len(psf) == count:

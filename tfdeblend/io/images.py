@@ -120,8 +120,10 @@ def shape(path: Path) -> tuple[int, int]:
         return found[-2], found[-1]
 
 
-def load(path: Path, section: Section | None = None) -> Contents:
+def load(path: Path, section: Section | None = None, psf_section: Section | None = None) -> Contents:
     """Read what a FITS file holds of a scene: one image, a cube, or an image a band; or a section of it.
+
+    psf_section: at whose middle a PSF that varies is taken, if not at that of the section.
 
     Raises: DataError for a file that is broken, has no image, or several that are no bands of one grid of pixels.
     """
@@ -159,7 +161,7 @@ def load(path: Path, section: Section | None = None) -> Contents:
         if section is None:
             contents.position = hd.parent_position(headers[0], parts["images"].shape)
         else:
-            contents.position = hd.section_position(headers[0], section)
+            contents.position = hd.section_position(headers[0], psf_section or section)
         if psf := layers.parts["psf"]:
             contents.psf_header = header_values(path, psf[0], psf[0])
         return contents

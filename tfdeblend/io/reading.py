@@ -24,6 +24,7 @@ class Reading:
         pixel_scale: arcsec.
         section: (rows, columns), two slices of a larger image: it alone is read. A PSF that varies is the one at its
             middle. None: the whole image.
+        psf_section: the section at whose middle such a PSF is taken in its place.
     """
 
     psf: Any = None
@@ -33,3 +34,4 @@ class Reading:
     zeropoints: float | Mapping[str, float] | None = None
     pixel_scale: float | None = None
     section: tuple[slice, slice] | None = None
+    psf_section: tuple[slice, slice] | None = None

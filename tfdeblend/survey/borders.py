@@ -24,7 +24,7 @@ def read(settings: SurveySettings, tile: Tile) -> Observation:
         all around are its own fault.
     """
     try:
-        return settings.read(tile.outer)
+        return settings.read(tile.outer, tile.inner)
     except DataError as error:
         whole = error
     own = settings.read(tile.inner)
@@ -33,7 +33,7 @@ def read(settings: SurveySettings, tile: Tile) -> Observation:
     for section in product(rows, columns):
         if section != tile.inner and section not in [each for each, _ in seen]:
             with suppress(DataError):
-                one = settings.read(section)
+                one = settings.read(section, tile.inner)
                 if np.array_equal(one.weights[:, *_from(section, tile.inner)], own.weights):
                     seen.append((section, one))
     if not seen:

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tfdeblend import io
+from tfdeblend.data.local_sky import MESH, REACH
 from tfdeblend.data.observation import Observation
 from tfdeblend.errors import DataError
 from tfdeblend.io import companions, images
@@ -17,8 +19,10 @@ from tfdeblend.survey import psf_function
 from tfdeblend.survey.tiles import Section, Tile, tiles
 from tfdeblend.version import __version__
 
-MESH = 64  # pixels: of the local sky's meshes, which tiles and borders are whole multiples of
 METHODS = ("map", "sample")
+# Sigma. In two simulated fields of 1024 x 1024 pixels with 908 true sources it finds 798 of these, as 3 does, and 39
+# others in place of 75; 3.5 finds 797, and 30 others.
+THRESHOLD = 3.25
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class SurveySettings:
     trust_weights: bool = False
     sample_above: float | None = None
     models: bool = False
-    threshold: float = 3.0
+    threshold: float = THRESHOLD
     tile: int = 512
-    border: int = 128
+    border: int = REACH
     margin: int = 64
 
     def __post_init__(self) -> None:
@@ -99,13 +103,14 @@ class SurveySettings:
         """List the tiles of the images, row by row."""
         return tiles(self.shape, self.tile, self.border)
 
-    def read(self, section: Section) -> Observation:
-        """Read a section of the images as one observation, its PSF that of its middle."""
+    def read(self, section: Section, psf_section: Section | None = None) -> Observation:
+        """Read a section of the images as one observation, its PSF that of its middle or of another section's."""
         names = ("psf", "mask_planes", "bands", "zeropoints", "pixel_scale")
-        how = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        how: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if psf_function.named(self.psf):
             how["psf"] = psf_function.find(str(self.psf))
-        observation, _ = io.read(self.images[0] if len(self.images) == 1 else self.images, section=section, **how)
+        how |= {"section": section, "psf_section": psf_section}
+        observation, _ = io.read(self.images[0] if len(self.images) == 1 else self.images, **how)
         return observation
 
     @cached_property

@@ -11,17 +11,17 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from tfdeblend.catalog.result import Deblended, SampleCatalog
-from tfdeblend.data.detection import detect as find
+from tfdeblend.data.detection import search
+from tfdeblend.data.local_sky import local_sky
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
-from tfdeblend.data.sky import empty, less_sky, sky
 from tfdeblend.deblender import Deblender
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
 from tfdeblend.survey import borders, tables
 from tfdeblend.survey.models import TileModel
 from tfdeblend.survey.resampled import Fitted, resampled
-from tfdeblend.survey.settings import MESH, SurveySettings
+from tfdeblend.survey.settings import SurveySettings
 from tfdeblend.survey.tables import Table
 from tfdeblend.survey.tiles import Tile
 
@@ -50,16 +50,9 @@ class TileResult(NamedTuple):
 
 
 def observe(settings: SurveySettings, tile: Tile) -> Observation:
-    """Read a tile with its border, less the local sky: SEP's in meshes, of the pixels where nothing stands out.
-
-    With the light of sources in it the sky would come out too bright, and fluxes of faint galaxies too small by
-    that times their area.
-    """
+    """Read a tile with its border, less the local sky."""
     observation = borders.read(settings, tile)
-    if not observation.valid.any():
-        return observation
-    clear = empty(less_sky(observation))
-    return observation.derived(images=observation.images - sky(observation, clear, MESH))
+    return observation.derived(images=observation.images - local_sky(observation), flat=True)
 
 
 def detect(settings: SurveySettings, tile: Tile) -> Table:
@@ -68,7 +61,7 @@ def detect(settings: SurveySettings, tile: Tile) -> Table:
     flat = observe(settings, tile)
     if not flat.valid.any():
         return {name: np.zeros(0) for name in names}
-    found = find(flat, settings.threshold)
+    found = search(flat, settings.threshold)
     place = np.stack([found["y"], found["x"]], 1).reshape(-1, 2)
     y, x = (place + tile.corner).T
     kept = tile.owns(y, x, SLACK)
