@@ -38,7 +38,7 @@ DTYPE = tf.float64  # a line search compares chi-squares, whose float32 rounding
 
 
 def calzetti(wavelengths: Any) -> np.ndarray:
-    """(C,) A(lambda) / A(V) of wavelengths in micrometres, 0.12 to 2.2 (Calzetti et al. 2000)."""
+    """Give A(lambda) / A(V), (C,), of wavelengths in micrometres, 0.12 to 2.2 (Calzetti et al. 2000)."""
     inverse = 1 / np.asarray(wavelengths, float)
     blue = 2.659 * (-2.156 + 1.509 * inverse - 0.198 * inverse**2 + 0.011 * inverse**3)
     return np.where(inverse > 1 / 0.63, blue, 2.659 * (-1.857 + 1.040 * inverse)) / 4.05 + 1
@@ -156,12 +156,18 @@ def compiled(prior: str, shape: BatchShape, position_sigma: float, law: str) -> 
 
 @dataclass(frozen=True, eq=False)
 class DustyGalaxy:
-    """A galaxy and the dust in front of it, in the observation's unit.
+    """Holds a galaxy and the dust in front of it, in the observation's unit.
 
-    flux: (C,) without dust; transmitted: (C,) what share of it arrives. intrinsic, attenuated: (C, H, W) the galaxy
-    through the PSF, without and with dust; model: (C, H, W) with its neighbours. optical_depth: (H, W) of the screen,
-    where the attenuation is 1, not convolved. dust: its parameters, see `DustPrior`. galaxy: the galaxy's.
-    log_posterior: at the maximum, up to a constant that models of the same data share. chi2: a pixel.
+    Args:
+        flux: (C,) without dust.
+        transmitted: (C,) what share of it arrives.
+        intrinsic, attenuated: (C, H, W) the galaxy through the PSF, without and with dust.
+        model: (C, H, W) with its neighbours.
+        optical_depth: (H, W) of the screen, where the attenuation is 1, not convolved.
+        dust: its parameters, see `DustPrior`.
+        galaxy: the galaxy's.
+        log_posterior: at the maximum, up to a constant that models of the same data share.
+        chi2: a pixel.
     """
 
     scene: Scene
@@ -187,7 +193,7 @@ def fit_dust(
     stamp: int = 64,
     position_sigma: float = 0.5,
 ) -> DustyGalaxy:
-    """The MAP of a galaxy behind a screen of dust, and of its neighbours without any.
+    """Find the MAP of a galaxy behind a screen of dust, and of its neighbours without any.
 
     Args:
       scene: with its sources. attenuation: (C,) of the bands, relative to where optical depths are given: `calzetti`.

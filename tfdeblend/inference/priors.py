@@ -291,12 +291,12 @@ class AutomaticPrior:
 
 
 def names() -> list[str]:
-    """The names that `find` knows."""
+    """List the names that `find` knows."""
     return [AUTO, *PRIORS, NONPARAMETRIC, *registry.shipped()]
 
 
 def find(prior: str | Path | Prior | PriorDenoiser | AutomaticPrior) -> Prior | AutomaticPrior:
-    """The prior of a name or of a file (`.keras`, `.npz`), or the object itself.
+    """Find the prior of a name or of a file (`.keras`, `.npz`), or give the object itself.
 
     Raises: ValueError for a name that is not known; DataError for a file that cannot be read; TypeError for another
       kind of object.

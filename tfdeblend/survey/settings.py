@@ -23,7 +23,7 @@ METHODS = ("map", "sample")
 
 @dataclass(frozen=True)
 class SurveySettings:
-    """Settings of a survey run. They are plain values, which travel to workers and tell two runs apart.
+    """Says what a survey run is to do. These are plain values, which travel to workers and tell two runs apart.
 
     Args:
         images: FITS files of one field: one of all bands, or one a band.
@@ -86,7 +86,7 @@ class SurveySettings:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H,W) of the images, by their headers."""
+        """Give the shape (H,W) of the images, by their headers."""
         shapes = {file: images.shape(Path(file)) for file in self.images}
         first, *others = shapes.items()
         for file, shape in others:
@@ -110,7 +110,7 @@ class SurveySettings:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 that differs for other settings, other files and another version of the package."""
+        """Give a SHA-256 that differs for other settings, other files and another version of the package."""
         beside = [file for image in self.images for files in companions.beside(Path(image)).values() for file in files]
         given = [Path(name) for name in (*self.images, self.psf or "", self.prior) if Path(name).is_file()]
         if psf_function.named(self.psf):
