@@ -111,12 +111,14 @@ class CommandHelp(Directive):
 
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape in docstrings what is mathematics to their reader and markup to Sphinx: `|x|`, `x_`, `E[x | y]`, `*`."""
-    inside = re.compile(r"(`+[^`]+`+)")
-    for number, line in enumerate(lines):
-        parts = inside.split(line)
-        parts[::2] = [re.sub(r"([|*])|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-        lines[number] = "".join(parts)
+    """Escape in docstrings what is mathematics to their reader and markup to Sphinx, such as |x| or x_.
+
+    Of the code between single backticks, names stay so, and become links where there is a page; the rest is literal.
+    """
+    text = re.split(r"`([^`]+)`", "\n".join(lines))
+    text[::2] = [re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in text[::2]]
+    text[1::2] = [f"`{code}`" if re.fullmatch(r"[A-Za-z_][\w.]*", code) else f"``{code}``" for code in text[1::2]]
+    lines[:] = "".join(text).split("\n")
 
 
 def without_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

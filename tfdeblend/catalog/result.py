@@ -268,9 +268,9 @@ class Deblended:
         count, header = len(self.stamps), self.header
         title = f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"
         lines = [title, *(f"  {view!r}" for view in self.views)]
-        facts = [
-            f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged", "walltime") if key in header
-        ]
+        facts = [f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged") if key in header]
+        if "walltime" in header:
+            facts.append(f"{float(header['walltime']):.3g} s")
         return "\n".join([*lines, "  " + ", ".join(facts)] if facts else lines)
 
     def _repr_html_(self) -> str:
