@@ -23,6 +23,7 @@ from fields import expose, places, write
 import tfdeblend
 from benchmarks.dust import LANE, simulate
 from tfdeblend import examples
+from tfdeblend.catalog.measure import FLAG_NAMES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -119,6 +120,13 @@ def test_readme_quotes_results() -> None:
     results = (DOCS / "results" / "catsim.md").read_text()
     rows = [row.rstrip("| ") for row in TABLE.findall((ROOT / "README.md").read_text()) if "---" not in row]
     assert rows and all(row in results for row in rows)
+
+
+def test_pages_explain_every_flag() -> None:
+    """The pages on flags and on files have a row for each bit that a catalogue may have, and for no other."""
+    for page in (DOCS / "reference" / "flags.md", DOCS / "formats.md"):
+        rows = page.read_text().split("\n| flag |")[1].split("\n\n")[0]
+        assert [int(bit) for bit in re.findall(r"^\| (\d+) \|", rows, re.MULTILINE)] == sorted(FLAG_NAMES)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
