@@ -40,7 +40,7 @@ def hsc_files(folder: Path) -> None:
     for number, band in enumerate(observation.bands):
         header = wcs.to_header()
         header["FLUXMAG0"] = 10 ** (0.4 * observation.zeropoints[number])
-        mask = fits.Header({"MP_BAD": 0, "MP_SAT": 1, "MP_DETECTED": 5})
+        mask = fits.Header({"MP_BAD": 0, "MP_SAT": 1, "HIERARCH MP_DETECTED": 5})
         planes = [
             fits.PrimaryHDU(),
             fits.ImageHDU(observation.images[number], header, name="IMAGE"),
