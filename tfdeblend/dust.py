@@ -45,7 +45,7 @@ def calzetti(wavelengths: Any) -> np.ndarray:
 
 
 class DustPrior(Prior):
-    """A screen of dust: where, how large, how elongated and how deep.
+    """Describes a screen of dust by where it is, how large, how elongated and how deep.
 
     offset: (y, x) from the galaxy's centre, in arcsec. radius: that of the circle of equal area, in arcsec, where the
     optical depth has fallen to exp(-1/2) ("gaussian") or exp(-1) ("exponential"). ellipticity: up to an axis ratio of
@@ -62,8 +62,10 @@ class DustPrior(Prior):
         }
 
     def optical_depth(self, latent: tf.Tensor, center: tf.Tensor, arcsec: tf.Tensor, side: int, law: str) -> tf.Tensor:
-        """[B, P, P] where k = 1, of latents [B, S]. center: [B, 2] the galaxy's, relative to stamp pixel P // 2, in
-        pixels. arcsec: [B] pixels in one."""
+        """Draw the depth [B, P, P] where k = 1, of latents [B, S].
+
+        center: [B, 2] the galaxy's, relative to stamp pixel P // 2, in pixels. arcsec: [B] pixels in one.
+        """
         theta = self.unpack(latent)
         y0, x0 = tf.unstack((center + arcsec[:, None] * theta["offset"])[..., None], axis=1)
         t = tf.range(side, dtype=self.dtype) - side // 2
