@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -110,12 +111,37 @@ class CommandHelp(Directive):
         return sections
 
 
+def parameters(obj: Any) -> list[str]:
+    """List the names of what a class or a function takes."""
+    try:
+        return list(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def in_sections(text: str, names: list[str]) -> str:
+    """Give each argument and each error of a docstring a line of its own, where several share one."""
+    head, args, rest = text.partition("Args:\n")
+    if args and names:
+        indent = re.match(" *", rest)[0]  # type: ignore[index]
+        several = rf"(?<=[.;])\s+((?:{'|'.join(names)})(?:, (?:{'|'.join(names)}))*): "
+        rest = re.sub(several, rf"\n{indent}\1: ", rest)
+    paragraphs = (head + args + rest).split("\n\n")
+    for number, paragraph in enumerate(paragraphs):
+        said, raises, errors = paragraph.partition("Raises: ")
+        if raises:
+            each = re.split(r"(?<=[.;]) (?=\w+Error\b)", " ".join(errors.split()))
+            section = "\n".join(re.sub(r"^(\w+Error)", r"    \1:", one.rstrip(";")) for one in each)
+            paragraphs[number] = f"{said.rstrip()}\n\nRaises:\n{section}"
+    return "\n\n".join(paragraphs)
+
+
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape in docstrings what is mathematics to their reader and markup to Sphinx, such as |x| or x_.
 
     Of the code between single backticks, names stay so, and become links where there is a page; the rest is literal.
     """
-    text = re.split(r"`([^`]+)`", "\n".join(lines))
+    text = re.split(r"`([^`]+)`", in_sections("\n".join(lines), parameters(obj)))
     text[::2] = [re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in text[::2]]
     text[1::2] = [f"`{code}`" if re.fullmatch(r"[A-Za-z_][\w.]*", code) else f"``{code}``" for code in text[1::2]]
     lines[:] = "".join(text).split("\n")
