@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGING := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo em-demo test test-slow lint bench clean
+.PHONY: help demo em-demo test test-slow lint docs bench clean
 
 help:
 	@echo "make demo     simulate a blend, deblend it, compare with the truth: demo/"
@@ -12,6 +12,7 @@ help:
 	@echo "make test     lint and tests"
 	@echo "make test-slow  the tests that take longer: whole runs, killed ones, every proof of an export"
 	@echo "make lint     lint, types and layers of imports only"
+	@echo "make docs     the documentation as web pages: docs/_build/html/index.html"
 	@echo "make bench    compare with peers; options in BENCH=..., see benchmarks/README.md"
 	@echo "make clean    remove the environment and everything made"
 
@@ -24,6 +25,10 @@ $(VENV)/installed: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/installed-dev: $(PACKAGING) | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(VENV)/installed-docs: $(PACKAGING) | $(BIN)/python
+	$(PIP) -e '.[docs]'
 	@touch $(VENV)/installed $@
 
 demo: $(VENV)/installed
@@ -44,9 +49,12 @@ test: lint
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) demo bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo bench build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

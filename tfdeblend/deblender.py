@@ -155,7 +155,7 @@ class Deblender:
         self.__post_init__()
 
     def prior_of(self, scene: Scene) -> tuple[Prior, str]:
-        """The prior that a scene is fitted under, and why `auto` chose it."""
+        """Choose the prior that a scene is fitted under, and say why `auto` chose it."""
         expect("scene", scene, Scene, remedy=READS)
         if isinstance(self._prior, AutomaticPrior):
             return self._prior.choose(scene, self.assume_ab)
@@ -166,7 +166,7 @@ class Deblender:
     @overload
     def deblend(self, scenes: Sequence[Scene | Observation]) -> list[Deblended]: ...
     def deblend(self, scenes: Scene | Observation | Sequence[Scene | Observation]) -> Deblended | list[Deblended]:
-        """One result for one scene, a list for several; the sources of an Observation are detected.
+        """Give one result for one scene, a list for several; the sources of an Observation are detected.
 
         Several observations of one field are one Scene: `Scene([hst, hsc], sources)`.
 
@@ -176,7 +176,7 @@ class Deblender:
         return builder.in_order(self.iterate, scenes, self.background)
 
     def iterate(self, scenes: Sequence[Scene]) -> Iterator[tuple[int, Deblended | Exception]]:
-        """(index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
+        """Yield (index, result) of every scene as its batch finishes; a scene that cannot be done yields its error.
 
         Scenes of which a galaxy reaches beyond its stamp are done again with larger ones, see `side_wanted`, and large
         scenes come last, part by part, see `inference.parts`.
@@ -250,7 +250,7 @@ class Deblender:
             return _failure(scene, error)
 
     def like(self, **changes: Any) -> Deblender:
-        """Another deblender that uses what this one has compiled."""
+        """Make another deblender that uses what this one has compiled."""
         other = replace(self, **changes)
         object.__setattr__(other, "_compiled", self._compiled)
         return other
@@ -271,7 +271,7 @@ class Deblender:
         begun |= own
 
     def prepared(self, scene: Scene) -> tuple[Scene, tuple[Prior, str]]:
-        """A scene that was examined, with its notes, and its `prior_of`.
+        """Examine a scene, and give it with its notes and its `prior_of`.
 
         Raises: DataError for what cannot be right, see `examined`.
         """
@@ -399,7 +399,7 @@ class Deblender:
         return self.batch_size or int(np.clip(2 ** np.floor(np.log2(max(NUMBERS / images, 1))), 1, LARGEST_BATCH))
 
     def map_fit(self, shape: BatchShape, galaxies: type[GalaxyPrior]) -> MapFit:
-        """The compiled closed-form fit of a shape; those of one `graph_shape` share a graph."""
+        """Give the compiled closed-form fit of a shape; those of one `graph_shape` share a graph."""
 
         def make() -> MapFit:
             return MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options)

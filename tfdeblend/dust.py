@@ -38,14 +38,14 @@ DTYPE = tf.float64  # a line search compares chi-squares, whose float32 rounding
 
 
 def calzetti(wavelengths: Any) -> np.ndarray:
-    """(C,) A(lambda) / A(V) of wavelengths in micrometres, 0.12 to 2.2 (Calzetti et al. 2000)."""
+    """Give A(lambda) / A(V), (C,), of wavelengths in micrometres, 0.12 to 2.2 (Calzetti et al. 2000)."""
     inverse = 1 / np.asarray(wavelengths, float)
     blue = 2.659 * (-2.156 + 1.509 * inverse - 0.198 * inverse**2 + 0.011 * inverse**3)
     return np.where(inverse > 1 / 0.63, blue, 2.659 * (-1.857 + 1.040 * inverse)) / 4.05 + 1
 
 
 class DustPrior(Prior):
-    """A screen of dust: where, how large, how elongated and how deep.
+    """Describes a screen of dust by where it is, how large, how elongated and how deep.
 
     offset: (y, x) from the galaxy's centre, in arcsec. radius: that of the circle of equal area, in arcsec, where the
     optical depth has fallen to exp(-1/2) ("gaussian") or exp(-1) ("exponential"). ellipticity: up to an axis ratio of
@@ -62,8 +62,10 @@ class DustPrior(Prior):
         }
 
     def optical_depth(self, latent: tf.Tensor, center: tf.Tensor, arcsec: tf.Tensor, side: int, law: str) -> tf.Tensor:
-        """[B, P, P] where k = 1, of latents [B, S]. center: [B, 2] the galaxy's, relative to stamp pixel P // 2, in
-        pixels. arcsec: [B] pixels in one."""
+        """Draw the depth [B, P, P] where k = 1, of latents [B, S].
+
+        center: [B, 2] the galaxy's, relative to stamp pixel P // 2, in pixels. arcsec: [B] pixels in one.
+        """
         theta = self.unpack(latent)
         y0, x0 = tf.unstack((center + arcsec[:, None] * theta["offset"])[..., None], axis=1)
         t = tf.range(side, dtype=self.dtype) - side // 2
@@ -156,12 +158,18 @@ def compiled(prior: str, shape: BatchShape, position_sigma: float, law: str) -> 
 
 @dataclass(frozen=True, eq=False)
 class DustyGalaxy:
-    """A galaxy and the dust in front of it, in the observation's unit.
+    """Holds a galaxy and the dust in front of it, in the observation's unit.
 
-    flux: (C,) without dust; transmitted: (C,) what share of it arrives. intrinsic, attenuated: (C, H, W) the galaxy
-    through the PSF, without and with dust; model: (C, H, W) with its neighbours. optical_depth: (H, W) of the screen,
-    where the attenuation is 1, not convolved. dust: its parameters, see `DustPrior`. galaxy: the galaxy's.
-    log_posterior: at the maximum, up to a constant that models of the same data share. chi2: a pixel.
+    Args:
+        flux: (C,) without dust.
+        transmitted: (C,) what share of it arrives.
+        intrinsic, attenuated: (C, H, W) the galaxy through the PSF, without and with dust.
+        model: (C, H, W) with its neighbours.
+        optical_depth: (H, W) of the screen, where the attenuation is 1, not convolved.
+        dust: its parameters, see `DustPrior`.
+        galaxy: the galaxy's.
+        log_posterior: at the maximum, up to a constant that models of the same data share.
+        chi2: a pixel.
     """
 
     scene: Scene
@@ -187,7 +195,7 @@ def fit_dust(
     stamp: int = 64,
     position_sigma: float = 0.5,
 ) -> DustyGalaxy:
-    """The MAP of a galaxy behind a screen of dust, and of its neighbours without any.
+    """Find the MAP of a galaxy behind a screen of dust, and of its neighbours without any.
 
     Args:
       scene: with its sources. attenuation: (C,) of the bands, relative to where optical depths are given: `calzetti`.

@@ -37,7 +37,7 @@ class DataError(ValueError):
         return line if self.remedy is None else f"{line}; {self.remedy}"
 
     def at(self, source: object, field: object = None) -> DataError:
-        """The same problem under another source, and another field where one is given.
+        """Report the same problem under another source, and another field where one is given.
 
         Checks know an observation by its name and its fields; who reads a file says which file and key these are.
         """

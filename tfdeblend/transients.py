@@ -49,14 +49,18 @@ UNSEEN = 1e-6  # pixels' worth of a source's light below which nothing is said o
 
 @dataclass(frozen=True, eq=False)
 class LightCurve:
-    """E epochs of a transient in C bands, and its K hosts. Fluxes are in the unit of the first observation that has the
-    band.
+    """Holds E epochs of a transient in C bands, and its K hosts. Fluxes are in the unit of the first observation that
+    has the band.
 
-    times: (E,), as given. flux, flux_err: (E, C), NaN in bands that an epoch has not or has masked; where off, 0.
-    flux_cov: (E, C, E, C). position: (y, x) in pixels of the first observation; position_cov: (2, 2) pixel^2.
-    catalog: a row a host, with id, ra, dec, y, x, size, e1, e2, their errors, and flux_*, flux_err_*. models, hosts: E
-    times (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its difference image, at
-    its own PSF. chi2: (E,) a pixel.
+    Args:
+        times: (E,), as given.
+        flux, flux_err: (E, C), NaN in bands that an epoch has not or has masked; where off, 0.
+        flux_cov: (E, C, E, C).
+        position: (y, x) in pixels of the first observation.
+        position_cov: (2, 2) pixel^2.
+        catalog: a row a host, with id, ra, dec, y, x, size, e1, e2, their errors, and flux_*, flux_err_*.
+        models, hosts: E times (C_e, H_e, W_e), everything and the hosts alone: an observation less its `hosts` is its
+            difference image, at its own PSF.
     """
 
     scene: Scene
@@ -74,7 +78,7 @@ class LightCurve:
 
     @property
     def chi2(self) -> tuple[float, ...]:
-        """Of each observation: sum(weights * residual^2) over the number of pixels that were fitted."""
+        """Give sum(weights * residual^2) of each observation over the number of pixels that were fitted."""
         chi2 = []
         for number, model in enumerate(self.models):
             one = self.scene.fitted(number)
@@ -84,12 +88,12 @@ class LightCurve:
 
     @property
     def sky(self) -> SkyCoord:
-        """Where the transient is; the error is `position_cov`."""
+        """Give where the transient is on the sky; the error is `position_cov`."""
         return self.scene.observation.sky(*self.position)
 
     @property
     def table(self) -> Table:
-        """A row a measurement: time, name (of the observation), band, flux, flux_err."""
+        """List the measurements, a row each of time, name (of the observation), band, flux and flux_err."""
         from astropy.table import Table
 
         e, c = np.nonzero(np.isfinite(self.flux))
@@ -108,7 +112,7 @@ def light_curve(
     stamp: int = 64,
     position_sigma: float = 0.5,
 ) -> LightCurve:
-    """The fluxes of a transient in every epoch, and its hosts.
+    """Fit the fluxes of a transient in every epoch, and its hosts.
 
     Args:
       observations: E, the finest pixels first, each with a WCS and a name of its own. Where they look and how bright

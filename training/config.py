@@ -15,7 +15,7 @@ from tfdeblend.io.atomic import written_whole
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A U-Net: see `tfdeblend.networks.UNet`."""
+    """Says how large a U-Net is, see `tfdeblend.networks.UNet`."""
 
     widths: tuple[int, ...] = (24, 48, 96, 160)
     blocks: tuple[int, ...] = (1, 1, 1, 1)
@@ -31,11 +31,17 @@ HEAD = NetworkConfig(widths=(64, 64, 64), blocks=(1, 1, 1), patch=4, head_kernel
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One `fit`. steps: in all; epoch: steps between checkpoints; batch: stamps a step.
+    """Says how long and how fast one `fit` is.
 
-    The learning rate rises over `warmup` steps and falls to zero along a cosine. ema: momentum of the average of the
-    weights that is kept. clip: largest global norm of a gradient. memory: Adam's, of squared gradients (beta 2). A
-    covariance head learns most from rare galaxies with large gradients: clipped at 1 it is too narrow for them.
+    Args:
+        steps: in all.
+        epoch: steps between checkpoints.
+        batch: stamps a step.
+        learning_rate, warmup: the rate rises over `warmup` steps and falls to zero along a cosine.
+        ema: momentum of the average of the weights that is kept.
+        clip: largest global norm of a gradient.
+        memory: Adam's, of squared gradients (beta 2). A covariance head learns most from rare galaxies with large
+            gradients: clipped at 1 it is too narrow for them.
     """
 
     steps: int
@@ -50,18 +56,24 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """What `train_denoiser` trains, and on what.
+    """Says what `train_denoiser` trains, and on what.
 
-    stamps: a folder of .npy files, relative to the working directory; train, held_out: patterns of their names;
-    evaluation_stamps: how many held-out stamps the losses are measured on. bands, side, pixel_scale (arcsec),
-    model_sigma (pixels): what the stamps are. noise_median, noise_spread: of the log-normal levels. rank: of the
-    covariance's factor. base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct;
-    with one, short fits need not learn what is linear. flips, shift, scale_jitter, band_jitter: see
-    `tfdeblend.training.datasets.Augmentation`. start: a learned prior (name or .keras file) whose networks, moments
-    and base are taken over and trained on; a fit of no steps leaves them as they are. precision: of the networks'
-    products in training, one of `PRECISIONS`; weights, and what is saved, are float32 with either. strategy: how it is
-    spread over devices or machines, one of `STRATEGIES`, see `tfdeblend.training.distribution`; batches are of all
-    replicas together.
+    Args:
+        stamps: a folder of .npy files, relative to the working directory.
+        train, held_out: patterns of their names.
+        evaluation_stamps: how many held-out stamps the losses are measured on.
+        bands, side, pixel_scale, model_sigma: what the stamps are; the scale in arcsec, the sigma in pixels.
+        noise_median, noise_spread: of the log-normal levels.
+        rank: of the covariance's factor.
+        base_rank: directions of a Gaussian, fitted to the stamps first, that the networks correct; with one, short fits
+            need not learn what is linear.
+        flips, shift, scale_jitter, band_jitter: see `tfdeblend.training.datasets.Augmentation`.
+        start: a learned prior (name or .keras file) whose networks, moments and base are taken over and trained on; a
+            fit of no steps leaves them as they are.
+        precision: of the networks' products in training, one of `PRECISIONS`; weights, and what is saved, are float32
+            with either.
+        strategy: how it is spread over devices or machines, one of `STRATEGIES`, see `tfdeblend.training.distribution`;
+            batches are of all replicas together.
     """
 
     name: str
@@ -97,7 +109,7 @@ class DenoiserConfig:
 
     @classmethod
     def read(cls, path: Path) -> DenoiserConfig:
-        """Reads settings. Raises: DataError for what is missing, misspelt or of a wrong kind."""
+        """Reads settings from JSON. Raises: DataError for what is missing, misspelt or of a wrong kind."""
         try:
             return parse(cls, json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:

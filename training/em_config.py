@@ -21,9 +21,10 @@ STARTS = ("gaussian", "fits", "prior")
 class StartConfig:
     """The prior that the first iteration samples with.
 
-    kind: "gaussian", of `rank` directions, fitted to the blends by `iterations` iterations of its own; "fits", a
-    network trained on non-parametric fits of the blends' galaxies; "prior", the learned prior named by `prior` (a
-    shipped one, or a .keras file), right or wrong.
+    Args:
+        kind: "gaussian", of `rank` directions, fitted to the blends by `iterations` iterations of its own; "fits", a
+            network trained on non-parametric fits of the blends' galaxies; "prior", the learned prior named by `prior`
+            (a shipped one, or a .keras file), right or wrong.
     """
 
     kind: str = "gaussian"
@@ -64,21 +65,28 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class EMConfig:
-    """What expectation-maximisation learns from, and how.
+    """Says what expectation-maximisation learns from, and how.
 
     By default every iteration sees all blends (Rozet et al. 2024). With a share below 1 each sees others, as in Barco
     et al. 2024, whose sampling is {"conditioning": "convolved", "step": "ancestral", "steps": 64}.
 
-    blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used. side,
-    pixel_scale (arcsec), model_sigma (pixels): of the prior's stamps. iterations: at most; the run ends sooner when
-    the held-out score has not risen for `patience` iterations. samples: of each source in an iteration. share: of the
-    blends, in an iteration. least_signal: norm of a galaxy's fit over the noise; fainter ones are not learned from.
-    validation, test: shares of the blends, by name, on which each iteration and, once, the final prior are evaluated.
-    evaluation_samples: of each of these blends, at least 4. least_dispersion: the run ends at iterations that keep
-    less than this share of the dispersion that the iterations of a Gaussian prior keep.
-    mean_fit, head_fit: of an iteration; first_*: of a network that starts from nothing; of no steps: as in an
-    iteration. truth: a folder of stamps, where the truth is known, and `truth_pattern` of its files. The other fields
-    are those of `DenoiserConfig`.
+    Args:
+        blends: files, folders or globs of scenes, simulated and real ones together, of which `bands` are used.
+        side, pixel_scale, model_sigma: of the prior's stamps; the scale in arcsec, the sigma in pixels.
+        iterations: at most; the run ends sooner when the held-out score has not risen for `patience` iterations.
+        samples: of each source in an iteration.
+        share: of the blends, in an iteration.
+        least_signal: norm of a galaxy's fit over the noise; fainter ones are not learned from.
+        validation, test: shares of the blends, by name, on which each iteration and, once, the final prior are
+            evaluated.
+        evaluation_samples: of each of these blends, at least 4.
+        least_dispersion: the run ends at iterations that keep less than this share of the dispersion that the
+            iterations of a Gaussian prior keep.
+        mean_fit, head_fit: of an iteration; first_*: of a network that starts from nothing; of no steps: as in an
+            iteration.
+        truth, truth_pattern: a folder of stamps, where the truth is known, and the pattern of its files.
+
+    The other fields are those of `DenoiserConfig`.
     """
 
     name: str
@@ -128,7 +136,7 @@ class EMConfig:
 
     @classmethod
     def read(cls, path: Path) -> EMConfig:
-        """Reads settings. Raises: DataError for what is missing, misspelt or of a wrong kind."""
+        """Reads settings from JSON. Raises: DataError for what is missing, misspelt or of a wrong kind."""
         try:
             return parse(cls, json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:

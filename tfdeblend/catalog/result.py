@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What one observation shows of the K sources, on its own pixels and in its own unit.
+    """Shows what one observation sees of the K sources, on its own pixels and in its own unit.
 
     Args:
         observation: the data, with weight 0 in all pixels that were not fitted.
@@ -47,27 +47,27 @@ class View:
 
     @property
     def sources(self) -> np.ndarray:
-        """(K,C_e,H,W): `light` over the whole image, made at each use. Of large fields take `light`, which is small."""
+        """Make `light` over the whole image, (K,C_e,H,W), at each use. Of large fields take `light`, which is small."""
         return self.light.dense
 
     @property
     def sources_std(self) -> np.ndarray | None:
-        """(K,C_e,H,W): `light_std` over the whole image, made at each use."""
+        """Make `light_std` over the whole image, (K,C_e,H,W), at each use."""
         return None if self.light_std is None else self.light_std.dense
 
     @property
     def residual(self) -> np.ndarray:
-        """(C_e,H,W): images - model, NaN where masked or not fitted."""
+        """Give images - model, (C_e,H,W), NaN where masked or not fitted."""
         return np.where(self.observation.valid, self.observation.images - self.model.astype(float), np.nan)
 
     @property
     def chi2(self) -> float:
-        """sum(weights * residual^2) over the number of unmasked pixels."""
+        """Give sum(weights * residual^2) over the number of unmasked pixels."""
         return self._chi2_sum / max(self._pixels, 1)
 
     @property
     def shares(self) -> Windows:
-        """The data less the background, shared out in proportion to the sources' models, in the windows of `light`.
+        """Share the data less the background out in proportion to the sources' models, in the windows of `light`.
 
         data * source / sum of sources where that sum is positive and the pixel is unmasked, 0 elsewhere; sources are
         taken as zero where negative, so that every share lies between 0 and 1.
@@ -81,7 +81,7 @@ class View:
 
     @property
     def reapportioned(self) -> np.ndarray:
-        """(K,C_e,H,W): `shares` over the whole image, made at each use."""
+        """Make `shares` over the whole image, (K,C_e,H,W), at each use."""
         return self.shares.dense
 
     def __repr__(self) -> str:
@@ -101,10 +101,12 @@ class View:
 
 
 class Calibration(NamedTuple):
-    """Where each of E observations really looks, and how bright it really is.
+    """Says where each of E observations really looks, and how bright it really is.
 
-    shift: (E,2) pixels (y, x) of the model frame, to be added to where an observation's WCS says that it looks.
-    gain: E times (C_e,), by which the sources' fluxes are multiplied. shift_error: (E,2) standard deviations.
+    Args:
+        shift: (E,2) pixels (y, x) of the model frame, to be added to where an observation's WCS says that it looks.
+        gain: E times (C_e,), by which the sources' fluxes are multiplied.
+        shift_error: (E,2) standard deviations.
     """
 
     shift: np.ndarray
@@ -114,7 +116,7 @@ class Calibration(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleCatalog:
-    """What S posterior samples say of K sources.
+    """Holds what S posterior samples say of K sources.
 
     Args:
         flux: (S,K,C) total fluxes, in the unit of the first observation that has the band.
@@ -138,7 +140,7 @@ def positions_in_views(scene: Scene, positions: np.ndarray, calibration: Calibra
 
 @dataclass(frozen=True, eq=False)
 class Deblended:
-    """K sources taken apart in a scene of E >= 1 observations and C bands.
+    """Holds K sources taken apart in a scene of E >= 1 observations and C bands.
 
     Fluxes are in the unit of the first observation that has the band. The model frame has the first observation's
     pixels; where shifts of the observations are fitted, the first is off it by `calibration.shift[0]`. Errors take the
@@ -191,55 +193,62 @@ class Deblended:
 
     @property
     def model(self) -> np.ndarray:
-        """(C_1,H,W) of the first view; so are the properties below, to `reapportioned`."""
+        """Give the rendered scene as the first observation shows it, (C_1,H,W), background included."""
         return self.views[0].model
 
     @property
     def light(self) -> Windows:
+        """Give each source as the first observation shows it, in windows that hold its light."""
         return self.views[0].light
 
     @property
     def sources(self) -> np.ndarray:
+        """Make each source as the first observation shows it, (K,C_1,H,W), at each use."""
         return self.views[0].sources
 
     @property
     def sources_std(self) -> np.ndarray | None:
+        """Make the standard deviations of `sources`, (K,C_1,H,W), at each use; None where nothing was sampled."""
         return self.views[0].sources_std
 
     @property
     def background(self) -> np.ndarray:
+        """Give the constant in each band of the first observation, (C_1,)."""
         return self.views[0].background
 
     @property
     def residual(self) -> np.ndarray:
+        """Give images - model of the first observation, (C_1,H,W), NaN where masked."""
         return self.views[0].residual
 
     @property
     def undeclared(self) -> Table | None:
+        """List what is left on the first observation's residual and no source accounts for, as x, y, snr."""
         return self.views[0].undeclared
 
     @property
     def reapportioned(self) -> np.ndarray:
+        """Share the first observation's data out in proportion to the sources' models, (K,C_1,H,W)."""
         return self.views[0].reapportioned
 
     @property
     def chi2(self) -> float:
-        """sum(weights * residual^2) over the number of unmasked pixels, of all observations together."""
+        """Give sum(weights * residual^2) over the number of unmasked pixels, of all observations together."""
         return sum(view._chi2_sum for view in self.views) / max(sum(view._pixels for view in self.views), 1)
 
     @property
     def flux(self) -> np.ndarray:
-        """(K,C) total fluxes, as in the catalogue."""
+        """Give the total fluxes (K,C), as in the catalogue."""
         return np.stack([np.asarray(self.catalog[f"flux_{band}"], float) for band in self.scene.bands], 1)
 
     @property
     def flux_err(self) -> np.ndarray:
-        """(K,C) standard deviations of `flux`, as in the catalogue."""
+        """Give the standard deviations (K,C) of `flux`, as in the catalogue."""
         return np.stack([np.asarray(self.catalog[f"flux_err_{band}"], float) for band in self.scene.bands], 1)
 
     @property
     def calibration_table(self) -> Table:
-        """A row a band of an observation: its shift (pixels of the first) and errors, gain, background, chi2 a pixel.
+        """List for each band of an observation its shift (pixels of the first) and errors, gain, background, chi2.
 
         Raises: ValueError where no calibration was fitted.
         """
@@ -259,9 +268,9 @@ class Deblended:
         count, header = len(self.stamps), self.header
         title = f"Deblended {self.scene.name}: {count} source{'s' * (count != 1)} in {' '.join(self.scene.bands)}"
         lines = [title, *(f"  {view!r}" for view in self.views)]
-        facts = [
-            f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged", "walltime") if key in header
-        ]
+        facts = [f"{key} {header[key]}" for key in ("method", "prior", "samples", "converged") if key in header]
+        if "walltime" in header:
+            facts.append(f"{float(header['walltime']):.3g} s")
         return "\n".join([*lines, "  " + ", ".join(facts)] if facts else lines)
 
     def _repr_html_(self) -> str:

@@ -12,7 +12,7 @@ Slices = tuple[slice, slice, slice]  # of an image (C,H,W): all bands, some rows
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Images of K sources on the pixels of one observation, each in a window of its own and 0 outside of it.
+    """Holds images of K sources on the pixels of one observation, each in a window of its own and 0 outside of it.
 
     `for here, pixels in windows` gives, source by source, the slices of an image (C,H,W) that are its window, and its
     pixels (C,n,m) there. A scene that is fitted as one has windows of the whole image, a field in parts small ones.
@@ -37,12 +37,12 @@ class Windows:
 
     @property
     def are_whole(self) -> bool:
-        """Whether every window is the whole image."""
+        """Tell whether every window is the whole image."""
         return all(pixels.shape == self.shape for pixels in self.pixels)
 
     @property
     def dense(self) -> np.ndarray:
-        """(K,C,H,W) float32: every source over the whole image; 4 K C H W bytes that are made at each use."""
+        """Make every source over the whole image, (K,C,H,W) float32, which takes 4 K C H W bytes at each use."""
         images = np.zeros((len(self), *self.shape), np.float32)
         for image, (here, pixels) in zip(images, self, strict=True):
             image[here] = pixels
@@ -56,7 +56,7 @@ class Windows:
         return image
 
     def image(self, k: int) -> np.ndarray:
-        """(C,H,W): one source over the whole image."""
+        """Show one source over the whole image, (C,H,W)."""
         return self.cut(k, np.zeros(2, int), self.shape[1:])
 
     def cut(self, k: int, corner: np.ndarray, sides: Sequence[int]) -> np.ndarray:

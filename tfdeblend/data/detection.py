@@ -35,7 +35,7 @@ TWICE = 1.0  # pixels: a detection this close to a brighter one is the same
 
 
 def detect(observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Table:
-    """Sources by SEP on the detection image of all bands, filtered with half the PSF's width, holes in light filled.
+    """Find sources by SEP on the detection image of all bands, filtered with half the PSF's width, holes in light filled.
 
     Of several observations of one field each is searched, that of the narrowest PSF first. A detection within `SAME` of
     the PSF's width of one from an observation of a narrower PSF is that source, or several of them in one: what the

@@ -189,8 +189,8 @@ class Observation:
         return replace(self, weights=self.weights * factors[:, None, None], notes=(*self.notes, note))
 
     def sky_levels(self) -> np.ndarray:
-        """(C,): the level of the sky in each band, the median of its unmasked pixels, clipped above; 0 where it was
-        subtracted. Measured once: an observation's arrays are not to be changed."""
+        """Measure the level of the sky in each band, (C,), the median of its unmasked pixels, clipped above; 0 where it
+        was subtracted. It is measured once, so that an observation's arrays are not to be changed."""
         return self._sky_levels.copy()
 
     @cached_property
@@ -200,12 +200,12 @@ class Observation:
         return np.array([validation.sky_level(i[v]) for i, v in zip(self.images, self.valid, strict=True)])
 
     def less(self, levels: np.ndarray) -> Observation:
-        """The same with a constant (C,) taken off each band."""
+        """Take a constant (C,) off each band."""
         return self.derived(images=self.images - np.asarray(levels)[:, None, None])
 
     def derived(self, **changes: Any) -> Observation:
-        """The same with changes that were made of its own checked values, so that they are not checked again: images
-        keep their shape and type, weights their zeros."""
+        """Make the same with changes that were made of its own checked values, which are not checked again. Images keep
+        their shape and type, weights their zeros."""
         if "images" in changes:
             changes["images"] = changes["images"].astype(np.float32, copy=False)
         other = object.__new__(type(self))
@@ -214,13 +214,13 @@ class Observation:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape (C,H,W) of the images."""
+        """Give the shape (C,H,W) of the images."""
         bands, height, width = self.images.shape
         return bands, height, width
 
     @property
     def valid(self) -> np.ndarray:
-        """Which pixels, (C,H,W) bool, have positive weights."""
+        """Tell which pixels, (C,H,W) bool, have positive weights."""
         return self.weights > 0
 
 

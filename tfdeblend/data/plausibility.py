@@ -39,7 +39,7 @@ REMEDY = (
 
 
 def examined(scene: Scene, trust_weights: bool = False, background: bool = False) -> Scene:
-    """The scene with a note on each observation whose pixels contradict what came with them.
+    """Give the scene with a note on each observation whose pixels contradict what came with them.
 
     Args:
         trust_weights: whether weights that cannot be right are noted instead of refused.

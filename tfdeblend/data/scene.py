@@ -37,7 +37,7 @@ UNNAMED = re.compile(r"band\d+")  # what a band without a name is called
 
 @dataclass(frozen=True)
 class Source:
-    """Where a source is, in pixels (zero-based, pixel centres), and of which kind: "galaxy", "point" or "unknown".
+    """Says where a source is, in pixels (zero-based centres), and of which kind: "galaxy", "point" or "unknown".
 
     One of unknown kind is fitted as a galaxy, and taken as a point where it looks like one: see `inference.stars`.
     """
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """The E >= 1 observations of a field and its K sources.
+    """Holds the E >= 1 observations of a field and its K sources.
 
     Every observation keeps its own pixels, PSF, depth, mask, bands and noise; a band of one name is one band in all of
     them. Sources are placed, and galaxies modelled, on the pixels of the first observation, which must be the finest.
@@ -91,22 +91,22 @@ class Scene:
 
     @property
     def observation(self) -> Observation:
-        """The first observation, whose pixels positions are counted in."""
+        """Give the first observation, whose pixels positions are counted in."""
         return self.observations[0]
 
     @property
     def name(self) -> str:
-        """The name of the first observation."""
+        """Give the name of the first observation."""
         return self.observation.name
 
     @cached_property
     def bands(self) -> tuple[str, ...]:
-        """The C bands of all observations together, in the order in which they first come."""
+        """List the C bands of all observations together, in the order in which they first come."""
         return tuple(dict.fromkeys(band for one in self.observations for band in one.bands))
 
     @cached_property
     def zeropoints(self) -> np.ndarray | None:
-        """(C,) AB magnitudes of a flux of 1: fluxes are in the unit of the first observation that has the band.
+        """Give the AB magnitudes (C,) of a flux of 1, in the unit of the first observation that has the band.
 
         A surface brightness is summed over pixels of the scene's first observation, whichever has the band.
         """
@@ -120,28 +120,28 @@ class Scene:
 
     @property
     def flux_units(self) -> tuple[str | None, ...]:
-        """The unit of the fluxes in each of the C bands."""
+        """Give the unit of the fluxes in each of the C bands."""
         return tuple(one.unit for _, one in self.first_with_band)
 
     @property
     def first_with_band(self) -> tuple[tuple[str, Observation], ...]:
-        """Each of the C bands with the first observation that has it."""
+        """Pair each of the C bands with the first observation that has it."""
         return tuple((band, next(one for one in self.observations if band in one.bands)) for band in self.bands)
 
     @cached_property
     def maps(self) -> tuple[AffineMap, ...]:
-        """The map from each observation's pixels to those of the first."""
+        """Give the map from each observation's pixels to those of the first."""
         if len(self.observations) == 1:
             return (AffineMap(np.eye(2), np.zeros(2)),)
         wcs = self.observation.wcs
         return tuple(AffineMap.between(one.name, one.wcs, wcs, one.shape[1:]) for one in self.observations)
 
     def band_indices(self, observation: Observation) -> tuple[int, ...]:
-        """Which of the C bands an observation has, by their number."""
+        """Tell which of the C bands an observation has, by their number."""
         return tuple(self.bands.index(band) for band in observation.bands)
 
     def covered(self, number: int) -> np.ndarray:
-        """(H, W) bool: which pixels of an observation, by its number, lie in the image of the first."""
+        """Tell which pixels of an observation, by its number, lie in the image of the first, (H,W) bool."""
         one = self.observations[number]
         if number == 0:
             return np.ones(one.shape[1:], bool)
@@ -149,18 +149,18 @@ class Scene:
         return np.all((points > -0.5) & (points < image - 0.5), -1)
 
     def fitted(self, number: int) -> Observation:
-        """An observation, by its number, with all pixels masked that the first one's image does not cover."""
+        """Give an observation, by its number, with all pixels masked that the first one's image does not cover."""
         one = self.observations[number]
         return one if number == 0 else one.derived(weights=np.where(self.covered(number), one.weights, 0))
 
     @property
     def positions(self) -> np.ndarray:
-        """(K,2) of (y, x) in pixels."""
+        """Give the positions (K,2) as (y, x), in pixels."""
         return np.array([(source.y, source.x) for source in self.sources], float)
 
     @cached_property
     def left_out(self) -> np.ndarray:
-        """(K,) bool: which sources are not fitted, as no observation has an unmasked pixel within `REACH` of them.
+        """Tell which sources are not fitted, (K,) bool, as no observation has an unmasked pixel within `REACH` of them.
 
         They lie outside of the image, or where there are no data in any band, or have no finite position.
         """
@@ -173,13 +173,13 @@ class Scene:
 
     @cached_property
     def kept(self) -> Scene:
-        """The scene of the sources that are fitted: itself where these are all."""
+        """Give the scene of the sources that are fitted, which is itself where these are all."""
         if not self.left_out.any():
             return self
         return replace(self, sources=tuple(compress(self.sources, ~self.left_out)))
 
     def noted(self, *notes: str) -> Scene:
-        """The scene with notes on its first observation, which has each of them once."""
+        """Add notes to the first observation, which has each of them once."""
         noted = _noted(self.observations, notes)
         return self if noted is self.observations else replace(self, observations=noted)
 
@@ -218,7 +218,7 @@ class Scene:
     def detect(
         cls, observations: Observation | Sequence[Observation], threshold: float = 3.0, background: bool = False
     ) -> Scene:
-        """The scene of the sources that `tfdeblend.data.detection.detect` finds in one or several observations.
+        """Make the scene of the sources that `tfdeblend.data.detection.detect` finds in one or several observations.
 
         Args:
             threshold: in sigma of the filtered detection image.
@@ -238,7 +238,7 @@ class Scene:
 
     @classmethod
     def from_catalog(cls, observations: Observation | Sequence[Observation], catalog: Any) -> Scene:
-        """A scene from a catalogue.
+        """Make a scene from observations and a catalogue.
 
         Args:
             observations: one Observation or several, of which the positions belong to the first.
@@ -266,7 +266,7 @@ class Scene:
         return scene.noted(*notes, *misplaced(scene.observation, scene.kept.positions))
 
     def on_sky(self) -> Table:
-        """The catalogue: ra, dec (degrees), kind, id. The observation needs a WCS."""
+        """List the sources on the sky in a table of ra, dec (degrees), kind and id; the observation needs a WCS."""
         from astropy.table import Table
 
         sky = self.observation.sky(*self.positions.T)

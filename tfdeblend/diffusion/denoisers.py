@@ -40,7 +40,7 @@ def flux_scale(images: Any) -> Any:
 
 
 class Denoiser(abc.ABC):
-    """The mean E[x | x_t] of stamps at unit scale, and with it the score of their distribution."""
+    """Gives the mean E[x | x_t] of stamps at unit scale, and with it the score of their distribution."""
 
     @abc.abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -52,11 +52,16 @@ class Denoiser(abc.ABC):
 
 
 class PriorDenoiser(Denoiser):
-    """A prior of stamps at unit scale: E[x | x_t] and Cov[x | x_t].
+    """Stands for a prior of stamps at unit scale, by E[x | x_t] and Cov[x | x_t].
 
-    stamp_shape: (C, P, P). bands: C names, or none. rank: R, directions of the covariance. mean, variance: [C, P, P] of
-    the prior's pixels. pixel_scale: arcsec. model_sigma: pixels, of the Gaussian PSF in the stamps. scale_jitter: how
-    wrong a flux scale may be, in natural log.
+    Args:
+        stamp_shape: (C, P, P).
+        bands: C names, or none.
+        rank: R, directions of the covariance.
+        mean, variance: [C, P, P] of the prior's pixels.
+        pixel_scale: arcsec.
+        model_sigma: pixels, of the Gaussian PSF in the stamps.
+        scale_jitter: how wrong a flux scale may be, in natural log.
     """
 
     stamp_shape: tuple[int, int, int]
@@ -69,7 +74,8 @@ class PriorDenoiser(Denoiser):
 
     @property
     @abc.abstractmethod
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Counts the directions of the covariance."""
 
     @abc.abstractmethod
     def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, DiagonalPlusLowRank]:
@@ -139,6 +145,7 @@ class NeuralDenoiser(keras.Model, PriorDenoiser):
 
     @property
     def rank(self) -> int:
+        """Counts the directions of the covariance."""
         return max(self.head_rank, 1)
 
     @property
@@ -152,7 +159,7 @@ class NeuralDenoiser(keras.Model, PriorDenoiser):
         self.variance.assign(variance)
 
     def prior_variance(self, sigma: Tensor) -> Tensor:
-        """Gives V0."""
+        """Gives each pixel's variance given x_t, V0, from which the head starts."""
         return pixels(sigma) ** 2 * self.variance / self._total_variance(sigma)
 
     def _total_variance(self, sigma: Tensor) -> Tensor:
@@ -241,6 +248,7 @@ class NeuralDenoiser(keras.Model, PriorDenoiser):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NeuralDenoiser:
+        """Makes the denoiser that `get_config` describes. Raises: ValueError for a head of another law."""
         law, rest = config.get("law", 1), {key: value for key, value in config.items() if key != "law"}
         if law != LAW and config["head"]:
             raise ValueError(f"expected a covariance head of law {LAW}, received one of law {law}: train it again")
@@ -272,6 +280,7 @@ class ResidualDenoiser(NeuralDenoiser):
 
     @property
     def rank(self) -> int:
+        """Counts the directions of the covariance, those of the base among them."""
         return self.base_rank + self.head_rank
 
     def set_gaussian(self, mean: np.ndarray, variance: np.ndarray, factor: np.ndarray) -> None:

@@ -44,11 +44,12 @@ class GaussianDenoiser(PriorDenoiser):
 
     @property
     def prior(self) -> DiagonalPlusLowRank:
-        """Gives C."""
+        """Gives the covariance C of stamps at unit scale."""
         return DiagonalPlusLowRank(ops.convert_to_tensor(self._diagonal), ops.convert_to_tensor(self._factor))
 
     @property
     def rank(self) -> int:
+        """Counts the directions of the covariance."""
         return self._factor.shape[0]
 
     @property

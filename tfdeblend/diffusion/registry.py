@@ -22,10 +22,15 @@ SUFFIX, GAUSSIAN = ".keras", ".npz"
 
 @dataclass(frozen=True)
 class PriorFile:
-    """The file of a learned prior, and what the prior is for.
+    """Names the file of a learned prior, and says what the prior is for.
 
-    bands: C names. side: pixels of its stamps. pixel_scale: arcsec. model_sigma: pixels, of the stamps' PSF. sha256: of
-    the file, where it is known beforehand. description: one line.
+    Args:
+        bands: C names.
+        side: pixels of its stamps.
+        pixel_scale: arcsec.
+        model_sigma: pixels, of the stamps' PSF.
+        sha256: of the file, where it is known beforehand.
+        description: one line.
     """
 
     name: str
@@ -38,14 +43,14 @@ class PriorFile:
     description: str = ""
 
     def load(self) -> Any:
-        """The `NeuralDenoiser` or `GaussianDenoiser`, read once.
+        """Read the `NeuralDenoiser` or `GaussianDenoiser`, once.
 
         Raises: DataError for a file that is missing, damaged or something else.
         """
         return _load(self.path, self.sha256)
 
     def network(self) -> NeuralDenoiser:
-        """A copy to train on. Raises: DataError as `load`, and for a Gaussian prior."""
+        """Make a copy of the network to train on. Raises: DataError as `load`, and for a Gaussian prior."""
         denoiser = self.load()
         if self.path.suffix == GAUSSIAN:
             raise DataError(self.path, "prior", f"expected a network ({SUFFIX}), received a Gaussian prior")
@@ -54,7 +59,7 @@ class PriorFile:
 
 @functools.cache
 def shipped() -> dict[str, PriorFile]:
-    """The priors that come with the package, in order of their names: of several that fit, "auto" takes the first."""
+    """List the priors that come with the package, by name: of several that fit, "auto" takes the first."""
     found = {}
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.stem):
         card = json.loads(path.read_text())
@@ -72,7 +77,7 @@ def shipped() -> dict[str, PriorFile]:
 
 
 def find(name: str) -> PriorFile:
-    """The shipped prior of that name, or that of a file.
+    """Find the shipped prior of that name, or that of a file.
 
     Raises: DataError for neither, or a file that cannot be read.
     """
@@ -90,12 +95,12 @@ def find(name: str) -> PriorFile:
 
 
 def is_file(name: str) -> bool:
-    """Whether a prior's name is that of a file."""
+    """Tell whether a prior's name is that of a file."""
     return name.endswith((SUFFIX, GAUSSIAN))
 
 
 def is_learned(name: str) -> bool:
-    """Whether a prior's name is that of a shipped one or of a file."""
+    """Tell whether a prior's name is that of a shipped one or of a file."""
     return is_file(name) or name in shipped()
 
 

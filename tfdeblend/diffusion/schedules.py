@@ -39,14 +39,16 @@ class LogNormalNoise:
 
 @dataclass(frozen=True)
 class BlendSchedule:
-    """The levels of each galaxy of a blend, in units of its norm at the initial fit's scale.
+    """Gives the levels of each galaxy of a blend, in units of its norm at the initial fit's scale.
 
     In flux all sources of a blend share one level, so that a bright one is settled before a faint one beside it is. One
     whose largest level is below the blend's waits there.
 
-    largest: where the blend's brightest galaxy starts, in units of its norm. smallest: the last level, in units of the
-    pixels' noise, but not below `FAINTEST` of the norm. vague: the level of a first draw, in units of each galaxy's
-    norm, at which fainter ones wait then; None: there is no such draw, and galaxies wait at `largest`.
+    Args:
+        largest: where the blend's brightest galaxy starts, in units of its norm.
+        smallest: the last level, in units of the pixels' noise, but not below `FAINTEST` of the norm.
+        vague: the level of a first draw, in units of each galaxy's norm, at which fainter ones wait then; None: there
+            is no such draw, and galaxies wait at `largest`.
     """
 
     largest: float = 0.3
@@ -57,8 +59,8 @@ class BlendSchedule:
         """Gives the level [B, K] of the step `index`, of `steps` in all.
 
         Args:
-          norm: [B, K] of the initial fit's galaxies, in units of the noise. scale: [B, K] of the norms, as the first
-          draw says.
+          norm: [B, K] of the initial fit's galaxies, in units of the noise.
+          scale: [B, K] of the norms, as the first draw says.
         """
         norm = tf.maximum(norm, 1e-6)
         first = 0 if self.vague is None else 1  # of the levels that the blend shares

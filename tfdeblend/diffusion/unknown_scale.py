@@ -64,11 +64,13 @@ class ScaledDenoiser(PriorDenoiser):
 
 @dataclass(frozen=True)
 class UnknownScale:
-    """How flux scales r are drawn along with the galaxies, given each x_0 on the way.
+    """Says how flux scales r are drawn along with the galaxies, given each x_0 on the way.
 
-    widened: whether V leaves r as open as the noise does, see `ScaledDenoiser`; without, r moves by the denoiser's
-    `scale_jitter` a step. amplitude_width: of each band's amplitude at the end; 0: none is drawn. recentre: whether the
-    pixels of galaxies' centres are drawn, too.
+    Args:
+        widened: whether V leaves r as open as the noise does, see `ScaledDenoiser`; without, r moves by the denoiser's
+            `scale_jitter` a step.
+        amplitude_width: of each band's amplitude at the end; 0: none is drawn.
+        recentre: whether the pixels of galaxies' centres are drawn, too.
     """
 
     widened: bool = True

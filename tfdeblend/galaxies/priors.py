@@ -118,7 +118,7 @@ class Prior(abc.ABC):
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
-        """name -> (size, bijector) of every parameter."""
+        """Give name -> (size, bijector) of every parameter."""
 
     @property
     def size(self) -> int:
@@ -186,7 +186,7 @@ class GalaxyPrior(Prior):
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, tuple[int, tfb.Bijector]]:
-        """name -> (size, bijector) of every parameter but `offset`, the shift (y, x) from the given position."""
+        """Give name -> (size, bijector) of every parameter but `offset`, the shift (y, x) from the given position."""
 
     @abc.abstractmethod
     def components(self, theta: dict[str, tf.Tensor]) -> list[Component]:
@@ -258,7 +258,7 @@ class GalaxyPrior(Prior):
 
 
 class ExponentialPrior(GalaxyPrior):
-    """A disk: Sersic index 1, one shape in all bands."""
+    """Takes galaxies for disks of Sersic index 1, with one shape in all bands."""
 
     name = "exponential"
     tables = (profiles.EXPONENTIAL,)
@@ -272,7 +272,7 @@ class ExponentialPrior(GalaxyPrior):
 
 
 class SersicPrior(GalaxyPrior):
-    """One Sersic profile, 0.5 < n < 6.2, one shape in all bands."""
+    """Takes galaxies for Sersic profiles, 0.5 < n < 6.2, with one shape in all bands."""
 
     name = "sersic"
     tables = (None,)
@@ -290,7 +290,9 @@ class SersicPrior(GalaxyPrior):
 
 
 class BulgeDiskPrior(GalaxyPrior):
-    """De Vaucouleurs bulge (n = 4) and exponential disk around one centre, each with its own radius, shape and colours.
+    """Takes galaxies for a de Vaucouleurs bulge (n = 4) and an exponential disk around one centre.
+
+    Each has its own radius, shape and colours.
 
     `fraction` is the bulge's share of the flux when bands are alike, `tilt` each band's departure from it in logit.
     """

@@ -27,7 +27,12 @@ from tfdeblend.linalg.solvers import FLATTEST, BatchedAdam
 
 @dataclass(frozen=True)
 class AdamOptions:
-    """steps: with one curvature, at most. learning_rate: of the first of them, in the coordinates of a round."""
+    """Sets how Adam climbs to the maximum.
+
+    Args:
+        steps: with one curvature, at most.
+        learning_rate: of the first of them, in the coordinates of a round.
+    """
 
     steps: int = 40
     learning_rate: float = 0.3

@@ -30,11 +30,14 @@ from tfdeblend.linalg.solvers import AdamSolver, ConjugateGradients, Solver
 
 @dataclass(frozen=True)
 class AnnealingOptions:
-    """How the noise level falls: in so many levels from `largest` to `smallest` sigma, in units of a galaxy's norm.
+    """Says how the noise level falls, in so many levels from `largest` to `smallest`, in units of a galaxy's norm.
 
     For bright galaxies, whose pixels' noise is below `smallest` in units of their norm, the last level is that noise.
-    solver: of the linear problem at each level; None: conjugate gradients, or Adam where that is the initial fit's
-    optimizer. amplitude_width: see `UnknownScale`.
+
+    Args:
+        solver: of the linear problem at each level; None: conjugate gradients, or Adam where that is the initial fit's
+            optimizer.
+        amplitude_width: see `UnknownScale`.
     """
 
     levels: int = 3

@@ -25,7 +25,12 @@ STEP = 0.05  # pixels: of the difference that tells how an image changes with it
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Standard deviations that shifts (pixels of the model frame) and gains are expected to have; 0: they have none."""
+    """Says how far observations may be off, in standard deviations.
+
+    Args:
+        shift: in pixels of the model frame.
+        gain: relative. 0: they are taken as right.
+    """
 
     shift: float = 0.3
     gain: float = 0.03

@@ -36,18 +36,21 @@ LEAST_NORM = 5.0  # in units of the noise: below, an initial fit says nothing of
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What a sampler is made of.
+    """Says what a sampler is made of.
 
-    steps: network evaluations of a sample. schedule: the noise levels of each galaxy.
-    conditioning: the kind of posterior denoiser. solver: of its linear system; None: the conditioning's own, which goes
-    to the end where it can. That makes samples reproducible: cut short, a difference of rounding becomes one of a tenth
-    of the posterior's standard deviation.
-    step: from one noise level to the next. Only `moment_matched` draws an x_0; with others, or with one or two steps,
-    galaxies start at the initial fit with noise of the schedule's `largest`.
-    unknown_scale: draw flux scales too, and the pixels of galaxies' centres, which needs draws of x_0; None: they are
-    the initial fit's.
-    closed_form_width: each sample begins at a draw of its own of the closed-form posterior, so many times as wide, see
-    `ClosedFormDraws`; None: all begin at the maximum.
+    Args:
+        steps: network evaluations of a sample.
+        schedule: the noise levels of each galaxy.
+        conditioning: the kind of posterior denoiser.
+        solver: of its linear system; None: the conditioning's own, which goes to the end where it can. That makes
+            samples reproducible: cut short, a difference of rounding becomes one of a tenth of the posterior's standard
+            deviation.
+        step: from one noise level to the next. Only `moment_matched` draws an x_0; with others, or with one or two
+            steps, galaxies start at the initial fit with noise of the schedule's `largest`.
+        unknown_scale: draw flux scales too, and the pixels of galaxies' centres, which needs draws of x_0; None: they
+            are the initial fit's.
+        closed_form_width: each sample begins at a draw of its own of the closed-form posterior, so many times as wide,
+            see `ClosedFormDraws`; None: all begin at the maximum.
 
     Raises: ValueError for no steps, and for a step that draws x_0 with a conditioning that cannot.
     """

@@ -41,20 +41,22 @@ AS_SAID = 0.4  # of the slope: a fall of the loss as predicted; a full step to a
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Settings of the fit.
+    """Sets how the maximum is climbed to, and what its errors allow for.
 
-    rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it. Trials of stars
-    and fits with larger stamps have rounds of their own.
-    tolerance: a blend has converged when Newton's next step would move no flux by more than this many of its errors,
-    and all parameters together by less than CONVERGED standard deviations, or when a round gains nothing; by Adam, when
-    it is within this many standard deviations of the maximum.
-    model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
-    one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the weights that
-    the fit and its errors use.
-    profile_error: of a galaxy's flux, as a fraction, which its profile does not know: light of clumps and wings that no
-    Sersic profile has. Added to the errors of a maximum's fluxes, not to those of samples; points have none.
-    optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum; under a
-    learned prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
+    Args:
+        rounds: at most so many times the curvature is computed, and `steps` Newton steps are taken with it. Trials of
+            stars and fits with larger stamps have rounds of their own.
+        tolerance: a blend has converged when Newton's next step would move no flux by more than this many of its
+            errors, and all parameters together by less than CONVERGED standard deviations, or when a round gains
+            nothing; by Adam, when it is within this many standard deviations of the maximum.
+        model_error: of the data's brightness, as a fraction: no galaxy is a Sersic profile to the precision of a bright
+            one's pixels, and without it the misfit of a bright galaxy outweighs the faint neighbour. Part of the
+            weights that the fit and its errors use.
+        profile_error: of a galaxy's flux, as a fraction, which its profile does not know: light of clumps and wings
+            that no Sersic profile has. Added to the errors of a maximum's fluxes, not to those of samples; points have
+            none.
+        optimizer: "newton", or "adam": Keras' Adam in as many rounds, by `adam`, to the same maximum; under a learned
+            prior it solves each noise level's problem, too. Non-parametric images are fitted by Adam in any case.
     """
 
     rounds: int = 30

@@ -30,7 +30,13 @@ SMOOTHING = 0.3  # pixels: where a Sersic profile diverges, its coefficients are
 
 @dataclass(frozen=True)
 class NonparametricOptions:
-    """steps of Adam and its learning rate; scatter: tau, of the coefficients in natural log."""
+    """Sets how non-parametric images are fitted.
+
+    Args:
+        steps: of Adam.
+        learning_rate: of them.
+        scatter: tau, of the coefficients in natural log.
+    """
 
     steps: int = 60
     learning_rate: float = 0.1

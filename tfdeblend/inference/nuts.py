@@ -24,8 +24,15 @@ from tfdeblend.inference.map_fit import MapFit
 
 @dataclass(frozen=True)
 class NutsOptions:
-    """chains: of each blend. warmup: steps that adapt the step length and are dropped. draws: kept of each chain, at
-    least. depth: of the trees, at most 2^depth gradients a step. acceptance: that the adaptation aims at."""
+    """Sets how long chains are.
+
+    Args:
+        chains: of each blend.
+        warmup: steps that adapt the step length and are dropped.
+        draws: kept of each chain, at least.
+        depth: of the trees, at most 2^depth gradients a step.
+        acceptance: that the adaptation aims at.
+    """
 
     chains: int = 2
     warmup: int = 100

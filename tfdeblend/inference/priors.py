@@ -80,7 +80,7 @@ class SampleGroup(NamedTuple):
 
 
 class Prior(abc.ABC):
-    """What galaxies are taken to look like.
+    """Stands for what galaxies are taken to look like.
 
     Attributes:
       name: in headers and messages. least_stamp: pixels a side that the model's stamps must have. model_sigma: of the
@@ -95,7 +95,7 @@ class Prior(abc.ABC):
     samples: bool = True
 
     def problem(self, scene: Scene, assume_ab: bool = False) -> str | None:
-        """Why the prior is not for a scene, in words that say what was expected and what came; None if it is.
+        """Say why the prior is not for a scene, in words that say what was expected and what came; None if it is.
 
         assume_ab: whether bands without zero points may be taken to have one and the same.
         """
@@ -120,7 +120,7 @@ class Prior(abc.ABC):
 
 
 class ClosedFormPrior(Prior):
-    """Galaxies of Sersic profiles: see `tfdeblend.galaxies.priors`. Samples are drawn by NUTS."""
+    """Takes galaxies for Sersic profiles, see `tfdeblend.galaxies.priors`. Samples are drawn by NUTS."""
 
     def __init__(self, galaxies: type[GalaxyPrior]):
         self.name, self.initial = galaxies.name, galaxies
@@ -153,7 +153,7 @@ class ClosedFormPrior(Prior):
 
 
 class NonparametricPrior(Prior):
-    """Non-negative images that fall from their centre along every ray; see `inference.nonparametric`."""
+    """Takes galaxies for non-negative images that fall from their centre along every ray: `inference.nonparametric`."""
 
     name = NONPARAMETRIC
     samples = False
@@ -163,7 +163,7 @@ class NonparametricPrior(Prior):
 
 
 class LearnedPrior(Prior):
-    """Galaxies of a denoiser: a network's or a Gaussian's. Samples are drawn by the reverse diffusion.
+    """Takes galaxies from a denoiser, a network's or a Gaussian's. Samples are drawn by the reverse diffusion.
 
     Args:
       source: the file of a learned prior, or a denoiser.
@@ -267,14 +267,15 @@ def depth(run: SampleRun, shape: BatchShape, row: int) -> float:
 
 
 class AutomaticPrior:
-    """The shipped learned prior for a scene's bands and pixel scale, else `bulge-disk`."""
+    """Chooses the shipped learned prior for a scene's bands and pixel scale, else `bulge-disk`."""
 
     name = AUTO
 
     def choose(self, scene: Scene, assume_ab: bool = False) -> tuple[Prior, str]:
-        """The prior for a scene and why: of the shipped ones the first that fits, else the reason of the nearest one.
+        """Choose the prior for a scene, and say why.
 
-        That is one for the scene's bands, if there is one. A pixel scale that is not known is reason enough.
+        Of the shipped ones it is the first that fits; else the reason of the nearest one is given, one for the scene's
+        bands if there is one. A pixel scale that is not known is reason enough.
         """
         reasons = []
         for file in registry.shipped().values():
@@ -291,12 +292,12 @@ class AutomaticPrior:
 
 
 def names() -> list[str]:
-    """The names that `find` knows."""
+    """List the names that `find` knows."""
     return [AUTO, *PRIORS, NONPARAMETRIC, *registry.shipped()]
 
 
 def find(prior: str | Path | Prior | PriorDenoiser | AutomaticPrior) -> Prior | AutomaticPrior:
-    """The prior of a name or of a file (`.keras`, `.npz`), or the object itself.
+    """Find the prior of a name or of a file (`.keras`, `.npz`), or give the object itself.
 
     Raises: ValueError for a name that is not known; DataError for a file that cannot be read; TypeError for another
       kind of object.

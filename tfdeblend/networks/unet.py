@@ -15,7 +15,7 @@ MOST_NUMBERS, MOST_BLOCKS = 2**26, 256  # of a network's weights, and of an imag
 
 @register
 class UNet(keras.Model):
-    """Images [B, P, P, channels] and a number each [B] -> images [B, P, P, outputs]. Channels last.
+    """Turns images [B, P, P, channels] and a number each [B] into images [B, P, P, outputs], channels last.
 
     The input is patched: an overlapping strided convolution leads to P / patch pixels a side, a convolution and a
     depth-to-space lead back. One architecture thus serves stamps of any side at a cost of choice. The finest level has
@@ -124,6 +124,7 @@ class UNet(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
+        """Makes the network that `get_config` describes."""
         return cls(**config)
 
 

@@ -57,7 +57,7 @@ SAT, BAD, NO_DATA = (1 << LSST.bits[name] for name in ("SAT", "BAD", "NO_DATA"))
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """Everything that a field depends on.
+    """Holds everything that a field depends on.
 
     Args:
         survey, population: what is seen, and of what; the population's `stars` are a share of all objects.

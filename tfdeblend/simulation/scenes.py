@@ -29,7 +29,7 @@ NOISE_REACH = 3  # pixels of that kernel
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Everything that scenes depend on, except their number.
+    """Holds everything that scenes depend on, except their number.
 
     Args:
         survey, population: what is seen, and of what.
@@ -76,7 +76,7 @@ class SceneConfig:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedScene:
-    """One blend of K sources in C bands, in electrons, and its truth."""
+    """Holds one blend of K sources in C bands, in electrons, and its truth."""
 
     config: SceneConfig
     number: int
@@ -89,11 +89,12 @@ class SimulatedScene:
 
     @property
     def name(self) -> str:
+        """Gives the name of the scene's file, by its number."""
         return f"scene_{self.number:06d}"
 
     @property
     def scene(self) -> Scene:
-        """The observation with the true positions: what a deblender is given."""
+        """Makes what a deblender is given, the observation with the true positions."""
         survey = self.config.survey
         observation = Observation(
             self.images,
@@ -108,11 +109,11 @@ class SimulatedScene:
         return Scene.from_catalog(observation, self.catalog)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the scene's NPZ file, see docs/formats.md."""
+        """Gives the arrays of the scene's NPZ file, see docs/formats.md."""
         return {**npz.scene_arrays(self.scene), **self.truth_arrays()}
 
     def truth_arrays(self) -> dict[str, np.ndarray]:
-        """What the scene's file holds beside the scene itself: the truth, see docs/formats.md."""
+        """Gives what the scene's file holds beside the scene itself, the truth, see docs/formats.md."""
         arrays = {"catalog": self.catalog, "truth": self.truth}
         if self.truth_model is not None:
             arrays |= {"truth_model": self.truth_model, "model_sigma": np.array(self.config.model_sigma)}
@@ -129,20 +130,23 @@ class Simulator:
 
     @cached_property
     def colors(self) -> Colors:
+        """Gives the magnitudes of spectra in the survey's bands."""
         return Colors.of(self.config.survey.throughputs)
 
     @cached_property
     def camera(self) -> Camera:
+        """Gives what draws through the survey's PSFs."""
         return Camera.of_survey(self.config.survey)
 
     @cached_property
     def model_camera(self) -> Camera | None:
+        """Gives what draws through the model PSF alone, where the configuration asks for it."""
         sigma, scale = self.config.model_sigma, self.config.survey.pixel_scale
         return None if sigma is None else Camera.of_model(sigma, scale)
 
     @cached_property
     def psfs(self) -> np.ndarray:
-        """(C,43,43) float32, each summing to 1."""
+        """Draws the PSFs (C,43,43), float32, each summing to 1."""
         import galsim
 
         point = Component(galsim.DeltaFunction(), np.ones(len(self.config.survey.bands)), 0.0)

@@ -34,7 +34,7 @@ PROFILES = ("moffat", "kolmogorov", "gaussian", "airy")
 
 @dataclass(frozen=True)
 class Survey:
-    """The images of a survey, in electrons: C bands on one grid of pixels.
+    """Describes the images of a survey, in electrons, of C bands on one grid of pixels.
 
     Args:
         name: in lower case.
@@ -118,14 +118,14 @@ class Survey:
 
     @property
     def flux_zeropoints(self) -> tuple[float, ...]:
-        """(C,) AB magnitude of one electron in the whole exposure: the images' zero points."""
+        """Gives the images' zero points (C,), the AB magnitudes of one electron in the whole exposure."""
         from math import log10
 
         return tuple(zero + 2.5 * log10(t) for zero, t in zip(self.zeropoints, self.exposure, strict=True))
 
     @property
     def sky_variance(self) -> tuple[float, ...]:
-        """(C,) electrons^2 a pixel of sky and readout."""
+        """Gives the variance (C,) of sky and readout, in electrons^2 a pixel."""
         rows = zip(self.flux_zeropoints, self.sky, strict=True)
         return tuple(10 ** (0.4 * (zero - sky)) * self.pixel_scale**2 + self.read_noise**2 for zero, sky in rows)
 

@@ -75,16 +75,16 @@ class Report:
 
     @property
     def hourly(self) -> float:
-        """Objects an hour."""
+        """Give the objects an hour."""
         return 3600 * self.fitted / self.seconds if self.seconds else 0.0
 
     @property
     def memory(self) -> float:
-        """The largest peak of a process, in GB."""
+        """Give the largest peak of a process, in GB."""
         return max(self.processes.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures by name."""
+        """Give all figures by name."""
         return asdict(self) | {"hourly": self.hourly, "memory": self.memory}
 
     def __str__(self) -> str:

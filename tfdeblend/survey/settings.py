@@ -27,7 +27,7 @@ THRESHOLD = 3.25
 
 @dataclass(frozen=True)
 class SurveySettings:
-    """Settings of a survey run. They are plain values, which travel to workers and tell two runs apart.
+    """Says what a survey run is to do. These are plain values, which travel to workers and tell two runs apart.
 
     Args:
         images: FITS files of one field: one of all bands, or one a band.
@@ -90,7 +90,7 @@ class SurveySettings:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(H,W) of the images, by their headers."""
+        """Give the shape (H,W) of the images, by their headers."""
         shapes = {file: images.shape(Path(file)) for file in self.images}
         first, *others = shapes.items()
         for file, shape in others:
@@ -115,7 +115,7 @@ class SurveySettings:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 that differs for other settings, other files and another version of the package."""
+        """Give a SHA-256 that differs for other settings, other files and another version of the package."""
         beside = [file for image in self.images for files in companions.beside(Path(image)).values() for file in files]
         given = [Path(name) for name in (*self.images, self.psf or "", self.prior) if Path(name).is_file()]
         if psf_function.named(self.psf):
