@@ -262,6 +262,7 @@ def test_a_blend_that_fails_is_a_row_and_the_others_go_on(
     assert int(poisoned) in found.failures["objectId"] and (found.failures["stage"] == "deblend").all()
     assert sorted([*found.failures["objectId"], *found.objects["objectId"]]) == sorted(own)
     assert len(found.objects["objectId"])
+    assert any(note.startswith("blends were fitted one by one") for note in found.notes)
 
 
 @pytest.mark.slow

@@ -35,12 +35,13 @@ TWICE = 1.0  # pixels: a detection this close to a brighter one is the same
 
 
 def detect(observations: Observation | Sequence[Observation], threshold: float = 3.0) -> Table:
-    """Find sources by SEP on the detection image of all bands, filtered with half the PSF's width, holes in light filled.
+    """Find sources by SEP on the detection image of all bands, filtered with half the PSF's width.
 
-    Of several observations of one field each is searched, that of the narrowest PSF first. A detection within `SAME` of
-    the PSF's width of one from an observation of a narrower PSF is that source, or several of them in one: what the
-    sharper observation separates stays apart. A correlation of their noise that is not given is then that of the empty
-    sky: at the threshold that white noise allows, drizzled images are full of detections.
+    Holes in light are filled first. Of several observations of one field each is searched, that of the narrowest PSF
+    first. A detection within `SAME` of the PSF's width of one from an observation of a narrower PSF is that source, or
+    several of them in one: what the sharper observation separates stays apart. A correlation of their noise that is not
+    given is then that of the empty sky: at the threshold that white noise allows, drizzled images are full of
+    detections.
 
     Args:
         observations: what to search, less what is certain of the sky's level; several need a WCS each.

@@ -241,11 +241,11 @@ def _fitted_whole(deblender: Deblender, scene: Scene, table: Table, own: np.ndar
     if len(groups) == 1 and len(groups[0]) == len(everything):
         yield fitted(whole, everything)
         return
-    flat = scene.observation
+    flat, note = scene.observation, f"blends were fitted one by one, since the fit of all failed: {whole}"
     for group in groups:
         others = np.setdiff1d(everything, group)
         shine = parts.within(scene.positions[others], table["reach"][others], flat.shape[1:])
-        seen = flat.derived(weights=np.where(shine, 0, flat.weights))
+        seen = flat.derived(weights=np.where(shine, 0, flat.weights), notes=(*flat.notes, note))
         for _, result in deblender.iterate([Scene((seen,), tuple(scene.sources[k] for k in group))]):
             yield fitted(result, group)
 
