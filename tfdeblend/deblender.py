@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -107,6 +107,7 @@ class Deblender:
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
       few_shapes: fit each scene in one of few shapes, whatever the others are: a long run then compiles little, and its
         results do not depend on how it is split up.
+      undeclared: whether the residual is searched for sources that nobody declared.
       progress: whether the parts of a large scene are counted on standard error as they are done.
 
     Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another
@@ -131,6 +132,7 @@ class Deblender:
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
     few_shapes: bool = False
+    undeclared: bool = True
     progress: bool = False
     _prior: Prior | AutomaticPrior = field(init=False, repr=False, compare=False)
     _compiled: Compiled = field(init=False, repr=False, compare=False)
@@ -229,7 +231,8 @@ class Deblender:
             prior.load()
             self._check_result(scene)
             closed = priors.ClosedFormPrior(prior.initial)
-            first = self.like(prior=closed, method="map", background=False, keep_samples=False)
+            parts_alone = self.like(background=False, undeclared=False)
+            first = parts_alone.like(prior=closed, method="map", keep_samples=False)
             sky = _levels(scene, self.background)[0]
             mosaic = Mosaic(scene, parts.split(scene), sky)
             moved = {n: part.masked.less(sky[:, None, None]) for n, part in enumerate(mosaic.parts)}
@@ -244,7 +247,7 @@ class Deblender:
                 if not moved:
                     break
             if self.method != first.method or prior.key != closed.key:
-                self.like(background=False)._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
+                parts_alone._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
             return mosaic.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
@@ -309,8 +312,9 @@ class Deblender:
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
             if not self.few_shapes:
                 work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
-                graph = partial(self._graph_shape, chosen[key])
-                shapes = merge_buckets(round_buckets(shapes, graph), work, graph)
+                alone = {shape: own for shape, own in shapes.items() if self._has_graph(chosen[key], shape)}
+                shapes = {shape: own for shape, own in shapes.items() if shape not in alone}
+                shapes |= merge_buckets(round_buckets(alone), work)
             for shape, members in sorted(shapes.items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
@@ -362,7 +366,7 @@ class Deblender:
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
         shape = scene_shape(scene, side, prior.model_sigma, self.background)
-        if self.few_shapes and self._graph_shape(prior, shape).sources:
+        if self.few_shapes and self._has_graph(prior, shape):
             shape = scene_shape(scene, side, prior.model_sigma, self.background, few=True)
         self._check_memory(scene, shape, prior)
         return shape
@@ -407,10 +411,10 @@ class Deblender:
         key = "map", galaxies.name, graph_shape(shape, self.options)
         return self._compiled.get(key, make).of(shape)
 
-    def _graph_shape(self, prior: Prior, shape: BatchShape) -> BatchShape:
-        """What is compiled for a shape: its `graph_shape`, but itself where learned priors or samples need a graph."""
-        alone = self.method == "map" and isinstance(prior, priors.ClosedFormPrior)
-        return graph_shape(shape, self.options) if alone else shape
+    def _has_graph(self, prior: Prior, shape: BatchShape) -> bool:
+        """Whether a shape needs a graph of its own: under learned priors, for samples, of several observations."""
+        closed = self.method == "map" and isinstance(prior, priors.ClosedFormPrior)
+        return not closed or graph_shape(shape, self.options).sources > 0
 
 
 class Begun(NamedTuple):
@@ -539,7 +543,8 @@ class Chunk:
             taken=self.taken[row, :count],
         )
         own: Facts = {"steps": int(found.steps[row]), "distance": float(found.distance[row])}
-        return builder.build(scene, fit, self._facts(seconds, row) | own | {"modelsig": self.shape.model_sigma})
+        facts = self._facts(seconds, row) | own | {"modelsig": self.shape.model_sigma}
+        return builder.build(scene, fit, facts, self.deblender.undeclared)
 
     def _sampled(
         self, fit: MapFit, tensors: Tensors, found: MapResult, rows: list[int], began: float
@@ -573,7 +578,8 @@ class Chunk:
                         mixed = not float(facts.get("rhat", 1)) > priors.LARGEST_RHAT
                         kept = statistics.pop(row)
                         taken = self.taken[row, : len(self.scenes[row].sources)]
-                        result = builder.build_from_samples(kept, facts, mixed, self._calibration(row), taken)
+                        calibration, search = self._calibration(row), deblender.undeclared
+                        result = builder.build_from_samples(kept, facts, mixed, calibration, taken, search)
                         yield self.indices[row], result
                         start = time.perf_counter()  # what is done with a result meanwhile is not the batch's time
 

@@ -55,15 +55,15 @@ class Fit:
     taken: np.ndarray | bool = False
 
 
-def build(scene: Scene, fit: Fit, facts: Facts) -> Deblended:
+def build(scene: Scene, fit: Fit, facts: Facts, search: bool = True) -> Deblended:
     """Build the result of a maximum: what each observation shows, what is undeclared there, catalogue and header.
 
-    facts: of the header, `walltime` in seconds among them.
+    facts: of the header, `walltime` in seconds among them. search: whether the residual is searched for sources.
     """
     positions = positions_in_views(scene, fit.shapes.positions, fit.calibration)
     bare = Deblended(
         scene=scene,
-        views=_views(scene, positions, fit.models, fit.light, fit.backgrounds),
+        views=_views(scene, positions, fit.models, fit.light, fit.backgrounds, search),
         stamps=fit.stamps.astype(np.float32),
         corners=fit.corners,
         flux_cov=fit.flux_cov,
@@ -82,16 +82,18 @@ def build_from_samples(
     mixed: bool = True,
     calibration: Calibration | None = None,
     taken: np.ndarray | bool = False,
+    search: bool = True,
 ) -> Deblended:
     """Build the result of samples: their means, with their deviations and covariances as errors.
 
-    facts: as for `build`. mixed: whether chains have; else all sources are flagged as not converged. taken: see `Fit`.
+    facts, search: as for `build`. mixed: whether chains have; else all sources are flagged as not converged. taken: see
+    `Fit`.
     """
     scene, shapes = statistics.scene, statistics.mean_shapes()
     models, backgrounds = ([sums.mean for sums in each] for each in (statistics.models, statistics.backgrounds))
     light = [Windows.whole(sums.mean) for sums in statistics.sources]
     positions = positions_in_views(scene, shapes.positions, calibration)
-    views = _views(scene, positions, models, light, backgrounds)
+    views = _views(scene, positions, models, light, backgrounds, search)
     bare = Deblended(
         scene=scene,
         views=tuple(
@@ -231,8 +233,9 @@ def _views(
     models: Sequence[np.ndarray],
     light: Sequence[Windows],
     backgrounds: Sequence[np.ndarray],
+    search: bool,
 ) -> tuple[View, ...]:
-    """Put together what each observation shows. positions: E times (K,2); the others see `Fit`."""
+    """Put together what each observation shows. positions: E times (K,2); search: see `build`; the others see `Fit`."""
     views = []
     parts = zip(positions, models, light, backgrounds, strict=True)
     for number, (places, model, windows, background) in enumerate(parts):
@@ -245,7 +248,7 @@ def _views(
                 background=background,
                 positions=places,
                 scale=scene.maps[number].area ** -0.5,
-                undeclared=residual_detections(fitted, model, places),
+                undeclared=residual_detections(fitted, model, places) if search else None,
             )
         )
     return tuple(views)

@@ -70,7 +70,10 @@ def search(flat: Observation, threshold: float = 3.0) -> Table:
     Raises:
         DataError: a threshold that is not positive.
     """
-    return _extract(flat, psf_kernel(flat.psf, FILTER_WIDTH), threshold)
+    kernel = psf_kernel(flat.psf, FILTER_WIDTH)
+    image, _ = detection_image(flat.images, flat.weights)
+    bright = convolved(image, kernel) > threshold * filtered_sigma(kernel, flat)
+    return _extract(filled(flat, bright, kernel), kernel, threshold, np.any(flat.valid, 0))
 
 
 def _detect_in_each(observations: Sequence[Observation], threshold: float) -> Table:
@@ -121,7 +124,8 @@ def residual_detections(
     Raises:
         DataError: a threshold that is not positive.
     """
-    found = _extract(observation.derived(images=observation.images - model), psf_kernel(observation.psf), threshold)
+    residual = observation.derived(images=observation.images - model)
+    found = _extract(residual, psf_kernel(residual.psf), threshold, np.any(residual.valid, 0))
     declared = np.asarray(positions, float).reshape(-1, 2)
     dy = np.asarray(found["y"])[:, np.newaxis] - declared[:, 0]
     dx = np.asarray(found["x"])[:, np.newaxis] - declared[:, 1]
@@ -138,18 +142,18 @@ def filtered_sigma(kernel: np.ndarray, observation: Observation) -> float:
     return float(np.sqrt(max((kernel * convolved(kernel, correlation)).sum(), LEAST * white)))
 
 
-def _extract(observation: Observation, kernel: np.ndarray, threshold: float) -> Table:
-    """SEP's objects above `threshold` sigma of the filtered detection image, brightest first."""
+def _extract(observation: Observation, kernel: np.ndarray, threshold: float, seen: np.ndarray) -> Table:
+    """SEP's objects above `threshold` sigma of the filtered detection image, brightest first.
+
+    seen: (H,W) bool, pixels that were seen and not filled; MIN_AREA of these are above the threshold.
+    """
     import sep
     from astropy.table import Table
 
     if not threshold > 0:
         raise DataError(observation.name, "threshold", f"expected a positive number of sigma, received {threshold}")
     noise = filtered_sigma(kernel, observation)
-    seen = observation.valid.any(0)
-    image, _ = detection_image(observation.images, observation.weights)
-    whole = filled(observation, convolved(image, kernel) > threshold * noise, kernel)
-    image, sigma = detection_image(whole.images, whole.weights)
+    image, sigma = detection_image(observation.images, observation.weights)
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), image.size))
     try:
         objects, pixels = sep.extract(

@@ -72,10 +72,12 @@ def fwhm(psf: np.ndarray) -> np.ndarray:
     pixels, by band-limited interpolation: good to 2% from a width of 2 pixels on where the PSF is centred on a pixel,
     from 3 pixels on wherever it is centred.
     """
-    return np.array([_fwhm(band.astype(float)) for band in psf])
+    return np.array([_fwhm(band.astype(float).tobytes(), *band.shape) for band in psf])
 
 
-def _fwhm(psf: np.ndarray) -> float:
+@lru_cache(maxsize=1024)
+def _fwhm(pixels: bytes, height: int, width: int) -> float:
+    psf = np.frombuffer(pixels).reshape(height, width)
     bright = psf > psf.max() / 4  # half the maximum is crossed within a pixel of these
     seen = (np.flatnonzero(bright.any(1 - axis)) for axis in (0, 1))
     y, x = (_interpolation(n, int(at[0]) - 1, int(at[-1]) + 1) for n, at in zip(psf.shape, seen, strict=True))

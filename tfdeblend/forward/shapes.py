@@ -6,7 +6,7 @@ Sides and numbers are rounded up to the few that are compiled. numpy only: no Te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -266,36 +266,23 @@ def cost(shape: BatchShape, work: float) -> float:
     return work * shape.bands * max(shape.side, shape.stamp) ** 2 * shape.sources
 
 
-def as_it_is(shape: BatchShape) -> BatchShape:
-    """Give what is compiled for a shape where every shape has a graph of its own."""
-    return shape
-
-
-def round_buckets(
-    buckets: dict[BatchShape, list[int]], graph: Callable[[BatchShape], BatchShape] = as_it_is
-) -> dict[BatchShape, list[int]]:
+def round_buckets(buckets: dict[BatchShape, list[int]]) -> dict[BatchShape, list[int]]:
     """The same scenes in shapes of a round number of sources, but for those so many that a shape of their own pays.
 
-    Scenes that come one by one then share a shape with earlier ones. graph: see `merge_buckets`; numbers that share a
-    graph stay as they are.
+    Scenes that come one by one then share a shape with earlier ones.
     """
     rounded: dict[BatchShape, list[int]] = defaultdict(list)
     for shape, members in buckets.items():
         larger = shape._replace(sources=fit_size(shape.sources, ROUND_COUNTS))
         pays = len(members) * (cost(larger, FIT_WORK) - cost(shape, FIT_WORK)) > COMPILATION
-        rounded[shape if pays or graph(shape) == graph(larger) else larger] += members
+        rounded[shape if pays else larger] += members
     return {shape: sorted(members) for shape, members in rounded.items()}
 
 
-def merge_buckets(
-    buckets: dict[BatchShape, list[int]],
-    work: float = FIT_WORK,
-    graph: Callable[[BatchShape], BatchShape] = as_it_is,
-) -> dict[BatchShape, list[int]]:
+def merge_buckets(buckets: dict[BatchShape, list[int]], work: float = FIT_WORK) -> dict[BatchShape, list[int]]:
     """The same scenes in fewer shapes: they join another one that holds them where that costs less than a compilation.
 
-    Scenes of several observations join only shapes of the same images. work: see `cost`. graph: gives what is compiled
-    for a shape, with 0 sources where it serves any number of them: scenes of one graph join another one together.
+    Scenes of several observations join only shapes of the same images. work: see `cost`.
     """
 
     def holds(large: BatchShape, small: BatchShape) -> bool:
@@ -307,30 +294,17 @@ def merge_buckets(
         same = same and all(getattr(large, name) == getattr(small, name) for name in fixed)
         return same and all(getattr(large, name) >= getattr(small, name) for name in ("sources", "side", "stamp"))
 
-    merged: dict[BatchShape, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for shape, members in buckets.items():
-        merged[graph(shape)][shape.sources] += members
+    merged = {shape: list(members) for shape, members in buckets.items()}
     joins = [(a, b) for a in merged for b in merged if a != b and holds(b, a)]
 
-    def shape_in(compiled: BatchShape, sources: int) -> BatchShape:
-        return compiled._replace(blends=1, sources=max(compiled.sources, sources))
-
     def saved(join: tuple[BatchShape, BatchShape]) -> float:
-        more = (
-            len(members) * (cost(shape_in(join[1], count), work) - cost(shape_in(join[0], count), work))
-            for count, members in merged[join[0]].items()
-        )
-        return COMPILATION - sum(more)
+        small, large = join
+        return COMPILATION - len(merged[small]) * (cost(large, work) - cost(small, work))
 
     while joins := [join for join in joins if join[0] in merged and join[1] in merged and saved(join) > 0]:
         small, large = max(joins, key=lambda join: (saved(join), join))
-        for count, members in merged.pop(small).items():
-            merged[large][shape_in(large, count).sources] += members
-    return {
-        shape_in(compiled, count): sorted(members)
-        for compiled, counts in merged.items()
-        for count, members in counts.items()
-    }
+        merged[large] = sorted(merged[large] + merged.pop(small))
+    return merged
 
 
 def by_count(

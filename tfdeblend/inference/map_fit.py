@@ -195,21 +195,33 @@ class MapFit:
         if stiffness is None:
             stiffness = tf.fill([self.shape.blends], tf.constant(STIFFEST, self.prior.dtype))
         most = tf.constant(self.options.rounds if rounds is None else rounds)
-        arguments = tensors, self.sides, tf.cast(start, self.prior.dtype), stiffness, most
-        if not tf.executing_eagerly():  # within another graph, which knows the numbers of blends and sources
-            return self._run(*arguments)
+        arguments = tensors, tf.cast(start, self.prior.dtype), stiffness, most
+        if not tf.executing_eagerly():
+            return self._within_graph(*arguments)
         if not self._graph:
             self._graph.append(self._run.get_concrete_function(*self._specs(*arguments)))
-        return self._graph[0](*arguments)
+        return self._graph[0](*arguments, self.sides)
+
+    def _within_graph(self, *arguments: Any) -> MapResult:
+        """Fit within another graph, which fixes all sizes but, by Newton, the number of blends."""
+        free = [None] if self._adam is None else []
+        specs = tf.nest.map_structure(
+            lambda x: tf.TensorSpec([*free, *x.shape[len(free) :]] if len(x.shape) else [], x.dtype), arguments
+        )
+        found = self._run.get_concrete_function(*specs)(*arguments)
+        tensors: Tensors = arguments[0]
+        for tensor in tf.nest.flatten(found):
+            tensor.set_shape([tensors.is_source.shape[0], *tensor.shape[1:]])
+        return found
 
     @property
     def sides(self) -> tf.Tensor:
-        """[4]: frame, margin, FFTs and stamps in pixels, for a graph that serves any; see `with_sides`."""
+        """[4]: pixels of frame, margin, FFTs and stamps, for a graph that serves any; see `with_sides`."""
         return tf.constant([self.shape.frame, self.shape.margin, self.shape.fourier, self.shape.stamp])
 
-    def _specs(self, tensors: Tensors, *others: tf.Tensor) -> tuple[Any, ...]:
-        """Give the specs of the graph's arguments, which leave free what `graph_shape` does."""
-        free, (sides, start, stiffness, most) = graph_shape(self.shape, self.options), others
+    def _specs(self, tensors: Tensors, start: tf.Tensor, stiffness: tf.Tensor, most: tf.Tensor) -> tuple[Any, ...]:
+        """Give the specs of the graph's arguments, `sides` last, which leave free what `graph_shape` does."""
+        free = graph_shape(self.shape, self.options)
         blends, sources, pixels = (None if not number else -1 for number in (free.blends, free.sources, free.frame))
 
         def spec(tensor: tf.Tensor, *axes: int | None) -> tf.TensorSpec:
@@ -229,7 +241,7 @@ class MapFit:
         named = {name: spec(getattr(tensors, name), blends, sources) for name in OF_SOURCES}
         of_blends = {name: spec(getattr(tensors, name), blends) for name in OF_BLENDS}
         given = tensors._replace(exposures=tuple(exposures), **named, **of_blends)
-        return given, spec(sides), spec(start, blends, sources), spec(stiffness, blends), spec(most)
+        return given, spec(start, blends, sources), spec(stiffness, blends), spec(most), spec(self.sides)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:
         """Goes on, for at most so many rounds, with the blends that are unfinished."""
@@ -248,7 +260,12 @@ class MapFit:
         return GalaxyPosterior(self.prior, shape, tensors)
 
     def _fit(
-        self, tensors: Tensors, sides: tf.Tensor, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor
+        self,
+        tensors: Tensors,
+        first: tf.Tensor,
+        stiffness: tf.Tensor,
+        rounds: tf.Tensor,
+        sides: tf.Tensor | None = None,
     ) -> MapResult:
         exact = self.posterior(tensors, sides)
         unit = exact.unit(first)
