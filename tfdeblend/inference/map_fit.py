@@ -208,7 +208,8 @@ class MapFit:
         specs = tf.nest.map_structure(
             lambda x: tf.TensorSpec([*free, *x.shape[len(free) :]] if len(x.shape) else [], x.dtype), arguments
         )
-        found = self._run.get_concrete_function(*specs)(*arguments)
+        run = tf.function(lambda *given: self._fit(*given, None), autograph=False)
+        found = run.get_concrete_function(*specs)(*arguments)
         tensors: Tensors = arguments[0]
         for tensor in tf.nest.flatten(found):
             tensor.set_shape([tensors.is_source.shape[0], *tensor.shape[1:]])
@@ -265,7 +266,7 @@ class MapFit:
         first: tf.Tensor,
         stiffness: tf.Tensor,
         rounds: tf.Tensor,
-        sides: tf.Tensor | None = None,
+        sides: tf.Tensor | None,
     ) -> MapResult:
         exact = self.posterior(tensors, sides)
         unit = exact.unit(first)
