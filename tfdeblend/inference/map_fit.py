@@ -208,7 +208,11 @@ class MapFit:
         specs = tf.nest.map_structure(
             lambda x: tf.TensorSpec([*free, *x.shape[len(free) :]] if len(x.shape) else [], x.dtype), arguments
         )
-        run = tf.function(lambda *given: self._fit(*given, None), autograph=False)
+
+        def fit(tensors: Tensors, first: tf.Tensor, stiffness: tf.Tensor, rounds: tf.Tensor) -> MapResult:
+            return self._fit(tensors, first, stiffness, rounds, None)
+
+        run = tf.function(fit, autograph=False)
         found = run.get_concrete_function(*specs)(*arguments)
         tensors: Tensors = arguments[0]
         for tensor in tf.nest.flatten(found):
