@@ -18,8 +18,8 @@ from scene_files import BANDS, SHAPE, XY, arrays, celestial
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.plausibility import examined
-from tfdeblend.data.psf import fwhm
-from tfdeblend.data.scene import REACH, Scene, Source, finest_first
+from tfdeblend.data.psf import REACH, fwhm
+from tfdeblend.data.scene import Scene, Source, finest_first
 from tfdeblend.errors import DataError
 
 YX = XY[:, ::-1]

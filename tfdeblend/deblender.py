@@ -107,7 +107,6 @@ class Deblender:
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
       few_shapes: fit each scene in one of few shapes, whatever the others are: a long run then compiles little, and its
         results do not depend on how it is split up.
-      undeclared: whether the residual is searched for sources that nobody declared.
       progress: whether the parts of a large scene are counted on standard error as they are done.
 
     Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another
@@ -132,10 +131,10 @@ class Deblender:
     sampling: SampleOptions = field(default_factory=SampleOptions)
     nuts: NutsOptions = field(default_factory=NutsOptions)
     few_shapes: bool = False
-    undeclared: bool = True
     progress: bool = False
     _prior: Prior | AutomaticPrior = field(init=False, repr=False, compare=False)
     _compiled: Compiled = field(init=False, repr=False, compare=False)
+    _search: bool = field(init=False, repr=False, compare=False, default=True)  # residuals for undeclared sources
 
     def __post_init__(self) -> None:
         for name, kinds in KINDS.items():
@@ -231,8 +230,8 @@ class Deblender:
             prior.load()
             self._check_result(scene)
             closed = priors.ClosedFormPrior(prior.initial)
-            parts_alone = self.like(background=False, undeclared=False)
-            first = parts_alone.like(prior=closed, method="map", keep_samples=False)
+            of_parts = self._for_parts()
+            first = of_parts.like(prior=closed, method="map", keep_samples=False)
             sky = _levels(scene, self.background)[0]
             mosaic = Mosaic(scene, parts.split(scene), sky)
             moved = {n: part.masked.less(sky[:, None, None]) for n, part in enumerate(mosaic.parts)}
@@ -247,7 +246,7 @@ class Deblender:
                 if not moved:
                     break
             if self.method != first.method or prior.key != closed.key:
-                parts_alone._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
+                of_parts._fit_parts(mosaic, dict(mosaic.bare()), prior, reason, begun)
             return mosaic.result(time.perf_counter() - began, moved)
         except Exception as error:
             return _failure(scene, error)
@@ -256,6 +255,13 @@ class Deblender:
         """Make another deblender that uses what this one has compiled."""
         other = replace(self, **changes)
         object.__setattr__(other, "_compiled", self._compiled)
+        object.__setattr__(other, "_search", self._search)
+        return other
+
+    def _for_parts(self) -> Deblender:
+        """Make a deblender for the parts of a field, whose sky and undeclared sources are found in the whole."""
+        other = self.like(background=False)
+        object.__setattr__(other, "_search", False)
         return other
 
     def _fit_parts(
@@ -312,9 +318,9 @@ class Deblender:
         for key, shapes in sorted(buckets.items(), key=lambda item: item[0][0]):
             if not self.few_shapes:
                 work = SAMPLING_WORK if self.method == "sample" else FIT_WORK
-                alone = {shape: own for shape, own in shapes.items() if self._has_graph(chosen[key], shape)}
-                shapes = {shape: own for shape, own in shapes.items() if shape not in alone}
-                shapes |= merge_buckets(round_buckets(alone), work)
+                fixed = {shape: own for shape, own in shapes.items() if self._needs_own_graph(chosen[key], shape)}
+                shapes = {shape: own for shape, own in shapes.items() if shape not in fixed}
+                shapes |= merge_buckets(round_buckets(fixed), work)
             for shape, members in sorted(shapes.items()):
                 most = min(self._batch_size(shape), int(2 ** np.ceil(np.log2(len(members)))))
                 members = sorted(members, key=lambda index: brightness(scenes[index]))
@@ -366,7 +372,7 @@ class Deblender:
         prior.load()
         side = stamp_side(scene, max(prior.least_stamp, least)) if self.stamp is None else max(self.stamp, least)
         shape = scene_shape(scene, side, prior.model_sigma, self.background)
-        if self.few_shapes and self._has_graph(prior, shape):
+        if self.few_shapes and self._needs_own_graph(prior, shape):
             shape = scene_shape(scene, side, prior.model_sigma, self.background, few=True)
         self._check_memory(scene, shape, prior)
         return shape
@@ -408,11 +414,12 @@ class Deblender:
         def make() -> MapFit:
             return MapFit(galaxies(shape.bands, self.position_sigma), shape, self.options)
 
-        key = "map", galaxies.name, graph_shape(shape, self.options)
+        key = "map", galaxies.name, self.position_sigma, self.options, graph_shape(shape, self.options)
         return self._compiled.get(key, make).of(shape)
 
-    def _has_graph(self, prior: Prior, shape: BatchShape) -> bool:
-        """Whether a shape needs a graph of its own: under learned priors, for samples, of several observations."""
+    def _needs_own_graph(self, prior: Prior, shape: BatchShape) -> bool:
+        """Tell whether a shape has a graph to itself: under learned priors, for samples, of several observations, and
+        by Adam."""
         closed = self.method == "map" and isinstance(prior, priors.ClosedFormPrior)
         return not closed or graph_shape(shape, self.options).sources > 0
 
@@ -504,7 +511,7 @@ class Chunk:
         for row, scene in enumerate(self.scenes):
             unknown[row, : len(scene.sources)] = [source.kind == "unknown" for source in scene.sources]
             width[row] = np.min(fwhm(scene.observation.psf))
-        key = "stars", fit.prior.name, graph_shape(self.shape, fit.options)
+        key = "stars", fit.prior.name, fit.options, graph_shape(self.shape, fit.options)
         trial: StarTrial = self.deblender._compiled.get(key, lambda: StarTrial(fit))
         return trial.of(fit)(tensors, found, unknown, width, rounds)
 
@@ -544,7 +551,7 @@ class Chunk:
         )
         own: Facts = {"steps": int(found.steps[row]), "distance": float(found.distance[row])}
         facts = self._facts(seconds, row) | own | {"modelsig": self.shape.model_sigma}
-        return builder.build(scene, fit, facts, self.deblender.undeclared)
+        return builder.build(scene, fit, facts, self.deblender._search)
 
     def _sampled(
         self, fit: MapFit, tensors: Tensors, found: MapResult, rows: list[int], began: float
@@ -578,7 +585,7 @@ class Chunk:
                         mixed = not float(facts.get("rhat", 1)) > priors.LARGEST_RHAT
                         kept = statistics.pop(row)
                         taken = self.taken[row, : len(self.scenes[row].sources)]
-                        calibration, search = self._calibration(row), deblender.undeclared
+                        calibration, search = self._calibration(row), deblender._search
                         result = builder.build_from_samples(kept, facts, mixed, calibration, taken, search)
                         yield self.indices[row], result
                         start = time.perf_counter()  # what is done with a result meanwhile is not the batch's time

@@ -44,7 +44,7 @@ def detect(observations: Observation | Sequence[Observation], threshold: float =
     detections.
 
     Args:
-        observations: what to search, less what is certain of the sky's level; several need a WCS each.
+        observations: what to search, less its sky, see `less_sky`; several need a WCS each.
         threshold: in sigma of the filtered image, its noise as correlated as the observation says.
 
     Returns:
@@ -70,6 +70,7 @@ def search(flat: Observation, threshold: float = 3.0) -> Table:
     Raises:
         DataError: a threshold that is not positive.
     """
+    _check_threshold(flat, threshold)
     kernel = psf_kernel(flat.psf, FILTER_WIDTH)
     image, _ = detection_image(flat.images, flat.weights)
     bright = convolved(image, kernel) > threshold * filtered_sigma(kernel, flat)
@@ -124,6 +125,7 @@ def residual_detections(
     Raises:
         DataError: a threshold that is not positive.
     """
+    _check_threshold(observation, threshold)
     residual = observation.derived(images=observation.images - model)
     found = _extract(residual, psf_kernel(residual.psf), threshold, np.any(residual.valid, 0))
     declared = np.asarray(positions, float).reshape(-1, 2)
@@ -142,6 +144,12 @@ def filtered_sigma(kernel: np.ndarray, observation: Observation) -> float:
     return float(np.sqrt(max((kernel * convolved(kernel, correlation)).sum(), LEAST * white)))
 
 
+def _check_threshold(observation: Observation, threshold: float) -> None:
+    """Raises: DataError for a threshold that is not positive."""
+    if not threshold > 0:
+        raise DataError(observation.name, "threshold", f"expected a positive number of sigma, received {threshold}")
+
+
 def _extract(observation: Observation, kernel: np.ndarray, threshold: float, seen: np.ndarray) -> Table:
     """SEP's objects above `threshold` sigma of the filtered detection image, brightest first.
 
@@ -150,8 +158,6 @@ def _extract(observation: Observation, kernel: np.ndarray, threshold: float, see
     import sep
     from astropy.table import Table
 
-    if not threshold > 0:
-        raise DataError(observation.name, "threshold", f"expected a positive number of sigma, received {threshold}")
     noise = filtered_sigma(kernel, observation)
     image, sigma = detection_image(observation.images, observation.weights)
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), image.size))

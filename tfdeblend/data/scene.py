@@ -17,7 +17,7 @@ from tfdeblend.data.astrometry import WITHOUT_WCS, AffineMap
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.photometry import alike, per_solid_angle
 from tfdeblend.data.placement import misplaced
-from tfdeblend.data.psf import fwhm
+from tfdeblend.data.psf import REACH, fwhm
 from tfdeblend.data.validation import check_columns
 from tfdeblend.errors import DataError, expect
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 KINDS = ("galaxy", "point", "unknown")
-# Widths of a PSF: a source without an unmasked pixel so near is not fitted. Simulated galaxies of 8,000 times a pixel's
-# noise change the flux of a neighbour inside by 17 errors where they lie two widths outside, by 3 at three widths.
-REACH = 3.0
 MOST_LEFT_OUT = 100  # sources whose rows are kept
 CLOSEST = 0.1  # pixels: sources closer than this are one source declared twice
 FINER = 1.02  # ratio of pixel scales that counts as equal

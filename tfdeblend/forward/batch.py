@@ -21,6 +21,8 @@ from tfdeblend.data.psf import gaussian_psf, pixels_per_arcsec, transfer_functio
 from tfdeblend.data.scene import Scene
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, resampled_transfer
 
+OF_SOURCES = ("corners", "centers", "is_source", "is_point")  # tensors [B, K, ...]
+OF_PIXELS = ("images", "weights", "kernel", "coarse_kernel")  # tensors [B, C, pixels, pixels] of an exposure
 SHARED = ("kernel", "coarse_kernel", "points", "gain")  # tensors that samples of one scene need only once
 
 
@@ -62,8 +64,7 @@ class Tensors(NamedTuple):
 
     def first_sources(self, number: int) -> Tensors:
         """The first `number` sources of each blend, where the others are padding."""
-        names = ("corners", "centers", "is_source", "is_point")
-        return self._replace(**{name: getattr(self, name)[:, :number] for name in names})
+        return self._replace(**{name: getattr(self, name)[:, :number] for name in OF_SOURCES})
 
     def take(self, rows: np.ndarray) -> Tensors:
         """The tensors of some blends, by their row.

@@ -341,16 +341,11 @@ def _products(images: tf.Tensor, halved: tf.Tensor) -> tf.Tensor:
 
 
 def every_second(weights: tf.Tensor) -> tf.Tensor:
-    """[B, C, Q, S, S] -> [B, C, Q, S // 2, S // 2]: every second pixel takes half the weight of either neighbour, along
-    both axes; the last pixel, whose other neighbour is outside, gives all of it."""
-    for axis in (-1, -2):
-        even, odd = _alternate(weights, axis)
-        first, last = tf.split(odd, [shape_of(odd)[axis] - 1, 1], axis)
-        before, after = tf.concat([tf.zeros_like(last), first], axis), tf.concat([first, 2 * last], axis)
-        weights = even + 0.5 * (before + after)
+    """[B, C, Q, S, S], S even -> [B, C, Q, S // 2, S // 2]: every second pixel takes half the weight of either
+    neighbour, along both axes; the last pixel, whose other neighbour is outside, gives all of it."""
+    for _ in range(2):
+        even, odd = weights[..., ::2], weights[..., 1::2]
+        before = tf.concat([tf.zeros_like(odd[..., :1]), odd[..., :-1]], -1)
+        after = tf.concat([odd[..., :-1], 2 * odd[..., -1:]], -1)
+        weights = tf.linalg.matrix_transpose(even + 0.5 * (before + after))
     return weights
-
-
-def _alternate(x: tf.Tensor, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The pixels of even and of odd number along the last axis or the one before it."""
-    return (x[..., ::2], x[..., 1::2]) if axis == -1 else (x[..., ::2, :], x[..., 1::2, :])

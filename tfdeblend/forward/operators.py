@@ -52,9 +52,10 @@ def shift_matrix(offset: tf.Tensor, side: int) -> tf.Tensor:
 class Place(LinearOperator):
     """sum_i T_i: puts K stamps into one frame, each with its corner at a whole pixel, and adds them up.
 
-    Pixels of a stamp outside of the frame are lost. On a CPU a moderate number of stamps is cut and padded one
-    by one, for little more than reading them costs. Many stamps, and those on a GPU, take whole rows by their index
-    and shift them by a product with one-hot rows: a graph of the same size for any number, even an unknown one.
+    Pixels of a stamp outside of the frame are lost. On a CPU a moderate number of stamps is cut and padded one by one,
+    in graphs that know all sides, for little more than reading them costs. Many stamps, and those on a GPU, take whole
+    rows by their index and shift them by a product with one-hot rows: a graph of the same size for any number, even an
+    unknown one.
 
     Args:
       corners: [B, K, 2] integer (y, x) of stamp pixel (0, 0) in the frame; may be negative.
@@ -178,7 +179,7 @@ class Convolve(LinearOperator):
     def _filter(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         n = [self.side, self.side]
         spectrum = tf.signal.rfft2d(x, fft_length=n)
-        spectrum.set_shape([*x.shape[:-2], None, None])  # which a side that only the graph's run knows would leave open
+        spectrum.set_shape([*x.shape[:-2], None, None])  # an FFT whose side is known at run time loses them
         product = spectrum * kernel
         full = tf.signal.irfft2d(product, fft_length=n)
         full.set_shape([*product.shape[:-2], None, None])

@@ -196,7 +196,7 @@ class GalaxyPosterior:
             change = tf.where(known[..., None, None], change, one)
             change = one + here_of[:, None, :, None, None] * (change - one)[:, :, None]  # [B, C, K, I, I]
             half = tf.einsum("bckij,bckjlm->bckilm", change, tf.gather(blocks, rows))
-            full = tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), tf.shape(tf.gather(gram, rows)))
+            full = tf.reshape(tf.einsum("bclmj,bckilj->bckilm", change, half), [-1, *shape_of(gram)[1:]])
             return tf.tensor_scatter_nd_update(gram, rows[:, None], full)
 
         return tf.cond(tf.size(rows) > 0, corrected, lambda: gram)

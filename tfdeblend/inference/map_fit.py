@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdeblend.forward.batch import Tensors
+from tfdeblend.forward.batch import OF_PIXELS, OF_SOURCES, ExposureTensors, Tensors
 from tfdeblend.forward.likelihood import Images, Likelihood, with_constants
 from tfdeblend.forward.shapes import BatchShape
 from tfdeblend.galaxies import normal_equations
@@ -33,9 +33,6 @@ STALLED = 10.0  # tolerances: a fit ends with a round that gains less than a ste
 # A step is tried again at the length where its parabola has its minimum, if that is so many times its own or a fraction
 # of it: SHORTEST to LONGEST.
 RESCALED, SHORTEST, LONGEST = 2.0, 0.1, 30.0
-# Names of tensors [B, K, ...], [B, ...] and [B, C, pixels, pixels].
-OF_SOURCES, OF_BLENDS = ("corners", "centers", "is_source", "is_point"), ("arcsec", "band_unit")
-OF_PIXELS = "images", "weights", "kernel", "coarse_kernel"
 AS_SAID = 0.4  # of the slope: a fall of the loss as predicted; a full step to a minimum falls by half of it
 
 
@@ -226,26 +223,28 @@ class MapFit:
 
     def _specs(self, tensors: Tensors, start: tf.Tensor, stiffness: tf.Tensor, most: tf.Tensor) -> tuple[Any, ...]:
         """Give the specs of the graph's arguments, `sides` last, which leave free what `graph_shape` does."""
-        free = graph_shape(self.shape, self.options)
-        blends, sources, pixels = (None if not number else -1 for number in (free.blends, free.sources, free.frame))
+        fixed = graph_shape(self.shape, self.options)
+        blends, sources, pixels = (not number for number in (fixed.blends, fixed.sources, fixed.frame))
 
-        def spec(tensor: tf.Tensor, *axes: int | None) -> tf.TensorSpec:
-            """Of a tensor whose first axes, where they are None, may be of any length."""
-            lengths = [None if free is None else length for length, free in zip(tensor.shape, axes, strict=False)]
-            return tf.TensorSpec([*lengths, *tensor.shape[len(axes) :]], tensor.dtype)
+        def spec(tensor: tf.Tensor, *free: bool) -> tf.TensorSpec:
+            """Give the spec of a tensor, of which some of the first axes are free."""
+            flags = (*free, *[False] * len(tensor.shape))[: len(tensor.shape)]
+            lengths = zip(tensor.shape, flags, strict=True)
+            return tf.TensorSpec([None if open_ else length for length, open_ in lengths], tensor.dtype)
 
-        exposures = [
-            one._replace(
-                **{name: spec(getattr(one, name), blends, -1, pixels, pixels) for name in OF_PIXELS},
-                whitening=spec(one.whitening, blends, -1, -1, pixels, pixels),
-                points=spec(one.points, blends),
-                gain=spec(one.gain, blends),
+        def exposure_spec(one: ExposureTensors) -> ExposureTensors:
+            image = {name: spec(getattr(one, name), blends, False, pixels, pixels) for name in OF_PIXELS}
+            whitening = spec(one.whitening, blends, False, False, pixels, pixels)
+            return one._replace(
+                **image, whitening=whitening, points=spec(one.points, blends), gain=spec(one.gain, blends)
             )
-            for one in tensors.exposures
-        ]
-        named = {name: spec(getattr(tensors, name), blends, sources) for name in OF_SOURCES}
-        of_blends = {name: spec(getattr(tensors, name), blends) for name in OF_BLENDS}
-        given = tensors._replace(exposures=tuple(exposures), **named, **of_blends)
+
+        given = tensors._replace(
+            exposures=tuple(exposure_spec(one) for one in tensors.exposures),
+            **{name: spec(getattr(tensors, name), blends, sources) for name in OF_SOURCES},
+            arcsec=spec(tensors.arcsec, blends),
+            band_unit=spec(tensors.band_unit, blends),
+        )
         return given, spec(start, blends, sources), spec(stiffness, blends), spec(most), spec(self.sides)
 
     def go_on(self, tensors: Tensors, found: MapResult, rounds: int) -> MapResult:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tfdeblend.data.observation import Observation
-from tfdeblend.data.psf import fwhm, pixels_per_arcsec
-from tfdeblend.data.scene import REACH, Scene
+from tfdeblend.data.psf import REACH, fwhm, pixels_per_arcsec
+from tfdeblend.data.scene import Scene
 from tfdeblend.data.sky import detection_image
 from tfdeblend.forward.shapes import IMAGE_SIDES, fit_size
 from tfdeblend.galaxies.moments import moments

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdeblend.catalog.result import Deblended
-from tfdeblend.data.psf import fwhm
-from tfdeblend.data.scene import REACH, Scene
+from tfdeblend.data.psf import REACH, fwhm
+from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
 from tfdeblend.inference.parts import FARTHEST
 

@@ -20,8 +20,8 @@ from tfdeblend.survey.tiles import Section, Tile, tiles
 from tfdeblend.version import __version__
 
 METHODS = ("map", "sample")
-# Sigma. In two simulated fields of 1024 x 1024 pixels with 908 true sources it finds 798 of these, as 3 does, and 39
-# others in place of 75; 3.5 finds 797, and 30 others.
+# Sigma. In two simulated fields of 1024 x 1024 pixels with 908 true sources 3.25 finds 798 of these and 39 others, 3
+# finds 798 and 75, and 3.5 finds 797 and 30.
 THRESHOLD = 3.25
 
 
@@ -39,7 +39,8 @@ class SurveySettings:
             all else is the maximum of the posterior. None: everything is sampled.
         models: whether images of model and residual are written.
         threshold: of the detection, in sigma.
-        tile: pixels a side of a tile's inner region. border: pixels around it that the local sky and the detection see.
+        tile: pixels a side of a tile's inner region. border: pixels around it that the local sky and
+            the detection see; with less than 256 they depend on where the tiles are.
         margin: pixels around the inner region whose sources are fitted too, as neighbours of its own.
 
     Raises:

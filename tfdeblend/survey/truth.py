@@ -36,7 +36,6 @@ MOVED = 20.0
 STEP = 0.5  # mag
 WRONG = 2.0  # factor by which a flux is off that is counted apart
 CLASSES = ("all", "isolated", "blended")
-SHARES = ("completeness", "purity")
 
 
 class Truth(NamedTuple):
