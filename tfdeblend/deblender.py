@@ -105,8 +105,8 @@ class Deblender:
       stamp: pixels a side that hold a galaxy; None: by the size of the image, and larger where a galaxy is cut.
       samples: how many, at least 2. keep_samples: whether results keep the samples themselves.
       sampling, nuts: see `SampleOptions`, `NutsOptions`.
-      few_shapes: fit each scene in one of few shapes, whatever the others are: a long run then compiles little, and its
-        results do not depend on how it is split up.
+      few_shapes: where shapes have graphs of their own, take one of few for each scene, whatever the others are: a long
+        run then compiles little, and its results do not depend on how it is split up.
       progress: whether the parts of a large scene are counted on standard error as they are done.
 
     Raises: ValueError for an unknown prior or method, a seed out of range, and too few samples; TypeError for another

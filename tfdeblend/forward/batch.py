@@ -1,6 +1,6 @@
 """Scenes of any size and any number of sources, padded into a batch of a fixed shape.
 
-One compiled graph then serves all scenes of a shape. What is padding has weight 0 (pixels), mask 0 (sources) or is
+What is padding has weight 0 (pixels), mask 0 (sources) or is
 empty (blends), and never changes what is real. Images are divided by the typical noise of their bands, so that
 everything behind is free of the data's units.
 """

@@ -1,6 +1,7 @@
-"""Which scenes share a compiled graph: those of one shape, and some others that fit into it.
+"""Which scenes are done in one batch: those of one shape, and some others that fit into it.
 
-Sides and numbers are rounded up to the few that are compiled. numpy only: no TensorFlow is loaded to choose a shape.
+Sides and numbers are rounded up to a few, for which graphs may have to be compiled. numpy only: no TensorFlow is loaded
+to choose a shape.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class ExposureShape(NamedTuple):
 
 
 class BatchShape(NamedTuple):
-    """What a compiled graph is fixed to.
+    """The sizes of a batch, which a compiled graph may be fixed to.
 
     blends: B. sources: K. bands: C, of all exposures together. frame: pixels a side of the model's frame, which has
     `margin` pixels around the first image, where light outside of it is kept that the PSF scatters in. fourier: pixels

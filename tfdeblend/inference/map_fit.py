@@ -135,10 +135,11 @@ class Trial(NamedTuple):
 
 
 class MapFit:
-    """The compiled fit for one batch shape. Make it once, call it for every batch of that shape.
+    """The fit for one batch shape. Make it once, call it for every batch of that shape.
 
-    Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`. By Newton's method one graph serves batches of any
-    number of blends, and, of one exposure, of any number of sources and pixels: see `graph_shape`.
+    Maximises log p(y | z, flux) + log p(z): see `GalaxyPosterior`. It is compiled at its first call. By Newton's method
+    one graph serves batches of any number of blends, and, of one exposure, of any number of sources and pixels: see
+    `graph_shape` and `of`.
     """
 
     def __init__(self, prior: GalaxyPrior, shape: BatchShape, options: MapOptions = MapOptions()):
@@ -149,7 +150,7 @@ class MapFit:
         self._graph: list[Callable[..., MapResult]] = []  # one, after the first call, which copies of `of` share
 
     def of(self, shape: BatchShape) -> MapFit:
-        """The same fit, with the same graph, for batches of a shape of the same `graph_shape`.
+        """Make the same fit, with the same graph, for batches of another shape of the same `graph_shape`.
 
         Raises: ValueError for another.
         """
@@ -469,7 +470,7 @@ def graph_shape(shape: BatchShape, options: MapOptions) -> BatchShape:
 
 
 def with_sides(shape: BatchShape, options: MapOptions, sides: tf.Tensor) -> BatchShape:
-    """Give a shape with sides [4] that only the run of a graph knows, where `graph_shape` leaves them free."""
+    """Give a shape with sides [4] that are known only when the graph runs, where `graph_shape` leaves them free."""
     if graph_shape(shape, options).frame:
         return shape
     frame, margin, fourier, stamp = tf.unstack(sides)

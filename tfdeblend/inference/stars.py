@@ -45,7 +45,7 @@ class StarTrial:
         self._gain = tf.function(self._gained, autograph=False, reduce_retracing=True)
 
     def of(self, fit: MapFit) -> StarTrial:
-        """The trial by a fit of the same graph."""
+        """Make the trial by another fit of the same graph."""
         other = copy.copy(self)
         other.fit = fit
         return other
