@@ -10,6 +10,8 @@ from tfdeblend.catalog import measure
 from tfdeblend.catalog.measure import side_wanted
 from tfdeblend.deblender import Begun, Deblender
 from tfdeblend.forward.shapes import BatchShape, ExposureShape, merge_buckets, round_buckets
+from tfdeblend.galaxies.priors import ExponentialPrior
+from tfdeblend.inference.map_fit import MapOptions
 
 WIDE = Galaxy(8.2, 30.4, (60000, 90000), 1.0, 3.0, (0.0, -0.2))  # half of the image is beyond a stamp of its size
 
@@ -41,6 +43,19 @@ def test_few_scenes_have_a_round_number_of_sources() -> None:
     }
     many = {one: list(range(1000))}
     assert round_buckets(many) == many
+
+
+def test_one_graph_serves_scenes_of_all_sizes() -> None:
+    """It gives what a graph of their own does, and fits of other options have graphs of their own."""
+    scenes = [simulate(BLEND[:1], (40, 40))[0], simulate(BLEND, (64, 50))[0], simulate(BLEND[:2], (90, 90))[0]]
+    deblender = Deblender("exponential", stars=False)
+    together = [deblender.deblend(scene) for scene in scenes]
+    assert sum(key[0] == "map" for key in deblender._compiled.made) == 1
+    alone = Deblender("exponential", stars=False).deblend(scenes[2])
+    np.testing.assert_allclose(together[2].flux, alone.flux, rtol=1e-6)
+    other = deblender.like(options=MapOptions(model_error=0.05))
+    shape = other._shape(scenes[0], other.prior_of(scenes[0])[0], 0)
+    assert other.map_fit(shape, ExponentialPrior).options.model_error == 0.05
 
 
 def test_larger_stamps_are_not_free() -> None:

@@ -15,6 +15,7 @@ from tfdeblend import io
 from tfdeblend.data import detection
 from tfdeblend.data.noise_correlation import convolved
 from tfdeblend.data.observation import Observation
+from tfdeblend.data.psf import REACH, fwhm
 from tfdeblend.data.scene import Scene
 from tfdeblend.errors import DataError
 
@@ -108,6 +109,16 @@ def test_a_star_with_a_masked_middle_is_one(radius: int, flux: float, trail: int
         found = detection.search(seen_through(light, masked, seed), 5.0)
         assert len(found) == 1
         assert np.hypot(found["y"][0] - y, found["x"][0] - x) < 1.5
+
+
+@pytest.mark.parametrize("radius", [4, 9, 13, 15, 18, 21])
+def test_what_is_found_in_holes_of_any_size_is_fitted(radius: int) -> None:
+    """One source in a hole that is not too deep, several around a deeper one, and none where it would be left out."""
+    shape, masked = (150, 150), np.hypot(*(np.indices((150, 150)) - 74.5)) <= radius
+    one = seen_through(star(shape, 74.6, 74.3, 3e6), np.stack([masked] * 3), 0)
+    found = Scene.detect(one)
+    assert not found.left_out.any()
+    assert (len(found.sources) == 1) == (radius <= REACH * fwhm(one.psf).max())
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
