@@ -125,7 +125,8 @@ def test_a_bright_source_outside_of_the_image_is_fitted_and_one_further_out_left
     assert declared.catalog["flags"][0] == measure.EDGE
     assert result.scene.left_out.tolist() == [True, False, False]
     assert result.catalog["flags"][0] == measure.LEFT_OUT and np.isnan(fluxes(result)[0]).all()
-    np.testing.assert_allclose(fluxes(result)[1:], fluxes(declared), rtol=1e-4)
+    moved = np.abs(fluxes(result)[1:] - fluxes(declared)) / declared.flux_err
+    assert moved.max() < MapOptions().tolerance  # within which a fit of the same numbers may stop elsewhere
 
 
 def test_points(deblender: Deblender) -> None:
