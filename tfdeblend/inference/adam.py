@@ -22,7 +22,7 @@ from tfdeblend.galaxies import normal_equations
 from tfdeblend.galaxies.normal_equations import NormalEquations
 from tfdeblend.galaxies.posterior import GalaxyPosterior, MapState
 from tfdeblend.galaxies.priors import GalaxyPrior
-from tfdeblend.linalg.solvers import FLATTEST, BatchedAdam
+from tfdeblend.linalg.solvers import EQUAL, FLATTEST, BatchedAdam
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class AdamSteps:
         """Gives the lowest state that one round of steps from `state` finds, its distance to the maximum in standard
         deviations [b] by the curvature of where the round began, and the steps taken [b].
 
-        A blend takes no step where it begins nearer than `enough`, and none counts where none led lower.
+        A blend takes no step where it begins nearer than `enough`, and none counts where none led lower or nearer.
 
         Args:
           posterior: of b of the batch's blends, those in `rows`. system: its exact curvature at `state`. enough: [b].
@@ -122,6 +122,8 @@ class AdamSteps:
         )
         found = own(values)
         a, b = (part * tf.reshape(unit, [-1] + [1] * (len(part.shape) - 1)) for part in found)
-        moved = tf.reduce_max(tf.abs(found[0]), 1) + tf.reduce_max(tf.abs(found[1]), [1, 2]) > 0
-        steps = tf.where(moved, tf.gather(taken, rows), 0)
-        return at(scaled, found), tf.cast(distance([a, b]), tf.float64), steps
+        after = distance([a, b])
+        gained = (after < before) | (rise(coordinates, [a, b]) < -EQUAL)
+        steps = tf.where(gained, tf.gather(taken, rows), 0)
+        kept = [tf.where(tf.reshape(gained, [-1] + [1] * (len(v.shape) - 1)), v, 0) for v in found]
+        return at(scaled, kept), tf.cast(tf.where(gained, after, before), tf.float64), steps

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 Apply = Callable[[tf.Tensor], tf.Tensor]
 TINY = 1e-30
+EQUAL = 1e-3  # nats: single precision does not tell losses of a bright galaxy's images apart that differ by less
 
 
 def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -127,8 +128,8 @@ class BatchedAdam:
 
     Every variable has the batch as its first axis and a natural scale of one, so that one learning rate, in the
     same units, serves all. The rate falls to a fiftieth along a cosine. A problem whose largest gradient component is
-    below `tolerance` is frozen. The best iterate of each is kept: a step that leads to a worse or non-finite objective
-    is never returned.
+    below `tolerance` is frozen. Of each, the last iterate is kept whose objective is the lowest, to within EQUAL: a
+    step that leads to a worse or non-finite objective is never returned.
 
     Args:
       shapes: of the variables, batch first.
@@ -168,18 +169,18 @@ class BatchedAdam:
             variable.assign(value)
         batch = self.variables[0].shape[0]
         best = [tf.convert_to_tensor(v) for v in start]
-        best_value = tf.fill([batch], tf.constant(float("inf"), self.dtype))
+        lowest = tf.fill([batch], tf.constant(float("inf"), self.dtype))
         active, taken = tf.fill([batch], True), tf.zeros([batch], tf.int32)
 
-        def advance(step, best, best_value, active, taken):
+        def advance(step, best, lowest, active, taken):
             values = [tf.convert_to_tensor(v.value) for v in self.variables]
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 value = objective(values)
             gradients = tape.gradient(value, values)
-            better = active & tf.math.is_finite(value) & (value < best_value)
+            better = active & tf.math.is_finite(value) & (value < lowest + EQUAL)
             best = [tf.where(_expand(better, v), v, b) for v, b in zip(values, best, strict=True)]
-            best_value = tf.where(better, value, best_value)
+            lowest = tf.where(better, tf.minimum(value, lowest), lowest)
             largest = [tf.reduce_max(tf.reshape(tf.abs(g), [batch, -1]), 1) for g in gradients]
             active &= (tf.reduce_max(tf.stack(largest), 0) > tolerance) & tf.math.is_finite(value)
             taken += tf.cast(active, tf.int32)
@@ -187,12 +188,12 @@ class BatchedAdam:
             self.optimizer.apply(safe, self.variables)
             for variable, before in zip(self.variables, values, strict=True):
                 variable.assign(tf.where(_expand(active, before), variable.value, before))
-            return step + 1, best, best_value, active, taken
+            return step + 1, best, lowest, active, taken
 
-        def unfinished(step, best, best_value, active, taken):
+        def unfinished(step, best, lowest, active, taken):
             return (step < self.steps) & tf.reduce_any(active)
 
-        _, best, _, _, taken = tf.while_loop(unfinished, advance, [0, best, best_value, active, taken])
+        _, best, _, _, taken = tf.while_loop(unfinished, advance, [0, best, lowest, active, taken])
         return best, taken
 
 
