@@ -137,7 +137,7 @@ def stamp_side(scene: Scene, least: int = 0) -> int:
     """P to begin with: for galaxies as large as the image, up to 96 pixels; larger only if `least` is."""
     _, height, width = scene.observation.shape
     side = max(height, width)
-    fit = next((stamp for most, stamp in ((32, 48), (64, 64), (80, 80)) if side <= most), 96)
+    fit = next((stamp for most, stamp in ((48, 48), (64, 64), (80, 80)) if side <= most), 96)
     return max(fit, 16 * int(np.ceil(least / 16)))
 
 

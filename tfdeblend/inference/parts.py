@@ -25,7 +25,7 @@ SPAN = 96  # pixels: the longer side of the box around the centres of a part's o
 FAINT = 0.03  # sigma a pixel, all bands together, where a galaxy's light is taken to end
 EXPONENTIAL = 1.678  # of a disk: half-light radii over scale lengths
 FARTHEST = 64.0  # pixels from a source that its part must show
-NARROWEST = 64  # pixels a side of a part, as stamps have: what a stamp cuts off then shows in it
+NARROWEST = 48  # pixels a side of a part, as stamps have: what a stamp cuts off then shows in it
 
 
 @dataclass(frozen=True, eq=False)
