@@ -1,7 +1,9 @@
-"""The memory of this machine."""
+"""The memory of this machine, and what this process has of it."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -14,3 +16,11 @@ def machine_memory() -> float:
     given = Path("/sys/fs/cgroup/memory.max")
     text = given.read_text().strip() if given.is_file() else ""
     return min(whole, int(text) / 1e9) if text.isdigit() else whole
+
+
+def release_memory() -> None:
+    """Give the memory that nothing uses back to the machine, where the C library can do that."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

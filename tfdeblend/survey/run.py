@@ -33,6 +33,7 @@ from tqdm import tqdm
 from tfdeblend.cluster import Submit, executor
 from tfdeblend.errors import DataError
 from tfdeblend.io.atomic import remove_leftovers, sha256, written_whole
+from tfdeblend.machine import release_memory
 from tfdeblend.survey import hats, tables, tasks
 from tfdeblend.survey import pictures as drawing
 from tfdeblend.survey.outputs import FAILURES, OBJECTS, Output, checksums, outputs
@@ -298,7 +299,10 @@ def deblend_tile(settings: SurveySettings, out: Path, tile: Tile, number: int) -
     sums = {each.name: each.write(each.path(out, tile), found, facts) for each in outputs(settings)}
     with written_whole(checksums(out, tile)) as temporary:
         temporary.write_text(json.dumps(sums | {"detections": seen}, sort_keys=True))
-    used = _used(began) | {"objects": len(found.objects["objectId"]), "notes": found.notes}
+    objects, notes = len(found.objects["objectId"]), found.notes
+    del found, detections
+    release_memory()  # before the next tile, whose needs would add up with what is left
+    used = _used(began) | {"objects": objects, "notes": notes}
     with written_whole(out / "used" / f"{tile.name}.json") as temporary:
         temporary.write_text(json.dumps(used))
     return used
