@@ -214,6 +214,7 @@ def test_tiles_that_fail_are_reported_and_done_again(
     monkeypatch.setattr(tasks, "detect", detect)
     report = survey.run(progress=False)
     assert report.failures == 1 and report.kinds == {"OSError": 1}
+    assert "OSError: expected a disk, received none" in str(report)
     monkeypatch.setattr(tasks, "detect", search)
     again = Survey(few, survey.out).run(progress=False)
     assert again.failures == 0 and again.objects > report.objects

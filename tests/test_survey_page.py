@@ -116,6 +116,18 @@ def test_a_tile_that_cannot_be_drawn_is_said_and_the_others_are_drawn(
     assert np.abs(read(pictures.path(tmp_path, "image", 1, (1, 0)))[:8, :30] - pictures.MASKED).max() < 8
 
 
+def test_a_run_of_which_no_tile_can_be_read_has_a_page(
+    settings: SurveySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: SurveySettings, *section: object) -> Any:
+        raise OSError("expected a disk, received none")
+
+    monkeypatch.setattr(SurveySettings, "read", broken)
+    report = Survey(settings, tmp_path / "run").run(progress=False, pictures=True)
+    assert report.failures == report.tiles and report.objects == 0
+    assert "expected a disk" in survey_page.write_page(tmp_path / "run").read_text()
+
+
 def catalogue(number: int, seed: int = 0) -> tables.Table:
     """A catalogue of two bands, of fluxes that are their truth and an error."""
     rng, columns = np.random.default_rng(seed), tables.objects(("g", "r"), "nJy")

@@ -69,7 +69,8 @@ class Colours:
 
     @classmethod
     def choose(cls, settings: SurveySettings, tiles: Sequence[Tile]) -> Colours | None:
-        """Choose the three deepest bands, by some of the tiles; None where these have no pixel that is not masked.
+        """Choose the three deepest bands, by some of the tiles; None where none can be read, or has a pixel that is
+        not masked.
 
         Two bands are blue and red with their mean between them; one is grey.
         """
@@ -81,8 +82,10 @@ class Colours:
             except (DataError, OSError):  # drawing it will say so
                 continue
             noises.append(np.where(seen.valid.any((1, 2)), stated_noise(seen), np.nan))
-        known = np.isfinite(np.array(noises).reshape(len(noises), -1)).any(0)
-        if seen is None or not known.any():
+        if seen is None:
+            return None
+        known = np.isfinite(np.array(noises)).any(0)
+        if not known.any():
             return None
         jansky = np.ones(len(seen.bands)) if seen.zeropoints is None else 10 ** (0.4 * (NJY - seen.zeropoints))
         sigma = np.full(len(known), np.inf)

@@ -55,7 +55,8 @@ class Report:
 
     Args:
         tiles: of the images. done: those whose fit this call began.
-        detections, objects, failures: rows of the tables. blends: of two objects or more. kinds: failures by error.
+        detections, objects, failures: rows of the tables. blends: of two objects or more.
+        kinds, messages: how many failures are of each kind of error, and the first message of each.
         fitted: objects of the tiles that are done. seconds: of wall time. cpu: CPU-seconds of the tasks of this call.
         processes: the peak of memory of each that worked, in GB, by host and number; this one has the tables of all.
         notes: warnings of reading and checking, their numbers replaced by N, and how many tiles have each.
@@ -68,6 +69,7 @@ class Report:
     blends: int
     failures: int
     kinds: dict[str, int]
+    messages: dict[str, str]
     fitted: int
     seconds: float
     cpu: float
@@ -94,7 +96,8 @@ class Report:
             cost = f"{self.hourly:,.0f} an hour, {self.cpu / self.fitted:.2f} CPU-seconds each"
         memory = f"{self.memory:.2f} GB in the largest of {len(self.processes)} processes"
         failed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
-        notes = [f"\n  note on {count} of {self.tiles} tiles: {note}" for note, count in self.notes.items()]
+        notes = [f"\n  {kind}: {message}" for kind, message in sorted(self.messages.items())]
+        notes += [f"\n  note on {count} of {self.tiles} tiles: {note}" for note, count in self.notes.items()]
         return (
             f"{self.objects} objects of {self.detections} detections on {self.tiles} tiles, {self.blends} blends, "
             f"{cost}, {memory}; failures: {failed or 'none'}" + "".join(notes)
@@ -235,6 +238,7 @@ class Survey:
             blends=int((counts > 1).sum()),
             failures=len(failures["tile"]),
             kinds=dict(Counter(failures["kind"].tolist())),
+            messages=dict(zip(failures["kind"][::-1].tolist(), failures["message"][::-1].tolist(), strict=True)),
             fitted=sum(each.get("objects", 0) for each in used),
             seconds=seconds,
             cpu=sum(each.get("cpu", 0.0) for each in used),
