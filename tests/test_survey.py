@@ -11,6 +11,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from scene_files import celestial
+from scipy.ndimage import gaussian_filter
 
 from tfdeblend.errors import DataError
 from tfdeblend.inference import parts
@@ -23,13 +24,17 @@ SIDE, FLUX = 192, 500.0  # pixels of the image; of its galaxies
 PSF_SIGMA = 1.8
 
 
-def image(path: Path, band: str, seed: int, masked: tuple[slice, slice] | None = None) -> Path:
-    """A lattice of round Gaussian galaxies, some of which lie on the edges of tiles, in noise of 1."""
+def image(path: Path, band: str, seed: int, masked: tuple[slice, slice] | None = None, smoothing: float = 0.0) -> Path:
+    """A lattice of round Gaussian galaxies, some of which lie on the edges of tiles, in noise of 1.
+
+    smoothing: of the noise, pixels.
+    """
     y, x = np.indices((SIDE, SIDE))
     light = np.zeros((SIDE, SIDE))
     for place in lattice():
         light += FLUX * np.exp(-((y - place[0]) ** 2 + (x - place[1]) ** 2) / (2 * 2.4**2)) / (2 * np.pi * 2.4**2)
-    noisy = light + 5 + np.random.default_rng(seed).normal(size=light.shape)
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=light.shape), smoothing, mode="wrap")
+    noisy = light + 5 + noise / noise.std()
     psf = np.exp(-((np.indices((25, 25)) - 12) ** 2).sum(0) / (2 * PSF_SIGMA**2))
     header = celestial().to_header()
     header.update({"FILTER": band, "MAGZERO": 27.0})
@@ -218,6 +223,22 @@ def test_tiles_that_fail_are_reported_and_done_again(
     monkeypatch.setattr(tasks, "detect", search)
     again = Survey(few, survey.out).run(progress=False)
     assert again.failures == 0 and again.objects > report.objects
+
+
+def test_correlated_noise_is_measured_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Then its peaks are no sources, and the fit of a tile knows how it is correlated."""
+    files = tuple(str(image(tmp_path / f"{band}.fits", band, seed, smoothing=0.8)) for seed, band in enumerate("gr"))
+    white = SurveySettings(files, prior="exponential", tile=64, border=64, margin=32)
+    known = replace(white, sky_correlation=True)
+    all_tiles = white.tiles()
+    found = {
+        one: tasks.merge([tasks.detect(one, tile) for tile in all_tiles], all_tiles, one.shape)
+        for one in (white, known)
+    }
+    assert len(found[known]["y"]) == len(lattice()) < len(found[white]["y"])
+    fitted = tasks.deblend(known, all_tiles[4], 4, found[known])
+    errors = fitted.objects["g_fluxErr"]
+    assert np.all(errors > 1600) and not any("correlated" in note for note in fitted.notes)  # 1,070 as of white noise
 
 
 def test_files_of_one_table_are_a_dataset(run: Survey) -> None:

@@ -214,6 +214,7 @@ def _add_survey(subparsers: argparse._SubParsersAction) -> argparse.ArgumentPars
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--trust-weights", action="store_true", help="take weights as they are, see deblend")
+    parser.add_argument("--sky-correlation", action="store_true", help="measure the noise's correlation on each tile")
     parser.add_argument(
         "--threshold", type=float, default=3.25, metavar="SIGMA", help="detection threshold (default: 3.25)"
     )

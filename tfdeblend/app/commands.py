@@ -162,6 +162,7 @@ def survey(args: argparse.Namespace) -> int:
         models=args.models,
         seed=args.seed,
         trust_weights=args.trust_weights,
+        sky_correlation=args.sky_correlation,
         threshold=args.threshold,
         tile=args.tile,
     )

@@ -35,6 +35,7 @@ class SurveySettings:
             image, `model.py:psf` or `package.module:psf`, which workers must find there too.
         mask_planes, bands, zeropoints, pixel_scale: see `io.Reading`.
         prior, method, samples, seed, trust_weights: see `Deblender`.
+        sky_correlation: whether the correlation of the noise is measured on the empty sky of each tile, and used.
         sample_above: blendedness; with the method "sample", only the blends in which a source has more are sampled, and
             all else is the maximum of the posterior. None: everything is sampled.
         models: whether images of model and residual are written.
@@ -59,6 +60,7 @@ class SurveySettings:
     samples: int = 16
     seed: int = 0
     trust_weights: bool = False
+    sky_correlation: bool = False
     sample_above: float | None = None
     models: bool = False
     threshold: float = THRESHOLD

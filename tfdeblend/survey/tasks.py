@@ -55,12 +55,18 @@ def observe(settings: SurveySettings, tile: Tile) -> Observation:
     return observation.derived(images=observation.images - local_sky(observation), flat=True)
 
 
+def _with_noise(settings: SurveySettings, flat: Observation) -> Observation:
+    """Measure the correlation of the noise, where it is asked for."""
+    return flat.with_sky_correlation() if settings.sky_correlation else flat
+
+
 def detect(settings: SurveySettings, tile: Tile) -> Table:
     """Find the sources of a tile, and those at most SLACK pixels beyond: columns y, x, snr, half and reach."""
     names = "y", "x", "snr", "half", "reach"
     flat = observe(settings, tile)
     if not flat.valid.any():
         return {name: np.zeros(0) for name in names}
+    flat = _with_noise(settings, flat)
     found = search(flat, settings.threshold)
     place = np.stack([found["y"], found["x"]], 1).reshape(-1, 2)
     y, x = (place + tile.corner).T
@@ -114,7 +120,7 @@ def deblend(settings: SurveySettings, tile: Tile, number: int, detections: Table
     Where the fit of the whole tile fails, its blends are fitted one by one; the objects of one that fails are rows of
     the table of failures.
     """
-    flat = observe(settings, tile)
+    flat = _with_noise(settings, observe(settings, tile))
     unit = flat.unit or "" if flat.zeropoints is None else "nJy"
     near = _within(settings, tile, detections)
     rows = {name: values[near] for name, values in detections.items()}
