@@ -266,7 +266,7 @@ def test_remeasured_joint_results_have_all_bands_and_views() -> None:
     table = remeasure(result)
     assert {"flux_g", "flux_r", "flux_i", "mag_i", "color_r_i"} <= set(table.colnames)
     np.testing.assert_allclose(table["flux_i"], result.stamps[:, 2].sum((1, 2)), rtol=1e-6)
-    assert table["flux_g"].description == "adu" and table["flux_i"].description == "electron"
+    assert table["flux_g"].unit == "adu" and table["flux_i"].unit == "electron"
     on_stamps = stamp_shapes(result.stamps, result.corners, MODEL_SIGMA).positions
     np.testing.assert_allclose(np.stack([table["y"], table["x"]], 1), on_stamps - [0.1, -0.2])
     alone = [overlap(view.light, view.observation.weights.astype(float))[0] for view in result.views]

@@ -46,7 +46,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
+from astropy.utils.exceptions import AstropyUserWarning
 
+from tfdeblend.catalog.columns import describe, reconcile
 from tfdeblend.catalog.result import Calibration, Deblended, SampleCatalog, View, positions_in_views
 from tfdeblend.catalog.windows import Windows
 from tfdeblend.data.observation import Observation
@@ -207,7 +209,13 @@ def _image(data: np.ndarray, name: str, wcs: Any, unit: str | None) -> fits.Imag
 
 
 def _table(table: Table, name: str) -> fits.BinTableHDU:
-    hdu = fits.table_to_hdu(_ascii(table))
+    """Make an extension of a table; units that the standard does not list, such as electron, are written as text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyUserWarning)
+        hdu = fits.table_to_hdu(_ascii(table))
+        for column in table.colnames:
+            if table[column].unit is not None and not hdu.columns[column].unit:
+                hdu.columns.change_unit(column, table[column].unit.to_string())
     hdu.name = name
     return hdu
 
@@ -242,7 +250,7 @@ def read(path: str | Path) -> Deblended:
         declared = contents.table("DECLARED", ("x", "y", "kind", "id"))
         sources = (Source(float(row["y"]), float(row["x"]), str(row["kind"]), str(row["id"])) for row in declared)
         scene = Scene(tuple(observations), tuple(sources))
-        catalog = contents.table("CATALOG", ("x", "y"))
+        catalog = describe(contents.table("CATALOG", ("x", "y")), scene)
         if len(catalog) != len(scene.sources):
             expected = f"expected {len(scene.sources)} rows, as in DECLARED"
             raise DataError(path, "CATALOG", f"{expected}, received {len(catalog)}")
@@ -410,6 +418,9 @@ def write_catalog(tables: Mapping[str, Table] | Sequence[Table], path: str | Pat
         raise DataError(path, "suffix", f"expected one of {', '.join(CATALOG_FORMATS)}, received {path.suffix!r}")
     joined = _join(path, tables)
     with written_whole(path) as temporary:
+        if path.suffix == ".fits":
+            _table(joined, "CATALOG").writeto(temporary)
+            return
         try:
             joined.write(temporary, format=CATALOG_FORMATS[path.suffix])
         except ImportError as error:
@@ -434,8 +445,9 @@ def _join(path: Path, tables: Mapping[str, Table] | Sequence[Table]) -> Table:
             received = ", ".join(table.colnames)
             raise DataError(path, "scene", f"expected a column scene in each catalogue, received {received}")
         table.meta.clear()
+    reconcile(named)
     joined = vstack(named, metadata_conflicts="silent")
     for name in joined.colnames:  # a band that another scene has: no number, where masks would read as zero elsewhere
         if joined[name].dtype.kind == "f":
             joined[name] = np.ma.filled(joined[name], np.nan)
-    return _ascii(joined) if path.suffix == ".fits" else joined
+    return joined

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdeblend.catalog.columns import describe
 from tfdeblend.catalog.result import Deblended, positions_in_views
 from tfdeblend.catalog.windows import Windows, box
 from tfdeblend.data.observation import band_scales
@@ -137,7 +138,7 @@ def chi2_flags(chi2: np.ndarray, count: np.ndarray, views: Sequence[View]) -> np
 
 def with_chi2(table: Table, chi2: np.ndarray, views: Sequence[View]) -> Table:
     """Replace the chi-square (K,) of a catalogue by that of samples, the mean of their own, and its flags."""
-    table["chi2"] = chi2
+    table["chi2"][:] = chi2
     table["flags"] = (table["flags"] & ~(BAD_FIT | OVERSTATED)) | chi2_flags(chi2, _chi2_of_views(views)[1], views)
     return table
 
@@ -189,35 +190,29 @@ def catalog(
     columns: dict[str, Any] = {}
     columns["id"] = [source.id for source in scene.sources]
     columns["x"], columns["y"] = x, y
+    nowhere = unseen(views, scene.bands, shapes.size)
+    columns |= _fluxes(scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
     if observation.wcs is not None:
         sky = observation.sky(y, x)
         columns["ra"], columns["dec"] = sky.ra.deg, sky.dec.deg
-    columns["kind"] = np.where(taken, "point", _kinds(scene))
-    nowhere = unseen(views, scene.bands, shapes.size)
-    columns |= _fluxes(scene, *(np.where(nowhere, np.nan, part) for part in (flux, flux_errors(result.flux_cov))))
-    overlaps = [overlap(view.light, view.observation.weights) for view in views]
-    columns["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     for column, name in enumerate(("y", "x", "size", "e1", "e2")):
         if name not in ("x", "y"):
             columns[name] = getattr(shapes, name)
         columns[f"{name}_err"] = shapes.errors[:, column]
+    columns["runtime_ms"] = np.full(len(x), runtime_ms / max(len(x), 1))
+    columns["stamp_size"] = np.full(len(x), result.stamps.shape[-1])
+    columns["stamp_x0"], columns["stamp_y0"] = result.corners[:, 1], result.corners[:, 0]
+    overlaps = [overlap(view.light, view.observation.weights) for view in views]
     columns["blendedness"] = overlaps[0][1]
+    columns["kind"] = np.where(taken, "point", _kinds(scene))
+    columns["snr"] = np.sqrt(np.sum([signal**2 for signal, _ in overlaps], 0))
     total, count = _chi2_of_views(views)
     columns["chi2"] = total / np.where(count > 0, count, 1)
     raised = _flags(result, flux) | from_views(views, scene.bands) | np.where(nowhere.any(1), UNSEEN, 0)
     raised |= chi2_flags(columns["chi2"], count, views)
-    columns["flags"] = raised | np.where(converged, 0, NOT_CONVERGED) | np.where(taken, TAKEN_AS_POINT, 0)
-    columns["primary"] = (columns["flags"] & (EDGE | MASKED)) == 0
-    columns["runtime_ms"] = np.full(len(x), runtime_ms / max(len(x), 1))
-    columns["stamp_size"] = np.full(len(x), result.stamps.shape[-1])
-    columns["stamp_x0"], columns["stamp_y0"] = result.corners[:, 1], result.corners[:, 0]
-    table = Table(columns)
-    for name in ("x", "y", "x_err", "y_err", "size", "size_err"):
-        table[name].unit = "pix"
-    for band, unit in zip(scene.bands, scene.flux_units, strict=True):
-        if unit:
-            table[f"flux_{band}"].description = table[f"flux_err_{band}"].description = unit
-    return table
+    raised |= np.where(converged, 0, NOT_CONVERGED) | np.where(taken, TAKEN_AS_POINT, 0)
+    columns["primary"], columns["flags"] = (raised & (EDGE | MASKED)) == 0, raised
+    return describe(Table(columns), scene)
 
 
 def remeasure(result: Deblended) -> Table:

@@ -93,6 +93,23 @@ def _factors(unit: Any) -> tuple[Any, Any]:
     return plain.bases, plain.powers
 
 
+def flux_unit(unit: str | None) -> Any:
+    """The unit of a sum over pixels of an image, such as nJy of nJy/pix, as a column of a table can have it.
+
+    None where Astropy does not know it, where FITS cannot hold its factor, as in 3.631 uJy, and for a surface
+    brightness, whose sum is a flux only when multiplied by a pixel's area.
+    """
+    from astropy import units
+
+    known = parsed(unit)
+    if known is None or per_solid_angle(unit):
+        return None
+    bases, powers = _factors(known)
+    known = known * units.pix if dict(zip(bases, powers, strict=True)).get(units.pix) == -1 else known
+    exponent = float(np.log10(known.scale))
+    return known if np.isclose(exponent, round(exponent)) else None
+
+
 @lru_cache(maxsize=256)
 def unit_zeropoint(unit: str | None, pixel_scale: float | None = None) -> float | None:
     """The AB magnitude of one unit of flux density: 31.4 for nJy, 22.5 for nmgy; None for another unit.
