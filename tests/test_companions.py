@@ -137,7 +137,12 @@ def test_noise_in_the_file_comes_before_that_beside_it(tmp_path: Path) -> None:
     [
         (["x-g.fits", "x-r.fits", "x-z.fits"], [("x", "grz")]),
         (["x.i.fits", "x.u.fits", "y.g.fits"], [("x", "ui"), ("y.g", "g")]),
-        (["calexp-HSC-I-9813-4,5.fits", "calexp-HSC-G-9813-4,5.fits"], [("calexp-9813-4,5", "GI")]),
+        (["calexp-HSC-I-9813-4,5.fits", "calexp-HSC-G-9813-4,5.fits"], [("calexp-9813-4,5", "gi")]),
+        (["calexp-HSC-R2-9813.fits", "calexp-HSC-Y-9813.fits"], [("calexp-9813", "ry")]),
+        (["cutout-HSC-I2.fits", "cutout-HSC-NB0816.fits"], [("cutout-HSC-I2", "i"), ("cutout-HSC-NB0816", "")]),
+        (["CFHTLS.G.MP9401.fits", "CFHTLS.I.MP9702.fits"], [("CFHTLS", "gi")]),
+        (["x-NIR-Y.fits", "x-NIR-H.fits"], [("x", "YH")]),
+        (["x-r2.fits", "x-i2.fits"], [("x-i2", ""), ("x-r2", "")]),
         (["field-a.fits", "field-g.fits", "field-i.fits"], [("field-a", ""), ("field-g", "g"), ("field-i", "i")]),
         (["x-g.npz", "x-r.npz"], [("x-g", ""), ("x-r", "")]),
         (["g.fits", "r.fits"], [("here", "gr")]),

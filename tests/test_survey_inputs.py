@@ -112,7 +112,7 @@ def euclid(folder: Path, band: str) -> Path:
 
 SURVEYS: dict[str, tuple[Callable[[Path, str], Path], tuple[str, ...], float]] = {
     "Rubin": (rubin, ("g", "r"), 31.4),
-    "HSC": (hsc, ("HSC-G", "HSC-R"), 27.0),
+    "HSC": (hsc, ("g", "r"), 27.0),
     "DES": (des, ("g", "r"), 30.0),
     "Legacy": (legacy, ("g", "r"), 22.5),
     "Euclid": (euclid, ("VIS", "NIR_H"), 24.6),

@@ -19,6 +19,7 @@ from tfdeblend.data.observation import Observation
 from tfdeblend.data.scene import Scene, Source
 from tfdeblend.errors import DataError
 from tfdeblend.forward.batch import observed_flux
+from tfdeblend.inference.priors import AutomaticPrior
 from tfdeblend.io import masks
 
 IMAGE, PSF = arrays()["images"][0], arrays()["psfs"][0].astype(np.float32)
@@ -198,7 +199,7 @@ LAYOUTS: dict[str, tuple[list[Any], dict[str, Any], str, float | None, list[int]
         0.0,
         [],
     ),
-    "MegaPipe": ([science(FILTER="r.MP9602", PHOTZP=30.0), ("WEIGHT", full(SIGMA**-2), {})], {}, "r.MP9602", 30.0, []),
+    "MegaPipe": ([science(FILTER="r.MP9602", PHOTZP=30.0), ("WEIGHT", full(SIGMA**-2), {})], {}, "r", 30.0, []),
     "Euclid MER": (
         [science(FILTER="VIS", MAGZERO=23.9), ("RMS", full(SIGMA), {}), ("FLAG", np.minimum(BITS, 0), {})],
         {},
@@ -213,7 +214,7 @@ LAYOUTS: dict[str, tuple[list[Any], dict[str, Any], str, float | None, list[int]
             ("VARIANCE", full(SIGMA**2), {}),
         ],
         {"FILTER": "HSC-I"},
-        "HSC-I",
+        "i",
         27.0,
         [0, 1, 4, 8],
     ),
@@ -463,3 +464,50 @@ def test_what_is_said_of_a_file_takes_the_place_of_what_it_says(tmp_path: Path) 
         io.read(npz, bands=BANDS, zeropoints={"g": 25.0, "r": 26.0})
     with pytest.raises(DataError, match="bands: expected 3 names, one a band of images, received 2"):
         io.read(npz, bands=["g", "r"])
+
+
+# Names of bands
+
+
+@pytest.mark.parametrize(
+    ("filter_name", "band"),
+    [
+        *((f"HSC-{letter.upper()}", letter) for letter in "grizy"),
+        *(("HSC-R2", "r"), ("HSC-I2", "i"), ("hsc_i2", "i"), ("g.MP9401", "g"), ("i.MP9702", "i"), ("u.MP9301", "u")),
+        *(("decam_g", "g"), ("decam_Y", "y"), ("Y DECam c0005 10095.0 1130.0", "y"), ("LSST_g", "g"), ("lsst-z", "z")),
+        *((letter, letter) for letter in "ugrizyYJHK"),
+        *((name, name) for name in ("G", "HSC-NB0816", "HSC-G2", "F814W", "NIR_Y", "VIS", "MegaCam-u", "desi", "BP")),
+        ("VR DECam c0007 6300.0 2600.0", "VR"),
+    ],
+)
+def test_names_of_bands(filter_name: str, band: str, tmp_path: Path) -> None:
+    """FILTER of a survey beyond doubt tells a letter; BANDS, which tfdeblend writes, and what a user says are kept."""
+    path = write(tmp_path / "a.fits", science(FILTER=filter_name))
+    assert io.read(path, psf=PSF)[0].bands == (band,)
+    assert io.read(path, psf=PSF, bands=["HSC-G"])[0].bands == ("HSC-G",)
+    if len(filter_name) <= 20:
+        assert io.read(write(tmp_path / "b.fits", science(BANDS=filter_name)), psf=PSF)[0].bands == (filter_name,)
+
+
+def test_two_filters_of_one_letter_keep_their_names(tmp_path: Path) -> None:
+    parts = [
+        (f"SCI{number}", IMAGE, {**celestial().to_header(), "FILTER": f"HSC-{name}"})
+        for number, name in enumerate(("R", "R2"))
+    ]
+    assert io.read(write(tmp_path / "a.fits", *parts), psf=PSF)[0].bands == ("HSC-R", "HSC-R2")
+
+
+def test_coadds_of_hsc_have_the_learned_prior(tmp_path: Path) -> None:
+    """By FILTER in their headers, or by the names of the files alone."""
+    wcs = on_sky(0.168, shape=IMAGE.shape[-2:]).to_header()
+    for said in (True, False):
+        files = [tmp_path / f"{said}-calexp-HSC-{name}-9813.fits" for name in ("G", "R2", "I2", "Z", "Y")]
+        for path in files:
+            cards = {**wcs, "FLUXMAG0": 63095734448.0194}
+            if said:
+                cards["FILTER"] = "HSC-" + path.stem.split("-")[3]
+            write(path, ("IMAGE", IMAGE, cards), ("VARIANCE", full(SIGMA**2), {}))
+        observation = io.read(files, psf=PSF)[0]
+        assert observation.bands == tuple("grizy")
+        scene = Scene(observation, (Source(5, 5),))
+        assert AutomaticPrior().choose(scene)[0].name == "hsc-grizy-64"

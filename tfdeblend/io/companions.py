@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tfdeblend.data.photometry import WAVELENGTHS
 from tfdeblend.errors import DataError
 from tfdeblend.io.files import SUFFIXES, scene_name
+from tfdeblend.io.names import band_letter
 
 IMAGE = frozenset("image img sci science drz drc i2d".split())
 WORDS = {  # of the parts of `Contents`, and of other maps, which are not read
@@ -35,7 +36,10 @@ WORDS = {  # of the parts of `Contents`, and of other maps, which are not read
 PART = {word: part for part, words in WORDS.items() for word in words.split()}
 BAND = re.compile(r"[ugrizyjhk]|ks|vis|[nf]uv|w[1-4]|f\d{3,4}(?:w|n|m|lp|x|w2|n2)|mp\d{4}")
 CAMERA = ("hsc", "nir", "des")  # words before a band's, as in HSC-I
-FOLLOWING = re.compile(rf"{BAND.pattern}|{'|'.join(CAMERA)}|v?\d+|tile\d+")  # words that may follow that of a part
+SECOND = ("r2", "i2")  # filters that took the place of others, after the word hsc
+FOLLOWING = re.compile(
+    rf"{BAND.pattern}|{'|'.join((*CAMERA, *SECOND))}|v?\d+|tile\d+"
+)  # words that may follow that of a part
 EUCLID = re.compile(r"^(euc_mer_)(?:bgsub-)?(mosaic-.+_tile\d+)-.*$", re.IGNORECASE)  # ends in a code and a time
 TOKEN = re.compile(r"[._\-]*[^._\-]+|[._\-]+$")  # a word, with what separates it from the one before
 FRESH = 2e9  # nanoseconds after a change of a folder in which a further one may not show
@@ -46,7 +50,8 @@ class Name(NamedTuple):
 
     image: that of its image, in small letters: the name without the words of parts. part: "images", a part of
     `Contents` or "other", as its last word says. field: without the word of its band, too; None where it has none.
-    band: that word. numbered: the name without each of its single letters in turn that are no bands.
+    band: that word, or the letter that it stands for (see `names.band_letter`). numbered: the name without each of its
+    single letters in turn that are no bands.
     """
 
     image: str
@@ -78,14 +83,18 @@ def parse(path: Path) -> Name:
     def less(*places: int) -> str:
         return "".join(tokens[place] for place in kept if place not in places)
 
+    before = ["", *words]
     bands = [place for place in kept if BAND.fullmatch(words[place])]
+    bands += [place for place in kept if words[place] in SECOND and before[place] == "hsc"]
     letters = [place for place in kept if len(words[place]) == 1 and words[place].isalpha() and place not in bands]
     numbered = tuple(less(place).lower() for place in letters)
     if not bands:
         return Name(less().lower(), part, word, numbered=numbered)
-    slot = bands[-1]
-    camera = [slot - 1] if slot - 1 in kept and words[slot - 1] in CAMERA else []
-    return Name(less().lower(), part, word, less(slot, *camera), tokens[slot].lstrip("._-"), numbered)
+    slot = max(bands)
+    text = tokens[slot].lstrip("._-")
+    letter = band_letter(f"{before[slot]}-{text}")
+    of_band = [slot - 1] if slot - 1 in kept and (before[slot] in CAMERA or letter == before[slot]) else []
+    return Name(less().lower(), part, word, less(slot, *of_band), letter if len(letter) == 1 else text, numbered)
 
 
 def find_inputs(paths: str | Path | Iterable[str | Path]) -> list[Path]:

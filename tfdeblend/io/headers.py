@@ -11,6 +11,7 @@ import numpy as np
 
 from tfdeblend.data import photometry, validation
 from tfdeblend.errors import DataError
+from tfdeblend.io.names import band_letter
 
 Header = Mapping[str, Any]
 
@@ -37,10 +38,10 @@ def band_names(header: Header, count: int) -> list[str] | None:
     for key in ("BANDS", *(("BAND",) if count == 1 else ()), "FILTER"):
         text = _text(header, key)
         if count == 1:
-            names = [_single_filter(text, _text(header, "PUPIL"))] if text else []
+            found = [_single_filter(text, _text(header, "PUPIL"))] if text else []
         else:
-            names = re.split(r"[\s,;]+", text)
-        for candidate in (names, list(text)):
+            found = re.split(r"[\s,;]+", text)
+        for candidate in (found, list(text)):
             if text and len(candidate) == count:
                 return candidate
     numbered = [_text(header, f"FILTER{c}") for c in range(1, max(count, 2) + 1)]
@@ -60,7 +61,7 @@ def _single_filter(text: str, pupil: str) -> str:
     wheels = [name for name in (text, pupil) if SPACE_FILTER.fullmatch(name)]
     if wheels:
         return min(wheels, key=lambda name: WIDTHS.index(SPACE_FILTER.fullmatch(name)[1]))  # type: ignore[index]
-    return text.split()[0] if " DECam " in text else text
+    return band_letter(text).split()[0] if " DECam " in text else text
 
 
 def zeropoints(header: Header, count: int, unit: Any) -> Any:

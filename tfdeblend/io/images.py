@@ -325,12 +325,24 @@ def _one_wcs(path: Path, images: Sequence[Any], primary: Any) -> Any:
 def _band_names(path: Path, layers: Layers, headers: Sequence[hd.Header], count: int) -> list[str] | None:
     """Names of bands: of a cube by its header, of an image a band by the header or the name of each.
 
+    The names that surveys give to u, g, r, i, z, y stand for these (see `names.band_letter`), unless two bands would
+    then have one name; those in BANDS or FILTER1, FILTER2, ..., as `cards` writes them, are kept.
+
     Raises: DataError for images of one band.
     """
+    written = _written_names(path, layers, headers, count)
+    if written is None or {"BANDS", "FILTER1"} & {*headers[0]}:
+        return written
+    letters = [names.band_letter(name) for name in written]
+    return letters if len({*letters}) == count else written
+
+
+def _written_names(path: Path, layers: Layers, headers: Sequence[hd.Header], count: int) -> list[str] | None:
+    """Names of bands as they are written."""
     if len(headers) == 1:
         return hd.band_names(headers[0], count)
     own = [hd.band_names(dict(hdu.header), 1) for hdu in layers.images]
-    found = [names[0] for names in own if names]
+    found = [one[0] for one in own if one]
     if len(set(found)) == count:
         return found
     if not any(key.isdigit() for key in layers.keys):

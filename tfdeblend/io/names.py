@@ -1,4 +1,4 @@
-"""Names: what surveys call the images, the noise and the masks in their files."""
+"""Names: what surveys call the images, the noise and the masks in their files, and their bands."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ HARMLESS = re.compile(
     r"CTX|CON|CONTEXT|(VAR|ERR)_(POISSON|RNOISE|FLAT|IMSUB)|HDRTAB|ASDF|WCSDVARR|WCSCORR|D2IMARR|AREA|N?EXP|NIMAGES?"
     r"|EXPTIME|EXPOSURE|COVERAGE|SAMP|TIME|TRUTH\w*|NOISE_?KER(NEL)?|MODEL_?SIG(MA)?"
 )
+
+SURVEY_BANDS = re.compile(
+    r"(?:hsc|decam|des|lsst)[-_ .]([ugrizy])|hsc[-_ .]([ri])2|([ugriz])[-_ .]mp9\d{3}"
+    r"|([ugrizy]) decam .*",
+    re.IGNORECASE,
+)
+
+
+def band_letter(name: str) -> str:
+    """The letter u, g, r, i, z or y of a survey's name of that band, such as HSC-I2, decam_g or g.MP9402.
+
+    Any other name stays as it is: K is no k, nor Y of an infrared camera y.
+    """
+    known = SURVEY_BANDS.fullmatch(name)
+    return name if known is None else next(letter for letter in known.groups() if letter).lower()
 
 
 class Name(NamedTuple):
