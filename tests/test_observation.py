@@ -242,6 +242,115 @@ def test_ccddata_of_one_band() -> None:
     np.testing.assert_allclose(observation.weights, 100, rtol=1e-6)
 
 
+NOISES = [(StdDevUncertainty, 1, 0.1), (VarianceUncertainty, 2, 0.01), (InverseVariance, -2, 100)]
+
+
+@pytest.mark.parametrize(("kind", "power", "value"), NOISES)
+@pytest.mark.parametrize("unit", ["nJy", "uJy", None])
+def test_what_carries_a_unit_is_converted(kind: Any, power: int, value: float, unit: str | None) -> None:
+    """The images, and an uncertainty by the power that it has of them: to the unit asked for, else to the images'."""
+    images, uncertainty = arrays()["images"], kind((np.full(SHAPE, value) * units.nJy**power).to(units.mJy**power))
+    expected = observe(images=images, weights=np.full(SHAPE, 100.0), unit="nJy")
+    factor = 1e-3 if unit == "uJy" else 1
+    for given in (
+        {"images": NDData(images, uncertainty=uncertainty, unit="nJy"), "weights": None},
+        {"images": images * units.nJy, "weights": uncertainty},
+        {"images": [CCDData(image, unit="nJy") for image in images], "weights": uncertainty},
+        {"images": [image * units.Jy for image in images * 1e-9], "weights": uncertainty, "unit": "nJy"},
+    ):
+        observation = observe(**{"unit": unit, **given})
+        scale = 1 if given.get("unit") else factor
+        assert observation.unit == (given.get("unit") or unit or "nJy")
+        np.testing.assert_allclose(observation.images, expected.images * scale, rtol=1e-6)
+        np.testing.assert_allclose(observation.weights, expected.weights / scale**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": arrays()["images"] * units.nJy, "unit": "adu"}, "images: expected unit adu, received nJy"),
+        (
+            {"images": arrays()["images"] * units.nJy, "unit": "cps"},
+            "images: expected unit cps, which Astropy does not",
+        ),
+        (
+            {"weights": StdDevUncertainty(np.ones(SHAPE), unit="adu"), "unit": "nJy"},
+            "weights: expected unit nJy, received adu",
+        ),
+        (
+            {"weights": np.ones(SHAPE) * units.nJy, "unit": "nJy"},
+            "weights: expected unit 1 / nJy2, received nJy; wrap a noise as an uncertainty of astropy.nddata",
+        ),
+        ({"weights": np.ones(SHAPE) / units.nJy**2}, "weights: expected unit , received 1 / nJy2"),
+        ({"pixel_scale": 0.2 * units.nJy}, "pixel_scale: expected arcsec, received nJy"),
+        ({"zeropoints": 31.4 * units.STmag}, r"zeropoints: expected AB magnitudes, received mag\(ST\)"),
+    ],
+)
+def test_units_that_do_not_go_together_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        observe(**given)
+
+
+def test_angles_and_magnitudes_with_units() -> None:
+    for scale in (0.2 * units.arcsec, 0.2 / 60 * units.arcmin, 0.2 * units.arcsec / units.pix):
+        assert observe(pixel_scale=scale).pixel_scale == pytest.approx(0.2)
+    for zero in (27 * units.ABmag, 27 * units.mag):
+        assert observe(zeropoints=zero).zeropoints == pytest.approx([27] * 3)
+
+
+def bands_of(**changes: Any) -> list[CCDData]:
+    """One CCDData a band, each masked at a pixel of its own; the last one with changes."""
+    content, found = arrays(), []
+    for c, image in enumerate(content["images"]):
+        mask = np.zeros(SHAPE[1:], bool)
+        mask[0, c] = True
+        own = {"uncertainty": StdDevUncertainty(np.full(SHAPE[1:], 0.1)), "wcs": celestial()}
+        own |= changes if c == SHAPE[0] - 1 else {}
+        found.append(CCDData(image, unit="nJy", mask=mask, psf=content["psfs"][c], **own))
+    return found
+
+
+def test_one_ccddata_a_band() -> None:
+    """Masks, noise, WCS, unit and PSFs are theirs, and `ccd` gives each back."""
+    observation = Observation(bands_of(), bands=BANDS)
+    whole = observe(unit="nJy", wcs=celestial())
+    for field in ("images", "psf"):
+        np.testing.assert_allclose(getattr(observation, field), getattr(whole, field), rtol=1e-6)
+    assert (observation.unit, observation.pixel_scale) == ("nJy", pytest.approx(0.2))
+    assert np.argwhere(~observation.valid).tolist() == [[0, 0, 0], [1, 0, 1], [2, 0, 2]]
+    again = Observation([observation.ccd(band) for band in BANDS], bands=BANDS)
+    for field in ("images", "weights", "psf", "zeropoints"):
+        np.testing.assert_allclose(getattr(again, field), getattr(observation, field), rtol=1e-6)
+    assert again.unit == "nJy" and again.wcs.wcs.compare(observation.wcs.wcs)
+    other = observation.ccd("r", np.ones(SHAPE[1:]))
+    assert (other.data == 1).all() and other.unit == "nJy"
+    assert observe().ccd("r").unit == units.dimensionless_unscaled
+    with pytest.raises(DataError, match="image: expected shape"):
+        observation.ccd("r", np.ones(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uncertainty": None}, "weights: expected uncertainties of one kind in all bands, received None, sigma"),
+        ({"wcs": None}, "wcs: expected a WCS in all bands or in none"),
+        ({"wcs": celestial()[2:, :]}, "wcs: expected bands on the same pixels, received pixels that are off by 2"),
+    ],
+)
+def test_ccddata_that_are_no_bands_of_one_image_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Observation(bands_of(**changes), bands=BANDS)
+
+
+def test_masked_quantity() -> None:
+    from astropy.utils.masked import Masked
+
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 5, 6] = True
+    observation = observe(images=Masked(arrays()["images"] * units.nJy, mask=mask))
+    assert observation.unit == "nJy" and (~observation.valid == mask).all()
+
+
 def test_wcs_from_text_and_its_pixel_scale() -> None:
     for text in (celestial().to_header_string(), celestial().to_header().tostring(sep="\n")):
         observation = observe(wcs=text)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord
-from astropy.table import Table
+from astropy.table import QTable, Table
 from fields import away, expose, positions
 from scene_files import BANDS, SHAPE, XY, arrays, celestial
 
+from tfdeblend import io
 from tfdeblend.data.astrometry import AffineMap
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.plausibility import examined
@@ -104,6 +106,28 @@ def test_sky_coordinates_by_the_names_of_surveys(ra: str, dec: str, observation:
         bare = table[ra].unit is None and table[ra][0] < 7
         noted = (f"{ra}, {dec} taken as radians: as degrees none is in the image",) if bare else ()
         assert scene.observation.notes == noted
+
+
+@pytest.mark.parametrize("name", ["sky", "sky_centroid", "coord"])
+def test_a_column_of_sky_coordinates(name: str, observation: Observation, tmp_path: Path) -> None:
+    """In any frame, in memory and in files; one of numbers that is called sky says nothing."""
+    table = Table({name: sky().galactic, "id": ["a", "b"]})
+    for given in (table, QTable(table)):
+        np.testing.assert_allclose(Scene.from_catalog(observation, given).positions, YX, atol=1e-6)
+    for suffix in (".ecsv", ".fits"):
+        table.write(tmp_path / f"sources{suffix}")
+        scene = Scene.from_catalog(observation, io.read_catalog(tmp_path / f"sources{suffix}"))
+        np.testing.assert_allclose(scene.positions, YX, atol=1e-6)
+        assert [source.id for source in scene.sources] == ["a", "b"]
+    level = Table({"x": XY[:, 0], "y": XY[:, 1], "sky": [1.0, 2.0]})
+    np.testing.assert_allclose(Scene.from_catalog(observation, level).positions, YX)
+
+
+def test_columns_with_units(observation: Observation) -> None:
+    """Angles and pixels of a QTable."""
+    angles = QTable({"ra": sky().ra.to("hourangle"), "dec": sky().dec.to("rad")})
+    for table in (angles, QTable({"x": XY[:, 0] * units.pix, "y": XY[:, 1] * units.pix})):
+        np.testing.assert_allclose(Scene.from_catalog(observation, table).positions, YX, atol=1e-6)
 
 
 def test_a_data_frame_is_a_table(observation: Observation) -> None:

@@ -64,6 +64,7 @@ TYPES = {  # of Legacy; duplicates are entries of Gaia's inside of galaxies
     "PSF": "point",
     "DUP": "duplicate",
 }
+COORDINATES = ""  # under which a SkyCoord is kept, as no column is called so
 APART = 1.0  # pixels by which two sets of positions may differ and be the same
 
 
@@ -160,10 +161,15 @@ def has_positions(names: Any) -> bool:
     return any({*pair[:2]} <= known for pair in (*PIXELS, *SKY))
 
 
+def is_sky(values: Any) -> bool:
+    """Whether a column, or a whole catalogue, is a SkyCoord."""
+    return hasattr(values, "to_pixel")
+
+
 def _columns(where: str, catalog: Any) -> dict[str, Column]:
-    """Columns by lower-case name; a SkyCoord under "sky"."""
-    if hasattr(catalog, "to_pixel"):  # SkyCoord
-        return {"sky": Column("sky", catalog.reshape(-1))}
+    """Columns by lower-case name; a SkyCoord, or the first column of such, under `COORDINATES`."""
+    if is_sky(catalog):
+        return {COORDINATES: Column("sky", catalog.reshape(-1))}
     names: Any
     if isinstance(catalog, Mapping):
         names = tuple(catalog)
@@ -174,7 +180,9 @@ def _columns(where: str, catalog: Any) -> dict[str, Column]:
         found: dict[str, Column] = {}
         for name in names:
             found.setdefault(str(name).lower(), Column(str(name), catalog[name]))
-        return found
+        plain = {name: column for name, column in found.items() if not is_sky(column.values)}
+        coordinates = next((column for column in found.values() if is_sky(column.values)), None)
+        return plain if coordinates is None else plain | {COORDINATES: coordinates}
     if not isinstance(catalog, list | tuple | np.ndarray):
         expected = "catalog: expected a table, an array (N,2) of (x, y) or a SkyCoord"
         hint = "; tfdeblend.io.read_catalog reads files" if isinstance(catalog, str | Path) else ""
@@ -207,7 +215,7 @@ def _choices(observation: Observation, columns: dict[str, Column], meta: Mapping
         if origin := meta.get("origin"):
             cut = f"{names} count in the image that this one was cut from: {origin[0]:g}, {origin[1]:g} subtracted"
             yield Places(names, places - np.array(origin)[::-1], (*notes, cut))
-    if "sky" not in columns and sky is None:
+    if COORDINATES not in columns and sky is None:
         if pixels is None:
             received = ", ".join(list(columns)[:20]) or "neither"
             raise DataError(where, "catalog", f"expected columns x, y or ra, dec, received {received}")
@@ -216,8 +224,9 @@ def _choices(observation: Observation, columns: dict[str, Column], meta: Mapping
         if pixels is None:
             raise DataError(where, "catalog", "expected columns x, y, as there is no WCS to place ra, dec by")
         return
+    if COORDINATES in columns:
+        yield Places(columns[COORDINATES].name, _on_image(observation, columns[COORDINATES].values))
     if sky is None:
-        yield Places("sky", _on_image(observation, columns["sky"].values))
         return
     try:
         yield _by_angles(observation, columns[sky[0]], columns[sky[1]])

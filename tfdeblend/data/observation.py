@@ -12,13 +12,15 @@ import numpy as np
 
 from tfdeblend.data import validation
 from tfdeblend.data.noise_correlation import WINDOW, as_correlation, from_power, from_sky
-from tfdeblend.data.photometry import as_unit, as_zeropoints
+from tfdeblend.data.photometry import as_unit, as_zeropoints, parsed
 from tfdeblend.data.psf_checks import as_psf
 from tfdeblend.data.weights import as_weights
+from tfdeblend.data.wrappings import unwrap
 from tfdeblend.errors import DataError, expect
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
+    from astropy.nddata import CCDData
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +29,21 @@ class Observation:
 
     Args:
         images: (C,H,W), or (H,W) for one band, in `unit`. Arrays, lists, masked arrays, `Quantity`, `NDData`/`CCDData`
-            (whose mask, uncertainty, wcs and unit are used). NaN and infinite pixels, and marks of missing data such as
-            1e30, become 0 with weight 0, and are counted in `notes`.
-        weights: as images: inverse variance in 1/unit^2, 0 = masked; or an uncertainty of `astropy.nddata`. None: one
-            value per band, from the scatter of its sky, with a note. See
+            (whose mask, uncertainty, wcs, unit and psf are used), or a list of `Quantity`, `NDData` or `CCDData` (H,W),
+            one a band on the same pixels. What is in another unit than `unit` is converted. NaN and infinite pixels,
+            and marks of missing data such as 1e30, become 0 with weight 0, and are counted in `notes`.
+        weights: as images: inverse variance in 1/unit^2, 0 = masked; or an uncertainty of `astropy.nddata`. One with a
+            unit of its own is converted. None: one value per band, from the scatter of its sky, with a note. See
             `tfdeblend.data.weights.as_weights` for what is masked.
         psf: (C,h,w), each band summing to 1 (renormalised with a note up to 5% off), or (h,w): the same in all bands.
             Bands that are not centred on one origin are shifted to it (see `tfdeblend.data.psf_checks`).
         bands: C different names. None: band0, band1, ...
         name: used in messages and in the names of outputs.
         wcs: a WCS with a celestial part, or the text of a FITS header.
-        zeropoints: (C,) or one number: AB magnitude of flux 1. None: from `unit`, where that is a flux density or, with
-            a pixel scale, a surface brightness.
+        zeropoints: (C,) or one number: AB magnitude of flux 1; a `Quantity` must be in mag or ABmag. None: from `unit`,
+            where that is a flux density or, with a pixel scale, a surface brightness.
         unit: of the images, as astropy writes it; any other text is kept as it is, except magnitudes.
-        pixel_scale: arcsec. None: from `wcs`.
+        pixel_scale: arcsec, or a `Quantity`. None: from `wcs`.
         noise_correlation: (C,h,w), or (h,w) for all bands, h and w odd: the noise's correlation between pixels so far
             apart, 1 in the middle; variances are the weights' (see `tfdeblend.data.noise_correlation`). None: white.
         saturated: (C,H,W), or (H,W) for all bands, booleans: at the detector's limit. Sources that have such pixels are
@@ -74,21 +77,21 @@ class Observation:
         for note in self.notes:
             expect("notes", note, str)
         where, notes = str(self.name), list(self.notes)
-        pixels = validation.unwrap(where, self.images, self.weights, self.wcs, self.unit)
+        pixels = unwrap(where, self.images, self.weights, self.wcs, self.unit, self.psf)
         images = validation.as_images(where, pixels.images)
         bands = validation.as_bands(where, self.bands, len(images))
         valid = validation.valid_pixels(where, images, pixels.mask, notes)
-        if pixels.weights is None:
+        if pixels.noise is None:
             weights = validation.estimate_weights(where, images, valid, bands, notes)
         else:
-            weights = as_weights(where, pixels.weights, images, valid, notes)
+            weights = as_weights(where, pixels.noise, images, valid, notes)
         images, weights = validation.mask_pixels(where, images, weights, valid, bands, notes, self.may_be_empty)
         unit, wcs = as_unit(where, pixels.unit), validation.as_wcs(where, pixels.wcs)
         scale = validation.as_pixel_scale(where, self.pixel_scale, wcs, notes)
         checked = {
             "images": images,
             "weights": weights,
-            "psf": as_psf(where, self.psf, bands, scale, notes),
+            "psf": as_psf(where, pixels.psf, bands, scale, notes),
             "bands": bands,
             "name": where,
             "wcs": wcs,
@@ -103,7 +106,7 @@ class Observation:
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)
-        if pixels.weights is None:  # what is crowded has more deviation than noise
+        if pixels.noise is None:  # what is crowded has more deviation than noise
             from tfdeblend.data.sky import noise_seen
 
             noise = noise_seen(self)[:, None, None]
@@ -150,6 +153,31 @@ class Observation:
             weights=self.weights[window],
             wcs=None if self.wcs is None else self.wcs.celestial[rows, columns],
             saturated=None if self.saturated is None else self.saturated[window],
+        )
+
+    def ccd(self, band: str, image: np.ndarray | None = None) -> CCDData:
+        """Give one band as Astropy's CCDData: with its inverse variance, mask, WCS, unit and PSF.
+
+        Args:
+            image: (H,W) that takes the place of the band's own, such as a model of it or a residual; the uncertainty
+                and the mask stay those of the data.
+
+        Raises: DataError for a band that is not there, and an image of another shape.
+        """
+        from astropy import units
+        from astropy.nddata import CCDData, InverseVariance
+
+        one = self.select((band,))
+        shown = one.images[0] if image is None else np.asarray(image)
+        if shown.shape != one.shape[1:]:
+            raise DataError(self.name, "image", f"expected shape {one.shape[1:]}, received {shown.shape}")
+        return CCDData(
+            shown,
+            uncertainty=InverseVariance(one.weights[0]),
+            mask=~one.valid[0],
+            wcs=one.wcs,
+            unit=parsed(one.unit) or units.dimensionless_unscaled,
+            psf=one.psf[0],
         )
 
     def sky(self, y: np.ndarray, x: np.ndarray) -> SkyCoord:

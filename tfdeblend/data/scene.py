@@ -244,7 +244,8 @@ class Scene:
                 no other unit; the observation needs a WCS), or as surveys and their tools name them; optionally
                 `kind` ("galaxy", "point", "unknown") or `is_star` or Legacy's `type`, and `id` or a survey's name for
                 it. Where a table has pixels and sky coordinates, more than a pixel apart, those that see more light are
-                taken, with a note. Or an array (N,2) of (x, y); or a SkyCoord.
+                taken, with a note. A column that is a SkyCoord says as much as `ra`, `dec`. Or an array (N,2) of
+                (x, y); or a SkyCoord.
 
         What the light of the image contradicts becomes a note: positions that count from 1, or are (y, x). Where more
         than 100 sources are left out, as the catalogue is that of a larger field, the scene does not keep them.

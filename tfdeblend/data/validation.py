@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,48 +23,6 @@ PIXEL_SCALES = (1e-3, 60.0)  # arcsec: those of cameras, and of nothing else
 _SCALES = "{:g} to {:g}".format(*PIXEL_SCALES)
 CLIP_SIGMA, CLIP_ROUNDS = 3.0, 10
 MAD_TO_SIGMA = 1.4826  # of a Gaussian
-
-
-class Pixels(NamedTuple):
-    """Images out of whatever wrapping they came in, and what that carried with them."""
-
-    images: Any
-    mask: Any  # True = masked, or None
-    weights: Any
-    wcs: Any
-    unit: Any
-
-
-def unwrap(where: str | Path, images: Any, weights: Any, wcs: Any, unit: Any) -> Pixels:
-    """Take apart masked arrays, Quantity and NDData; an explicit argument wins over what the wrapping carries.
-
-    Raises: DataError for weights of another unit.
-    """
-    mask = None
-    if hasattr(images, "uncertainty"):  # NDData, CCDData
-        weights = images.uncertainty if weights is None else weights
-        mask, wcs = images.mask, images.wcs if wcs is None else wcs
-        unit = images.unit if unit is None else unit
-        images = images.data
-    if hasattr(images, "unit") and hasattr(images, "value"):  # Quantity
-        unit, images = images.unit if unit is None else unit, images.value
-    if isinstance(images, np.ma.MaskedArray):
-        mask, images = np.ma.getmaskarray(images), np.ma.getdata(images)
-    if hasattr(weights, "to_value"):  # Quantity
-        weights = _unitless_weights(where, weights, unit)
-    if isinstance(weights, np.ma.MaskedArray):
-        weights = weights.filled(0)
-    return Pixels(images, mask, weights, wcs, unit)
-
-
-def _unitless_weights(where: str | Path, weights: Any, unit: Any) -> Any:
-    from astropy import units
-
-    expected = units.Unit(unit or "", parse_strict="silent") ** -2
-    try:
-        return weights.to_value(expected)
-    except units.UnitConversionError as error:
-        raise DataError(where, "weights", f"expected unit {expected}, received {weights.unit}") from error
 
 
 def numbers(where: str | Path, field: str, value: Any, kinds: str = "fiu") -> np.ndarray:
@@ -318,7 +276,7 @@ def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[st
             raise DataError(where, "wcs", f"expected pixels of {_SCALES} arcsec, received {known:.3g}")
     if pixel_scale is None:
         return known
-    value = numbers(where, "pixel_scale", pixel_scale)
+    value = numbers(where, "pixel_scale", _arcsec(where, pixel_scale))
     if value.size != 1:
         raise DataError(where, "pixel_scale", f"expected one number of arcsec, received {value.size}")
     if not PIXEL_SCALES[0] <= value.item() <= PIXEL_SCALES[1]:
@@ -328,3 +286,17 @@ def as_pixel_scale(where: str | Path, pixel_scale: Any, wcs: Any, notes: list[st
     if known is not None and abs(known / value.item() - 1) > 0.01:
         notes.append(f"pixel_scale {value.item():g} arcsec given, {known:g} in the WCS")
     return float(value.item())
+
+
+def _arcsec(where: str | Path, scale: Any) -> Any:
+    """An angle, or one per pixel, as a number of arcsec; what has no unit is one. Raises: DataError for others."""
+    from astropy import units
+
+    if not hasattr(scale, "to_value"):
+        return scale
+    for angle in (scale, scale * units.pix):
+        try:
+            return angle.to_value(units.arcsec)
+        except units.UnitConversionError:
+            continue
+    raise DataError(where, "pixel_scale", f"expected arcsec, received {scale.unit}")

@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from tfdeblend.data import validation
-from tfdeblend.data.catalogs import has_positions
+from tfdeblend.data.catalogs import has_positions, is_sky
 from tfdeblend.data.observation import Observation
 from tfdeblend.data.weights import Noise
 from tfdeblend.errors import DataError, as_path
@@ -199,7 +199,8 @@ def read_catalog(path: str | Path, origin: tuple[float, float] | None = None) ->
         else:
             check_rows(path, "table", sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b"")))
             table = Table.read(path, format=FORMATS.get(path.suffix, "fits"))
-        table.convert_bytestring_to_unicode()
+        if not any(is_sky(table[name]) for name in table.colnames):  # beside which Astropy converts none
+            table.convert_bytestring_to_unicode()
     return as_catalog(path, "table", "catalog", table, origin)
 
 
@@ -229,7 +230,7 @@ def as_catalog(path: Path, where: str, field: str, table: Table, origin: tuple[f
 
     Raises: DataError, about the field `where`, for a table without columns of positions.
     """
-    if not has_positions(table.colnames):
+    if not has_positions(table.colnames) and not any(is_sky(table[name]) for name in table.colnames):
         received = ", ".join(table.colnames[:20])
         raise DataError(path, where, f"expected columns x, y or ra, dec, received {received}")
     table.meta = {"field": field, "origin": origin}
