@@ -39,6 +39,15 @@ def test_properties_of_round_gaussians():
     assert two_sample(found["size"], small["size"])["distance"] == 1
 
 
+def test_levels_are_uniform_for_one_distribution():
+    """Of one distribution a level below p comes with probability p; without finite numbers there is none."""
+    rng = np.random.default_rng(5)
+    levels = [two_sample(*rng.standard_normal((2, 300)))["level"] for _ in range(300)]
+    for p in (0.1, 0.5, 0.9):
+        assert np.mean(np.array(levels) < p) == pytest.approx(p, abs=0.07)
+    assert all(np.isnan(value) for value in two_sample(np.full(3, np.nan), np.ones(3)).values())
+
+
 def test_draws_of_a_gaussian_have_unit_norm_and_its_directions():
     rng = np.random.default_rng(4)
     factor = rng.standard_normal((1, 1, 8, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from scipy.stats import chi2_contingency, ks_2samp
 
 from tfdeblend.catalog import measure
 from tfdeblend.diffusion.denoisers import flux_scale
@@ -49,15 +50,14 @@ def _high_power(stamps: np.ndarray) -> np.ndarray:
 
 
 def two_sample(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
-    """Returns Kolmogorov and Smirnov's distance of the distributions, its level (asymptotic), and the medians."""
-    one, two = np.sort(one[np.isfinite(one)]), np.sort(two[np.isfinite(two)])
-    every = np.concatenate([one, two])
-    steps = [np.searchsorted(part, every, "right") / len(part) for part in (one, two)]
-    distance = float(np.abs(steps[0] - steps[1]).max())
-    scaled = np.sqrt(len(one) * len(two) / len(every)) * distance
-    level = 2 * sum((-1) ** (k - 1) * np.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+    """Returns Kolmogorov and Smirnov's distance of the distributions, its level (asymptotic), and the medians; NaN
+    where one of the two has no finite number."""
+    one, two = one[np.isfinite(one)], two[np.isfinite(two)]
+    if not len(one) or not len(two):
+        return dict.fromkeys(("distance", "level", "data", "samples"), np.nan)
+    found = ks_2samp(one, two, method="asymp")
     medians = {"data": float(np.median(one)), "samples": float(np.median(two))}
-    return {"distance": distance, "level": float(np.clip(level, 0, 1)) if scaled > 0.2 else 1.0, **medians}
+    return {"distance": float(found.statistic), "level": float(found.pvalue), **medians}
 
 
 def pqmass(data: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
@@ -82,11 +82,6 @@ def pqmass(data: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
         distance = ((seen[rest, None] - centers) ** 2).sum(2)
         cell = distance.argmin(1)
         counts = np.stack([np.bincount(cell[first[rest] == which], minlength=CELLS) for which in (True, False)])
-        values.append(_chi2(counts[:, counts.sum(0) > 0]))
+        found = chi2_contingency(counts[:, counts.sum(0) > 0], correction=False)
+        values.append(found.statistic / found.dof)
     return float(np.mean(values))
-
-
-def _chi2(counts: np.ndarray) -> float:
-    """Returns chi-square a degree of freedom of counts (2, M) whose rows should be alike."""
-    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
-    return float(((counts - expected) ** 2 / expected).sum() / (counts.shape[1] - 1))
