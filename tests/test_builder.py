@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import make_deblended, make_joint
 
-from tfdeblend.app import plots
+from tfdeblend import plots
 from tfdeblend.app.report import Entry
 from tfdeblend.catalog import measure
 from tfdeblend.catalog.builder import Facts, Fit, build, build_from_samples, with_left_out
@@ -159,6 +159,6 @@ def test_sources_that_were_left_out_keep_their_rows(make, tmp_path) -> None:
         assert np.isnan(one.flux_cov[:, out]).all() and np.isnan(one.flux_cov[:, :, out]).all()
         np.testing.assert_array_equal(one.flux_cov[:, kept][:, :, kept], alone.flux_cov)
     result.plot(tmp_path / "a.png")
-    plots.plot_samples(result)
+    plots.samples(result)
     assert '"nowhere"' in dumps(Entry.of(result).document(None))
     assert with_left_out(alone, scene.kept) is alone

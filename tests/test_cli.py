@@ -156,7 +156,7 @@ def test_results_belong_to_the_bytes_that_were_read(deblender, scenes, tmp_path,
 
 def test_a_picture_that_cannot_be_drawn_costs_no_result(deblender, scenes, tmp_path, capsys, monkeypatch):
     """It is reported, also when the command is given again, until it is drawn."""
-    from tfdeblend.app import plots
+    from tfdeblend.plots import bitmap
 
     def broken(result, path):
         if result.scene.name == "b":
@@ -165,7 +165,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(deblender, scenes, tmp_p
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "plot", broken)
+        patch.setattr(bitmap, "plot", broken)
         for counted in ("3 done", "3 skipped"):
             assert deblend(scenes, "--out", out) == 1
             said = capsys.readouterr()

@@ -27,7 +27,7 @@ def test_light_to_start(code: str):
 
 
 def test_result_types_need_no_tensorflow():
-    light = "import tfdeblend, tfdeblend.app.runs, tfdeblend.app.plots; tfdeblend.Deblended"
+    light = "import tfdeblend, tfdeblend.app.runs, tfdeblend.plots, tfdeblend.plots.bitmap; tfdeblend.Deblended"
     parts = ("builder", "files", "measure", "result", "statistics")
     light += "".join(f"; import tfdeblend.catalog.{part}" for part in parts)
     check = f"import sys; {light}; print('tensorflow' in sys.modules)"

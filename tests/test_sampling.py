@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from hsc import SHIPPED, simulated
 
-from tfdeblend.app import plots
+from tfdeblend import plots
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.data.scene import Scene
 from tfdeblend.deblender import Deblender
@@ -173,10 +173,10 @@ def test_samples_are_written_and_read_back(pair: list[Deblended], tmp_path):
 
 
 def test_samples_are_shown(pair: list[Deblended]):
-    figure = plots.plot_samples(pair[0])
-    assert len(figure.axes) == min(len(pair[0].sources), plots.SOURCES) * (4 + min(4, plots.SAMPLES))
+    figure = plots.samples(pair[0])
+    assert len(figure.axes) == min(len(pair[0].sources), 6) * (4 + 4) + 2  # and two bars of colours
     with pytest.raises(ValueError, match="expected a result with its samples"):
-        plots.plot_samples(replace(pair[0], samples=None))
+        plots.samples(replace(pair[0], samples=None))
 
 
 @pytest.mark.slow

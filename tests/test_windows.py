@@ -11,10 +11,11 @@ from astropy.io import fits
 from helpers import make_deblended, make_scene, result_of
 from test_measure import measured
 
-from tfdeblend.app.plots import plot, plot_samples
+from tfdeblend import plots
 from tfdeblend.catalog.result import Deblended
 from tfdeblend.catalog.windows import Windows, trimmed
 from tfdeblend.errors import DataError
+from tfdeblend.plots.bitmap import plot
 
 SHAPE = (2, 30, 40)
 
@@ -109,7 +110,7 @@ def test_results_in_windows_are_those_of_whole_images() -> None:
     np.testing.assert_array_equal(plot(cut), plot(whole))
     pictures = []
     for result in (cut, whole):
-        figure = plot_samples(result)
+        figure = plots.samples(result)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba()))
     np.testing.assert_array_equal(*pictures)

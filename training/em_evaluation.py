@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfdeblend.app.plots import Stretch, residual_colours, significance
 from tfdeblend.data.scene import Scene
 from tfdeblend.diffusion.denoisers import PriorDenoiser, flux_scale
 from tfdeblend.em import Score, Shard
 from tfdeblend.io import npz
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.plots import panels
+from tfdeblend.plots.stretch import Stretch, residual_colours, significance
 from tfdeblend.training.datasets import read_stamps
 from tfdeblend.training.em_config import EMConfig
 from tfdeblend.training.generation import Generator
@@ -25,6 +26,7 @@ from tfdeblend.training.two_sample import pqmass, properties, two_sample
 PRIOR_DRAWS = 512  # of a prior's own galaxies, to be compared with the truth
 AT_ONCE = 64
 SHOWN = 4  # blends in the figure of the iterations
+KEPT = 8  # of a prior's own galaxies, for figures
 BOOTSTRAPS = 1000
 SCORES = Score._fields[:-1]  # all but the model
 
@@ -85,12 +87,13 @@ class Evaluator:
     ) -> dict:
         """Evaluates a prior by the scores of the validation blends and by galaxies drawn from it.
 
-        Writes scores.json, models.npz and drawn.png into its folder, and to TensorBoard.
+        Writes scores.json, models.npz, drawn.npz and drawn.png into its folder, and to TensorBoard.
         """
         scores, models = self.blends(scored)
         distances, drawn = self.population(denoiser)
         scores |= {"iteration": iteration, **facts, "distances": distances}
         npz.write(folder / "models.npz", models)
+        npz.write(folder / "drawn.npz", {"stamps": drawn[:KEPT].astype(np.float32)})
         draw(drawn[:64], 16, folder / "drawn.png")
         with self.writer.as_default(iteration):
             for name in (*SCORES, *facts):
@@ -115,12 +118,10 @@ class Evaluator:
             fitted = ((m[name], f"k = {k}") for m, k in zip(models, iterations, strict=True))
             columns = [(None, "observation"), *fitted]
             for column, (model, title) in enumerate(columns):
-                panels = _panels(scene, model)
-                for part, panel in enumerate(panels):
+                for part, panel in enumerate(_panels(scene, model)):
                     axes[2 * row + part, column].imshow(panel, origin="lower", interpolation="nearest")
                 axes[2 * row, column].set_title(title if row == 0 else "", size=9)
-        with written_whole(self.out / "iterations.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+        panels.write(figure, self.out / "iterations.png", dpi=100)
         with self.writer.as_default(max(iterations)):
             tf.summary.image("iterations", tf.image.decode_png((self.out / "iterations.png").read_bytes(), 3)[None])
 
@@ -128,7 +129,7 @@ class Evaluator:
 def _panels(scene: Scene, model: np.ndarray | None) -> list[np.ndarray]:
     """Returns the data alone, or a model and its residual in sigma."""
     observation = scene.observation
-    stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
+    stretch = Stretch.fit(observation)
     if model is None:
         return [stretch(observation.images)]
     sigma = significance(observation.images - model, observation.weights)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from tfdeblend.diffusion.denoisers import NeuralDenoiser
+from tfdeblend.plots.stretch import Stretch
 from tfdeblend.training.generation import Generator
 
 LEVELS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -108,13 +109,10 @@ class Pictures(keras.callbacks.Callback):
 
 
 def draw(images: np.ndarray, columns: int, path: Path) -> None:
-    """Draws stamps (N, C, P, P) on a grid of `columns`, in colour from three bands on; arcsinh of x over its peak."""
-    bands = images[:, [-2, len(images[0]) // 2, 0]] if images.shape[1] >= 3 else images[:, [0, 0, 0]]
-    peak = np.maximum(np.percentile(bands, 99.9, axis=(1, 2, 3), keepdims=True), 1e-6)
-    shown = np.clip(np.arcsinh(30 * bands / peak) / np.arcsinh(30), 0, 1)
-    rows = len(images) // columns
-    side = shown.shape[-1]
-    grid = shown[: rows * columns].reshape(rows, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
+    """Draws stamps (N, C, P, P) on a grid of `columns`, each on a stretch of its own, with the colours of all bands."""
+    rows, side = len(images) // columns, images.shape[-1]
+    shown = np.stack([Stretch.of_light(image)(image) for image in images[: rows * columns]])
+    grid = shown.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
     figure = Figure(figsize=(1.3 * columns, 1.3 * rows), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(grid.reshape(rows * side, columns * side, 3), origin="lower", aspect="auto")

@@ -297,17 +297,17 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from tfdeblend import io
-    from tfdeblend.app import plots
+    from tfdeblend import io, plots
     from tfdeblend.catalog import files
+    from tfdeblend.plots import bitmap
 
     def draw(path: Path) -> str:
         target = (Path(args.out) if args.out else path.parent) / f"{io.scene_name(path)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         result = files.read(path)
-        plots.plot(result, target)
+        bitmap.plot(result, target)
         if result.samples is not None:
-            plots.plot_samples(result, target.with_suffix(".samples.png"))
+            plots.write(plots.samples(result), target.with_suffix(".samples.png"))
         return str(target)
 
     figures, code = each(io.find_inputs(args.inputs), draw)

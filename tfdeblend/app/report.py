@@ -131,11 +131,10 @@ def sample_strips(samples: np.ndarray) -> tuple[str, ...]:
     """
     from PIL import Image
 
-    from tfdeblend.app.plots import Stretch, as_bytes
+    from tfdeblend.plots.stretch import Stretch, as_bytes
 
     kept = samples[np.linspace(0, len(samples) - 1, min(len(samples), STRIPS)).round().astype(int)]
-    white = max(float(np.percentile(kept.mean((0, 2), dtype=float), 99.9)), np.finfo(float).tiny)
-    stretch = Stretch(np.ones(kept.shape[2]), white / 50, white)
+    stretch = Stretch.of_light(kept.mean(0))
     scale = max(1, math.ceil(TILE / kept.shape[-1]))
     uris = []
     for sample in kept:

@@ -246,12 +246,13 @@ class Run:
             self._plot(result, one.name)
 
     def _plot(self, result: Deblended, name: str) -> None:
-        from tfdeblend.app import plots
+        from tfdeblend import plots
+        from tfdeblend.plots import bitmap
 
         of_samples, of_result = (self._target(name, suffix) for suffix in PICTURES)
         if result.samples is not None:
-            plots.plot_samples(result, of_samples)
-        plots.plot(result, of_result)  # last: a scene with this picture has all
+            plots.write(plots.samples(result), of_samples)
+        bitmap.plot(result, of_result)  # last: a scene with this picture has all
 
     def _keep(self, name: str, entry: Entry, status: str) -> None:
         self.entries[name], self.status[name] = entry, status

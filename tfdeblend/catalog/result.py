@@ -187,9 +187,9 @@ class Deblended:
 
     def plot(self, path: str | Path | None = None) -> Image:
         """Draw observations, models, residuals and sources, and write the picture to `path`, where given, as a PNG."""
-        from tfdeblend.app import plots
+        from tfdeblend.plots import bitmap
 
-        return plots.plot(self, path)
+        return bitmap.plot(self, path)
 
     @property
     def model(self) -> np.ndarray:

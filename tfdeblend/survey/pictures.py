@@ -38,7 +38,7 @@ from tfdeblend.survey.tiles import Tile
 FOLDER = "pictures"
 LAYERS = ("image", "model", "residual")
 SAMPLE = 9  # tiles at most by which the colours are chosen
-SOFTENING, STRETCH = 8.0, 20.0  # of Lupton et al. (2004): Q; where the stretch is linear, in sigma of the mean of bands
+WHITE = 2000.0  # sigma of the mean of bands
 MASKED = (56, 61, 69)  # the colour of pixels that are masked in all bands shown
 QUALITY = 88  # of JPEGs
 # Residuals from -LIMIT to LIMIT sigma lie on the line between the colours of the ends, with grey in the middle. So
@@ -50,7 +50,7 @@ Place = tuple[int, int]  # row and column of a picture
 
 @dataclass(frozen=True)
 class Colours:
-    """How bands become colours, by `astropy.visualization.make_lupton_rgb`.
+    """How bands become colours, by the stretch of all figures.
 
     Args:
         key: of the run.
@@ -109,16 +109,12 @@ class Colours:
 
     def __call__(self, images: np.ndarray, observation: Observation) -> np.ndarray:
         """Turn images (C,H,W) of an observation's bands into colours (H,W,3) of bytes."""
-        from astropy.visualization import make_lupton_rgb
+        from tfdeblend.plots.stretch import Stretch, as_bytes
 
-        which = [observation.bands.index(band) for band in self.shown]
-        seen = observation.valid[which]
-        parts = [*(np.nan_to_num(images[which], posinf=0, neginf=0) * np.array(self.scale)[:, None, None])]
-        if len(parts) < 3:
-            parts = [parts[0], (parts[0] + parts[-1]) / 2, parts[-1]]
-        stretch = STRETCH * self.noise
-        colours = make_lupton_rgb(*parts, minimum=-self.noise, stretch=stretch, Q=SOFTENING)
-        colours[~seen.any(0)] = MASKED
+        which = [observation.bands.index(band) for band in reversed(self.shown)]
+        stretch = Stretch(np.array(self.scale[::-1]), self.noise, WHITE * self.noise)
+        colours = as_bytes(stretch(np.nan_to_num(images[which], posinf=0, neginf=0)))
+        colours[~observation.valid[which].any(0)] = MASKED
         return colours
 
 

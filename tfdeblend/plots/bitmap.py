@@ -1,7 +1,7 @@
-"""Draw results: each observation, its model, its residual and every source on one stretch; and posterior samples.
+"""Draw a result as one bitmap: each observation, its model, its residual and every source, on one stretch.
 
-The panels are composed with NumPy as one bitmap, on which Matplotlib draws only text and marks: a figure takes about a
-tenth of a second, and thousands of scenes can have one.
+The panels are composed with NumPy, and Matplotlib draws only text and marks: a picture takes about a tenth of a
+second, and thousands of scenes can have one. Figures for a paper are `tfdeblend.plots`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,6 +23,7 @@ from PIL import Image
 from tfdeblend.catalog.result import positions_in_views
 from tfdeblend.errors import one_line
 from tfdeblend.io.atomic import written_whole
+from tfdeblend.plots.stretch import RESIDUAL_LIMIT, Stretch, as_bytes, residual_colours, significance
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -32,70 +32,9 @@ if TYPE_CHECKING:
     from tfdeblend.catalog.windows import Windows
 
 WIDTH, MARGIN, TITLE, HEADER, TALLEST, DPI = 1200, 12, 22, 34, 480, 100  # pixels
-RESIDUAL_LIMIT = 5.0  # sigma
 SIDES = (16, 24, 32, 48, 64, 96, 128, 192)  # pixels, of the windows on single sources
-SOURCES, SAMPLES, SIDE = 6, 4, 48  # of the picture of samples, at most; pixels of a window around a source
-PAGE, SKY, MASKED = np.array([0.10, 0.11, 0.13]), np.array([0.03, 0.035, 0.045]), np.array([0.22, 0.24, 0.27])
+PAGE = np.array([0.10, 0.11, 0.13])
 TEXT, FAINT, MARK, DARK, ALERT = "#e8eaed", "#aab2bd", "#ffffff", "#222222", "#ff9500"
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Map images (C, H, W) to colours (H, W, 3) by an arcsinh of the mean intensity, hue kept (Lupton et al. 2004).
-
-    `scale` (C,) brings the bands to one unit. In that unit, `softening` is the intensity where the stretch turns from
-    linear to logarithmic, below which the hue, then the noise's, fades to grey; `white` is shown at full brightness.
-    """
-
-    scale: np.ndarray
-    softening: float
-    white: float
-
-    @classmethod
-    def fit(cls, images: np.ndarray, weights: np.ndarray, zeropoints: np.ndarray | None = None) -> Stretch:
-        """Choose the stretch from the data: softening at 3 sigma of the sky, white at the brightest 0.3% of pixels."""
-        bands, valid = len(images), weights > 0
-        scale = np.ones(bands) if zeropoints is None else 10 ** (-0.4 * (np.asarray(zeropoints) - zeropoints[0]))
-        variance = np.array([np.median(1 / w[v]) if v.any() else 0.0 for w, v in zip(weights, valid, strict=True)])
-        share = cls.groups(np.eye(bands)).mean(0)  # of each band in the mean intensity
-        sigma = float(np.sqrt(share**2 @ (scale**2 * variance)))
-        intensity = np.tensordot(share * scale, np.where(valid, images, 0), 1)
-        white = float(np.percentile(intensity[valid.any(0)], 99.7))
-        softening = 3 * sigma
-        return cls(scale, softening, max(white, 5 * softening))
-
-    @staticmethod
-    def groups(images: np.ndarray) -> np.ndarray:
-        """Average the bands (C, ...), ordered from blue to red, into (red, green, blue)."""
-        if len(images) < 3:
-            return np.stack([images[-1], images.mean(0), images[0]])
-        return np.stack([part.mean(0) for part in np.array_split(images[::-1], 3)])
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Turn images (C, H, W) into colours (H, W, 3) in [0, 1]; NaN is shown as 0."""
-        colours = self.groups(np.nan_to_num(images) * self.scale[:, None, None])
-        intensity = np.maximum(colours.mean(0), 1e-6 * self.softening)
-        colours = intensity + (colours - intensity) * (intensity / (intensity + self.softening))
-        shown = np.arcsinh(intensity / self.softening) / np.arcsinh(self.white / self.softening)
-        colours = np.maximum(colours, 0) * (shown / intensity)
-        colours /= np.maximum(colours.max(0), 1)  # a saturated pixel keeps its hue
-        return SKY + (1 - SKY) * np.moveaxis(colours, 0, -1)
-
-
-def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Combine the bands of a residual (C, H, W) to unit variance, in sigma: sum_c r_c sqrt(w_c) / sqrt(valid bands).
-
-    NaN where every band is masked.
-    """
-    count = (weights > 0).sum(0)
-    total = (np.nan_to_num(residual) * np.sqrt(weights)).sum(0)
-    return np.where(count > 0, total / np.sqrt(np.maximum(count, 1)), np.nan)
-
-
-def residual_colours(sigma: np.ndarray) -> np.ndarray:
-    """Colour a residual (H, W) in sigma, red where the data are brighter than the model, blue where fainter."""
-    colours = colormaps["RdBu_r"](0.5 + 0.5 * np.nan_to_num(sigma) / RESIDUAL_LIMIT)[..., :3]
-    return np.where(np.isnan(sigma)[..., None], MASKED, colours)
 
 
 @dataclass(frozen=True)
@@ -154,11 +93,6 @@ class Panel:
         return self.left + (x + 0.5 - self.window.x) * scale, self.bottom + (y + 0.5 - self.window.y) * scale
 
 
-def as_bytes(colours: np.ndarray) -> np.ndarray:
-    """Turn colours in [0, 1] into bytes; what lies beyond is clipped."""
-    return (255 * np.clip(colours, 0, 1) + 0.5).astype(np.uint8)
-
-
 def arrange(image: Window, sources: Sequence[Window]) -> tuple[list[Panel], list[Panel], int]:
     """Place three panels of the image above and one of each source below; return them and the bitmap's height."""
     lines = math.ceil(len(sources) / 8)
@@ -200,13 +134,12 @@ class ScenePlotter:
         positions: (K, 2) where the sources were declared, in its pixels.
         """
         observation, catalog, positions = view.observation, catalog[kept], positions[kept]
-        stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
+        stretch = Stretch.fit(observation)
         pairs = zip(kept, positions, strict=True)
-        windows = [Window.around(view.light, k, place, stretch.softening / 3) for k, place in pairs]
+        windows = [Window.around(view.light, k, place, stretch.softening) for k, place in pairs]
         images, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
         bitmap = np.broadcast_to(as_bytes(PAGE), (height, WIDTH, 3)).copy()
-        data = stretch(observation.images)
-        data[~(observation.weights > 0).any(0)] *= 0.35
+        data = stretch.observed(observation)
         sigma = significance(view.residual, observation.weights)
         for panel, colours in zip(images, [data, stretch(view.model), residual_colours(sigma)], strict=True):
             panel.paste(bitmap, colours)
@@ -300,59 +233,3 @@ def plot(deblended: Deblended, path: str | Path | None = None) -> Image.Image:
         with written_whole(Path(path)) as temporary:
             picture.save(temporary, format="png", compress_level=3)
     return picture
-
-
-def plot_samples(deblended: Deblended, path: str | Path | None = None) -> Figure:
-    """Draw the data, mean, samples, deviation and residual of the brightest sources in the first observation.
-
-    A row a source. Samples are stamps, sharper than the data: at the model PSF's resolution. path: as for `plot`.
-
-    Raises: ValueError for a result that kept no samples; OSError where the file cannot be written.
-    """
-    view, samples = deblended.views[0], deblended.samples
-    if samples is None or view.light_std is None:
-        raise ValueError("expected a result with its samples, received one without (keep_samples=True keeps them)")
-    observation, own = view.observation, list(deblended.scene.band_indices(view.observation))
-    stretch = Stretch.fit(observation.images, observation.weights, observation.zeropoints)
-    data, sigma = stretch(observation.images), significance(view.residual, observation.weights)
-    noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in observation.weights])
-    fitted = int((~deblended.scene.left_out).sum())
-    brightest = np.argsort(-np.asarray(deblended.catalog["snr"]))[: min(SOURCES, fitted)]  # those without S/N last
-    shown = min(SAMPLES, len(samples))
-    titles = ["data", "mean", *(f"sample {s + 1}" for s in range(shown)), "deviation / noise", "residual / noise"]
-    figure = Figure(figsize=(1.6 * len(titles), 1.75 * len(brightest) + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(brightest), len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, size=8)
-    for row, k in zip(axes, brightest, strict=True):
-        corner, side = deblended.corners[k], deblended.stamps.shape[-1]
-        first = corner + (side - min(SIDE, side)) // 2
-        spread = np.sqrt(((view.light_std.image(k) / noise[:, None, None]) ** 2).mean(0))
-        panels = [_cut(data, first), _cut(stretch(view.light.image(k)), first)]
-        panels += [_cut(stretch(samples[s, k, own]), first - corner) for s in range(shown)]
-        panels += [_cut(spread, first), _cut(residual_colours(sigma), first)]
-        for axis, panel in zip(row, panels, strict=True):
-            limit = max(float(spread.max()), 1e-6)
-            axis.imshow(panel, origin="lower", interpolation="nearest", cmap="magma", vmin=0, vmax=limit)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        entry = deblended.catalog[k]
-        row[0].set_ylabel(f"{entry['id']}   S/N {entry['snr']:.0f}", size=8)
-        row[-2].set_xlabel(f"0 to {spread.max():.2g}", size=7)
-        row[-1].set_xlabel(f"-{RESIDUAL_LIMIT:.0f} to {RESIDUAL_LIMIT:.0f}", size=7)
-    if path is not None:
-        with written_whole(Path(path)) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
-    return figure
-
-
-def _cut(image: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Cut SIDE x SIDE pixels out of an image, from `first` on; zero beyond the image."""
-    window = np.zeros((SIDE, SIDE, *image.shape[2:]))
-    low, high = np.maximum(first, 0), np.minimum(first + SIDE, image.shape[:2])
-    if (high > low).all():
-        (y, x), (y0, x0) = low - first, low
-        height, width = high - low
-        window[y : y + height, x : x + width] = image[y0 : y0 + height, x0 : x0 + width]
-    return window
