@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from scipy.stats import ks_2samp
 from trainings import tiny
 
@@ -23,6 +24,7 @@ from tfdeblend.networks import UNet
 from tfdeblend.training import card
 from tfdeblend.training.config import DenoiserConfig
 from tfdeblend.training.datasets import Augmentation, moments
+from tfdeblend.training.monitors import draw
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 
@@ -132,6 +134,16 @@ def test_mixed_precision_is_of_training_alone(start: str | None, tmp_path: Path)
     trained = train(config, tmp_path / "out")
     assert {layer.compute_dtype for layer in trained.network.layers} == {"float32"}
     assert all(np.isfinite(one).all() for one in trained.get_weights())
+
+
+def test_pictures_show_every_band(tmp_path: Path):
+    """A galaxy of the bluest, middle or reddest band alone is blue, green or red; one band is grey."""
+    galaxy = np.exp(-((np.arange(16) - 8) ** 2 + (np.arange(16)[:, None] - 8) ** 2) / 8)
+    draw(np.eye(3)[:, :, None, None] * galaxy, 3, tmp_path / "three.png")
+    draw(galaxy[None, None], 1, tmp_path / "one.png")
+    three, one = (imread(tmp_path / name)[..., :3] for name in ("three.png", "one.png"))
+    assert [int(np.argmax(part.mean((0, 1)))) for part in np.split(three, 3, axis=1)] == [2, 1, 0]
+    assert np.ptp(one, axis=-1).max() == 0 and one.std() > 0.05
 
 
 def test_two_samples_of_one_distribution_and_of_two():

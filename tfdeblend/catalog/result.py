@@ -61,6 +61,11 @@ class View:
         return np.where(self.observation.valid, self.observation.images - self.model.astype(float), np.nan)
 
     @property
+    def above_background(self) -> Observation:
+        """Give the observation less the fitted background."""
+        return self.observation.less(self.background)
+
+    @property
     def chi2(self) -> float:
         """Give sum(weights * residual^2) over the number of unmasked pixels."""
         return self._chi2_sum / max(self._pixels, 1)

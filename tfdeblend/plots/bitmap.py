@@ -134,14 +134,15 @@ class ScenePlotter:
         positions: (K, 2) where the sources were declared, in its pixels.
         """
         observation, catalog, positions = view.observation, catalog[kept], positions[kept]
-        stretch = Stretch.fit(observation)
+        seen = view.above_background
+        stretch = Stretch.fit(seen)
         pairs = zip(kept, positions, strict=True)
         windows = [Window.around(view.light, k, place, stretch.softening) for k, place in pairs]
         images, panels, height = arrange(Window(0, 0, *observation.images.shape[1:]), windows)
         bitmap = np.broadcast_to(as_bytes(PAGE), (height, WIDTH, 3)).copy()
-        data = stretch.observed(observation)
+        data, model = stretch.observed(seen), stretch(view.model - view.background[:, None, None])
         sigma = significance(view.residual, observation.weights)
-        for panel, colours in zip(images, [data, stretch(view.model), residual_colours(sigma)], strict=True):
+        for panel, colours in zip(images, [data, model, residual_colours(sigma)], strict=True):
             panel.paste(bitmap, colours)
         sides = np.array(observation.shape[1:])
         for panel, k in zip(panels, kept, strict=True):

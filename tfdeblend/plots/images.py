@@ -44,15 +44,16 @@ def scene(result: Deblended) -> Figure:
     """Draw observation, model and residual of a result; a row an observation.
 
     Crosses are where the sources were fitted, diamonds what no source accounts for. The residual combines the bands, in
-    sigma. Observation and model of a row share a stretch.
+    sigma. Observation and model of a row are less the fitted background, and share a stretch.
     """
     figure = NotebookFigure(3 * SIDE + 1.5, sum(_height(view) for view in result.views) + 0.2)
     grid = figure.add_gridspec(len(result.views), 3, height_ratios=[_height(view) for view in result.views])
     for row, view in enumerate(result.views):
-        seen, stretch = view.observation, Stretch.fit(view.observation)
+        seen = view.above_background
+        stretch = Stretch.fit(seen)
         axes = [on_sky(figure, grid[row, column], seen) for column in range(3)]
         show(axes[0], stretch.observed(seen))
-        show(axes[1], stretch(view.model))
+        show(axes[1], stretch(view.model - view.background[:, None, None]))
         image = show_residual(axes[2], significance(view.residual, seen.weights))
         colour_bar(figure, image, axes[2], "residual [σ]", shrink=0.8)
         kept = ~result.scene.left_out
@@ -62,7 +63,7 @@ def scene(result: Deblended) -> Figure:
             one.plot(x, y, "+", color=colour, markersize=6, markeredgewidth=0.8)
             if view.undeclared:
                 one.plot(view.undeclared["x"], view.undeclared["y"], "D", color=ALERT, fillstyle="none", markersize=7)
-        titles = f"{seen.name}   {' '.join(seen.bands)}", "model", f"residual, χ² a pixel {view.chi2:.2f}"
+        titles = f"{seen.name}: {' '.join(seen.bands)}", "model", f"residual, χ² a pixel {view.chi2:.2f}"
         for column, (one, title) in enumerate(zip(axes, titles, strict=True)):
             _finish(one, view, title, labelled=column == 0)
     return figure
@@ -79,7 +80,8 @@ def sources(result: Deblended, sources: Sequence[str] | None = None) -> Figure:
     Raises: ValueError for an id that was not fitted.
     """
     view = result.views[0]
-    seen, stretch = view.observation, Stretch.fit(view.observation)
+    seen = view.above_background
+    stretch = Stretch.fit(seen)
     rows = chosen(result, sources, brightest(result), SOURCES)
     columns = min(len(rows), 6)
     lines = math.ceil(len(rows) / columns)
@@ -99,8 +101,8 @@ def sources(result: Deblended, sources: Sequence[str] | None = None) -> Figure:
         label(axes, False)
         scale_bar(axes, width, seen.pixel_scale)
     fitted = int((~result.scene.left_out).sum())
-    some = "" if len(rows) == fitted else f"   {len(rows)} of {fitted} sources"
-    figure.suptitle(one_line(f"{seen.name}   {' '.join(seen.bands)}{some}"), size=TEXT, parse_math=False)
+    some = "" if len(rows) == fitted else f", {len(rows)} of {fitted} sources"
+    figure.suptitle(one_line(f"{seen.name}: {' '.join(seen.bands)}{some}"), size=TEXT, parse_math=False)
     return figure
 
 
@@ -124,7 +126,7 @@ def residuals(result: Deblended) -> Figure:
             image = show_residual(axes, one)
             known = np.isfinite(one)
             chi2 = f"{np.mean(one[known] ** 2):.2f}" if known.any() else "none, all masked"
-            _finish(axes, view, f"{band}   χ² a pixel {chi2}", labelled=False)
+            _finish(axes, view, f"{band}, χ² a pixel {chi2}", labelled=False)
             panels.append(axes)
         panels[0].set_title(f"{seen.name}\n{panels[0].get_title()}", size=SMALL, parse_math=False)
         colour_bar(figure, image, panels, "residual [σ]", shrink=0.8, pad=0.01)
@@ -146,7 +148,7 @@ def samples(result: Deblended, sources: Sequence[str] | None = None) -> Figure:
     view, drawn = result.views[0], result.samples
     if drawn is None or view.light_std is None:
         raise ValueError("expected a result with its samples, received one without (keep_samples=True keeps them)")
-    seen, own = view.observation, list(result.scene.band_indices(view.observation))
+    seen, own = view.above_background, list(result.scene.band_indices(view.observation))
     stretch = Stretch.fit(seen)
     data, sigma = stretch.observed(seen), significance(view.residual, seen.weights)
     noise = np.array([1 / np.sqrt(np.median(w[w > 0])) if (w > 0).any() else np.inf for w in seen.weights])

@@ -55,11 +55,14 @@ def write(figure: Figure, path: str | Path, dpi: int = 150) -> None:
 def chosen(result: Deblended, sources: Sequence[str] | None, order: np.ndarray, most: int) -> list[int]:
     """Find the rows of sources by their ids; where none are given, the first `most` of those fitted in an `order` (K,).
 
-    Raises: ValueError for an id that the catalogue has not, or whose source was not fitted.
+    Raises: ValueError where there is none, for an id that the catalogue has not, or whose source was not fitted.
     """
     fitted = ~result.scene.left_out
     if sources is None:
-        return [int(k) for k in order if fitted[k]][:most]
+        rows = [int(k) for k in order if fitted[k]][:most]
+        if not rows:
+            raise ValueError("expected a result with a source that can be drawn, received one without")
+        return rows
     if isinstance(sources, str):
         raise ValueError(f"sources: expected a list of ids, received {sources!r}")
     ids = [str(name) for name in result.catalog["id"]]
@@ -67,7 +70,9 @@ def chosen(result: Deblended, sources: Sequence[str] | None, order: np.ndarray, 
     unknown = [name for name in wanted if name not in ids or not fitted[ids.index(name)]]
     if unknown or not wanted:
         known = ", ".join(name for name, seen in zip(ids, fitted, strict=True) if seen)
-        raise ValueError(f"sources: expected ids of fitted sources, some of {known}, received {', '.join(unknown)}")
+        raise ValueError(
+            f"sources: expected ids of fitted sources, some of {known}, received {', '.join(unknown) or 'none'}"
+        )
     return [ids.index(name) for name in wanted]
 
 
@@ -93,8 +98,9 @@ def label(axes: Axes, shown: bool) -> None:
             axes.set_xlabel("x [pixels]", size=SMALL)
             axes.set_ylabel("y [pixels]", size=SMALL)
         return
-    for coordinate, name in zip(axes.coords, ("right ascension", "declination"), strict=True):
+    for coordinate, name, side in zip(axes.coords, ("right ascension", "declination"), "bl", strict=True):
         coordinate.set_ticks(number=3)
+        coordinate.set_ticks_position(side)
         coordinate.set_ticks_visible(shown)
         coordinate.set_ticklabel(size=SMALL - 1, exclude_overlapping=True)
         coordinate.set_ticklabel_visible(shown)

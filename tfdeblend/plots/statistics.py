@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
+from tfdeblend.errors import one_line
 from tfdeblend.plots.panels import SMALL, TEXT, NotebookFigure, chosen
 
 if TYPE_CHECKING:
@@ -42,15 +44,16 @@ def corner(result: Deblended, sources: Sequence[str] | None = None, band: str | 
     deviation = np.sqrt(np.diag(covariance))
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = covariance / np.outer(deviation, deviation)
-    strength = np.abs(np.nan_to_num(correlation) - np.eye(len(flux)) * (deviation > 0)).max(1)
+    np.fill_diagonal(correlation, 0)
+    strength = np.abs(np.nan_to_num(correlation)).max(1, initial=0)
     usable = np.isfinite(flux) & (deviation > 0)
     order = np.argsort(np.where(usable, -strength, np.inf), kind="stable")[: int(usable.sum())]
     rows = sorted(chosen(result, None, order, NEIGHBOURS)) if sources is None else chosen(result, sources, order, 0)
     ids = [str(result.catalog["id"][k]) for k in rows]
     without = [name for name, k in zip(ids, rows, strict=True) if not usable[k]]
-    if without or not rows:
+    if without:
         expected = f"sources: expected some with a flux and its error in {bands[number]}"
-        raise ValueError(f"{expected}, received {', '.join(without) or 'none'}")
+        raise ValueError(f"{expected}, received {', '.join(without)}")
     drawn = None if result.sample_catalog is None else result.sample_catalog.flux[:, :, number]
 
     side = len(rows)
@@ -74,8 +77,9 @@ def corner(result: Deblended, sources: Sequence[str] | None = None, band: str | 
                 panel.set_xlabel(f"source {ids[j]}", size=SMALL, parse_math=False)
             if j == 0 and i > 0:
                 panel.set_ylabel(f"source {ids[i]}", size=SMALL, parse_math=False)
-    unit = "" if result.scene.observation.unit is None else f" [{result.scene.observation.unit}]"
-    figure.suptitle(f"{result.scene.name}   fluxes in {bands[number]}{unit}", size=TEXT, parse_math=False)
+    unit = next(one.unit for one in result.scene.observations if bands[number] in one.bands)
+    title = f"{result.scene.name}: fluxes in {bands[number]}{'' if unit is None else f' [{unit}]'}"
+    figure.suptitle(one_line(title), size=TEXT, parse_math=False)
     return figure
 
 
@@ -164,7 +168,8 @@ def _alone(axes: Axes, flux: float, deviation: float, drawn: np.ndarray | None) 
     axes.plot(x, np.exp(-0.5 * ((x - flux) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi)), color=DARK)
     axes.set_xlim(x[[0, -1]])
     axes.set_yticks([])
-    axes.set_title(f"{flux:.4g} ± {deviation:.2g}", size=SMALL)
+    digits = max(1 - math.floor(math.log10(deviation)), 0)  # two of the error's
+    axes.set_title(f"{flux:.{digits}f} ± {deviation:.{digits}f}", size=SMALL)
 
 
 def _together(axes: Axes, flux: np.ndarray, covariance: np.ndarray, drawn: np.ndarray | None) -> None:
