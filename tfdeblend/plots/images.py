@@ -200,7 +200,8 @@ def em_iterations(out: str | Path) -> Figure:
     drawn = [_drawn(folder)[:GALAXIES] for folder in folders]
     stretch, count = Stretch.of_light(np.concatenate(drawn)), max(len(stamps) for stamps in drawn)
     figure = NotebookFigure(max(1.2 * len(folders), 7.0), 1.2 * count + 2.8)
-    above, below = figure.subfigures(2, 1, height_ratios=[1.2 * count + 0.3, 2.5])
+    grid = figure.add_gridspec(2, 1, height_ratios=[1.2 * count + 0.3, 2.5])
+    above, below = (figure.add_subfigure(grid[row]) for row in range(2))
     axes = above.subplots(count, len(folders), squeeze=False)
     for column, stamps, one in zip(axes.T, drawn, scores, strict=True):
         column[0].set_title(f"k = {one['iteration']}", size=TEXT)

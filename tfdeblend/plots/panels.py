@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
@@ -34,8 +35,7 @@ class NotebookFigure(Figure):
 
     def __init__(self, width: float, height: float) -> None:
         """Make an empty figure of so many inches."""
-        super().__init__(figsize=(width, height), layout="constrained")
-        self.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+        super().__init__(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
         FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:
@@ -50,6 +50,13 @@ def write(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     """Write a figure as a PNG, whole or not at all. Raises: OSError where the file cannot be written."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Give the whole figure that axes belong to."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
 
 
 def chosen(result: Deblended, sources: Sequence[str] | None, order: np.ndarray, most: int) -> list[int]:

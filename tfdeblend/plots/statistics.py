@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from tfdeblend.errors import one_line
-from tfdeblend.plots.panels import SMALL, TEXT, NotebookFigure, chosen
+from tfdeblend.plots.panels import SMALL, TEXT, NotebookFigure, chosen, figure_of
 
 if TYPE_CHECKING:
     from tfdeblend.catalog.result import Deblended
@@ -118,7 +118,7 @@ def coverage(pulls: Any, axes: Axes | None = None) -> Figure:
     panel.set_ylabel("share of truths within", size=TEXT)
     panel.tick_params(labelsize=SMALL)
     panel.legend(fontsize=SMALL, frameon=False, loc="upper left")
-    return panel.figure
+    return figure_of(panel)
 
 
 def pulls_of_samples(truth: np.ndarray, samples: np.ndarray) -> np.ndarray:
@@ -157,7 +157,7 @@ def light_curve(curve: LightCurve, axes: Axes | None = None) -> Figure:
     panel.set_title(f"transient at x = {x:.2f}, y = {y:.2f}", size=TEXT)
     panel.tick_params(labelsize=SMALL)
     panel.legend(fontsize=SMALL, frameon=False)
-    return panel.figure
+    return figure_of(panel)
 
 
 def _alone(axes: Axes, flux: float, deviation: float, drawn: np.ndarray | None) -> None:
@@ -166,7 +166,7 @@ def _alone(axes: Axes, flux: float, deviation: float, drawn: np.ndarray | None) 
         axes.hist(drawn, bins="auto", density=True, color=DRAWN)
     x = flux + deviation * np.linspace(-REACH, REACH, 201)
     axes.plot(x, np.exp(-0.5 * ((x - flux) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi)), color=DARK)
-    axes.set_xlim(x[[0, -1]])
+    axes.set_xlim(x[0], x[-1])
     axes.set_yticks([])
     digits = max(1 - math.floor(math.log10(deviation)), 0)  # two of the error's
     axes.set_title(f"{flux:.{digits}f} ± {deviation:.{digits}f}", size=SMALL)
@@ -180,7 +180,7 @@ def _together(axes: Axes, flux: np.ndarray, covariance: np.ndarray, drawn: np.nd
     angle = np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
     for sigma in (1, 2):
         minor, major = 2 * sigma * np.sqrt(np.maximum(lengths, 0))
-        axes.add_patch(Ellipse(flux, major, minor, angle=angle, fill=False, color=DARK, linewidth=1.2))
+        axes.add_patch(Ellipse((flux[0], flux[1]), major, minor, angle=angle, fill=False, color=DARK, linewidth=1.2))
     deviation = np.sqrt(np.diag(covariance))
     axes.set_xlim(flux[0] - REACH * deviation[0], flux[0] + REACH * deviation[0])
     axes.set_ylim(flux[1] - REACH * deviation[1], flux[1] + REACH * deviation[1])

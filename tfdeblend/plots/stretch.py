@@ -44,13 +44,13 @@ class Stretch:
         sigma = float(np.sqrt(share**2 @ (scale**2 * variance)))
         intensity = np.tensordot(share * scale, np.where(valid, images, 0), 1)
         white = float(np.percentile(intensity[valid.any(0)], 99.7)) if valid.any() else 0.0
-        softening = max(sigma, np.finfo(float).tiny)
+        softening = max(sigma, float(np.finfo(float).tiny))
         return cls(scale, softening, max(white, 15 * softening))
 
     @classmethod
     def of_light(cls, images: np.ndarray) -> Stretch:
         """Choose one stretch for images without noise, (...,C,H,W) in one unit: white at the brightest 0.1%."""
-        white = max(float(np.percentile(images.mean(-3, dtype=float), 99.9)), np.finfo(np.float32).tiny)
+        white = max(float(np.percentile(images.mean(-3, dtype=float), 99.9)), float(np.finfo(np.float32).tiny))
         return cls(np.ones(images.shape[-3]), white / RANGE, white)
 
     @staticmethod
