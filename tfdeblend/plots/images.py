@@ -223,7 +223,7 @@ def em_iterations(out: str | Path) -> Figure:
             panel.legend(["of an iteration", "product so far"], fontsize=SMALL - 1, frameon=False)
         panel.set_title(title, size=TEXT)
         panel.set_xlabel("iteration", size=SMALL)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.tick_params(labelsize=SMALL - 1)
     return figure
 
