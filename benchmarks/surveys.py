@@ -9,8 +9,10 @@
 The first two draw coadds with their truth, as HSC-Wide would see them under one PSF a band: `cosmodc2` scatters
 galaxies of the cosmoDC2 simulation (Korytov et al. 2019; bulge, disk and knots), 60 arcmin^-2 of i < 26, and `crowd`
 exponential galaxies around the middle of an image. `compare` says how far two runs of one field
-agree: which detections are alike to SAME pixels, and by how many of its errors a flux differs, at least AWAY pixels
-from all edges of tiles and nearer to one.
+agree: which detections are alike to 1e-6 pixels, and by how many of its errors a flux differs, 16 pixels and more from
+all edges of tiles, and nearer to one. The file of cosmoDC2 galaxies has `rows` (N,30): id, redshift, half-light
+semi-axes of bulge and disk in arcsec (major, minor of each), position angle, number of knots, shear (2), fluxes in
+grizy in photons/s/cm^2, and the shares of bulge, disk and knots in grizy.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tfdeblend.cluster import THREADS
+from tfdeblend.cluster import ALLOCATION, THREADS
 
 
 def cluster(args: argparse.Namespace) -> Any:
@@ -32,7 +32,10 @@ def cluster(args: argparse.Namespace) -> Any:
         walltime=args.walltime,
         # A worker stops 5 to 15 minutes before its job ends, and its tile goes to others.
         worker_extra_args=["--lifetime", f"{args.minutes - 10}m", "--lifetime-stagger", "5m", "--memory-limit", "0"],
-        job_script_prologue=[*(f"export {name}={value}" for name, value in THREADS.items()), *args.before],
+        job_script_prologue=[
+            *(f"export {name}={value}" for name, value in (THREADS | ALLOCATION).items()),
+            *args.before,
+        ],
         scheduler_options={"dashboard_address": ":0"},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,15 @@ def test_tasks_of_a_cluster_are_done_once_and_few_wait() -> None:
 
 
 @pytest.mark.slow
+def test_local_workers_have_one_thread_and_allocate_as_they_should() -> None:
+    pytest.importorskip("distributed")
+    wanted = cluster.THREADS | {name: str(value) for name, value in cluster.ALLOCATION.items()}
+    with cluster.executor(1) as submit:
+        found = {name: value for (name,), value in submit(os.getenv, [(name,) for name in wanted])}
+    assert found == wanted
+
+
+@pytest.mark.slow
 def test_tasks_go_to_a_scheduler_that_is_there(tmp_path: Path) -> None:
     """It and its worker are started by hand; the worker may come later than the tasks."""
     pytest.importorskip("distributed")
@@ -103,7 +113,7 @@ def test_jobs_are_workers_of_a_thread_each(system: str, lines: list[str]) -> Non
     )
     script = shown.stdout.splitlines()
     assert {*lines} <= {*script}
-    exports = {f"export {name}={value}" for name, value in cluster.THREADS.items()}
+    exports = {f"export {name}={value}" for name, value in (cluster.THREADS | cluster.ALLOCATION).items()}
     worker = next(line for line in script if "dask_worker" in line)
     assert {*exports, "module load python"} <= {*script[: script.index(worker)]}
     for option in ("--nthreads 1", "--nworkers 8", "--lifetime 80m"):

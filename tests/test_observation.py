@@ -444,3 +444,12 @@ def test_bands_that_share_a_column_are_told() -> None:
             DataError, match=f"bands: expected names whose columns .* received {shared}.*; rename one by"
         ):
             observe(bands=bands)
+
+
+def test_noises_and_units_of_lists_are_those_of_arrays() -> None:
+    psf, image = np.full((2, 5, 5), 0.04), np.ones((9, 9))
+    images = [image * units.nJy] * 2
+    for weights in ([image * units.uJy**-2] * 2, [StdDevUncertainty(1000 * image * units.nJy)] * 2):
+        np.testing.assert_allclose(Observation(images, weights, psf, bands=("g", "r")).weights, 1e-6, rtol=1e-6)
+    with pytest.raises(DataError, match="expected a unit in all bands or in none"):
+        Observation([image, 5 * image * units.nJy], np.ones((2, 9, 9)), psf, bands=("g", "r"))

@@ -341,3 +341,12 @@ def test_other_tiles_give_the_same_catalogue(settings: SurveySettings, tmp_path:
     match = apart.argmin(1)
     assert sorted(match.tolist()) == list(range(len(two))) and apart.min(1).max() < 0.01
     assert (np.abs(one["g_flux"] - two["g_flux"][match]) / two["g_fluxErr"][match]).max() < 0.02
+
+
+def test_a_tile_without_enough_sky_has_white_noise(tmp_path: Path) -> None:
+    """It is not lost, and says so."""
+    file = image(tmp_path / "g.fits", "g", 0, masked=(slice(3, None), slice(None)), smoothing=0.8)
+    known = SurveySettings((str(file),), prior="exponential", tile=64, border=64, margin=32, sky_correlation=True)
+    flat = tasks.observe(known, known.tiles()[0])
+    one = tasks._with_noise(known, flat.cut(slice(0, 3), slice(0, 64)))
+    assert one.noise_correlation is None and "the noise is taken as white here" in one.notes[-1]

@@ -21,7 +21,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTERO
 # Where the worker's memory comes from. Dask has it trimmed at 64 kB, which also fixes the size from which an array is
 # mapped anew each time: pages were then cleared for a fifth of the CPU time.
 ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": 1 << 24, "MALLOC_MMAP_THRESHOLD_": 1 << 23, "MALLOC_ARENA_MAX": 2}
-SPAWNED = {"distributed.nanny.pre-spawn-environ": ALLOCATION}
+SPAWNED = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()}
 
 # A worker is killed at its limit of memory, and neither paused nor made to spill below it.
 KILLED = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}

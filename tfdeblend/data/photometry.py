@@ -157,8 +157,9 @@ def as_zeropoints(
         if known is None and pixel_scale is None and per_solid_angle(unit):
             notes.append(f"no magnitudes: the unit {unit} needs a WCS or a pixel scale")
         return None if known is None else np.full(count, known)
-    if str(getattr(zeropoints, "unit", "mag(AB)")) not in ("mag", "mag(AB)"):
-        raise DataError(where, "zeropoints", f"expected AB magnitudes, received {zeropoints.unit}")
+    own = getattr(zeropoints, "unit", None)
+    if own is not None and str(own) not in ("mag", "mag(AB)"):
+        raise DataError(where, "zeropoints", f"expected AB magnitudes, received {own}")
     array = numbers(where, "zeropoints", getattr(zeropoints, "value", zeropoints)).astype(float)
     array = np.full(count, array) if array.ndim == 0 else array
     if array.shape != (count,):

@@ -41,7 +41,9 @@ def unwrap(where: str | Path, images: Any, noise: Any, wcs: Any, unit: Any, psf:
     several = isinstance(images, list | tuple) and any(hasattr(one, "unit") for one in images)
     found = _of_bands(where, images, unit) if several else _of_one(where, images, unit)
     if noise is not None:
-        found = found._replace(noise=_in_unit(where, noise, found.unit))
+        each = isinstance(noise, list | tuple) and any(hasattr(one, "unit") for one in noise)
+        noises = [_in_unit(where, one, found.unit) for one in (noise if each else [noise])]
+        found = found._replace(noise=_stacked(where, noises) if each else noises[0])
     given = {"wcs": wcs, "psf": psf}
     return found._replace(**{field: value for field, value in given.items() if value is not None})
 
@@ -65,25 +67,33 @@ def _of_one(where: str | Path, images: Any, unit: Any) -> Pixels:
 
 def _of_bands(where: str | Path, images: Sequence[Any], unit: Any) -> Pixels:
     """Stack images (H,W), one a band, that are wrapped each by itself; all in the unit of the first."""
+    if unit is None and len({getattr(one, "unit", None) is None for one in images}) > 1:
+        raise DataError(where, "images", "expected a unit in all bands or in none, received one in some of them")
     first = _of_one(where, images[0], unit)
     bands = [first, *(_of_one(where, one, first.unit if unit is None else unit) for one in images[1:])]
     shapes = [np.shape(one.images) for one in bands]
     if len({*shapes}) > 1 or len(shapes[0]) != 2:
         raise DataError(where, "images", f"expected images (height, width) of one size, received {shapes}")
     noises = [one.noise for one in bands]
-    kinds = {None if noise is None else noise.kind for noise in noises}
-    if len(kinds) > 1:
-        received = ", ".join(sorted(map(str, kinds)))
-        raise DataError(where, "weights", f"expected uncertainties of one kind in all bands, received {received}")
     for one in bands[1:]:
         _check_wcs(where, first.wcs, one.wcs, shapes[0])
     masks = [np.zeros(shapes[0], bool) if one.mask is None else one.mask for one in bands]
     return first._replace(
         images=np.stack([one.images for one in bands]),
         mask=np.stack(masks),
-        noise=None if None in kinds else Noise(noises[0].kind, np.stack([noise.values for noise in noises])),
+        noise=_stacked(where, noises),
         psf=None if any(one.psf is None for one in bands) else [one.psf for one in bands],
     )
+
+
+def _stacked(where: str | Path, noises: Sequence[Noise | None]) -> Noise | None:
+    """Stack the noises (H,W) of the bands; None where none has one. Raises: DataError for different kinds."""
+    kinds = {None if noise is None else noise.kind for noise in noises}
+    if len(kinds) > 1:
+        received = ", ".join(sorted(map(str, kinds)))
+        raise DataError(where, "weights", f"expected uncertainties of one kind in all bands, received {received}")
+    known = [noise for noise in noises if noise is not None]
+    return Noise(known[0].kind, np.stack([noise.values for noise in known])) if known else None
 
 
 def _check_wcs(where: str | Path, first: Any, other: Any, shape: tuple[int, int]) -> None:

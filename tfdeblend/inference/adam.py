@@ -78,7 +78,7 @@ class AdamSteps:
     def round(
         self, posterior: GalaxyPosterior, system: NormalEquations, state: MapState, rows: tf.Tensor, enough: tf.Tensor
     ) -> tuple[MapState, tf.Tensor, tf.Tensor]:
-        """Gives the lowest state that one round of steps from `state` finds, its distance to the maximum in standard
+        """Gives the state that one round of steps from `state` finds, its distance to the maximum in standard
         deviations [b] by the curvature of where the round began, and the steps taken [b].
 
         A blend takes no step where it begins nearer than `enough`, and none counts where none led lower or nearer.

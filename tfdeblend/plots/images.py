@@ -109,7 +109,7 @@ def sources(result: Deblended, sources: Sequence[str] | None = None) -> Figure:
 def residuals(result: Deblended) -> Figure:
     """Draw each band's residual over its noise, and how its pixels are distributed; a row an observation.
 
-    Pixels of noise alone follow the normal distribution that the histogram's line is, also where noise is correlated.
+    Pixels of noise alone follow the black line, a normal distribution, also where noise is correlated.
     """
     views = result.views
     columns = max(len(view.observation.bands) for view in views) + 1

@@ -47,9 +47,12 @@ class NotebookFigure(Figure):
 
 
 def write(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    """Write a figure as a PNG, whole or not at all. Raises: OSError where the file cannot be written."""
+    """Write a figure in the format that the file's name ends in, whole or not at all.
+
+    Raises: ValueError for a format that Matplotlib does not know; OSError where the file cannot be written.
+    """
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format=Path(path).suffix[1:] or "png", dpi=dpi)
 
 
 def figure_of(axes: Axes) -> Figure:

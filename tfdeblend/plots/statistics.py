@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
+from tfdeblend.data.photometry import flux_unit
 from tfdeblend.errors import one_line
 from tfdeblend.plots.panels import SMALL, TEXT, NotebookFigure, chosen, figure_of
 
@@ -26,8 +27,8 @@ DARK, DRAWN = "#1f4e79", "#8fb3d9"
 def corner(result: Deblended, sources: Sequence[str] | None = None, band: str | None = None) -> Figure:
     """Draw the fluxes of neighbours against each other: ellipses of 1 and 2 sigma of their covariance, and samples.
 
-    On the diagonal is each flux alone, with its error. A negative correlation is light that the data leave open whose
-    it is.
+    On the diagonal is each flux alone, with its error. A negative correlation is light that the data
+    cannot assign to one of the two.
 
     Args:
         sources: ids; None: the 4 whose fluxes are most correlated with another's.
@@ -77,7 +78,7 @@ def corner(result: Deblended, sources: Sequence[str] | None = None, band: str | 
                 panel.set_xlabel(f"source {ids[j]}", size=SMALL, parse_math=False)
             if j == 0 and i > 0:
                 panel.set_ylabel(f"source {ids[i]}", size=SMALL, parse_math=False)
-    unit = next(one.unit for one in result.scene.observations if bands[number] in one.bands)
+    unit = flux_unit(next(one.unit for one in result.scene.observations if bands[number] in one.bands))
     title = f"{result.scene.name}: fluxes in {bands[number]}{'' if unit is None else f' [{unit}]'}"
     figure.suptitle(one_line(title), size=TEXT, parse_math=False)
     return figure
@@ -103,7 +104,7 @@ def coverage(pulls: Any, axes: Axes | None = None) -> Figure:
     probability = np.linspace(0, 1, 201)
     panel.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for number, (name, values) in enumerate(curves.items()):
-        given = np.abs(np.asarray(values, float).ravel())
+        given = np.abs(np.ma.filled(np.ma.asarray(values, float), np.nan).ravel())
         known = np.sort(given[np.isfinite(given)])
         if not len(known):
             raise ValueError(f"pulls: expected some that are finite, received none{f' of {name}' if name else ''}")
@@ -150,7 +151,7 @@ def light_curve(curve: LightCurve, axes: Axes | None = None) -> Figure:
             curve.times[measured], flux[measured], error[measured], fmt="o", markersize=4, color=colour, label=band
         )
         panel.plot(curve.times[off], flux[off], "o", markersize=4, color=colour, fillstyle="none")
-    unit = curve.scene.observation.unit
+    unit = flux_unit(curve.scene.observation.unit)
     panel.set_xlabel("time", size=TEXT)
     panel.set_ylabel("flux" if unit is None else f"flux [{unit}]", size=TEXT)
     y, x = curve.position

@@ -62,7 +62,7 @@ class Stretch:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Turn images (C,H,W) into colours (H,W,3) in [0, 1]; NaN is shown as 0."""
-        colours = self.groups(np.nan_to_num(images) * self.scale[:, None, None])
+        colours = self.groups(np.nan_to_num(images, posinf=0, neginf=0) * self.scale[:, None, None])
         intensity = np.maximum(colours.mean(0), 1e-6 * self.softening)
         colours = intensity + (colours - intensity) * (intensity / (intensity + HUE * self.softening))
         shown = np.arcsinh(intensity / self.softening) / np.arcsinh(self.white / self.softening)
@@ -83,7 +83,7 @@ def significance(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     NaN where every band is masked.
     """
     count = (weights > 0).sum(0)
-    total = (np.nan_to_num(residual) * np.sqrt(weights)).sum(0)
+    total = (np.nan_to_num(residual, posinf=0, neginf=0) * np.sqrt(weights)).sum(0)
     return np.where(count > 0, total / np.sqrt(np.maximum(count, 1)), np.nan)
 
 

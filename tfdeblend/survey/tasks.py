@@ -56,8 +56,13 @@ def observe(settings: SurveySettings, tile: Tile) -> Observation:
 
 
 def _with_noise(settings: SurveySettings, flat: Observation) -> Observation:
-    """Measure the correlation of the noise, where it is asked for."""
-    return flat.with_sky_correlation() if settings.sky_correlation else flat
+    """Measure the correlation of the noise, where it is asked for and the tile has enough empty sky."""
+    if not settings.sky_correlation:
+        return flat
+    try:
+        return flat.with_sky_correlation()
+    except DataError as error:
+        return flat.derived(notes=(*flat.notes, f"{error}: the noise is taken as white here"))
 
 
 def detect(settings: SurveySettings, tile: Tile) -> Table:
