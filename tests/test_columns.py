@@ -109,7 +109,7 @@ def test_catalogues_keep_units_in_files(form: str, unit: str, tmp_path: Path) ->
 
 
 def parquet_units(path: Path) -> dict[str, Any]:
-    """By pyarrow alone, as Astropy's reader needs pandas too."""
+    """The file is read by pyarrow alone, as Astropy's reader needs pandas, too."""
     from astropy.table.meta import get_header_from_yaml
     from pyarrow import parquet
 

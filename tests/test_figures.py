@@ -184,7 +184,7 @@ def test_coverage_of_exact_pulls_is_the_diagonal() -> None:
 
 
 def test_the_band_of_coverage_is_binomial() -> None:
-    """Of 1000 runs of 50 right pulls, about 95% are within it at a half."""
+    """The band at a probability of one half holds about 95% of 1000 runs of 50 pulls that are right."""
     axes = plots.coverage(norm.ppf((np.arange(50) + 0.5) / 50)).axes[0]
     vertices = axes.collections[0].get_paths()[0].vertices
     low, high = np.sort(np.unique(vertices[np.isclose(vertices[:, 0], 0.5), 1]))[[0, -1]]
@@ -226,7 +226,7 @@ def test_existing_axes_are_drawn_on() -> None:
 
 
 def test_iterations_are_columns(tmp_path: Path) -> None:
-    """With one stretch, whatever an iteration's galaxies are; the curves are those of the scores."""
+    """Galaxies of all iterations share one stretch, and the curves are those of the scores."""
     rng = np.random.default_rng(0)
     for k in range(3):
         folder = tmp_path / f"iteration_{k:03d}"

@@ -498,7 +498,7 @@ def test_two_filters_of_one_letter_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_coadds_of_hsc_have_the_learned_prior(tmp_path: Path) -> None:
-    """By FILTER in their headers, or by the names of the files alone."""
+    """Bands are known by FILTER in their headers, or by the names of the files alone."""
     wcs = on_sky(0.168, shape=IMAGE.shape[-2:]).to_header()
     for said in (True, False):
         files = [tmp_path / f"{said}-calexp-HSC-{name}-9813.fits" for name in ("G", "R2", "I2", "Z", "Y")]

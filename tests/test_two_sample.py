@@ -40,7 +40,7 @@ def test_properties_of_round_gaussians():
 
 
 def test_levels_are_uniform_for_one_distribution():
-    """Of one distribution a level below p comes with probability p; without finite numbers there is none."""
+    """Levels of samples of one distribution are uniform; without finite numbers there is none."""
     rng = np.random.default_rng(5)
     levels = [two_sample(*rng.standard_normal((2, 300)))["level"] for _ in range(300)]
     for p in (0.1, 0.5, 0.9):

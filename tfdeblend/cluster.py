@@ -18,8 +18,8 @@ AHEAD = 2  # tasks that the cluster holds for each thread: more would only fill 
 # Limits of the worker's libraries: many workers of one thread are faster than one of many.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
-# Where the worker's memory comes from. Dask has it trimmed at 64 kB, which also fixes the size from which an array is
-# mapped anew each time: pages were then cleared for a fifth of the CPU time.
+# How a worker allocates memory. Dask's default of 64 kB for the first also fixes the size from which the C library maps
+# each array by itself, so that clearing pages takes a fifth of the CPU time.
 ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": 1 << 24, "MALLOC_MMAP_THRESHOLD_": 1 << 23, "MALLOC_ARENA_MAX": 2}
 SPAWNED = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()}
 

@@ -94,7 +94,7 @@ def _factors(unit: Any) -> tuple[Any, Any]:
 
 
 def flux_unit(unit: str | None) -> Any:
-    """The unit of a sum over pixels of an image, such as nJy of nJy/pix, as a column of a table can have it.
+    """Give the unit of a sum over pixels of an image, such as nJy of nJy/pix, as a column of a table can have it.
 
     None where Astropy does not know it, where FITS cannot hold its factor, as in 3.631 uJy, and for a surface
     brightness, whose sum is a flux only when multiplied by a pixel's area.

@@ -1,4 +1,4 @@
-"""Images and their noise out of what Astropy and NumPy wrap them in: masks, units, uncertainties, one NDData a band.
+"""Take images and their noise out of Astropy's and NumPy's wrappings: masks, units, uncertainties, one NDData a band.
 
 Everything comes out in one unit: that which is asked for, else the images' own.
 """
@@ -109,7 +109,7 @@ def _check_wcs(where: str | Path, first: Any, other: Any, shape: tuple[int, int]
 
 
 def _in_unit(where: str | Path, given: Any, unit: Any) -> Noise:
-    """A noise as `Noise.of` takes it, in the images' unit."""
+    """Bring a noise, as `Noise.of` takes it, to the images' unit."""
     noise, own = Noise.of(where, given), getattr(given, "unit", None)
     values = getattr(noise.values, "value", noise.values)
     if isinstance(values, np.ma.MaskedArray):
@@ -120,7 +120,7 @@ def _in_unit(where: str | Path, given: Any, unit: Any) -> Noise:
 
 
 def _factor(where: str | Path, field: str, own: Any, unit: Any, power: int) -> float:
-    """What brings a number in the unit `own` to a power of `unit`. Raises: DataError where none does."""
+    """Find the factor from the unit `own` to a power of `unit`. Raises: DataError where there is none."""
     from astropy import units
 
     known = unit if isinstance(unit, units.UnitBase) else parsed(as_unit(where, unit))

@@ -31,7 +31,7 @@ SURVEY_BANDS = re.compile(
 
 
 def band_letter(name: str) -> str:
-    """The letter u, g, r, i, z or y of a survey's name of that band, such as HSC-I2, decam_g or g.MP9402.
+    """Give the letter u, g, r, i, z or y of a survey's name of that band, such as HSC-I2, decam_g or g.MP9402.
 
     Any other name stays as it is: K is no k, nor Y of an infrared camera y.
     """

@@ -3,7 +3,7 @@ alone.
 
 Images of a figure share one stretch, an arcsinh of intensity that keeps faint light visible: one band is grey, three
 are three colours. Residuals are in units of the noise. Axes have the sky's coordinates where the observation has a WCS,
-and a bar says how long some arcsec are. `write` keeps a figure as a PNG, `savefig` in any other format.
+and a bar says how long some arcsec are. `write` writes a figure to a file, whole or not at all.
 """
 
 from tfdeblend.plots.images import em_iterations, residuals, samples, scene, sources

@@ -27,8 +27,8 @@ DARK, DRAWN = "#1f4e79", "#8fb3d9"
 def corner(result: Deblended, sources: Sequence[str] | None = None, band: str | None = None) -> Figure:
     """Draw the fluxes of neighbours against each other: ellipses of 1 and 2 sigma of their covariance, and samples.
 
-    On the diagonal is each flux alone, with its error. A negative correlation is light that the data
-    cannot assign to one of the two.
+    On the diagonal is each flux alone, with its error. A negative correlation is light that the data cannot
+    assign to one of the two.
 
     Args:
         sources: ids; None: the 4 whose fluxes are most correlated with another's.
